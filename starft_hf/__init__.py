@@ -1,0 +1,39 @@
+"""Robust fine-tuning of CLIP-like models with StarFT, inside the Hugging Face ecosystem."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+__version__ = "0.1.0"
+
+# Names load on first use, so that `import starft_hf` and `starft --help` do not pay for torch.
+_EXPORTS = {
+    "StarFTConfig": "starft_hf.configuration",
+    "StarFTTrainer": "starft_hf.trainer",
+    "SpuriosityPool": "starft_hf.spuriosity",
+    "alignment_loss": "starft_hf.objectives",
+    "contrastive_loss": "starft_hf.objectives",
+    "interpolate": "starft_hf.weights",
+    "register_regularizer": "starft_hf.regularizers",
+}
+
+__all__ = [*sorted(_EXPORTS), "__version__"]
+
+if TYPE_CHECKING:
+    from starft_hf.configuration import StarFTConfig as StarFTConfig
+    from starft_hf.objectives import alignment_loss as alignment_loss
+    from starft_hf.objectives import contrastive_loss as contrastive_loss
+    from starft_hf.regularizers import register_regularizer as register_regularizer
+    from starft_hf.spuriosity import SpuriosityPool as SpuriosityPool
+    from starft_hf.trainer import StarFTTrainer as StarFTTrainer
+    from starft_hf.weights import interpolate as interpolate
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,48 @@
+"""Callbacks and running state of the trainer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from starft_hf.data.examples import Epoch
+from starft_hf.step import StepLosses
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the draws of the training examples which epoch begins.
+
+    Not every wrapper of data loaders forwards the epoch to the data set.
+    """
+
+    def __init__(self, epoch: Epoch):
+        self.epoch = epoch
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # On resuming the state is in the middle of the epoch; at a boundary it may be a rounding error below.
+        self.epoch.value = int((state.epoch or 0) + 1e-6)
+
+
+class RunningLosses:
+    """Means of the losses since they were last taken, without a synchronisation per step."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, losses: StepLosses) -> None:
+        """Add the losses of one batch."""
+        values = torch.stack([losses.loss, losses.base_loss, losses.reg_loss]).detach()
+        self._sum = values if self._sum is None else self._sum + values
+        self._count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means, and start anew; empty if nothing was added."""
+        if self._sum is None:
+            return {}
+        means = (self._sum / self._count).tolist()
+        self._sum, self._count = None, 0
+        return dict(zip(("loss", "base_loss", "reg_loss"), means, strict=True))

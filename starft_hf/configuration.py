@@ -1,0 +1,154 @@
+"""The settings of a StarFT run."""
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from starft_hf.names import unknown_name
+from starft_hf.regularizers import NO_REGULARIZER, get_regularizer
+from starft_hf.schedules import SCHEDULE_NAMES
+
+
+BASE_LOSSES = ("contrastive", "cross_entropy")
+REFERENCE_CACHES = ("auto", "text", "none")
+
+
+@dataclass
+class StarFTConfig(TrainingArguments):
+    """`TrainingArguments` and what StarFT adds to them.
+
+    The defaults follow the paper (arXiv 2505.13232): AdamW at 1e-5 with weight decay 0.1 on every parameter, cosine
+    decay, 10 epochs, both towers tuned. Warm-up is a fraction of the run, because a fixed 500 steps would never end
+    on a small data set.
+
+    Args:
+        base_loss: "contrastive" (images against captions, as FLYP) or "cross_entropy" (a linear head on the image
+            embeddings, initialised from the class captions and trained with the encoder).
+        regularizer: name of a registered regularizer, "star" or "kl", or "none" for plain fine-tuning.
+        reg_weight: weight of the regularizer at the start of the run.
+        reg_schedule: "linear" (falls to 0 with every optimiser step), "epoch_linear" (the paper's: falls with every
+            epoch and is 0 in the last one) or "constant".
+        caption_template: template with `{}` for the class name, or a list from which one is drawn per row.
+        class_names: names of the classes in label order; None reads them from the ClassLabel column.
+        image_column: column that holds the images.
+        label_column: column that holds the class labels.
+        caption_column: column that holds captions, to be used instead of `caption_template`.
+        group_column: column that names the group of a row, for worst-group accuracy. Without one, the classes are
+            the groups.
+        crop_scale: range of the share of the image's area that a random crop keeps; None switches random crops off,
+            and images are preprocessed as the processor does by itself.
+        reference_cache: what is remembered of the frozen reference. "text": the embeddings of every spurious caption
+            of every class; "none": nothing; "auto": texts where there are labels.
+        decay_all_parameters: apply weight decay to biases, norms and the logit scale as well, as the paper's code
+            does; False leaves them out, as Trainer does.
+        eval_templates: prompt ensemble for zero-shot classifiers; None uses `caption_template`.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Number of epochs to train for."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Warm-up: a fraction of the run if below 1, else a number of steps."}
+    )
+    per_device_train_batch_size: int = field(
+        default=64, metadata={"help": "Batch size per device. The losses compare all rows of a batch."}
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size per device for evaluation."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: columns are chosen by the *_column settings."}
+    )
+
+    base_loss: str = field(default="contrastive", metadata={"help": "'contrastive' or 'cross_entropy'."})
+    regularizer: str = field(default="star", metadata={"help": "'star', 'kl', 'none' or a registered name."})
+    reg_weight: float = field(default=0.5, metadata={"help": "Weight of the regularizer at the start of the run."})
+    reg_schedule: str = field(default="linear", metadata={"help": "'linear', 'epoch_linear' or 'constant'."})
+    caption_template: list[str] | str = field(
+        default="a photo of a {}.", metadata={"help": "Caption template(s); `{}` stands for the class name."}
+    )
+    class_names: list[str] | None = field(default=None, metadata={"help": "Class names in label order."})
+    image_column: str = field(default="image", metadata={"help": "Column with the images."})
+    label_column: str = field(default="label", metadata={"help": "Column with the labels."})
+    caption_column: str | None = field(default=None, metadata={"help": "Column with captions."})
+    group_column: str | None = field(default=None, metadata={"help": "Column with the evaluation groups."})
+    crop_scale: list[float] | None = field(
+        default=(0.9, 1.0),  # type: ignore[assignment]  # a tuple is a fine immutable default
+        metadata={"help": "Share of the area a random crop keeps: two numbers."},
+    )
+    reference_cache: str = field(default="auto", metadata={"help": "'auto', 'text' or 'none'."})
+    decay_all_parameters: bool = field(default=True, metadata={"help": "Decay biases and norms as well."})
+    eval_templates: list[str] | None = field(
+        default=None, metadata={"help": "Prompt ensemble of zero-shot classifiers."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_choice("base_loss", BASE_LOSSES)
+        self._check_choice("reg_schedule", SCHEDULE_NAMES)
+        self._check_choice("reference_cache", REFERENCE_CACHES)
+        get_regularizer(self.regularizer)
+        if not (math.isfinite(self.reg_weight) and self.reg_weight >= 0):
+            raise ValueError(
+                f"reg_weight is {self.reg_weight}; it must be a finite number that is not negative. "
+                f"Use regularizer={NO_REGULARIZER!r} for plain fine-tuning."
+            )
+        if self.crop_scale is not None:
+            self.crop_scale = check_crop_scale(self.crop_scale)
+        for name in ("caption_template", "eval_templates"):
+            value = getattr(self, name)
+            if value is not None:
+                check_caption_templates(name, [value] if isinstance(value, str) else value)
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns=True would delete the image column before it can be preprocessed; "
+                "leave it at False and choose columns by image_column, label_column, caption_column and group_column"
+            )
+
+    def _check_choice(self, name: str, known: tuple[str, ...]) -> None:
+        if getattr(self, name) not in known:
+            raise ValueError(unknown_name(name, getattr(self, name), known))
+
+    @property
+    def caption_templates(self) -> list[str]:
+        """`caption_template` as a list."""
+        return [self.caption_template] if isinstance(self.caption_template, str) else list(self.caption_template)
+
+    @property
+    def zero_shot_templates(self) -> list[str]:
+        """The prompt ensemble of zero-shot classifiers."""
+        return list(self.eval_templates) if self.eval_templates else self.caption_templates
+
+
+def check_crop_scale(crop_scale: object) -> tuple[float, float]:
+    """`crop_scale` as a pair of numbers with 0 < low <= high <= 1.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    try:
+        low, high = (float(bound) for bound in crop_scale)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not 0 < low <= high <= 1:
+        raise ValueError(
+            f"crop_scale is {crop_scale!r}; it must be two numbers with 0 < low <= high <= 1, such as (0.9, 1.0), "
+            "or None for the processor's deterministic preprocessing"
+        )
+    return low, high
+
+
+def check_caption_templates(name: str, templates: list[str]) -> None:
+    """Check that there are templates and that each holds one `{}`.
+
+    Raises:
+        ValueError: naming the first template that does not.
+    """
+    if not templates:
+        raise ValueError(f"{name} is an empty list; pass at least one template such as 'a photo of a {{}}.'")
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise ValueError(
+                f"{name} has {template!r}; a caption template needs exactly one {{}} where the class name goes, "
+                "as in 'a photo of a {}.'"
+            )

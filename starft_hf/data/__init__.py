@@ -1,0 +1,1 @@
+"""From a user's data set to batches: columns, captions, keyed randomness, preprocessing, collation."""

@@ -1,0 +1,82 @@
+"""Counts from which the metrics of a classifier follow, so that no logits need to be kept or gathered."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from starft_hf.objectives import as_float32_or_wider
+
+
+class ClassificationCounts:
+    """Accumulates, batch by batch, what loss, accuracies and calibration of a classifier are computed from.
+
+    Splitting a data set into other batches changes nothing.
+
+    Args:
+        num_bins: bins of equal width for the expected calibration error.
+    """
+
+    def __init__(self, num_bins: int = 15):
+        self.num_bins = num_bins
+        self.loss_sum = 0.0
+        self.group_correct: dict[str, int] = {}
+        self.group_total: dict[str, int] = {}
+        self.bin_total = torch.zeros(num_bins, dtype=torch.float64)
+        self.bin_correct = torch.zeros(num_bins, dtype=torch.float64)
+        self.bin_confidence = torch.zeros(num_bins, dtype=torch.float64)
+
+    def update(self, logits: Tensor, labels: Tensor, groups: Sequence[str]) -> None:
+        """Count a batch: logits `(N, classes)`, labels `(N,)` and the name of every row's group."""
+        logits, labels = as_float32_or_wider(logits).cpu(), labels.cpu()
+        self.loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
+        confidence, predicted = logits.softmax(-1).double().max(-1)
+        correct = predicted == labels
+        for group, hit in zip(groups, correct.tolist(), strict=True):
+            self.group_total[group] = self.group_total.get(group, 0) + 1
+            self.group_correct[group] = self.group_correct.get(group, 0) + hit
+        # A bin holds its upper edge, so that full confidence falls into the last one.
+        bins = (confidence * self.num_bins).ceil().long().clamp(1, self.num_bins) - 1
+        self.bin_total += torch.bincount(bins, minlength=self.num_bins)
+        self.bin_correct += torch.bincount(bins, correct.double(), minlength=self.num_bins)
+        self.bin_confidence += torch.bincount(bins, confidence, minlength=self.num_bins)
+
+    @property
+    def total(self) -> int:
+        """Rows counted so far."""
+        return sum(self.group_total.values())
+
+    def group_accuracies(self) -> dict[str, float]:
+        """The accuracy in every group, in order of the groups' names."""
+        return {group: self.group_correct[group] / self.group_total[group] for group in sorted(self.group_total)}
+
+    def expected_calibration_error(self) -> float:
+        """Mean distance of accuracy and confidence over the bins, weighted by their rows, over the whole set."""
+        return float((self.bin_correct - self.bin_confidence).abs().sum() / self.bin_total.sum())
+
+    def metrics(self, training_shares: Mapping[str, float] | None = None) -> dict[str, float]:
+        """All metrics, as fractions; `loss` in nats.
+
+        Args:
+            training_shares: share of every group in the training set, for the group-adjusted accuracy: the accuracy
+                on a set whose groups are as frequent as in training. None leaves it out.
+
+        Raises:
+            ValueError: if nothing was counted.
+        """
+        if not self.total:
+            raise ValueError("the evaluation data set gave no rows; there is nothing to compute metrics from")
+        accuracies = self.group_accuracies()
+        metrics = {
+            "loss": self.loss_sum / self.total,
+            "accuracy": sum(self.group_correct.values()) / self.total,
+            "worst_group_accuracy": min(accuracies.values()),
+        }
+        if training_shares is not None:
+            present = {group: training_shares.get(group, 0.0) for group in accuracies}
+            if mass := sum(present.values()):
+                adjusted = sum(accuracies[group] * share for group, share in present.items())
+                metrics["group_adjusted_accuracy"] = adjusted / mass
+        metrics["ece"] = self.expected_calibration_error()
+        return metrics | {f"accuracy_{group}": accuracy for group, accuracy in accuracies.items()}

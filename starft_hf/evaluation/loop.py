@@ -1,0 +1,76 @@
+"""What one pass over an evaluation data set needs and leaves behind."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starft_hf.data.columns import group_names, read_column
+from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
+from starft_hf.evaluation.counts import ClassificationCounts
+from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.models import DualEncoder
+from starft_hf.reference.frozen import batch_images
+from starft_hf.step import head_logits
+
+
+class ClassifierEvaluation:
+    """Classifies the batches of one data set and counts.
+
+    Args:
+        encoder: the model's conventions.
+        unwrapped: the model inside a parallel wrapper.
+        class_names: names of the data set's classes.
+        templates: prompt ensemble of the zero-shot classifier.
+        head: a trained linear head over these very classes, used instead of the zero-shot classifier.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        unwrapped: nn.Module,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        head: nn.Linear | None = None,
+    ):
+        self.encoder = encoder
+        self.unwrapped = unwrapped
+        self.class_names = class_names
+        self.templates = templates
+        self.head = head
+        self.counts = ClassificationCounts()
+        self._weights: Tensor | None = None
+
+    def step(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Classify and count a batch by a forward of `model`; returns the logits `(N, classes)`."""
+        with torch.no_grad():
+            image_embeds = self.encoder.encode(model, images=batch_images(batch))
+            if self.head is not None:
+                logits = head_logits(self.head, image_embeds)
+            else:
+                logits = image_embeds @ self._zero_shot_weights(model).to(image_embeds).T
+        self.counts.update(logits, batch["labels"], batch["groups"])
+        return logits
+
+    def _zero_shot_weights(self, model: nn.Module) -> Tensor:
+        if self._weights is None:
+            self._weights = zero_shot_weights(
+                model, self.encoder, self.class_names, self.templates, unwrapped=self.unwrapped
+            )
+        return self._weights
+
+
+def training_group_shares(examples: Any) -> dict[str, float] | None:
+    """The share of every group of a training set, or None where it cannot be known in advance."""
+    if not isinstance(examples, IndexedExamples) or not hasattr(examples.dataset, "select_columns"):
+        return None
+    columns = examples.columns
+    if columns.label is None:
+        return None
+    name = EvaluationExampleMaker(columns, examples.make.preprocessor, group_names(examples.dataset, columns)).group
+    used = [column for column in (columns.label, columns.group) if column is not None]
+    values = zip(*(read_column(examples.dataset, column) for column in used), strict=True)
+    counts = Counter(name(dict(zip(used, row, strict=True))) for row in values)
+    return {group: count / len(examples) for group, count in counts.items()}

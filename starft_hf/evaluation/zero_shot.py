@@ -1,0 +1,43 @@
+"""Zero-shot classifiers out of class names and a prompt ensemble."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from starft_hf.data.captions import readable
+from starft_hf.models import DualEncoder, evaluation_mode, logit_scale_of, unit_rows
+
+
+def zero_shot_weights(
+    model: nn.Module,
+    encoder: DualEncoder,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    chunk_size: int = 256,
+    unwrapped: nn.Module | None = None,
+) -> Tensor:
+    """The weight of a zero-shot classifier, `(classes, D)`: the logits of unit image rows are `rows @ weight.T`.
+
+    The unit embeddings of a class under every template are averaged, brought to length 1 and scaled by the model's
+    inverse temperature.
+
+    Args:
+        model: the dual encoder, possibly wrapped.
+        encoder: its conventions.
+        class_names: names of the classes.
+        templates: prompts with `{}` for the class name.
+        chunk_size: texts per forward.
+        unwrapped: the model inside the wrapper.
+    """
+    texts = [template.replace("{}", readable(name)) for name in class_names for template in templates]
+    with evaluation_mode(model):
+        chunks = [
+            encoder.encode(model, texts=texts[start : start + chunk_size])
+            for start in range(0, len(texts), chunk_size)
+        ]
+        embeds = torch.cat(chunks).unflatten(0, (len(class_names), len(templates)))
+        # One template needs no averaging, and its row is a unit row already.
+        rows = embeds[:, 0] if len(templates) == 1 else unit_rows(embeds.mean(1))
+        return logit_scale_of(unwrapped or model) * rows

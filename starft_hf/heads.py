@@ -1,0 +1,49 @@
+"""The linear head of cross-entropy fine-tuning, and the file it is kept in beside the encoder."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+HEAD_FILE = "classification_head.safetensors"
+
+
+def head_from_weights(weights: Tensor) -> nn.Linear:
+    """A linear head whose weight is `weights`, `(classes, D)`, and whose bias is 0."""
+    head = nn.Linear(weights.shape[1], weights.shape[0], dtype=weights.dtype, device=weights.device)
+    with torch.no_grad():
+        head.weight.copy_(weights)
+        head.bias.zero_()
+    return head
+
+
+def save_head(head: nn.Linear, class_names: Sequence[str], folder: str | Path) -> None:
+    """Write the head with its class names into `folder`, at once or not at all."""
+    path = Path(folder) / HEAD_FILE
+    temporary = path.with_suffix(".partial")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
+    save_file(tensors, temporary, metadata={"format": "pt", "class_names": json.dumps(list(class_names))})
+    temporary.replace(path)
+
+
+def load_head(folder: str | Path) -> tuple[nn.Linear, list[str]]:
+    """The head in `folder` and its class names.
+
+    Raises:
+        FileNotFoundError: if the folder holds no head; only runs with base_loss="cross_entropy" save one.
+    """
+    path = Path(folder) / HEAD_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(folder)!r} has no {HEAD_FILE}; only base_loss='cross_entropy' runs save one")
+    with safe_open(path, framework="pt") as file:
+        class_names = json.loads(file.metadata()["class_names"])
+        weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+    head = head_from_weights(weight)
+    with torch.no_grad():
+        head.bias.copy_(bias)
+    return head, class_names

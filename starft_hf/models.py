@@ -1,0 +1,240 @@
+"""Dual encoders: what StarFT asks of a model and its processor, and the differences between the families."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers.utils import logging
+
+from starft_hf.objectives import as_float32_or_wider
+
+
+logger = logging.get_logger(__name__)
+
+# Towers of these types see padding (they take no attention mask and pool the last position), so that only texts padded
+# to the length they were trained at give the right embeddings.
+_FIXED_LENGTH_TYPES = ("siglip", "siglip2")
+
+# Where a family keeps its temperature, and whether it is stored as log(1 / temperature) or as the temperature.
+_TEMPERATURES = (("logit_scale", True), ("temperature", False))
+
+
+class TextEncoding:
+    """Turns texts into arguments of the model's forward, padded as its text tower needs.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        max_length: positions of the text tower; longer texts are cut.
+        fixed_length: pad to `max_length` rather than to the longest text.
+        arguments: the names of the forward's arguments.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, fixed_length: bool, arguments: Sequence[str]):
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.fixed_length = fixed_length
+        self.arguments = tuple(arguments)
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        encoded = self.tokenizer(
+            list(texts),
+            padding="max_length" if self.fixed_length else "longest",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        return {name: values for name, values in encoded.items() if name in self.arguments}
+
+
+@dataclass(frozen=True)
+class DualEncoder:
+    """A dual encoder's conventions. It holds no weights: the model is passed to every call.
+
+    Attributes:
+        encode_texts: turns texts into arguments of the forward.
+        image_processor: the model's image processor.
+        forward_arguments: the names the forward takes.
+    """
+
+    encode_texts: TextEncoding
+    image_processor: Any
+    forward_arguments: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, processor: Any) -> "DualEncoder":
+        """The conventions of `model`.
+
+        Raises:
+            ValueError: if the model is no dual encoder, or the processor does not belong to it.
+        """
+        arguments = check_dual_encoder(model)
+        tokenizer, image_processor = check_processor(model, processor)
+        text_config = _sub_config(model, "text_config")
+        max_length = getattr(text_config, "max_position_embeddings", None) or tokenizer.model_max_length
+        # RoBERTa-like towers count positions from the padding index on, and announce two too many.
+        max_length = min(max_length, tokenizer.model_max_length)
+        fixed_length = getattr(model.config, "model_type", "") in _FIXED_LENGTH_TYPES
+        encoding = TextEncoding(tokenizer, int(max_length), fixed_length, arguments)
+        return cls(encoding, image_processor, arguments)
+
+    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """One forward of images and texts: unit rows `(N, D)` and `(M, D)`. `batch` may hold other things as well."""
+        dtype = floating_dtype(model)
+        inputs = {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in batch.items()
+            if name in self.forward_arguments and isinstance(value, Tensor)
+        }
+        outputs = model(**inputs)
+        return unit_rows(outputs.image_embeds), unit_rows(outputs.text_embeds)
+
+    def encode(self, model: nn.Module, *, images: Mapping[str, Any] | None = None, texts: Any = None) -> Tensor:
+        """Unit rows of images (tensors of the image processor) or of texts (strings), through the forward.
+
+        The other side is filled with a blank, because the forward is what parallel wrappers hook.
+        """
+        device = next(model.parameters()).device
+        if images is not None:
+            return self.forward(model, {**images, **_to(self.encode_texts(["a"]), device)})[0]
+        blank = self.image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")
+        return self.forward(model, _to({**blank, **self.encode_texts(texts)}, device))[1]
+
+
+def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
+    """`model` itself, or the model of that Hub id or path, in float32 so that small updates are not lost."""
+    return model if isinstance(model, nn.Module) else AutoModel.from_pretrained(model, dtype=torch.float32)
+
+
+def load_processor(model: nn.Module, processor: Any = None) -> Any:
+    """`processor` itself, or the one that stands where `model` was loaded from.
+
+    Raises:
+        ValueError: if there is none there.
+    """
+    if processor is not None and not isinstance(processor, str):
+        return processor
+    source = processor or getattr(getattr(model, "config", None), "_name_or_path", "")
+    advice = "pass processing_class=AutoProcessor.from_pretrained(...) of the checkpoint the model comes from"
+    if not source:
+        raise ValueError(f"the model was not loaded from anywhere, so its processor is unknown; {advice}")
+    try:
+        return AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no processor could be loaded from {source!r} ({error}); {advice}") from error
+
+
+def check_dual_encoder(model: nn.Module) -> tuple[str, ...]:
+    """The names of the arguments of the forward of `model`, a dual encoder.
+
+    Raises:
+        ValueError: if it is not one, saying what is missing.
+    """
+    arguments = tuple(inspect.signature(model.forward).parameters)
+    missing = [
+        f"an argument {name!r} of its forward" for name in ("pixel_values", "input_ids") if name not in arguments
+    ]
+    if not any(isinstance(getattr(model, name, None), Tensor) for name, _ in _TEMPERATURES):
+        missing.append("a temperature (a parameter `logit_scale` or `temperature`)")
+    if not isinstance(model, PreTrainedModel):
+        missing.append("a configuration (it is no transformers PreTrainedModel)")
+    for tower in ("text_config", "vision_config"):
+        if isinstance(model, PreTrainedModel) and not hasattr(model.config, tower):
+            missing.append(f"a `{tower}` in its configuration")
+    if missing:
+        raise ValueError(
+            f"{type(model).__name__} is no dual encoder: it lacks {', '.join(missing)}. StarFT needs a model that "
+            "embeds images and texts in one space, such as CLIPModel, SiglipModel or AlignModel."
+        )
+    return arguments
+
+
+def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
+    """The tokenizer and the image processor of `processor`.
+
+    Raises:
+        ValueError: if it lacks one, or if they were made for another model.
+    """
+    tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
+    if tokenizer is None or image_processor is None:
+        raise ValueError(
+            f"processing_class is a {type(processor).__name__}, which has "
+            f"{'no tokenizer' if tokenizer is None else 'no image processor'}; pass the model's whole processor, "
+            "AutoProcessor.from_pretrained(...)"
+        )
+    wrong = []
+    text_config, vision_config = _sub_config(model, "text_config"), _sub_config(model, "vision_config")
+    if len(tokenizer) > text_config.vocab_size:
+        wrong.append(f"its tokenizer has {len(tokenizer)} entries, the model {text_config.vocab_size}")
+    eos = getattr(text_config, "eos_token_id", None)
+    # CLIP's text tower pools at the end token. (2 is its legacy configuration, which pools at the highest id.)
+    if model.config.model_type == "clip" and eos not in (2, None, tokenizer.eos_token_id):
+        wrong.append(f"its tokenizer ends texts with token {tokenizer.eos_token_id}, the model expects {eos}")
+    blank = image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+    image_size = getattr(vision_config, "image_size", None)
+    if blank.ndim == 4 and isinstance(image_size, int) and model.config.model_type != "align":
+        found = tuple(blank.shape[-2:])
+        if found != (image_size, image_size):
+            wrong.append(f"its image processor gives images of {found} pixels, the model takes {image_size}")
+    if wrong:
+        raise ValueError(
+            f"the {type(processor).__name__} does not belong to the {type(model).__name__}: {'; '.join(wrong)}. "
+            "Load both from one checkpoint."
+        )
+    return tokenizer, image_processor
+
+
+def logit_scale_of(model: nn.Module) -> Tensor:
+    """The inverse temperature of a dual encoder, a scalar in float32 or wider, with its gradient."""
+    for name, is_log in _TEMPERATURES:
+        parameter = getattr(model, name, None)
+        if isinstance(parameter, Tensor):
+            value = as_float32_or_wider(parameter).reshape(())
+            return value.exp() if is_log else value.reciprocal()
+    raise ValueError(f"{type(model).__name__} has neither a `logit_scale` nor a `temperature`")
+
+
+def unit_rows(embeds: Tensor) -> Tensor:
+    """Rows scaled to length 1, in float32 or wider. Not every family's forward does so."""
+    return F.normalize(as_float32_or_wider(embeds), dim=-1)
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the model's floating-point parameters."""
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether the model drops anything in training mode."""
+    for module in model.modules():
+        rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
+        if isinstance(rate, float) and rate > 0:
+            return True
+    return False
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; on leaving, the module's mode is what it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _sub_config(model: nn.Module, name: str) -> Any:
+    return getattr(model.config, name)
+
+
+def _to(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in tensors.items()}

@@ -1,0 +1,54 @@
+"""The interface of the frozen reference."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ReferenceInfo:
+    """What a reference is and what it has cost so far.
+
+    Attributes:
+        kind: "frozen copy" or "cached texts".
+        rows: embeddings it remembers.
+        bytes: memory of these embeddings.
+        where: where they are kept.
+        forwards: forwards of the reference model so far.
+    """
+
+    kind: str
+    rows: int
+    bytes: int
+    where: str
+    forwards: int
+
+
+class Reference(ABC):
+    """The model as it was before fine-tuning: in eval mode, without gradients, leaving every generator as it was."""
+
+    @property
+    @abstractmethod
+    def logit_scale(self) -> Tensor:
+        """s0, the inverse temperature, already exponentiated: a scalar."""
+
+    @property
+    @abstractmethod
+    def info(self) -> ReferenceInfo:
+        """What the reference is and has cost so far."""
+
+    @abstractmethod
+    def prepare(self, device: torch.device) -> None:
+        """Do what has to be done once, before the first step."""
+
+    @abstractmethod
+    def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The unit embeddings `(N, D)` of a training batch's images and of its spurious captions, row by row."""
+
+    @abstractmethod
+    def equals(self, model: nn.Module) -> bool:
+        """Whether `model` in training mode still computes exactly what the reference does."""

@@ -1,0 +1,110 @@
+"""The registry of regularizers.
+
+A regularizer is one function of the batch's embeddings, the reference's, the labels and the reference's logit scale.
+It is registered under the name that `StarFTConfig(regularizer=...)` takes, together with what it needs to be given,
+so that nothing else in the package knows any regularizer by name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from starft_hf.names import unknown_name
+from starft_hf.objectives import alignment_loss
+
+
+@dataclass(frozen=True)
+class RegularizerInputs:
+    """What a regularizer is computed from. N images in the batch, M captions as columns.
+
+    Attributes:
+        image_embeds: unit rows of the tuned model, `(N, D)`.
+        column_embeds: unit rows of the tuned model for the captions the regularizer asked for, `(M, D)`.
+        reference_image_embeds: the same of the frozen reference, `(N, D0)`.
+        reference_column_embeds: the same of the frozen reference, `(M, D0)`.
+        logit_scale: the reference's inverse temperature s0, already exponentiated.
+        labels: class indices, `(N,)`, or None for a data set without labels.
+    """
+
+    image_embeds: Tensor
+    column_embeds: Tensor
+    reference_image_embeds: Tensor
+    reference_column_embeds: Tensor
+    logit_scale: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """A registered regularizer and what it needs.
+
+    Attributes:
+        name: what `StarFTConfig(regularizer=...)` takes.
+        compute: the loss, a scalar in nats.
+        columns: the captions it compares images with. "spurious": one spurious caption per row.
+        needs_labels: whether it is undefined without class labels.
+        fewest_classes: below this number of classes it constrains too little to be of use.
+        minimal_at_reference: whether it is at a minimum, with a gradient of exactly 0, where the tuned model equals
+            the reference.
+    """
+
+    name: str
+    compute: Callable[[RegularizerInputs], Tensor]
+    columns: Literal["spurious"] = "spurious"
+    needs_labels: bool = False
+    fewest_classes: int = 1
+    minimal_at_reference: bool = True
+
+
+NO_REGULARIZER = "none"
+_REGISTRY: dict[str, Regularizer] = {}
+
+
+def register_regularizer(regularizer: Regularizer) -> Regularizer:
+    """Make `regularizer` available to `StarFTConfig(regularizer=regularizer.name)`.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if regularizer.name in regularizer_names():
+        raise ValueError(f"a regularizer named {regularizer.name!r} exists already; choose another name")
+    _REGISTRY[regularizer.name] = regularizer
+    return regularizer
+
+
+def regularizer_names() -> list[str]:
+    """The names `StarFTConfig(regularizer=...)` takes."""
+    return [*_REGISTRY, NO_REGULARIZER]
+
+
+def get_regularizer(name: str) -> Regularizer | None:
+    """The regularizer registered as `name`; None for "none".
+
+    Raises:
+        ValueError: if there is none of that name; the message has the nearest one.
+    """
+    if name == NO_REGULARIZER:
+        return None
+    if name not in _REGISTRY:
+        raise ValueError(unknown_name("regularizer", name, regularizer_names()))
+    return _REGISTRY[name]
+
+
+def _align(inputs: RegularizerInputs, labels: Tensor | None) -> Tensor:
+    return alignment_loss(
+        inputs.image_embeds,
+        inputs.column_embeds,
+        inputs.reference_image_embeds,
+        inputs.reference_column_embeds,
+        inputs.logit_scale,
+        labels,
+    )
+
+
+# A row of star sees the captions of other classes only: with two or three classes that is next to nothing.
+register_regularizer(
+    Regularizer("star", lambda inputs: _align(inputs, inputs.labels), needs_labels=True, fewest_classes=4)
+)
+register_regularizer(Regularizer("kl", lambda inputs: _align(inputs, None)))

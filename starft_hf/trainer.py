@@ -1,0 +1,310 @@
+"""`StarFTTrainer`: wires data, losses, reference and evaluation into the `Trainer` of transformers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.utils import logging
+
+from starft_hf.callbacks import EpochCallback, RunningLosses
+from starft_hf.configuration import StarFTConfig
+from starft_hf.data.captions import CaptionBank
+from starft_hf.data.collator import StarFTCollator
+from starft_hf.data.columns import check_labels, is_stream, resolve_columns
+from starft_hf.data.examples import (
+    Epoch,
+    IndexedExamples,
+    StreamedExamples,
+    TrainingExampleMaker,
+    as_examples,
+    evaluation_examples,
+)
+from starft_hf.data.images import ImagePreprocessor, ImageTransform
+from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_shares
+from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.heads import head_from_weights, load_head, save_head
+from starft_hf.models import DualEncoder, load_model, load_processor, logit_scale_of
+from starft_hf.reference import Reference, make_reference
+from starft_hf.regularizers import get_regularizer
+from starft_hf.schedules import Progress, reg_weight_at
+from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
+from starft_hf.step import BaseLoss, CrossEntropyBaseLoss, TrainingStep, contrastive_base_loss
+from starft_hf.validation import check_run
+
+
+logger = logging.get_logger(__name__)
+
+_HEAD = "classification_head"
+
+
+class StarFTTrainer(Trainer):
+    """Fine-tunes a dual encoder such as CLIP so that it stays robust (arXiv 2505.13232).
+
+    Args:
+        model: a Hub id, a path or a loaded dual encoder (CLIP, SigLIP, ...). As given, it is also the reference.
+        args: the settings; None takes the defaults.
+        train_dataset: a `datasets` Dataset or IterableDataset with an Image and a ClassLabel column, or any torch
+            data set whose rows are mappings with these columns.
+        eval_dataset: one such data set or a dictionary of several. Each may have its own classes.
+        processing_class: the model's processor, or where to load it from; None loads it from where the model is from.
+        spuriosity: the pool of spurious templates: a built-in name ("background", "texture", "resolution", "all"), a
+            path, a Hub repository, a list of templates or a `SpuriosityPool`.
+        reference_model: another reference than the model as given; a Hub id, a path or a loaded model.
+        image_transform: from a PIL image to a PIL image or a tensor, in place of the random crop of training images.
+            What it draws from the global generators is keyed to the sample.
+        data_collator: in place of `StarFTCollator`.
+        compute_metrics: further metrics, from an `EvalPrediction` with the logits of the whole set. Without it no
+            logits are kept.
+        callbacks: further callbacks.
+        optimizers: optimiser and learning-rate scheduler.
+        kwargs: the rest of `Trainer`'s arguments.
+
+    Attributes:
+        reference: the frozen reference, or None with regularizer="none".
+        class_names: the classes of the training set, or None without labels or training set.
+
+    Raises:
+        ValueError: for anything that can be known to go wrong, before anything expensive is done.
+    """
+
+    args: StarFTConfig
+
+    # The losses are means over the batch: Trainer has to divide them when it accumulates gradients.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | nn.Module,
+        args: StarFTConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        spuriosity: SpuriosityPool | str | PathLike[str] | Sequence[str] = "background",
+        reference_model: str | PathLike[str] | nn.Module | None = None,
+        peft_config: Any = None,
+        image_transform: ImageTransform | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        **kwargs: Any,
+    ):
+        args = StarFTConfig(output_dir="starft_output") if args is None else args
+        _check_arguments(args, model, peft_config, kwargs)
+        regularizer = get_regularizer(args.regularizer)
+        pool = as_pool(spuriosity) if regularizer is not None else None
+        columns = None
+        if train_dataset is not None:
+            columns = resolve_columns(train_dataset, args, what="train_dataset")
+            check_run(args, regularizer, pool, columns.class_names, streamed=is_stream(train_dataset))
+            check_labels(train_dataset, columns, what="train_dataset", several=True)
+        self.class_names: tuple[str, ...] | None = columns.class_names if columns is not None else None
+
+        model = load_model(model)
+        processing_class = load_processor(model, processing_class)
+        self.encoder = DualEncoder.of(model, processing_class)
+
+        self.epoch = Epoch()
+        self.bank = CaptionBank(self.class_names or (), args.caption_templates, pool)
+        if train_dataset is not None and columns is not None:
+            preprocessor = ImagePreprocessor(self.encoder.image_processor, args.crop_scale, image_transform)
+            maker = TrainingExampleMaker(columns, preprocessor, self.bank, args.seed, self.epoch)
+            train_dataset = as_examples(train_dataset, maker)
+        eval_dataset = self._evaluation_examples(eval_dataset, args)
+        contrastive = args.base_loss == "contrastive"
+        data_collator = data_collator or StarFTCollator(self.encoder.encode_texts, contrastive, pool is not None)
+
+        self.reference: Reference | None = None
+        if regularizer is not None and train_dataset is not None and columns is not None:
+            finite = columns.label is not None and columns.caption is None
+            source = model if reference_model is None else load_model(reference_model)
+            self.reference = make_reference(
+                source,
+                DualEncoder.of(source, processing_class),
+                self.bank if finite else None,
+                args.reference_cache,
+                progress=not args.disable_tqdm,
+            )
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=[EpochCallback(self.epoch), *(callbacks or [])],
+            optimizers=optimizers,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.head: nn.Linear | None = None
+        base_loss: BaseLoss = contrastive_base_loss
+        if not contrastive and self.class_names is not None:
+            weights = zero_shot_weights(self.model, self.encoder, self.class_names, args.caption_templates)
+            self.head = head_from_weights(weights)
+            # A submodule, so that the optimiser, clipping and gradient scaling treat it as part of the model.
+            self.model.add_module(_HEAD, self.head)
+            base_loss = CrossEntropyBaseLoss(self.head)
+        self.training_losses = TrainingStep(self.encoder, base_loss, regularizer, self.reference)
+        self._running = RunningLosses()
+        self._reg_weight = args.reg_weight
+        self._evaluation: ClassifierEvaluation | None = None
+        self._keep_logits = False
+
+    # Training
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`, after the reference has been prepared."""
+        if self.train_dataset is None:
+            raise ValueError("there is nothing to train on; pass train_dataset")
+        if self.reference is not None:
+            self.reference.prepare(self.args.device)
+        return super().train(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a training batch, by one forward of `model`."""
+        self._reg_weight = reg_weight_at(self.args.reg_schedule, self.args.reg_weight, self._progress())
+        losses = self.training_losses(model, inputs, self._reg_weight, unwrapped=self.model)
+        self._running.add(losses)
+        return (losses.loss, losses) if return_outputs else losses.loss
+
+    def _progress(self) -> Progress:
+        return Progress(
+            step=self.state.global_step,
+            max_steps=self.state.max_steps,
+            epoch=self.epoch.value,
+            num_epochs=self.state.num_train_epochs,
+        )
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The parameters that weight decay applies to."""
+        if self.args.decay_all_parameters:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """`Trainer.log`, with the parts of the loss beside the loss of a training step, unrounded."""
+        if "loss" in logs:
+            state = {"reg_weight": self._reg_weight, "logit_scale": logit_scale_of(self.model).item()}
+            logs = {**logs, **self._running.take(), **state}
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def _evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
+        if dataset is None or isinstance(dataset, (IndexedExamples, StreamedExamples)):
+            return dataset
+        if isinstance(dataset, dict):
+            return {name: self._evaluation_examples(part, args) for name, part in dataset.items()}
+        columns = resolve_columns(dataset, args, what="eval_dataset", default_class_names=self.class_names)
+        if columns.class_names is None:
+            raise ValueError(
+                f"eval_dataset has no labels in column {args.label_column!r}; evaluation classifies images, so it "
+                "needs labels and class_names"
+            )
+        if args.group_column is not None and columns.group is None:
+            raise ValueError(
+                f"eval_dataset has no column {args.group_column!r}; its columns are {columns.used}. Set group_column "
+                "to the right one, or to None to take the classes as groups."
+            )
+        check_labels(dataset, columns, what="eval_dataset", several=False)
+        return evaluation_examples(dataset, columns, self.encoder.image_processor)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The data loader of an evaluation data set, given as a data set or by its name."""
+        if not isinstance(eval_dataset, str):
+            eval_dataset = self._evaluation_examples(eval_dataset, self.args)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """The data loader of a data set to predict."""
+        return super().get_test_dataloader(self._evaluation_examples(test_dataset, self.args))
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """`Trainer.evaluation_loop`, with metrics out of counts; logits are kept only where they are asked for."""
+        names = dataloader.dataset.columns.class_names
+        head = self.head if names == self.class_names else None
+        evaluation = ClassifierEvaluation(self.encoder, self.model, names, self.args.zero_shot_templates, head)
+        self._evaluation = evaluation
+        self._keep_logits = self.compute_metrics is not None or description == "Prediction"
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        self._evaluation = None
+        metrics = evaluation.counts.metrics(training_group_shares(self.train_dataset))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Classify one batch; returns no loss, and logits and labels where they are kept."""
+        assert self._evaluation is not None
+        batch = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            logits = self._evaluation.step(model, batch)
+        return (None, logits, batch["labels"]) if self._keep_logits else (None, None, None)
+
+    # Saving and loading
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        if self.head is not None:
+            # The encoder is saved as what it was given as; its head goes into a file of its own.
+            state_dict = self.model.state_dict() if state_dict is None else state_dict
+            state_dict = {name: value for name, value in state_dict.items() if not name.startswith(f"{_HEAD}.")}
+        super()._save(output_dir, state_dict)
+        if self.head is not None and self.args.should_save:
+            save_head(self.head, self.class_names or (), output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_head(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_head(self.state.best_model_checkpoint)
+
+    def _load_head(self, folder: str | None) -> None:
+        if self.head is not None and folder is not None:
+            self.head.load_state_dict(load_head(folder)[0].state_dict())
+
+
+def _check_arguments(args: Any, model: Any, peft_config: Any, kwargs: Mapping[str, Any]) -> None:
+    if not isinstance(args, StarFTConfig):
+        raise ValueError(
+            f"args is a {type(args).__name__}; pass a StarFTConfig, which takes the same settings and more"
+        )
+    if model is None or "model_init" in kwargs:
+        raise ValueError("pass the model itself, or its Hub id or path, as `model`: it is the reference as well")
+    if kwargs.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func would replace StarFT's loss; register a regularizer instead")
+    if peft_config is not None:
+        raise ValueError("peft_config is not supported in this version; fine-tune the whole model, without it")
+    if args.n_gpu > 1:
+        logger.warning("%d GPUs are visible to one process; only the first is used.", args.n_gpu)
+        # DataParallel would compute the losses per GPU, on a share of the batch each.
+        args._n_gpu = 1

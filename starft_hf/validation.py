@@ -1,0 +1,77 @@
+"""What can be said against a run before it starts."""
+
+from collections.abc import Sequence
+
+from transformers.utils import logging
+
+from starft_hf.configuration import StarFTConfig
+from starft_hf.regularizers import NO_REGULARIZER, Regularizer
+from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_run(
+    config: StarFTConfig,
+    regularizer: Regularizer | None,
+    pool: SpuriosityPool | None,
+    class_names: Sequence[str] | None,
+    *,
+    streamed: bool,
+) -> None:
+    """Check that the settings go together with each other and with the data; warn of what is allowed but unwise.
+
+    Args:
+        config: the settings.
+        regularizer: the regularizer they name.
+        pool: the spuriosity pool, where the regularizer needs one.
+        class_names: the classes, or None without labels.
+        streamed: whether the training set is a stream.
+
+    Raises:
+        ValueError: saying what does not go together and what to change.
+    """
+    if class_names is None:
+        if config.base_loss == "cross_entropy":
+            raise ValueError(
+                "base_loss='cross_entropy' needs labels, and the training data set has none; set label_column, or "
+                "use base_loss='contrastive'"
+            )
+        if regularizer is not None and regularizer.needs_labels:
+            raise ValueError(
+                f"regularizer={regularizer.name!r} needs labels, and the training data set has none; set "
+                "label_column and class_names, or use regularizer='kl'"
+            )
+        if pool is not None and pool.needs_class_names:
+            template = next(template for template in pool if CLASS_FIELD in template)
+            raise ValueError(
+                f"the spuriosity pool holds {template!r}, which asks for a class name, and the training data set has "
+                "no labels; use a pool whose templates hold {} only"
+            )
+    if regularizer is not None and class_names is not None and len(class_names) < regularizer.fewest_classes:
+        logger.warning(
+            "regularizer=%r constrains very little with %d classes, because a row is compared with captions of other "
+            "classes only; regularizer='kl' is recommended below %d classes.",
+            regularizer.name,
+            len(class_names),
+            regularizer.fewest_classes,
+        )
+    if config.reg_schedule == "epoch_linear":
+        if streamed or config.max_steps > 0:
+            raise ValueError(
+                "reg_schedule='epoch_linear' counts epochs, which a stream or a run limited by max_steps does not "
+                "have; use reg_schedule='linear'"
+            )
+        if regularizer is not None and config.num_train_epochs <= 1:
+            logger.warning(
+                "reg_schedule='epoch_linear' is 0 in the last epoch, so this run of one epoch has no regularizer; "
+                "use reg_schedule='linear'."
+            )
+    if config.world_size > 1:
+        raise ValueError(
+            f"this version trains in one process, and {config.world_size} were started; start the script with plain "
+            "`python`"
+        )
+    if regularizer is not None and config.reg_weight == 0:
+        logger.warning("reg_weight is 0; regularizer=%r does the same for less.", NO_REGULARIZER)
