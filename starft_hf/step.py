@@ -96,6 +96,7 @@ class TrainingStep:
         )
         if self.regularizer.minimal_at_reference and self.reference.equals(unwrapped or model):
             # The gradient is 0 here. What rounding leaves of it must not reach Adam, which would scale it up to full
-            # steps in every parameter that only the spurious captions reach.
-            reg = reg.detach()
+            # steps in every parameter that only the spurious captions reach. It is made 0 rather than None, so that
+            # Adam counts the step and decays the weights of these parameters like all others.
+            reg = reg.detach() + 0 * reg
         return StepLosses(base + reg_weight * reg, base, reg)
