@@ -40,8 +40,8 @@ class StarFTConfig(TrainingArguments):
             and images are preprocessed as the processor does by itself.
         reference_cache: what is remembered of the frozen reference. "text": the embeddings of every spurious caption
             of every class; "none": nothing; "auto": texts where there are labels.
-        decay_all_parameters: apply weight decay to biases, norms and the logit scale as well, as the paper's code
-            does; False leaves them out, as Trainer does.
+        decay_all_parameters: apply weight decay to biases and norms as well, as the paper's code does; False leaves
+            them out, as Trainer does.
         eval_templates: prompt ensemble for zero-shot classifiers; None uses `caption_template`.
     """
 
@@ -84,6 +84,7 @@ class StarFTConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._keep_batches_whole()
         self._check_choice("base_loss", BASE_LOSSES)
         self._check_choice("reg_schedule", SCHEDULE_NAMES)
         self._check_choice("reference_cache", REFERENCE_CACHES)
@@ -94,7 +95,7 @@ class StarFTConfig(TrainingArguments):
                 f"Use regularizer={NO_REGULARIZER!r} for plain fine-tuning."
             )
         if self.crop_scale is not None:
-            self.crop_scale = check_crop_scale(self.crop_scale)
+            self.crop_scale = check_crop_scale(self.crop_scale)  # type: ignore[assignment]
         for name in ("caption_template", "eval_templates"):
             value = getattr(self, name)
             if value is not None:
@@ -104,6 +105,15 @@ class StarFTConfig(TrainingArguments):
                 "remove_unused_columns=True would delete the image column before it can be preprocessed; "
                 "leave it at False and choose columns by image_column, label_column, caption_column and group_column"
             )
+
+    def _keep_batches_whole(self) -> None:
+        # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "accelerator_config has dispatch_batches=True, which would cut the texts of a batch to the number of "
+                "its images; leave it unset"
+            )
+        self.accelerator_config.dispatch_batches = False
 
     def _check_choice(self, name: str, known: tuple[str, ...]) -> None:
         if getattr(self, name) not in known:

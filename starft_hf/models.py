@@ -77,11 +77,11 @@ class DualEncoder:
         """
         arguments = check_dual_encoder(model)
         tokenizer, image_processor = check_processor(model, processor)
-        text_config = _sub_config(model, "text_config")
+        text_config = _config(model).text_config
         max_length = getattr(text_config, "max_position_embeddings", None) or tokenizer.model_max_length
         # RoBERTa-like towers count positions from the padding index on, and announce two too many.
         max_length = min(max_length, tokenizer.model_max_length)
-        fixed_length = getattr(model.config, "model_type", "") in _FIXED_LENGTH_TYPES
+        fixed_length = _config(model).model_type in _FIXED_LENGTH_TYPES
         encoding = TextEncoding(tokenizer, int(max_length), fixed_length, arguments)
         return cls(encoding, image_processor, arguments)
 
@@ -170,16 +170,17 @@ def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
             "AutoProcessor.from_pretrained(...)"
         )
     wrong = []
-    text_config, vision_config = _sub_config(model, "text_config"), _sub_config(model, "vision_config")
+    text_config, vision_config = _config(model).text_config, _config(model).vision_config
+    model_type = _config(model).model_type
     if len(tokenizer) > text_config.vocab_size:
         wrong.append(f"its tokenizer has {len(tokenizer)} entries, the model {text_config.vocab_size}")
     eos = getattr(text_config, "eos_token_id", None)
     # CLIP's text tower pools at the end token. (2 is its legacy configuration, which pools at the highest id.)
-    if model.config.model_type == "clip" and eos not in (2, None, tokenizer.eos_token_id):
+    if model_type == "clip" and eos not in (2, None, tokenizer.eos_token_id):
         wrong.append(f"its tokenizer ends texts with token {tokenizer.eos_token_id}, the model expects {eos}")
     blank = image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
     image_size = getattr(vision_config, "image_size", None)
-    if blank.ndim == 4 and isinstance(image_size, int) and model.config.model_type != "align":
+    if blank.ndim == 4 and isinstance(image_size, int) and model_type != "align":
         found = tuple(blank.shape[-2:])
         if found != (image_size, image_size):
             wrong.append(f"its image processor gives images of {found} pixels, the model takes {image_size}")
@@ -211,9 +212,12 @@ def floating_dtype(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
-def has_dropout(model: nn.Module) -> bool:
-    """Whether the model drops anything in training mode."""
+def differs_in_training(model: nn.Module) -> bool:
+    """Whether the model computes something else in training mode than in eval mode: dropout, batch statistics."""
     for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            return True
+        # Attention keeps its rate as a number.
         rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
         if isinstance(rate, float) and rate > 0:
             return True
@@ -232,8 +236,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _sub_config(model: nn.Module, name: str) -> Any:
-    return getattr(model.config, name)
+def _config(model: nn.Module) -> Any:
+    return model.config
 
 
 def _to(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -17,8 +17,7 @@ from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.columns import check_labels, is_stream, resolve_columns
 from starft_hf.data.examples import (
     Epoch,
-    IndexedExamples,
-    StreamedExamples,
+    Examples,
     TrainingExampleMaker,
     as_examples,
     evaluation_examples,
@@ -204,7 +203,7 @@ class StarFTTrainer(Trainer):
     # Evaluation
 
     def _evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
-        if dataset is None or isinstance(dataset, (IndexedExamples, StreamedExamples)):
+        if dataset is None or isinstance(dataset, Examples):
             return dataset
         if isinstance(dataset, dict):
             return {name: self._evaluation_examples(part, args) for name, part in dataset.items()}
@@ -241,7 +240,7 @@ class StarFTTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """`Trainer.evaluation_loop`, with metrics out of counts; logits are kept only where they are asked for."""
-        names = dataloader.dataset.columns.class_names
+        names = cast(Examples, dataloader.dataset).columns.class_names or ()
         head = self.head if names == self.class_names else None
         evaluation = ClassifierEvaluation(self.encoder, self.model, names, self.args.zero_shot_templates, head)
         self._evaluation = evaluation

@@ -22,7 +22,6 @@ class ImageColumns:
         caption: column with captions, or None.
         group: column with groups, or None.
         class_names: names in label order, or None without labels.
-        label_names: the values of a label column of strings in label order; None where labels are integers.
     """
 
     image: str
@@ -30,24 +29,28 @@ class ImageColumns:
     caption: str | None
     group: str | None
     class_names: tuple[str, ...] | None
-    label_names: tuple[str, ...] | None = None
 
     @property
     def used(self) -> list[str]:
         """The names of the columns that are read."""
         return [column for column in (self.image, self.label, self.caption, self.group) if column is not None]
 
+    def label_of(self, row: Mapping[str, Any]) -> int:
+        """The class index of a row."""
+        assert self.label is not None
+        return self.label_index(row[self.label])
+
     def label_index(self, value: Any) -> int:
-        """The class index that a value of the label column stands for.
+        """The class index that a value of the label column, an index or a name, stands for.
 
         Raises:
             ValueError: if it is not one of the classes.
         """
         assert self.class_names is not None
-        if self.label_names is not None:
-            if value not in self.label_names:
-                raise ValueError(unknown_name("label", value, self.label_names))
-            return self.label_names.index(value)
+        if isinstance(value, str):
+            if value not in self.class_names:
+                raise ValueError(unknown_name("label", value, self.class_names))
+            return self.class_names.index(value)
         if not 0 <= int(value) < len(self.class_names):
             raise ValueError(
                 f"column {self.label!r} holds the label {value}, but there are {len(self.class_names)} class names "
@@ -80,8 +83,8 @@ def resolve_columns(
 ) -> ImageColumns:
     """Find the columns `config` names in `dataset`, and the class names.
 
-    Class names are those of `config`, else of the ClassLabel feature, else the values of a label column of strings,
-    else `default_class_names`.
+    Class names are those of `config`, else of the ClassLabel feature, else `default_class_names`, else the values of
+    a label column of strings.
 
     Args:
         dataset: a `datasets` Dataset or IterableDataset, or any torch data set whose rows are mappings.
@@ -118,13 +121,11 @@ def resolve_columns(
 
     feature = (getattr(dataset, "features", None) or {}).get(label)
     names: Sequence[str] | None = config.class_names
-    label_names: Sequence[str] | None = None
-    if getattr(feature, "dtype", None) in ("string", "large_string"):
-        label_names = names or sorted(set(read_column(dataset, label)))
-        names = label_names
-    elif names is None and isinstance(feature, ClassLabel):
+    if names is None and isinstance(feature, ClassLabel):
         names = feature.names
     names = names or default_class_names
+    if names is None and getattr(feature, "dtype", None) in ("string", "large_string"):
+        names = distinct_values(dataset, label)
     if names is None and caption is not None:
         return ImageColumns(image, None, caption, group, None)
     if names is None:
@@ -132,7 +133,7 @@ def resolve_columns(
             f"{what} has no class names: column {label!r} is {feature if feature is not None else 'untyped'}, not a "
             "ClassLabel. Pass class_names=[...] in label order, or cast the column to datasets.ClassLabel."
         )
-    return ImageColumns(image, label, caption, group, tuple(names), tuple(label_names) if label_names else None)
+    return ImageColumns(image, label, caption, group, tuple(names))
 
 
 def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: bool) -> None:

@@ -67,7 +67,7 @@ class TrainingExampleMaker:
         example: Example = {}
         label = None
         if self.columns.label is not None:
-            label = example["label"] = self.columns.label_index(row[self.columns.label])
+            label = example["label"] = self.columns.label_of(row)
         pool = self.bank.pool
         spurious_template = self._draw(sample, Draw.SPURIOUS_TEMPLATE, len(pool)) if pool is not None else None
         if self.columns.caption is not None:
@@ -97,7 +97,7 @@ class EvaluationExampleMaker:
         images = self.preprocessor([row[self.columns.image] for row in rows])
         examples = []
         for row, sample, image in zip(rows, samples, images, strict=True):
-            label = self.columns.label_index(row[self.columns.label])
+            label = self.columns.label_of(row)
             examples.append({"image": image, "sample": sample, "label": label, "group": self.group(row)})
         return examples
 
@@ -105,7 +105,7 @@ class EvaluationExampleMaker:
         """The name of the group of a row; where no column says, its class."""
         if self.columns.group is None:
             assert self.columns.class_names is not None
-            return self.columns.class_names[self.columns.label_index(row[self.columns.label])]
+            return self.columns.class_names[self.columns.label_of(row)]
         value = row[self.columns.group]
         return self.groups[value] if self.groups is not None else str(value)
 
@@ -176,12 +176,15 @@ def content_hash(image: Any) -> int:
     return int.from_bytes(digest.digest(), "big") >> 1
 
 
-def as_examples(dataset: Any, make: ExampleMaker) -> IndexedExamples | StreamedExamples:
+Examples = IndexedExamples | StreamedExamples
+
+
+def as_examples(dataset: Any, make: ExampleMaker) -> Examples:
     """The examples that `make` makes of the rows of `dataset`."""
     return StreamedExamples(dataset, make) if is_stream(dataset) else IndexedExamples(dataset, make)
 
 
-def evaluation_examples(dataset: Any, columns: ImageColumns, image_processor: Any) -> Dataset[Example]:
+def evaluation_examples(dataset: Any, columns: ImageColumns, image_processor: Any) -> Examples:
     """The evaluation examples of `dataset`."""
     maker = EvaluationExampleMaker(columns, ImagePreprocessor(image_processor), group_names(dataset, columns))
     return as_examples(dataset, maker)

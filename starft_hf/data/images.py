@@ -19,7 +19,7 @@ CROP_RATIO = (3 / 4, 4 / 3)
 
 
 def random_crop_box(
-    width: int, height: int, scale: tuple[float, float], generator: np.random.Generator
+    width: int, height: int, scale: Sequence[float], generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """A random box `(left, top, right, bottom)`, in pixels, as of a random resized crop.
 
@@ -27,7 +27,7 @@ def random_crop_box(
     not fit, the whole image is taken.
     """
     for _ in range(10):
-        area = width * height * generator.uniform(*scale)
+        area = width * height * generator.uniform(scale[0], scale[1])
         ratio = math.exp(generator.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
@@ -50,7 +50,7 @@ class ImagePreprocessor:
     def __init__(
         self,
         image_processor: Any,
-        crop_scale: tuple[float, float] | None = None,
+        crop_scale: Sequence[float] | None = None,
         transform: ImageTransform | None = None,
     ):
         self.image_processor = image_processor

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starft_hf.models import DualEncoder, has_dropout, logit_scale_of
+from starft_hf.models import DualEncoder, differs_in_training, logit_scale_of
 from starft_hf.reference.base import Reference, ReferenceInfo
 
 
@@ -44,7 +44,7 @@ class FrozenReference(Reference):
         # Weights that have moved do not come back: comparing them once per run is enough.
         if not self._left:
             weights = dict(model.named_parameters())
-            self._left = has_dropout(model) or not all(
+            self._left = differs_in_training(model) or not all(
                 name in weights and torch.equal(value, weights[name]) for name, value in self.model.named_parameters()
             )
         return not self._left

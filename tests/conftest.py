@@ -1,0 +1,84 @@
+"""Tiny models and data sets that the tests share. Nothing here touches the network."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from transformers import AutoProcessor, CLIPModel
+
+from starft_hf import StarFTConfig
+
+
+torch.set_num_threads(1)
+
+TINY_CLIP = Path(__file__).parent / "golden" / "contrastive_kl" / "model"
+CLASS_NAMES = ["owl", "truck", "violin", "fern"]
+
+
+@pytest.fixture
+def clip():
+    """A CLIPModel of random weights: two layers, 64 wide, 16 x 16 pixels, a vocabulary of 300."""
+    return CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def processor():
+    return AutoProcessor.from_pretrained(TINY_CLIP)
+
+
+def make_dataset(size=24, seed=0, class_names=CLASS_NAMES, group_names=("left", "right"), image_size=24):
+    """Noisy pictures whose mean colour tells the class, with labels in turn and groups at random."""
+    rng = np.random.default_rng(seed)
+    labels = [row % len(class_names) for row in range(size)]
+    images = []
+    for label in labels:
+        colour = 40 + 50 * np.array([label % 2, label // 2 % 2, label // 4 % 2])
+        pixels = colour + rng.integers(0, 60, (image_size, image_size, 3))
+        images.append(PILImage.fromarray(pixels.astype(np.uint8)))
+    groups = rng.integers(len(group_names), size=size).tolist()
+    features = Features(
+        image=Image(),
+        label=ClassLabel(names=list(class_names)),
+        group=ClassLabel(names=list(group_names)),
+        note=Value("string"),
+    )
+    return Dataset.from_dict(
+        {"image": images, "label": labels, "group": groups, "note": [f"note {row}" for row in range(size)]},
+        features=features,
+    )
+
+
+@pytest.fixture
+def dataset():
+    return make_dataset()
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Makes a StarFTConfig for a quick and quiet run on the CPU."""
+
+    def make(**settings):
+        defaults = {
+            "output_dir": str(tmp_path / "output"),
+            "per_device_train_batch_size": 8,
+            "max_steps": 3,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+        }
+        return StarFTConfig(**defaults | settings)
+
+    return make

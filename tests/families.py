@@ -1,0 +1,104 @@
+"""Tiny random dual encoders of every family, with processors, built from configurations."""
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AlignConfig,
+    AlignModel,
+    AltCLIPConfig,
+    AltCLIPModel,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    MetaClip2Config,
+    MetaClip2Model,
+    PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2Processor,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
+)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz.,'"
+FAMILIES = ["clip", "siglip", "siglip2", "metaclip_2", "altclip", "chinese_clip", "align"]
+
+
+def letter_tokenizer(max_length=77, inputs=("input_ids", "attention_mask")):
+    """A tokenizer whose tokens are letters: any text can be written with it."""
+    vocabulary = {"<pad>": 0, "<unk>": 1, "<x>": 2}
+    for letter in LETTERS:
+        vocabulary[letter] = len(vocabulary)
+    vocabulary |= {"<s>": len(vocabulary), "</s>": len(vocabulary) + 1}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[(token, vocabulary[token]) for token in ("<s>", "</s>")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=max_length,
+        model_input_names=list(inputs),
+    )
+
+
+def family(name, dtype=torch.float32, max_length=77):
+    """A tiny model of the family and its processor."""
+    torch.manual_seed(0)
+    inputs = ("input_ids",) if name.startswith("siglip") else ("input_ids", "attention_mask")
+    tokenizer = letter_tokenizer(max_length, inputs)
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = size | {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": 0,
+        "max_position_embeddings": max_length,
+    }
+    vision = size | {"image_size": 16, "patch_size": 8}
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    processor = CLIPProcessor(image_processor, tokenizer)
+    if name == "clip":
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    elif name == "siglip":
+        model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=vision))
+        processor = SiglipProcessor(SiglipImageProcessor(size={"height": 16, "width": 16}), tokenizer)
+    elif name == "siglip2":
+        vision = size | {"patch_size": 8, "num_patches": 16}
+        model = Siglip2Model(Siglip2Config(text_config=text | {"projection_size": 32}, vision_config=vision))
+        processor = Siglip2Processor(Siglip2ImageProcessor(patch_size=8, max_num_patches=16), tokenizer)
+    elif name == "metaclip_2":
+        model = MetaClip2Model(MetaClip2Config(text_config=text, vision_config=vision, projection_dim=24))
+    elif name == "altclip":
+        text = text | {"project_dim": 24, "max_position_embeddings": max_length + 2}
+        model = AltCLIPModel(AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    elif name == "chinese_clip":
+        model = ChineseCLIPModel(ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    elif name == "align":
+        vision = {
+            "image_size": 64,
+            "hidden_dim": 32,
+            "width_coefficient": 0.1,
+            "depth_coefficient": 0.1,
+            "depthwise_padding": [],
+            # With fewer, the activations of the random tower vanish in float32.
+            "initializer_range": 0.3,
+        }
+        model = AlignModel(
+            AlignConfig(text_config=text, vision_config=vision, projection_dim=32, initializer_range=0.3)
+        )
+        # ALIGN's image features stay as wide as its vision tower makes them.
+        image_processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+        processor = CLIPProcessor(image_processor, tokenizer)
+    return model.to(dtype).eval(), processor

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from starft_hf import alignment_loss, contrastive_loss
+
+
+def unit(rows, dim, seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    embeds = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+    return (embeds / embeds.norm(dim=-1, keepdim=True)).to(dtype)
+
+
+@st.composite
+def batches(draw, dtypes=(torch.float64,)):
+    """Four sets of unit rows, labels and a logit scale."""
+    rows, dim = draw(st.integers(1, 12)), draw(st.integers(1, 16))
+    seed, dtype = draw(st.integers(0, 10**6)), draw(st.sampled_from(dtypes))
+    embeds = [unit(rows, dim, seed + offset, dtype) for offset in range(4)]
+    labels = torch.tensor(draw(st.lists(st.integers(0, 4), min_size=rows, max_size=rows)))
+    return embeds, labels, draw(st.sampled_from([1.0, 14.3, 100.0]))
+
+
+def reference_star(image, spurious, reference_image, reference_spurious, scale, labels):
+    """The definition, row by row, with excluded columns left out rather than masked."""
+    total = 0.0
+    for row, label in enumerate(labels):
+        columns = labels != label
+        if columns.any():
+            p = (scale * reference_image[row] @ reference_spurious[columns].T).softmax(-1)
+            q = (scale * image[row] @ spurious[columns].T).softmax(-1)
+            total += (p * (p / q).log()).sum()
+    return total / len(labels)
+
+
+@given(batches())
+@settings(deadline=None)
+def test_star_is_its_definition_row_by_row(batch):
+    embeds, labels, scale = batch
+    expected = reference_star(*embeds, scale, labels)
+    assert float(alignment_loss(*embeds, scale, labels=labels)) == pytest.approx(float(expected), abs=1e-9)
+
+
+@given(batches())
+@settings(deadline=None)
+def test_kl_is_its_definition(batch):
+    embeds, _, scale = batch
+    p = (scale * embeds[2] @ embeds[3].T).softmax(-1)
+    q = (scale * embeds[0] @ embeds[1].T).softmax(-1)
+    expected = (p * (p / q).log()).sum() / len(p)
+    assert float(alignment_loss(*embeds, scale)) == pytest.approx(float(expected), abs=1e-9)
+
+
+@given(batches(), st.booleans())
+@settings(deadline=None)
+def test_alignment_is_not_negative_and_zero_at_the_reference(batch, with_labels):
+    (image, spurious, reference_image, reference_spurious), labels, scale = batch
+    labels = labels if with_labels else None
+    assert alignment_loss(image, spurious, reference_image, reference_spurious, scale, labels) >= -1e-12
+    assert alignment_loss(image, spurious, image, spurious, scale, labels).abs() <= 1e-12
+
+
+@given(batches(), st.randoms(use_true_random=False), st.booleans())
+@settings(deadline=None)
+def test_the_order_of_rows_does_not_matter(batch, random, with_labels):
+    embeds, labels, scale = batch
+    labels = labels if with_labels else None
+    order = list(range(len(embeds[0])))
+    random.shuffle(order)
+    shuffled = [rows[order] for rows in embeds]
+    torch.testing.assert_close(
+        alignment_loss(*shuffled, scale, labels if labels is None else labels[order]),
+        alignment_loss(*embeds, scale, labels),
+    )
+    torch.testing.assert_close(
+        contrastive_loss(shuffled[0], shuffled[1], scale), contrastive_loss(embeds[0], embeds[1], scale)
+    )
+
+
+@given(batches(dtypes=(torch.float16, torch.bfloat16, torch.float32)), st.booleans())
+@settings(deadline=None)
+def test_losses_and_gradients_are_finite_in_low_precision(batch, with_labels):
+    (image, spurious, *reference), labels, scale = batch
+    image, spurious = image.requires_grad_(), spurious.requires_grad_()
+    loss = alignment_loss(image, spurious, *reference, scale, labels if with_labels else None)
+    loss = loss + contrastive_loss(image, spurious, scale)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
+    assert torch.isfinite(image.grad).all()
+    assert torch.isfinite(spurious.grad).all()
+
+
+def test_autocast_does_not_narrow_the_losses():
+    embeds = [unit(6, 8, seed, torch.float32) for seed in range(4)]
+    labels = torch.arange(6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = alignment_loss(*embeds, 100.0, labels), contrastive_loss(embeds[0], embeds[1], 100.0)
+    wide = alignment_loss(*embeds, 100.0, labels), contrastive_loss(embeds[0], embeds[1], 100.0)
+    assert torch.equal(narrow[0], wide[0])
+    assert torch.equal(narrow[1], wide[1])
+
+
+def test_a_batch_of_one_class_gives_zero_and_no_nan():
+    image, spurious, *reference = (unit(5, 8, seed) for seed in range(4))
+    image.requires_grad_()
+    loss = alignment_loss(image, spurious, *reference, 20.0, labels=torch.zeros(5, dtype=torch.long))
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(image.grad, torch.zeros_like(image))
+
+
+def test_shapes_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match=r"\(4, 8\).*\(5, 8\)"):
+        contrastive_loss(unit(4, 8, 0), unit(5, 8, 1), 10.0)
+    with pytest.raises(ValueError, match="one row per image"):
+        alignment_loss(unit(4, 8, 0), unit(4, 8, 1), unit(3, 8, 2), unit(3, 8, 3), 10.0)
