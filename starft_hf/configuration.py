@@ -65,7 +65,9 @@ class StarFTConfig(TrainingArguments):
     reg_weight: float = field(default=0.5, metadata={"help": "Weight of the regularizer at the start of the run."})
     reg_schedule: str = field(default="linear", metadata={"help": "'linear', 'epoch_linear' or 'constant'."})
     caption_template: list[str] | str = field(
-        default="a photo of a {}.", metadata={"help": "Caption template(s); `{}` stands for the class name."}
+        # HfArgumentParser reads the default of a list from its factory only.
+        default_factory=lambda: "a photo of a {}.",
+        metadata={"help": "Caption template(s); `{}` stands for the class name."},
     )
     class_names: list[str] | None = field(default=None, metadata={"help": "Class names in label order."})
     image_column: str = field(default="image", metadata={"help": "Column with the images."})
@@ -73,7 +75,7 @@ class StarFTConfig(TrainingArguments):
     caption_column: str | None = field(default=None, metadata={"help": "Column with captions."})
     group_column: str | None = field(default=None, metadata={"help": "Column with the evaluation groups."})
     crop_scale: list[float] | None = field(
-        default=(0.9, 1.0),  # type: ignore[assignment]  # a tuple is a fine immutable default
+        default_factory=lambda: (0.9, 1.0),  # type: ignore[assignment]
         metadata={"help": "Share of the area a random crop keeps: two numbers."},
     )
     reference_cache: str = field(default="auto", metadata={"help": "'auto', 'text' or 'none'."})

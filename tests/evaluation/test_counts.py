@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, log_loss
+
+from starft_hf.evaluation import ClassificationCounts, zero_shot_weights
+from starft_hf.models import DualEncoder, logit_scale_of
+
+
+def counted(logits, labels, groups, sizes=None, **kwargs):
+    counts = ClassificationCounts(**kwargs)
+    start = 0
+    for size in sizes or [len(labels)]:
+        stop = start + size
+        counts.update(logits[start:stop], labels[start:stop], groups[start:stop])
+        start = stop
+    return counts
+
+
+def test_a_table_worked_out_by_hand():
+    # Confidences 0.9, 0.6, 0.6, 0.8 for class 0; rows 0, 2 and 3 are right about it.
+    confidence = torch.tensor([0.9, 0.6, 0.6, 0.8], dtype=torch.float64)
+    logits = torch.stack([confidence, 1 - confidence], -1).log()
+    counts = counted(logits, torch.tensor([0, 1, 0, 0]), ["a", "a", "b", "b"], num_bins=5)
+    metrics = counts.metrics({"a": 0.9, "b": 0.1})
+    assert metrics["accuracy"] == 0.75
+    assert metrics["accuracy_a"] == metrics["worst_group_accuracy"] == 0.5
+    assert metrics["accuracy_b"] == 1.0
+    assert metrics["group_adjusted_accuracy"] == pytest.approx(0.9 * 0.5 + 0.1 * 1.0)
+    # Bin (0.4, 0.6]: accuracy 0.5, confidence 0.6; bin (0.6, 0.8]: 1 and 0.8; bin (0.8, 1]: 1 and 0.9.
+    assert metrics["ece"] == pytest.approx(0.5 * 0.1 + 0.25 * 0.2 + 0.25 * 0.1)
+    assert metrics["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.6, 0.8]).mean())
+
+
+@st.composite
+def predictions(draw):
+    rows, classes = draw(st.integers(1, 40)), draw(st.integers(2, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    logits = torch.tensor(rng.normal(0, 3, (rows, classes)))
+    labels = torch.tensor(rng.integers(classes, size=rows))
+    return logits, labels, [f"g{group}" for group in rng.integers(3, size=rows)]
+
+
+@given(predictions(), st.data())
+@settings(deadline=None)
+def test_splitting_into_batches_changes_nothing(table, data):
+    logits, labels, groups = table
+    cut = data.draw(st.integers(0, len(labels)))
+    whole = counted(logits, labels, groups).metrics()
+    parts = counted(logits, labels, groups, [cut, len(labels) - cut]).metrics()
+    assert parts == pytest.approx(whole)
+
+
+@given(predictions())
+@settings(deadline=None)
+def test_relabelling_groups_changes_nothing(table):
+    logits, labels, groups = table
+    names = {"g0": "z", "g1": "m", "g2": "a"}
+    before = counted(logits, labels, groups).metrics()
+    after = counted(logits, labels, [names[group] for group in groups]).metrics()
+    for name in ("loss", "accuracy", "worst_group_accuracy", "ece"):
+        assert after[name] == pytest.approx(before[name])
+
+
+@given(predictions())
+@settings(deadline=None)
+def test_scikit_learn_agrees(table):
+    logits, labels, groups = table
+    metrics = counted(logits, labels, groups).metrics()
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
+    expected = log_loss(labels, logits.softmax(-1), labels=range(logits.shape[1]))
+    assert metrics["loss"] == pytest.approx(expected)
+
+
+def test_shares_of_groups_that_are_not_evaluated_do_not_count():
+    logits = torch.eye(2).repeat(2, 1)
+    counts = counted(logits, torch.tensor([0, 1, 1, 1]), ["a", "a", "b", "b"])
+    assert counts.metrics({"a": 0.3, "b": 0.1, "c": 0.6})["group_adjusted_accuracy"] == pytest.approx(
+        (0.3 * 1 + 0.1 * 0.5) / 0.4
+    )
+    assert "group_adjusted_accuracy" not in counts.metrics({"c": 1.0})
+    assert "group_adjusted_accuracy" not in counts.metrics()
+
+
+def test_nothing_counted_is_an_error():
+    with pytest.raises(ValueError, match="no rows"):
+        ClassificationCounts().metrics()
+
+
+def test_a_zero_shot_classifier_averages_prompts_on_the_sphere(clip, processor):
+    clip = clip.double().eval()
+    names, templates = ["owl", "fire_truck"], ["a photo of a {}.", "a photo of a {} in the snow."]
+    weights = zero_shot_weights(clip, DualEncoder.of(clip, processor), names, templates, chunk_size=3)
+    for row, name in enumerate(["owl", "fire truck"]):
+        tokens = processor.tokenizer(
+            [template.format(name) for template in templates], padding=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            embeds = clip.get_text_features(**tokens).pooler_output
+        mean = torch.nn.functional.normalize(embeds, dim=-1).mean(0)
+        expected = logit_scale_of(clip) * mean / mean.norm()
+        torch.testing.assert_close(weights[row], expected.detach(), rtol=0, atol=1e-10)

@@ -1,0 +1,114 @@
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from starft_hf import SpuriosityPool
+from starft_hf.data.captions import CaptionBank
+from starft_hf.data.collator import StarFTCollator
+from starft_hf.models import DualEncoder
+from starft_hf.reference import FrozenReference, TextCachedReference, make_reference
+from tests.conftest import CLASS_NAMES
+
+
+POOL = SpuriosityPool(["{} in the snow.", "{} at night.", "a striped {class}."])
+
+
+@pytest.fixture
+def encoder(clip, processor):
+    return DualEncoder.of(clip, processor)
+
+
+@pytest.fixture
+def bank():
+    # One name twice, as in ImageNet: two labels, one caption.
+    return CaptionBank([*CLASS_NAMES, "owl"], ["a photo of a {}.", "a drawing of a {}."], POOL)
+
+
+@pytest.fixture
+def batch(encoder, bank):
+    drawn = [(0, 0, 1), (4, 0, 1), (2, 1, 2), (3, 1, 0), (0, 1, 1)]
+    examples = [
+        {
+            "image": {"pixel_values": torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(row))},
+            "sample": row,
+            "label": draw[0],
+            "caption": bank.caption(*draw[:2]),
+            "spurious_caption": bank.spurious_caption(*draw),
+            "spurious_id": bank.spurious_id(*draw),
+        }
+        for row, draw in enumerate(drawn)
+    ]
+    return StarFTCollator(encoder.encode_texts)(examples)
+
+
+def test_a_batch_holds_every_text_once(batch):
+    assert len(batch["input_ids"]) == 8
+    assert batch["spurious_rows"][0] == batch["spurious_rows"][1]
+    assert batch["caption_rows"][0] == batch["caption_rows"][1]
+    assert len(set(batch["spurious_ids"].tolist())) == 5
+
+
+def test_ids_are_the_order_of_the_captions(bank):
+    captions = list(bank.spurious_captions())
+    assert len(captions) == 5 * 2 * 3
+    for label in range(5):
+        for template in range(2):
+            for spurious in range(3):
+                assert captions[bank.spurious_id(label, template, spurious)] == bank.spurious_caption(
+                    label, template, spurious
+                )
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 1000])
+def test_cached_texts_are_recomputed_ones(clip, encoder, bank, batch, chunk_size):
+    clip = clip.double()
+    frozen = FrozenReference(clip, encoder)
+    cached = TextCachedReference(FrozenReference(clip, encoder), bank, chunk_size, progress=False)
+    for reference in (frozen, cached):
+        reference.prepare(torch.device("cpu"))
+    for left, right in zip(frozen.embed(batch), cached.embed(batch), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
+        assert left.shape == (5, 32)
+        assert not right.requires_grad
+    assert torch.equal(frozen.logit_scale, cached.logit_scale)
+
+
+def test_no_caption_is_encoded_twice(clip, encoder, bank):
+    cached = TextCachedReference(FrozenReference(clip, encoder), bank, chunk_size=5, progress=False)
+    for _ in range(2):
+        cached.prepare(torch.device("cpu"))
+    # 4 distinct names x 2 templates x 2, and the striped ones, which have no caption template in them.
+    assert cached.info.rows == 4 * 2 * 2 + 4
+    assert cached.info.forwards == 4
+    assert cached.info.bytes == cached.info.rows * 32 * 4
+
+
+def test_references_leave_the_generators_and_the_model_alone(clip, encoder, bank, batch):
+    clip.train()
+    before = copy.deepcopy(clip.state_dict())
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    for cache in ("none", "text"):
+        reference = make_reference(clip, encoder, bank, cache, progress=False)
+        reference.prepare(torch.device("cpu"))
+        reference.embed(batch)
+    assert random.getstate() == states[0]
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert clip.training
+    assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
+
+
+def test_a_reference_knows_when_the_model_has_left_it(clip, encoder):
+    reference = FrozenReference(clip, encoder)
+    assert reference.equals(clip)
+    with torch.no_grad():
+        clip.logit_scale.add_(1e-6)
+    assert not reference.equals(clip)
+
+
+def test_dropout_makes_a_model_differ_from_its_reference(clip, encoder):
+    clip.vision_model.encoder.layers[0].self_attn.dropout = 0.1
+    assert not FrozenReference(clip, encoder).equals(clip)
