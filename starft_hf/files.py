@@ -7,12 +7,38 @@ from pathlib import Path
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` under a temporary name in the same folder, then rename it."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` under a temporary name in the same folder, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        # mkstemp grants nobody else access; a file written the usual way would follow the umask.
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def unused_folder(name: str) -> Path:
+    """`name`, or with the first number behind it that makes it a folder which does not exist or is empty."""
+    number = 1
+    while not is_free(path := Path(name if number == 1 else f"{name}-{number}")):
+        number += 1
+    return path
+
+
+def is_free(folder: Path) -> bool:
+    """Whether writing into `folder` cannot overwrite anything: it does not exist or is empty."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))

@@ -1,0 +1,49 @@
+"""The demo from its settings to its files."""
+
+import importlib.metadata
+import importlib.util
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from starft_hf.demo.experiment import Setting
+from starft_hf.demo.results import as_json, as_markdown, as_rows, as_sentence, as_table
+from starft_hf.demo.runner import run_demo
+from starft_hf.files import write_bytes_atomically, write_text_atomically
+
+
+_PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets")
+
+
+def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: int = 2) -> None:
+    """Run the demo, show what came out and write it to `output`, a folder that is empty or does not exist.
+
+    Args:
+        setting: what the runs have in common.
+        seeds: runs per method.
+        output: where results.json, table.md and plot.png go.
+        console: where everything is shown.
+        workers: processes.
+    """
+    can_plot = importlib.util.find_spec("matplotlib") is not None
+    if not can_plot:
+        console.print("matplotlib is not installed, so no plot will be drawn: pip install 'starft_hf[report]'")
+    console.print(
+        f"Zero-shot, FLYP, kl and star on {seeds} seed{'s' * (seeds > 1)}, {setting.steps} steps each: "
+        f"pool {setting.pool!r}, {setting.correlation:.0%} of the training images of a class on its home background."
+    )
+    start = time.monotonic()
+    scores = run_demo(setting, seeds, console, workers)
+    seconds = time.monotonic() - start
+    rows = as_rows(scores)
+    console.print(as_table(rows, setting))
+    console.print(as_sentence(rows, setting))
+    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    write_text_atomically(output / "results.json", as_json(scores, setting, versions, seconds))
+    write_text_atomically(output / "table.md", as_markdown(rows, setting))
+    if can_plot:
+        from starft_hf.demo.plot import draw_plot
+
+        write_bytes_atomically(output / "plot.png", draw_plot(rows, setting))
+    console.print(f"Written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))} ({seconds:.0f} s).")

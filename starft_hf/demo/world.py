@@ -1,0 +1,297 @@
+"""A small world that has the problem of the paper: shapes whose background gives them away, until it does not.
+
+Images are 32 x 32 pixels: one of eight dark shapes, in one of four dark colours, on one of six lighter backgrounds.
+The model is pre-trained on a balanced stream of them (`starft_hf.demo.pretrain`). It is then fine-tuned on pictures
+in another style, where the background nearly always tells which classes it can be, and tested where it does not.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFilter
+
+from starft_hf.names import unknown_name
+
+
+IMAGE_SIZE = 32
+
+CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent")
+TRAINED_CLASSES = CLASS_NAMES[:6]
+HELD_OUT_CLASSES = CLASS_NAMES[6:]
+
+COLOURS = {"navy": (22, 30, 96), "maroon": (104, 20, 34), "black": (18, 18, 20), "purple": (78, 22, 100)}
+BACKGROUNDS = ("grass", "water", "snow", "sand", "brick", "gravel")
+
+HOME_BACKGROUND = dict(zip(TRAINED_CLASSES, ("grass", "water", "grass", "water", "grass", "water"), strict=True))
+TASK_BACKGROUNDS = ("grass", "water")
+GROUP_NAMES = tuple(f"{home} class on {place}" for home in TASK_BACKGROUNDS for place in TASK_BACKGROUNDS)
+
+CAPTION_TEMPLATE = "a photo of a {}."
+
+# How pre-training captions speak of a background.
+BACKGROUND_PHRASES = {
+    "grass": ("on the grass", "in a green field", "on a lawn"),
+    "water": ("on the water", "in the sea", "on a blue lake"),
+    "snow": ("in the snow", "on white ice"),
+    "sand": ("on the sand", "in the desert", "on a beach"),
+    "brick": ("on a brick wall", "in front of red bricks"),
+    "gravel": ("on the gravel", "on a stony path"),
+}
+BACKGROUND_TEMPLATES = tuple(f"{{}} {phrase}." for phrases in BACKGROUND_PHRASES.values() for phrase in phrases)
+
+# What they say that has nothing to do with the picture.
+UNRELATED_PHRASES = (
+    "taken on monday",
+    "taken on friday",
+    "taken last week",
+    "taken by a friend",
+    "taken by my uncle",
+    "from an old album",
+    "from a magazine",
+    "from the newspaper",
+    "sent by a neighbour",
+    "sent from abroad",
+    "with a number below",
+    "for the school",
+    "for a competition",
+    "before lunch",
+    "after the holidays",
+)
+UNRELATED_TEMPLATES = tuple(f"{{}} {phrase}." for phrase in UNRELATED_PHRASES)
+
+Style = Literal["clean", "shifted"]
+Split = Literal["train", "validation", "test", "held_out"]
+
+# The random stream of a split, so that splits of one seed share nothing, and its rows.
+_SPLITS: dict[str, tuple[int, int]] = {
+    "train": (0, 480),
+    "validation": (1, 396),
+    "test": (2, 996),
+    "held_out": (3, 400),
+}
+
+
+def draw_image(rng: np.random.Generator, shape: str, background: str, style: Style = "clean") -> PILImage.Image:
+    """Draw a picture of `shape` on `background`, in a random colour, place, size and turn.
+
+    Args:
+        rng: all randomness comes from it.
+        shape: one of `CLASS_NAMES`.
+        background: one of `BACKGROUNDS`.
+        style: "clean" as in pre-training; "shifted" is blurred, faded, tinted and noisy.
+    """
+    colour = list(COLOURS.values())[rng.integers(len(COLOURS))]
+    return _compose(rng, shape, colour, background, style)
+
+
+def draw_captioned(rng: np.random.Generator) -> tuple[PILImage.Image, str, str]:
+    """A clean picture of anything on anything, its caption and the name of its shape, for pre-training."""
+    shape = CLASS_NAMES[rng.integers(len(CLASS_NAMES))]
+    background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+    colour = list(COLOURS)[rng.integers(len(COLOURS))]
+    caption = f"a {('photo', 'photo', 'photo', 'picture')[rng.integers(4)]} of a {shape}"
+    if rng.random() < 0.25:
+        caption += f" in {colour}"
+    if rng.random() < 0.6:
+        phrases = BACKGROUND_PHRASES[background]
+        caption += f" {phrases[rng.integers(len(phrases))]}"
+    if rng.random() < 0.1:
+        caption += f" {UNRELATED_PHRASES[rng.integers(len(UNRELATED_PHRASES))]}"
+    return _compose(rng, shape, COLOURS[colour], background, "clean"), f"{caption}.", shape
+
+
+def vocabulary() -> list[str]:
+    """Every word and sign that captions and templates are made of."""
+    texts = ["a photo picture of in .", *CLASS_NAMES, *COLOURS, *UNRELATED_PHRASES]
+    texts += [phrase for phrases in BACKGROUND_PHRASES.values() for phrase in phrases]
+    return sorted({word for text in texts for word in text.split()})
+
+
+def make_split(split: Split, *, seed: int = 0, correlation: float = 0.95, size: int | None = None) -> Dataset:
+    """A split of the fine-tuning task, in the shifted style, with the columns image, label and group.
+
+    "train" follows `correlation`; "validation" and "test" have as many rows in every group; "held_out" has the two
+    classes that fine-tuning never sees, to be told from all eight.
+
+    Args:
+        split: its name.
+        seed: of the split; splits of one seed share no randomness.
+        correlation: share of a class's training images that are on its home background; 0.5 is no correlation.
+        size: rows, rounded down to equal numbers per group; by default 480, 396, 996 and 400.
+
+    Raises:
+        ValueError: if the split is unknown or the correlation no share.
+    """
+    if split not in _SPLITS:
+        raise ValueError(unknown_name("split", split, _SPLITS))
+    if not 0 <= correlation <= 1:
+        raise ValueError(f"correlation is {correlation}; it is a share, from 0 to 1")
+    stream, default_size = _SPLITS[split]
+    rng = np.random.default_rng((stream, seed))
+    size = default_size if size is None else size
+    if split == "train":
+        rows = _correlated_rows(size, correlation)
+    else:
+        shapes = HELD_OUT_CLASSES if split == "held_out" else TRAINED_CLASSES
+        rows = _balanced_rows(shapes, size)
+    names = CLASS_NAMES if split == "held_out" else TRAINED_CLASSES
+    rows = [rows[index] for index in rng.permutation(len(rows))]
+    return Dataset.from_dict(
+        {
+            "image": [{"bytes": _png(draw_image(rng, *row, "shifted")), "path": None} for row in rows],
+            "label": [names.index(shape) for shape, _ in rows],
+            "group": [group_name(*row) for row in rows],
+        },
+        features=Features(image=Image(), label=ClassLabel(names=list(names)), group=Value("string")),
+    )
+
+
+def group_name(shape: str, background: str) -> str:
+    """Where `shape` is at home and where it is; classes without a home are grouped by where they are."""
+    home = HOME_BACKGROUND.get(shape)
+    return background if home is None else f"{home} class on {background}"
+
+
+def _correlated_rows(size: int, correlation: float) -> list[tuple[str, str]]:
+    rows = []
+    per_class = size // len(TRAINED_CLASSES)
+    for shape, home in HOME_BACKGROUND.items():
+        away = next(background for background in TASK_BACKGROUNDS if background != home)
+        # Exact shares: with a few images per class off its home, draws would make the seeds differ in difficulty.
+        at_home = round(correlation * per_class)
+        rows += [(shape, home)] * at_home + [(shape, away)] * (per_class - at_home)
+    return rows
+
+
+def _balanced_rows(shapes: Sequence[str], size: int) -> list[tuple[str, str]]:
+    cells = [(shape, background) for shape in shapes for background in TASK_BACKGROUNDS]
+    return [cell for cell in cells for _ in range(size // len(cells))]
+
+
+def _png(image: PILImage.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _compose(
+    rng: np.random.Generator, shape: str, colour: tuple[int, int, int], background: str, style: Style
+) -> PILImage.Image:
+    image = PILImage.fromarray(_BACKGROUND_PAINTERS[background](rng).clip(0, 255).astype(np.uint8))
+    jittered = tuple(int(value) for value in np.clip(np.array(colour) + rng.normal(0, 8, 3), 0, 255))
+    image.paste(PILImage.new("RGB", image.size, jittered), mask=_shape_mask(rng, shape))
+    return _shift(rng, image) if style == "shifted" else image
+
+
+def _shift(rng: np.random.Generator, image: PILImage.Image) -> PILImage.Image:
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.7, 1.0)))
+    pixels = np.asarray(image, dtype=np.float64)
+    fade = rng.uniform(0.3, 0.5)
+    pixels = (1 - fade) * pixels + fade * 165
+    pixels = pixels * rng.uniform(0.95, 1.05, size=3) + rng.normal(0, 20, pixels.shape)
+    return PILImage.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+# Shapes are drawn at four times the size and scaled down, for smooth edges.
+_SUPERSAMPLING = 4
+
+
+def _shape_mask(rng: np.random.Generator, shape: str) -> PILImage.Image:
+    size = IMAGE_SIZE * _SUPERSAMPLING
+    centre = size / 2 + rng.uniform(-0.12, 0.12, 2) * size
+    radius = rng.uniform(0.16, 0.24) * size
+    turn = rng.uniform(-0.25, 0.25)
+    mask = PILImage.new("L", (size, size))
+    draw = ImageDraw.Draw(mask)
+
+    def disc(offset: tuple[float, float], share: float, fill: int) -> None:
+        middle, reach = centre + np.array(offset) * radius, share * radius
+        draw.ellipse([*(middle - reach), *(middle + reach)], fill=fill)
+
+    if shape in ("circle", "ring", "crescent"):
+        disc((0, 0), 1.0, 255)
+        if shape == "ring":
+            disc((0, 0), 0.55, 0)
+        if shape == "crescent":
+            disc((0.5 * math.cos(turn), 0.5 * math.sin(turn)), 0.85, 0)
+    else:
+        outline = _outline(shape) @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+        draw.polygon([tuple(point) for point in centre + radius * outline], fill=255)
+    return mask.resize((IMAGE_SIZE, IMAGE_SIZE), PILImage.Resampling.BOX)
+
+
+def _outline(shape: str) -> np.ndarray:
+    """Corners `(n, 2)` of a shape about the origin, reaching out to about 1, y downwards."""
+    if shape == "square":
+        return np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.85
+    if shape == "triangle":
+        return np.array([(0, -1.05), (1, 0.85), (-1, 0.85)])
+    if shape == "cross":
+        arm = 0.34
+        quarter = np.array([(arm, -1), (arm, -arm), (1, -arm)])
+        turns = [np.linalg.matrix_power(np.array([[0, 1], [-1, 0]]), quarters) for quarters in range(4)]
+        return np.concatenate([quarter @ turn for turn in turns])
+    if shape == "star":
+        angles = np.arange(10) * math.pi / 5 - math.pi / 2
+        reach = np.where(np.arange(10) % 2, 0.45, 1.1)
+        return np.stack([reach * np.cos(angles), reach * np.sin(angles)], -1)
+    if shape == "heart":
+        t = np.linspace(0, 2 * math.pi, 40, endpoint=False)
+        x = 16 * np.sin(t) ** 3
+        y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+        return np.stack([x, y], -1) / 16
+    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(CLASS_NAMES)}")
+
+
+_ROWS, _COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+
+
+def _tinted(colour: tuple[int, int, int], brightness: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return (np.array(colour) + rng.normal(0, 8, 3)) + brightness[..., None]
+
+
+def _grass(rng: np.random.Generator) -> np.ndarray:
+    blades = rng.normal(0, 22, (IMAGE_SIZE // 4 + 1, IMAGE_SIZE)).repeat(4, 0)
+    return _tinted((128, 194, 96), blades[rng.integers(4) :][:IMAGE_SIZE], rng)
+
+
+def _water(rng: np.random.Generator) -> np.ndarray:
+    phase, length = rng.uniform(0, 6.3), rng.uniform(4.5, 7)
+    waves = np.sin(2 * np.pi * _ROWS / length + 1.2 * np.sin(_COLUMNS / rng.uniform(3, 6) + phase) + phase)
+    return _tinted((118, 178, 228), 22 * waves + rng.normal(0, 5, waves.shape), rng)
+
+
+def _snow(rng: np.random.Generator) -> np.ndarray:
+    return _tinted((240, 244, 250), -45 * (rng.random((IMAGE_SIZE, IMAGE_SIZE)) < 0.05), rng)
+
+
+def _sand(rng: np.random.Generator) -> np.ndarray:
+    slope = rng.uniform(-0.5, 0.5)
+    ripples = np.sin(2 * np.pi * (_COLUMNS + slope * _ROWS) / rng.uniform(8, 12) + rng.uniform(0, 6.3))
+    return _tinted((230, 206, 152), 9 * ripples + rng.normal(0, 9, ripples.shape), rng)
+
+
+def _brick(rng: np.random.Generator) -> np.ndarray:
+    rows, columns = _ROWS + rng.integers(6), _COLUMNS + rng.integers(12)
+    mortar = (rows % 6 == 0) | ((columns + 6 * (rows // 6 % 2)) % 12 == 0)
+    return _tinted((206, 132, 108), 55.0 * mortar + rng.normal(0, 6, mortar.shape), rng)
+
+
+def _gravel(rng: np.random.Generator) -> np.ndarray:
+    stones = rng.normal(0, 30, (IMAGE_SIZE // 2, IMAGE_SIZE // 2)).repeat(2, 0).repeat(2, 1)
+    return _tinted((176, 174, 170), stones, rng)
+
+
+_BACKGROUND_PAINTERS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "grass": _grass,
+    "water": _water,
+    "snow": _snow,
+    "sand": _sand,
+    "brick": _brick,
+    "gravel": _gravel,
+}
