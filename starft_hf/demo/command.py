@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from starft_hf.demo.experiment import Setting
-from starft_hf.demo.results import as_json, as_markdown, as_rows, as_sentence, as_table
+from starft_hf.demo.results import as_json, as_markdown, as_rows, as_sentence, as_tables
 from starft_hf.demo.runner import run_demo
 from starft_hf.files import write_bytes_atomically, write_text_atomically
 
@@ -37,7 +37,8 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
     scores = run_demo(setting, seeds, console, workers)
     seconds = time.monotonic() - start
     rows = as_rows(scores)
-    console.print(as_table(rows, setting))
+    for table in as_tables(rows, setting, console.width):
+        console.print(table)
     console.print(as_sentence(rows, setting))
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     write_text_atomically(output / "results.json", as_json(scores, setting, versions, seconds))
@@ -46,4 +47,6 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
         from starft_hf.demo.plot import draw_plot
 
         write_bytes_atomically(output / "plot.png", draw_plot(rows, setting))
-    console.print(f"Written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))} ({seconds:.0f} s).")
+    console.print(
+        f"Written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))} ({seconds:.0f} s)."
+    )

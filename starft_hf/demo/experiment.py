@@ -158,9 +158,7 @@ def _trainer(setting: Setting, regularizer: str, seed: int, train: Dataset | Non
     return trainer
 
 
-def _score(
-    trainer: StarFTTrainer, setting: Setting, method: str, seed: int, *, interpolated: bool = False
-) -> Score:
+def _score(trainer: StarFTTrainer, setting: Setting, method: str, seed: int, *, interpolated: bool = False) -> Score:
     scored = make_split(setting.split, seed=_SCORING_SEED)  # type: ignore[arg-type]
     held_out = make_split("held_out", seed=_SCORING_SEED)
     metrics = trainer.evaluate({"scored": scored, "held_out": held_out})

@@ -2,12 +2,18 @@
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from starft_hf.demo.experiment import ZERO_SHOT, Setting
 from starft_hf.demo.results import Row
 from starft_hf.demo.world import GROUP_NAMES, make_split
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
 
 COLOURS = {ZERO_SHOT: "#7f7f7f", "FLYP": "#d1495b", "kl": "#edae49", "star": "#00798c"}
@@ -23,7 +29,7 @@ def draw_plot(rows: Sequence[Row], setting: Setting) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.3), layout="constrained")
-    examples, bars, paths = figure.subfigures(1, 3, width_ratios=[1.15, 2.0, 1.6])
+    examples, bars, paths = np.asarray(figure.subfigures(1, 3, width_ratios=[1.15, 2.0, 1.6]))
     _draw_examples(examples, setting)
     _draw_groups(bars.subplots(), rows)
     _draw_paths(paths.subplots(), rows, setting)
@@ -32,7 +38,7 @@ def draw_plot(rows: Sequence[Row], setting: Setting) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_examples(figure, setting: Setting) -> None:  # type: ignore[no-untyped-def]
+def _draw_examples(figure: "SubFigure", setting: Setting) -> None:
     figure.suptitle("The groups, and their share\nof the training images", fontsize=11)
     shares = {"at home": setting.correlation, "away": 1 - setting.correlation}
     scored = make_split("validation")
@@ -44,13 +50,12 @@ def _draw_examples(figure, setting: Setting) -> None:  # type: ignore[no-untyped
         axis.set_axis_off()
 
 
-def _draw_groups(axis, rows: Sequence[Row]) -> None:  # type: ignore[no-untyped-def]
+def _draw_groups(axis: "Axes", rows: Sequence[Row]) -> None:
     rows = [row for row in rows if not row.interpolated]
     groups = list(rows[0].scores[0].groups)
     width = 0.8 / len(rows)
     for index, row in enumerate(rows):
-        values = [row.of(lambda score, group=group: score.groups[group]) for group in groups]  # type: ignore[misc]
-        values.append(row.of(lambda score: score.held_out))
+        values = [*_group_accuracies(row, groups), row.of(lambda score: score.held_out)]
         places = np.arange(len(values)) + (index - (len(rows) - 1) / 2) * width
         axis.bar(
             places,
@@ -69,20 +74,28 @@ def _draw_groups(axis, rows: Sequence[Row]) -> None:  # type: ignore[no-untyped-
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_paths(axis, rows: Sequence[Row], setting: Setting) -> None:  # type: ignore[no-untyped-def]
+def _group_accuracies(row: Row, groups: Sequence[str]) -> list[np.ndarray]:
+    return [np.array([100 * score.groups[group] for score in row.scores]) for group in groups]
+
+
+def _draw_paths(axis: "Axes", rows: Sequence[Row], setting: Setting) -> None:
     start = rows[0]
     for tuned in (row for row in rows if row.method != ZERO_SHOT and not row.interpolated):
         halfway = next(row for row in rows if row.method == tuned.method and row.interpolated)
         colour = COLOURS[tuned.method]
         path = [start, halfway, tuned]
-        axis.plot([row.average for row in path], [row.worst_group for row in path], color=colour, linewidth=1, zorder=1)
+        axis.plot(
+            [row.average for row in path], [row.worst_group for row in path], color=colour, linewidth=1, zorder=1
+        )
         for row, face in ((tuned, colour), (halfway, "white")):
             average, worst = row.of(lambda score: score.average), row.of(lambda score: score.worst_group)
             axis.scatter(average, worst, s=12, color=colour, alpha=0.35, linewidths=0, zorder=2)
             axis.scatter(row.average, row.worst_group, s=70, color=face, edgecolors=colour, linewidths=1.8, zorder=3)
         axis.scatter([], [], s=70, color=colour, label=tuned.method)
-    axis.scatter(start.average, start.worst_group, s=80, marker="D", color=COLOURS[ZERO_SHOT], label=ZERO_SHOT, zorder=4)
-    axis.scatter([], [], s=70, color="white", edgecolors="black", label=f"weights interpolated, {setting.alpha:g}")
+    axis.scatter(
+        start.average, start.worst_group, s=80, marker="D", color=COLOURS[ZERO_SHOT], label=ZERO_SHOT, zorder=4
+    )
+    axis.scatter([], [], s=70, color="white", edgecolors="black", label=f"WiSE-FT {setting.alpha:g}")
     axis.set(xlabel="average accuracy in %", ylabel="worst group in %", title="Average and worst group")
     axis.legend(fontsize=8.5, loc="best")
     axis.spines[["top", "right"]].set_visible(False)

@@ -143,7 +143,9 @@ def zero_shot_accuracy(model: CLIPModel, processor: CLIPProcessor, seed: int = 1
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Rebuild the weights from a command line."""
-    parser = argparse.ArgumentParser(prog="python -m starft_hf.demo.pretrain", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m starft_hf.demo.pretrain", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model and its processor to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=600)

@@ -37,27 +37,29 @@ class Row:
 def as_rows(scores: Sequence[Score]) -> list[Row]:
     """Scores by method, plain before interpolated, zero-shot first."""
     keys = [(ZERO_SHOT, False), *((method, interpolated) for method in METHODS for interpolated in (False, True))]
-    return [
-        Row(*key, tuple(score for score in scores if (score.method, score.interpolated) == key))
-        for key in keys
-    ]
+    return [Row(*key, tuple(score for score in scores if (score.method, score.interpolated) == key)) for key in keys]
 
 
 def row_label(row: Row, alpha: float) -> str:
     """The name of a row in tables and plots."""
-    return f"{row.method}, interpolated {alpha:g}" if row.interpolated else row.method
+    return f"{row.method} + WiSE-FT {alpha:g}" if row.interpolated else row.method
 
 
-def _cells(rows: Sequence[Row], alpha: float) -> tuple[list[str], list[list[str]]]:
-    groups = list(rows[0].scores[0].groups)
-    header = ["", "average", "worst group", *groups, "held-out classes"]
-    measures: list[Callable[[Score], float]] = [
-        lambda score: score.average,
-        lambda score: score.worst_group,
-        *((lambda score, group=group: score.groups[group]) for group in groups),  # type: ignore[misc]
-        lambda score: score.held_out,
-    ]
-    return header, [[row_label(row, alpha), *(_mean_and_spread(row.of(measure)) for measure in measures)] for row in rows]
+Measure = Callable[[Score], float]
+
+
+def _measures(rows: Sequence[Row]) -> tuple[dict[str, Measure], dict[str, Measure]]:
+    """What a table's columns show: of the whole, and group by group."""
+    overall: dict[str, Measure] = {
+        "average": lambda score: score.average,
+        "worst group": lambda score: score.worst_group,
+        "held-out classes": lambda score: score.held_out,
+    }
+    return overall, {group: _group_accuracy(group) for group in rows[0].scores[0].groups}
+
+
+def _group_accuracy(group: str) -> Measure:
+    return lambda score: score.groups[group]
 
 
 def _mean_and_spread(values: np.ndarray) -> str:
@@ -65,21 +67,45 @@ def _mean_and_spread(values: np.ndarray) -> str:
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.1f}"
 
 
-def as_table(rows: Sequence[Row], setting: Setting) -> Table:
-    """Accuracy in percent, mean and standard deviation over seeds, for a terminal."""
-    header, cells = _cells(rows, setting.alpha)
-    table = Table(title=f"Accuracy in % on the {setting.split} split, {_seeds(rows)}", title_justify="left")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", no_wrap=not index)
-    for row, line in zip(rows, cells, strict=True):
-        table.add_row(*line, end_section=row.interpolated or row.method == ZERO_SHOT)
+# Columns that one table can hold without breaking numbers in two.
+_WIDTH_OF_ONE_TABLE = 118
+
+
+def as_tables(rows: Sequence[Row], setting: Setting, width: int) -> list[Table]:
+    """Accuracy in percent, mean and standard deviation over seeds, for a terminal.
+
+    Args:
+        rows: from `as_rows`.
+        setting: of the run.
+        width: of the terminal, in columns; a narrow one gets the groups in a second table.
+    """
+    overall, groups = _measures(rows)
+    title = f"Accuracy in %, {setting.split} split, {_seeds(rows)}"
+    if width >= _WIDTH_OF_ONE_TABLE:
+        return [_table(title, rows, setting, {**overall, **groups})]
+    return [_table(title, rows, setting, overall), _table("The same, group by group", rows, setting, groups)]
+
+
+def _table(title: str, rows: Sequence[Row], setting: Setting, measures: dict[str, Measure]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in measures:
+        table.add_column(name, justify="right", min_width=11, max_width=11)
+    for row in rows:
+        cells = [_mean_and_spread(row.of(measure)) for measure in measures.values()]
+        table.add_row(row_label(row, setting.alpha), *cells, end_section=row.interpolated or row.method == ZERO_SHOT)
     return table
 
 
 def as_markdown(rows: Sequence[Row], setting: Setting) -> str:
-    """The same table in Markdown."""
-    header, cells = _cells(rows, setting.alpha)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *cells]
+    """The same as one table in Markdown."""
+    overall, groups = _measures(rows)
+    measures = {**overall, **groups}
+    lines = [["", *measures], ["---", *["---:"] * len(measures)]]
+    for row in rows:
+        lines.append(
+            [row_label(row, setting.alpha), *(_mean_and_spread(row.of(measure)) for measure in measures.values())]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -90,12 +116,13 @@ def as_sentence(rows: Sequence[Row], setting: Setting) -> str:
         for method in (ZERO_SHOT, "FLYP", "star")
     )
     gain = star.worst_group - flyp.worst_group
+    seeds = len(star.scores)
     return (
         f"Plain fine-tuning (FLYP) moved the worst group from {zero_shot.worst_group:.1f}% to "
         f"{flyp.worst_group:.1f}% and the average from {zero_shot.average:.1f}% to {flyp.average:.1f}%; StarFT, with "
         f"the same steps, learning rate and data order, ended at {star.worst_group:.1f}% and {star.average:.1f}%: "
-        f"{abs(gain):.1f} points {'better' if gain >= 0 else 'worse'} in the worst group "
-        f"({_seeds(rows)})."
+        f"{abs(gain):.1f} points {'better' if gain >= 0 else 'worse'} in the worst group"
+        f"{f' (means over {seeds} seeds)' if seeds > 1 else ''}."
     )
 
 
@@ -112,4 +139,4 @@ def as_json(scores: Sequence[Score], setting: Setting, versions: dict[str, str],
 
 def _seeds(rows: Sequence[Row]) -> str:
     count = len(rows[-1].scores)
-    return "one seed" if count == 1 else f"mean and standard deviation over {count} seeds"
+    return "one seed" if count == 1 else f"mean ± standard deviation, {count} seeds"

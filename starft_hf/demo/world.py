@@ -188,12 +188,19 @@ def _compose(
     return _shift(rng, image) if style == "shifted" else image
 
 
+# The shifted style: ranges of the blur's radius in pixels and of the share of grey, and the noise's deviation. Hard
+# enough that there is something to learn, and not so hard that the zero-shot model has nothing worth keeping.
+BLUR = (0.5, 0.8)
+FADE = (0.2, 0.4)
+NOISE = 40
+
+
 def _shift(rng: np.random.Generator, image: PILImage.Image) -> PILImage.Image:
-    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.7, 1.0)))
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR)))
     pixels = np.asarray(image, dtype=np.float64)
-    fade = rng.uniform(0.3, 0.5)
+    fade = rng.uniform(*FADE)
     pixels = (1 - fade) * pixels + fade * 165
-    pixels = pixels * rng.uniform(0.95, 1.05, size=3) + rng.normal(0, 20, pixels.shape)
+    pixels = pixels * rng.uniform(0.95, 1.05, size=3) + rng.normal(0, NOISE, pixels.shape)
     return PILImage.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
