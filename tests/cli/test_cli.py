@@ -1,0 +1,89 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+import starft_hf
+from starft_hf.cli import main
+from starft_hf.cli.demo import POOLS
+from starft_hf.demo import experiment
+
+
+def starft(*arguments, cwd=None):
+    command = [sys.executable, "-m", "starft_hf", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_help_and_version_load_nothing_heavy():
+    program = (
+        "import sys; from starft_hf.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.strip() == starft_hf.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["demo", "--pool", "texture"], "invalid choice: 'texture'"),
+        (["demo", "--seeds", "0"], "'0' is not a whole number from 1"),
+        (["demo", "--model", "nowhere"], "nowhere holds no config.json"),
+        (["dmeo"], "invalid choice"),
+    ],
+)
+def test_wrong_use_ends_with_2_and_says_what_is_wrong(arguments, said, tmp_path):
+    done = starft(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("kept")
+    assert main(["demo", "--output", str(tmp_path)]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_failed_run_ends_with_1_and_one_line(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    output = str(tmp_path / "out")
+    assert main(["demo", "--quick", "--model", str(tmp_path / "model"), "--output", output, "--workers", "1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("starft demo: ")
+    assert "Traceback" not in error
+
+
+def test_the_pools_the_command_offers_are_those_there_are():
+    assert set(POOLS) == set(experiment.POOLS)
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promise(tmp_path):
+    """Five seeds through the command line: star keeps the worst group that plain fine-tuning loses."""
+    done = starft("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "starft-demo" / "results.json").read_text())
+
+    def mean(method, measure):
+        values = [s[measure] for s in results["scores"] if s["method"] == method and not s["interpolated"]]
+        return sum(values) / len(values)
+
+    assert mean("star", "worst_group") - mean("FLYP", "worst_group") >= 0.15
+    assert mean("star", "average") >= mean("FLYP", "average")
+    assert mean("FLYP", "worst_group") < mean("zero-shot", "worst_group")
+    assert "points better in the worst group" in " ".join(done.stdout.split())

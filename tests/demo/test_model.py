@@ -1,0 +1,59 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoProcessor, CLIPModel
+
+from starft_hf.demo.pretrain import MODEL_FOLDER, make_model, make_processor, zero_shot_accuracy
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return CLIPModel.from_pretrained(MODEL_FOLDER), AutoProcessor.from_pretrained(MODEL_FOLDER)
+
+
+def test_the_shipped_model_knows_the_clean_world(shipped):
+    assert zero_shot_accuracy(*shipped) > 0.94
+
+
+def test_the_shipped_model_pools_texts_at_their_end(shipped):
+    model, processor = shipped
+    assert model.config.text_config.eos_token_id == processor.tokenizer.eos_token_id != 2
+    texts = ["a photo of a star.", "a photo of a star on the grass."]
+    with torch.no_grad():
+        together = model.get_text_features(**processor.tokenizer(texts, padding=True, return_tensors="pt"))
+        alone = model.get_text_features(**processor.tokenizer(texts[:1], return_tensors="pt"))
+    torch.testing.assert_close(together.pooler_output[:1], alone.pooler_output, rtol=0, atol=1e-5)
+
+
+def test_the_shipped_model_is_what_the_script_builds(shipped):
+    model, processor = shipped
+    rebuilt_processor = make_processor()
+    assert processor.tokenizer.get_vocab() == rebuilt_processor.tokenizer.get_vocab()
+    rebuilt = make_model(rebuilt_processor)
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in rebuilt.state_dict().items()
+    }
+
+
+def run_pretraining(*arguments):
+    command = [sys.executable, "-m", "starft_hf.demo.pretrain", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_pretraining_overwrites_nothing(tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+    done = run_pretraining("--output", tmp_path, "--steps", 1)
+    assert done.returncode == 2
+    assert "not empty" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.slow
+def test_a_rebuild_reaches_the_same_zero_shot_accuracy(shipped, tmp_path):
+    done = run_pretraining("--output", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    rebuilt = CLIPModel.from_pretrained(tmp_path / "model"), AutoProcessor.from_pretrained(tmp_path / "model")
+    # Other processors round differently, and 600 steps amplify it.
+    assert zero_shot_accuracy(*rebuilt) == pytest.approx(zero_shot_accuracy(*shipped), abs=0.03)

@@ -1,0 +1,32 @@
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    subprocess.run([*command, str(ROOT)], check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_carries_what_the_package_reads(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for file in (ROOT / "starft_hf").rglob("*"):
+        if file.is_file() and "__pycache__" not in file.parts:
+            assert file.relative_to(ROOT).as_posix() in names
+    assert "starft_hf/demo/model/model.safetensors" in names
+    assert any(name.startswith("starft_hf/spuriosity/pools/") for name in names)
+
+
+def test_the_wheel_carries_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"starft_hf"}
+    assert not [name for name in names if name.endswith(".pyc")]

@@ -1,0 +1,64 @@
+"""The README's examples run as they stand; only what needs the network is replaced by something tiny."""
+
+import re
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import DatasetDict
+
+from starft_hf.demo.experiment import METHODS
+from tests.conftest import TINY_CLIP, make_dataset
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def waterbirds(monkeypatch):
+    """A stand-in with the columns of grodino/waterbirds."""
+    rows = make_dataset(16, class_names=["landbird", "waterbird"]).rename_column("group", "place")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: DatasetDict(train=rows, test=rows))
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_python_examples_run(example, waterbirds, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = example.replace("openai/clip-vit-base-patch16", str(TINY_CLIP))
+    # The test asks whether it runs, not how good it gets.
+    example = example.replace("max_steps=100", "max_steps=2").replace(
+        'make_split("test")', 'make_split("test", size=24)'
+    )
+    exec(compile(example, "README.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "eval_worst_group_accuracy" in shown or "worst group: " in shown
+    assert list(tmp_path.glob("*/model.safetensors"))
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 2
+
+
+def test_the_table_is_that_of_the_stored_run():
+    table = (ROOT / "benchmarks" / "demo" / "table.md").read_text(encoding="utf-8")
+    assert table in README
+    assert all(f"| {method} |" in table for method in METHODS)
+
+
+def test_links_and_make_targets_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).is_file(), target
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_settings_that_the_readme_names_exist():
+    from starft_hf import StarFTConfig
+
+    table = README.split("| Setting of `StarFTConfig`")[1].split("\n\n")[0]
+    fields = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert len(fields) > 4
+    assert fields <= set(StarFTConfig.__dataclass_fields__)
