@@ -68,7 +68,7 @@ def test_runs_of_a_seed_are_repeatable_and_methods_share_the_data_order():
 
 
 def test_unknown_pool_is_refused():
-    with pytest.raises(ValueError, match="unknown pool 'backgrounds'. Did you mean 'background'"):
+    with pytest.raises(ValueError, match=r"unknown pool 'backgrounds'\. Did you mean 'background'"):
         Setting(pool="backgrounds")
     assert {"background", "unrelated", "plain"} == set(POOLS)
 
