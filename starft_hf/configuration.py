@@ -11,7 +11,9 @@ from starft_hf.schedules import SCHEDULE_NAMES
 
 
 BASE_LOSSES = ("contrastive", "cross_entropy")
-REFERENCE_CACHES = ("auto", "text", "none")
+REFERENCE_CACHES = ("auto", "text", "full", "none")
+REFERENCE_DTYPES = (None, "float32", "bfloat16", "float16")
+REFERENCE_CACHE_DTYPES = (None, "float32", "float16")
 
 
 @dataclass
@@ -39,7 +41,19 @@ class StarFTConfig(TrainingArguments):
         crop_scale: range of the share of the image's area that a random crop keeps; None switches random crops off,
             and images are preprocessed as the processor does by itself.
         reference_cache: what is remembered of the frozen reference. "text": the embeddings of every spurious caption
-            of every class; "none": nothing; "auto": texts where there are labels.
+            of every class; "full": those of every training image as well, so that the reference is not needed while
+            training; "none": nothing; "auto": texts where captions are made of class names, and images where
+            preprocessing is deterministic (`crop_scale=None`) and the run is at least an epoch long.
+        reference_cache_dir: folder the remembered embeddings are kept in between runs; None takes `starft` under
+            HF_HOME.
+        reference_cache_dtype: what remembered image embeddings are stored in; None is float32 or wider, as they were
+            computed. "float16" halves their size and rounds every entry of the unit rows by at most 2**-12.
+        reference_text_cache_gib: above this many GiB of caption embeddings, captions are encoded when a batch first
+            needs them rather than in advance.
+        reference_dtype: what the frozen reference computes in, such as "bfloat16"; None is the model's own.
+        mini_batch_size: images per forward and backward, for batches whose activations do not fit into memory. The
+            losses still compare all rows of the batch, and losses and gradients stay the same; the encoders run
+            forward once more. None runs the batch as a whole.
         decay_all_parameters: apply weight decay to biases and norms as well, as the paper's code does; False leaves
             them out, as Trainer does.
         eval_templates: prompt ensemble for zero-shot classifiers; None uses `caption_template`.
@@ -78,7 +92,12 @@ class StarFTConfig(TrainingArguments):
         default_factory=lambda: (0.9, 1.0),  # type: ignore[assignment]
         metadata={"help": "Share of the area a random crop keeps: two numbers."},
     )
-    reference_cache: str = field(default="auto", metadata={"help": "'auto', 'text' or 'none'."})
+    reference_cache: str = field(default="auto", metadata={"help": "'auto', 'text', 'full' or 'none'."})
+    reference_cache_dir: str | None = field(default=None, metadata={"help": "Folder of remembered embeddings."})
+    reference_cache_dtype: str | None = field(default=None, metadata={"help": "'float32' or 'float16'."})
+    reference_text_cache_gib: float = field(default=1.0, metadata={"help": "Limit of the caption embeddings in GiB."})
+    reference_dtype: str | None = field(default=None, metadata={"help": "What the reference computes in."})
+    mini_batch_size: int | None = field(default=None, metadata={"help": "Images per forward and backward."})
     decay_all_parameters: bool = field(default=True, metadata={"help": "Decay biases and norms as well."})
     eval_templates: list[str] | None = field(
         default=None, metadata={"help": "Prompt ensemble of zero-shot classifiers."}
@@ -90,6 +109,13 @@ class StarFTConfig(TrainingArguments):
         self._check_choice("base_loss", BASE_LOSSES)
         self._check_choice("reg_schedule", SCHEDULE_NAMES)
         self._check_choice("reference_cache", REFERENCE_CACHES)
+        self._check_choice("reference_dtype", REFERENCE_DTYPES)
+        self._check_choice("reference_cache_dtype", REFERENCE_CACHE_DTYPES)
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(
+                f"mini_batch_size is {self.mini_batch_size}; it is a number of images from 1, or None to run the "
+                "batch as a whole"
+            )
         get_regularizer(self.regularizer)
         if not (math.isfinite(self.reg_weight) and self.reg_weight >= 0):
             raise ValueError(
@@ -117,9 +143,9 @@ class StarFTConfig(TrainingArguments):
             )
         self.accelerator_config.dispatch_batches = False
 
-    def _check_choice(self, name: str, known: tuple[str, ...]) -> None:
+    def _check_choice(self, name: str, known: tuple[str | None, ...]) -> None:
         if getattr(self, name) not in known:
-            raise ValueError(unknown_name(name, getattr(self, name), known))
+            raise ValueError(unknown_name(name, getattr(self, name), filter(None, known)))
 
     @property
     def caption_templates(self) -> list[str]:

@@ -23,6 +23,9 @@ logger = logging.get_logger(__name__)
 # to the length they were trained at give the right embeddings.
 _FIXED_LENGTH_TYPES = ("siglip", "siglip2")
 
+# The arguments of a forward that belong to its texts; the others belong to its images.
+TEXT_ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
 # Where a family keeps its temperature, and whether it is stored as log(1 / temperature) or as the temperature.
 _TEMPERATURES = (("logit_scale", True), ("temperature", False))
 
@@ -96,8 +99,14 @@ class DualEncoder:
         outputs = model(**inputs)
         return unit_rows(outputs.image_embeds), unit_rows(outputs.text_embeds)
 
-    def encode(self, model: nn.Module, *, images: Mapping[str, Any] | None = None, texts: Any = None) -> Tensor:
-        """Unit rows of images (tensors of the image processor) or of texts (strings), through the forward.
+    def encode(
+        self,
+        model: nn.Module,
+        *,
+        images: Mapping[str, Any] | None = None,
+        texts: Sequence[str] | Mapping[str, Any] = (),
+    ) -> Tensor:
+        """Unit rows of images (tensors of the image processor) or of texts (strings or tensors), through the forward.
 
         The other side is filled with a blank, because the forward is what parallel wrappers hook.
         """
@@ -105,7 +114,8 @@ class DualEncoder:
         if images is not None:
             return self.forward(model, {**images, **_to(self.encode_texts(["a"]), device)})[0]
         blank = self.image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")
-        return self.forward(model, _to({**blank, **self.encode_texts(texts)}, device))[1]
+        encoded = texts if isinstance(texts, Mapping) else self.encode_texts(texts)
+        return self.forward(model, _to({**blank, **encoded}, device))[1]
 
 
 def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
@@ -202,6 +212,16 @@ def logit_scale_of(model: nn.Module) -> Tensor:
     raise ValueError(f"{type(model).__name__} has neither a `logit_scale` nor a `temperature`")
 
 
+def batch_images(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch without its texts."""
+    return {name: value for name, value in batch.items() if name not in TEXT_ARGUMENTS}
+
+
+def batch_texts(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The texts of a batch alone."""
+    return {name: value for name, value in batch.items() if name in TEXT_ARGUMENTS}
+
+
 def unit_rows(embeds: Tensor) -> Tensor:
     """Rows scaled to length 1, in float32 or wider. Not every family's forward does so."""
     return F.normalize(as_float32_or_wider(embeds), dim=-1)
@@ -212,11 +232,18 @@ def floating_dtype(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
+def has_batch_statistics(model: nn.Module) -> bool:
+    """Whether rows of a batch influence each other inside the model in training mode, through batch statistics."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats for module in model.modules()
+    )
+
+
 def differs_in_training(model: nn.Module) -> bool:
     """Whether the model computes something else in training mode than in eval mode: dropout, batch statistics."""
+    if has_batch_statistics(model):
+        return True
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
-            return True
         # Attention keeps its rate as a number.
         rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
         if isinstance(rate, float) and rate > 0:

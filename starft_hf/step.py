@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from starft_hf.gradient_cache import forward_in_chunks
 from starft_hf.models import DualEncoder, logit_scale_of
 from starft_hf.objectives import contrastive_loss, similarity_logits
 from starft_hf.reference import Reference
@@ -67,18 +68,21 @@ class TrainingStep:
         base_loss: the loss that fine-tuning is about.
         regularizer: what keeps the model near the reference, or None.
         reference: needed with a regularizer.
+        mini_batch_size: images per forward and backward; None runs a batch as a whole.
     """
 
     encoder: DualEncoder
     base_loss: BaseLoss
     regularizer: Regularizer | None = None
     reference: Reference | None = None
+    mini_batch_size: int | None = None
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Any], reg_weight: float, unwrapped: nn.Module | None = None
     ) -> StepLosses:
         """The losses of `batch` by one forward of `model`; `unwrapped` is the model inside a parallel wrapper."""
-        image_embeds, text_embeds = self.encoder.forward(model, batch)
+        with forward_in_chunks(unwrapped or model, self.mini_batch_size):
+            image_embeds, text_embeds = self.encoder.forward(model, batch)
         base = self.base_loss(BaseLossInputs(image_embeds, text_embeds, batch, unwrapped or model))
         if self.regularizer is None:
             return StepLosses(base, base, torch.zeros_like(base))

@@ -27,12 +27,12 @@ from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_share
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.heads import head_from_weights, load_head, save_head
 from starft_hf.models import DualEncoder, load_model, load_processor, logit_scale_of
-from starft_hf.reference import Reference, make_reference
+from starft_hf.reference import Reference, make_reference, plan_cache
 from starft_hf.regularizers import get_regularizer
 from starft_hf.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.step import BaseLoss, CrossEntropyBaseLoss, TrainingStep, contrastive_base_loss
-from starft_hf.validation import check_run
+from starft_hf.validation import check_model, check_run
 
 
 logger = logging.get_logger(__name__)
@@ -101,11 +101,19 @@ class StarFTTrainer(Trainer):
             columns = resolve_columns(train_dataset, args, what="train_dataset")
             check_run(args, regularizer, pool, columns.class_names, streamed=is_stream(train_dataset))
             check_labels(train_dataset, columns, what="train_dataset", several=True)
+            if regularizer is not None:
+                cache_plan = plan_cache(
+                    args,
+                    train_dataset,
+                    finite_captions=columns.label is not None and columns.caption is None,
+                    deterministic_images=args.crop_scale is None and image_transform is None,
+                )
         self.class_names: tuple[str, ...] | None = columns.class_names if columns is not None else None
 
         model = load_model(model)
         processing_class = load_processor(model, processing_class)
         self.encoder = DualEncoder.of(model, processing_class)
+        check_model(args, model)
 
         self.epoch = Epoch()
         self.bank = CaptionBank(self.class_names or (), args.caption_templates, pool)
@@ -119,15 +127,9 @@ class StarFTTrainer(Trainer):
 
         self.reference: Reference | None = None
         if regularizer is not None and train_dataset is not None and columns is not None:
-            finite = columns.label is not None and columns.caption is None
             source = model if reference_model is None else load_model(reference_model)
-            self.reference = make_reference(
-                source,
-                DualEncoder.of(source, processing_class),
-                self.bank if finite else None,
-                args.reference_cache,
-                progress=not args.disable_tqdm,
-            )
+            source_encoder = DualEncoder.of(source, processing_class)
+            self.reference = make_reference(source, source_encoder, args, cache_plan, self.bank, train_dataset)
 
         super().__init__(
             model=model,
@@ -150,7 +152,7 @@ class StarFTTrainer(Trainer):
             # A submodule, so that the optimiser, clipping and gradient scaling treat it as part of the model.
             self.model.add_module(_HEAD, self.head)
             base_loss = CrossEntropyBaseLoss(self.head)
-        self.training_losses = TrainingStep(self.encoder, base_loss, regularizer, self.reference)
+        self.training_losses = TrainingStep(self.encoder, base_loss, regularizer, self.reference, args.mini_batch_size)
         self._running = RunningLosses()
         self._reg_weight = args.reg_weight
         self._evaluation: ClassifierEvaluation | None = None

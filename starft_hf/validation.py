@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from torch import nn
 from transformers.utils import logging
 
 from starft_hf.configuration import StarFTConfig
+from starft_hf.models import has_batch_statistics
 from starft_hf.regularizers import NO_REGULARIZER, Regularizer
 from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
 
@@ -75,3 +77,16 @@ def check_run(
         )
     if regularizer is not None and config.reg_weight == 0:
         logger.warning("reg_weight is 0; regularizer=%r does the same for less.", NO_REGULARIZER)
+
+
+def check_model(config: StarFTConfig, model: nn.Module) -> None:
+    """Check that the settings go together with the model.
+
+    Raises:
+        ValueError: saying what does not go together and what to change.
+    """
+    if config.mini_batch_size is not None and has_batch_statistics(model):
+        raise ValueError(
+            f"mini_batch_size={config.mini_batch_size} would change what this {type(model).__name__} computes: it "
+            "normalises by the statistics of a batch, which a part of the batch does not have. Leave it at None."
+        )

@@ -1,8 +1,13 @@
 """Tiny models and data sets that the tests share. Nothing here touches the network."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 
+# Nothing of a user's caches is read, and nothing is left in them.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="starft-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,6 +24,7 @@ from transformers import AutoProcessor, CLIPModel
 from starft_hf import StarFTConfig
 
 
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
 
 TINY_CLIP = Path(__file__).parent / "golden" / "contrastive_kl" / "model"
@@ -70,6 +76,7 @@ def config(tmp_path):
     def make(**settings):
         defaults = {
             "output_dir": str(tmp_path / "output"),
+            "reference_cache_dir": str(tmp_path / "features"),
             "per_device_train_batch_size": 8,
             "max_steps": 3,
             "learning_rate": 1e-3,

@@ -37,9 +37,17 @@ class CaptionBank:
         assert self.pool is not None
         return (label * len(self.caption_templates) + template) * len(self.pool) + spurious_template
 
+    def spurious_caption_of(self, index: int) -> str:
+        """The spurious caption with the id `index`."""
+        caption, spurious_template = divmod(index, len(self.pool or ()))
+        label, template = divmod(caption, len(self.caption_templates))
+        return self.spurious_caption(label, template, spurious_template)
+
+    @property
+    def num_spurious_captions(self) -> int:
+        """How many ids there are."""
+        return len(self.class_names) * len(self.caption_templates) * len(self.pool or ())
+
     def spurious_captions(self) -> Iterator[str]:
         """All spurious captions, in the order of their ids."""
-        for label in range(len(self.class_names)):
-            for template in range(len(self.caption_templates)):
-                for spurious_template in range(len(self.pool or ())):
-                    yield self.spurious_caption(label, template, spurious_template)
+        return (self.spurious_caption_of(index) for index in range(self.num_spurious_captions))

@@ -110,7 +110,19 @@ class EvaluationExampleMaker:
         return self.groups[value] if self.groups is not None else str(value)
 
 
-ExampleMaker = TrainingExampleMaker | EvaluationExampleMaker
+@dataclass
+class ImageExampleMaker:
+    """Makes examples of the images of rows alone, deterministically preprocessed."""
+
+    columns: ImageColumns
+    preprocessor: ImagePreprocessor
+
+    def __call__(self, rows: Sequence[Row], samples: Sequence[int]) -> list[Example]:
+        images = self.preprocessor([row[self.columns.image] for row in rows])
+        return [{"image": image, "sample": sample} for image, sample in zip(images, samples, strict=True)]
+
+
+ExampleMaker = TrainingExampleMaker | EvaluationExampleMaker | ImageExampleMaker
 
 
 class IndexedExamples(Dataset[Example]):
@@ -188,3 +200,9 @@ def evaluation_examples(dataset: Any, columns: ImageColumns, image_processor: An
     """The evaluation examples of `dataset`."""
     maker = EvaluationExampleMaker(columns, ImagePreprocessor(image_processor), group_names(dataset, columns))
     return as_examples(dataset, maker)
+
+
+def image_examples(examples: IndexedExamples) -> IndexedExamples:
+    """The images of `examples` alone, preprocessed as they are."""
+    columns = ImageColumns(examples.columns.image, label=None, caption=None, group=None, class_names=None)
+    return IndexedExamples(examples.dataset, ImageExampleMaker(columns, examples.make.preprocessor))

@@ -96,7 +96,8 @@ class _StepCallback(TrainerCallback):
 
 def run_zero_shot(setting: Setting) -> list[Score]:
     """Score the pre-trained model as it is."""
-    return [_score(_trainer(setting, NO_REGULARIZER, 0, None), setting, ZERO_SHOT, 0)]
+    with tempfile.TemporaryDirectory() as folder:
+        return [_score(_trainer(setting, NO_REGULARIZER, 0, None, folder), setting, ZERO_SHOT, 0)]
 
 
 def run_method(setting: Setting, method: str, seed: int, on_step: Callable[[], None] | None = None) -> list[Score]:
@@ -109,50 +110,51 @@ def run_method(setting: Setting, method: str, seed: int, on_step: Callable[[], N
         on_step: called after every optimiser step.
     """
     train = make_split("train", seed=seed, correlation=setting.correlation)
-    trainer = _trainer(setting, METHODS[method], seed, train)
-    if on_step is not None:
-        trainer.add_callback(_StepCallback(on_step))
-    trainer.train()
-    tuned = _score(trainer, setting, method, seed)
-    merged = interpolate(_load_model(setting.model), trainer.model, setting.alpha)
-    trainer.model.load_state_dict(merged.state_dict())
-    return [tuned, _score(trainer, setting, method, seed, interpolated=True)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(setting, METHODS[method], seed, train, folder)
+        if on_step is not None:
+            trainer.add_callback(_StepCallback(on_step))
+        trainer.train()
+        tuned = _score(trainer, setting, method, seed)
+        merged = interpolate(_load_model(setting.model), trainer.model, setting.alpha)
+        trainer.model.load_state_dict(merged.state_dict())
+        return [tuned, _score(trainer, setting, method, seed, interpolated=True)]
 
 
 def _load_model(folder: str | PathLike[str]) -> CLIPModel:
     return CLIPModel.from_pretrained(folder, local_files_only=True)
 
 
-def _trainer(setting: Setting, regularizer: str, seed: int, train: Dataset | None) -> StarFTTrainer:
-    with tempfile.TemporaryDirectory() as folder:
-        args = StarFTConfig(
-            output_dir=folder,
-            regularizer=regularizer,
-            reg_weight=setting.reg_weight,
-            reg_schedule="constant",
-            learning_rate=setting.learning_rate,
-            max_steps=setting.steps,
-            warmup_steps=0,
-            max_grad_norm=0,
-            per_device_train_batch_size=setting.batch_size,
-            per_device_eval_batch_size=256,
-            caption_template=CAPTION_TEMPLATE,
-            group_column="group",
-            crop_scale=None,
-            seed=seed,
-            use_cpu=True,
-            disable_tqdm=True,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-        )
-        trainer = StarFTTrainer(
-            model=_load_model(setting.model),
-            args=args,
-            train_dataset=train,
-            processing_class=AutoProcessor.from_pretrained(setting.model, local_files_only=True),
-            spuriosity=list(POOLS[setting.pool]),
-        )
+def _trainer(setting: Setting, regularizer: str, seed: int, train: Dataset | None, folder: str) -> StarFTTrainer:
+    args = StarFTConfig(
+        output_dir=folder,
+        regularizer=regularizer,
+        reg_weight=setting.reg_weight,
+        reg_schedule="constant",
+        reference_cache_dir=folder,
+        learning_rate=setting.learning_rate,
+        max_steps=setting.steps,
+        warmup_steps=0,
+        max_grad_norm=0,
+        per_device_train_batch_size=setting.batch_size,
+        per_device_eval_batch_size=256,
+        caption_template=CAPTION_TEMPLATE,
+        group_column="group",
+        crop_scale=None,
+        seed=seed,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+    )
+    trainer = StarFTTrainer(
+        model=_load_model(setting.model),
+        args=args,
+        train_dataset=train,
+        processing_class=AutoProcessor.from_pretrained(setting.model, local_files_only=True),
+        spuriosity=list(POOLS[setting.pool]),
+    )
     # With its bars switched off Trainer prints every metric; the demo's own display stands for them.
     trainer.remove_callback(PrinterCallback)
     return trainer

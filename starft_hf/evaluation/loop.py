@@ -11,8 +11,7 @@ from starft_hf.data.columns import group_names, read_column
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.evaluation.counts import ClassificationCounts
 from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.models import DualEncoder
-from starft_hf.reference.frozen import batch_images
+from starft_hf.models import DualEncoder, batch_images
 from starft_hf.step import head_logits
 
 

@@ -14,10 +14,10 @@ class ReferenceInfo:
     """What a reference is and what it has cost so far.
 
     Attributes:
-        kind: "frozen copy" or "cached texts".
+        kind: "frozen copy", "cached texts", "cached images" or "cached texts and images".
         rows: embeddings it remembers.
-        bytes: memory of these embeddings.
-        where: where they are kept.
+        bytes: size of these embeddings.
+        where: "nowhere", "memory" or the files they are in.
         forwards: forwards of the reference model so far.
     """
 
@@ -52,3 +52,8 @@ class Reference(ABC):
     @abstractmethod
     def equals(self, model: nn.Module) -> bool:
         """Whether `model` in training mode still computes exactly what the reference does."""
+
+    def __repr__(self) -> str:
+        info = self.info
+        size = f"{info.rows:,} rows, {info.bytes / 2**20:,.1f} MiB in {info.where}, " if info.rows else ""
+        return f"<reference: {info.kind}, {size}{info.forwards} forwards>"

@@ -1,67 +1,92 @@
-"""The reference with the embeddings of its spurious captions remembered."""
+"""The reference by what it once computed."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from starft_hf.data.captions import CaptionBank
+from starft_hf.models import batch_images, batch_texts, differs_in_training
 from starft_hf.reference.base import Reference, ReferenceInfo
+from starft_hf.reference.fingerprint import model_fingerprint, tensors_digest
 from starft_hf.reference.frozen import FrozenReference
+from starft_hf.reference.images import CachedImages
+from starft_hf.reference.texts import TextFeatures
 
 
-class TextCachedReference(Reference):
-    """A frozen reference whose text tower runs once: every spurious caption of every class is encoded in advance.
+class CachedReference(Reference):
+    """A frozen reference that remembers embeddings of captions, of images or of both.
+
+    With both remembered in full, the model is released before the first step.
 
     Args:
-        reference: the frozen copy that does the encoding.
-        bank: the captions; the batch names them by their ids in it.
-        chunk_size: texts per forward.
-        progress: whether to show a progress bar.
+        live: the frozen copy that computes what is not remembered.
+        texts: the captions' embeddings, or None to compute them in every step.
+        images: the images' embeddings, or None to compute them in every step.
     """
 
-    def __init__(self, reference: FrozenReference, bank: CaptionBank, chunk_size: int = 256, progress: bool = True):
-        self.reference = reference
-        self.bank = bank
-        self.chunk_size = chunk_size
-        self.progress = progress
-        self._embeds: Tensor | None = None
-        self._row_of_id: Tensor | None = None
+    def __init__(self, live: FrozenReference, texts: TextFeatures | None, images: CachedImages | None):
+        self.live: FrozenReference | None = live
+        self.texts = texts
+        self.images = images
+        self._logit_scale = live.logit_scale
+        self._forwards = 0
+        self._weights: tuple[frozenset[str], str] | None = None
 
     @property
     def logit_scale(self) -> Tensor:
-        return self.reference.logit_scale
+        return self._logit_scale
 
     @property
     def info(self) -> ReferenceInfo:
-        rows, size = (0, 0) if self._embeds is None else (len(self._embeds), self._embeds.nbytes)
-        return ReferenceInfo("cached texts", rows, size, where="memory", forwards=self.reference.forwards)
+        parts = {name: part for name, part in (("texts", self.texts), ("images", self.images)) if part is not None}
+        rows, size = (sum(part.size[index] for part in parts.values()) for index in (0, 1))
+        files = [str(part.file) for part in parts.values() if part.file is not None]
+        where = ", ".join(files) if len(files) == len(parts) else ", ".join([*files, "memory"])
+        forwards = self._forwards if self.live is None else self.live.forwards
+        return ReferenceInfo(f"cached {' and '.join(parts)}", rows, size, where, forwards)
 
     def prepare(self, device: torch.device) -> None:
-        self.reference.prepare(device)
-        if self._embeds is None:
-            captions = list(self.bank.spurious_captions())
-            rows: dict[str, int] = {}
-            self._row_of_id = torch.tensor([rows.setdefault(caption, len(rows)) for caption in captions])
-            self._embeds = self._encode(list(rows))
-        assert self._row_of_id is not None
-        self._embeds, self._row_of_id = self._embeds.to(device), self._row_of_id.to(device)
-
-    def _encode(self, texts: list[str]) -> Tensor:
-        chunks = []
-        with tqdm(total=len(texts), desc="Reference captions", unit="caption", disable=not self.progress) as bar:
-            for start in range(0, len(texts), self.chunk_size):
-                chunk = texts[start : start + self.chunk_size]
-                chunks.append(self.reference.embed_texts(chunk))
-                bar.update(len(chunk))
-        return torch.cat(chunks)
-
-    def equals(self, model: nn.Module) -> bool:
-        return self.reference.equals(model)
+        self._logit_scale = self._logit_scale.to(device)
+        live = self.live
+        if live is None:
+            return
+        model_key = model_fingerprint(live.model)
+        for part in (self.texts, self.images):
+            if part is not None:
+                part.prepare(live, model_key, device)
+        if self.texts is not None and self.texts.complete and self.images is not None:
+            if live.exact:
+                parameters = dict(live.model.named_parameters())
+                self._weights = frozenset(parameters), tensors_digest(parameters)
+            self._forwards = live.forwards
+            self.live = None
+        else:
+            live.prepare(device)
 
     def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        assert self._embeds is not None
-        assert self._row_of_id is not None
-        return self.reference.embed_images(batch), self._embeds[self._row_of_id[batch["spurious_ids"]]]
+        images = texts = None
+        if self.images is not None:
+            images = self.images.rows(batch["sample_index"])
+        if self.texts is not None:
+            texts = self.texts.rows(batch["spurious_ids"])
+        if images is not None and texts is not None:
+            return images, texts
+        assert self.live is not None
+        if images is None:
+            images = self.live.embed_images(batch_images(batch))
+        if texts is None:
+            texts = self.live.embed_texts(batch_texts(batch))[batch["spurious_rows"]]
+        return images, texts
+
+    def equals(self, model: nn.Module) -> bool:
+        if self.live is not None:
+            return self.live.equals(model)
+        # Weights that have moved do not come back: comparing them until then is enough.
+        if self._weights is not None and not differs_in_training(model):
+            names, weights = self._weights
+            parameters = {name: value for name, value in model.named_parameters() if name in names}
+            if len(parameters) == len(names) and tensors_digest(parameters) == weights:
+                return True
+        self._weights = None
+        return False

@@ -1,35 +1,144 @@
-"""Which kind of reference a run gets."""
+"""Which kind of reference a run gets, and what it remembers."""
 
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
 from torch import nn
+from transformers.utils import logging
 
+from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
+from starft_hf.data.columns import is_stream
+from starft_hf.data.examples import IndexedExamples, image_examples
 from starft_hf.models import DualEncoder
 from starft_hf.reference.base import Reference
-from starft_hf.reference.cached import TextCachedReference
+from starft_hf.reference.cached import CachedReference
 from starft_hf.reference.frozen import FrozenReference
+from starft_hf.reference.images import CachedImages
+from starft_hf.reference.store import FeatureStore
+from starft_hf.reference.texts import CachedTexts, LazyTexts, TextFeatures
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What a run remembers of its reference, and where.
+
+    Attributes:
+        texts: whether to remember the embeddings of spurious captions.
+        images: whether to remember those of training images.
+        store: the files.
+    """
+
+    texts: bool
+    images: bool
+    store: FeatureStore
+
+
+def plan_cache(config: StarFTConfig, dataset: Any, *, finite_captions: bool, deterministic_images: bool) -> CachePlan:
+    """Decide what to remember, before anything expensive is done.
+
+    Args:
+        config: the settings.
+        dataset: the training set.
+        finite_captions: whether captions are made of class names, so that all of them are known in advance.
+        deterministic_images: whether preprocessing always gives the same tensors for an image.
+
+    Raises:
+        ValueError: if the settings ask for something that cannot be remembered, saying why and what to set instead.
+    """
+    cache = config.reference_cache
+    if cache in ("text", "full") and not finite_captions:
+        raise ValueError(
+            f"reference_cache={cache!r} remembers the captions of classes, but here captions come from a column or "
+            "there are no labels; use reference_cache='auto' or 'none'"
+        )
+    obstacle = _why_images_cannot_be_cached(dataset, deterministic_images)
+    if cache == "full" and obstacle:
+        raise ValueError(f"reference_cache='full' remembers one embedding per image, but {obstacle}")
+    texts = cache in ("text", "full") or (cache == "auto" and finite_captions)
+    images = cache == "full" or (cache == "auto" and not obstacle and _sees_every_image(config, len(dataset)))
+    return CachePlan(texts, images, FeatureStore(config.reference_cache_dir))
+
+
+def _why_images_cannot_be_cached(dataset: Any, deterministic_images: bool) -> str | None:
+    if not deterministic_images:
+        return (
+            "images are cropped or transformed at random, so that no two epochs see the same; set crop_scale=None "
+            "and pass no image_transform, or use reference_cache='text'"
+        )
+    if is_stream(dataset) or not isinstance(dataset, Dataset):
+        return (
+            f"a {type(dataset).__name__} has no fingerprint that would tell when its images have changed; pass a "
+            "datasets.Dataset, or use reference_cache='text'"
+        )
+    if dataset.format["type"] == "custom":
+        return (
+            "the data set has a transform of its own, which may be random; apply what is not random with map(), or "
+            "use reference_cache='text'"
+        )
+    return None
+
+
+def _sees_every_image(config: StarFTConfig, size: int) -> bool:
+    """Whether the run is long enough that computing every image's embedding once does not cost more than it saves."""
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return config.max_steps * per_step >= size if config.max_steps > 0 else config.num_train_epochs >= 1
 
 
 def make_reference(
-    model: nn.Module, encoder: DualEncoder, bank: CaptionBank | None, cache: str, *, progress: bool = True
+    model: nn.Module,
+    encoder: DualEncoder,
+    config: StarFTConfig,
+    plan: CachePlan,
+    bank: CaptionBank,
+    examples: Any,
 ) -> Reference:
     """The reference of a run: `model` as it is now.
 
     Args:
         model: the model before fine-tuning.
         encoder: its conventions.
-        bank: the finite set of captions, or None if captions come from a column.
-        cache: "auto", "text" or "none".
-        progress: whether to show progress while building a cache.
-
-    Raises:
-        ValueError: if texts are to be cached, but their set is not known in advance.
+        config: the settings.
+        plan: what to remember.
+        bank: the captions.
+        examples: the training examples.
     """
-    frozen = FrozenReference(model, encoder)
-    if cache == "text" and bank is None:
-        raise ValueError(
-            "reference_cache='text' remembers the captions of classes, but here captions come from a column or there "
-            "are no labels; use reference_cache='auto' or 'none'"
+    dtype = None if config.reference_dtype is None else getattr(torch, config.reference_dtype)
+    live = FrozenReference(model, encoder, dtype, config.mini_batch_size)
+    progress = not config.disable_tqdm
+    texts: TextFeatures | None = None
+    if plan.texts:
+        texts = CachedTexts(bank, plan.store, progress=progress)
+        size, limit = _text_bytes(model, bank), int(config.reference_text_cache_gib * 2**30)
+        if size > limit:
+            logger.warning(
+                "The %d spurious captions of this run would take %.1f GiB as features, more than "
+                "reference_text_cache_gib=%g. Captions are encoded when a batch first needs them instead.",
+                bank.num_spurious_captions,
+                size / 2**30,
+                config.reference_text_cache_gib,
+            )
+            texts = LazyTexts(bank, limit)
+    images = None
+    if plan.images:
+        assert isinstance(examples, IndexedExamples)
+        images = CachedImages(
+            image_examples(examples),
+            plan.store,
+            batch_size=config.per_device_eval_batch_size,
+            num_workers=config.dataloader_num_workers,
+            dtype=None if config.reference_cache_dtype is None else getattr(torch, config.reference_cache_dtype),
+            progress=progress,
         )
-    if cache == "none" or bank is None:
-        return frozen
-    return TextCachedReference(frozen, bank, progress=progress)
+    return live if texts is None and images is None else CachedReference(live, texts, images)
+
+
+def _text_bytes(model: nn.Module, bank: CaptionBank) -> int:
+    settings: Any = model.config
+    width = getattr(settings, "projection_dim", None) or settings.text_config.hidden_size
+    return int(bank.num_spurious_captions * width * 4)

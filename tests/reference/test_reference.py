@@ -9,8 +9,15 @@ from starft_hf import SpuriosityPool
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
 from starft_hf.models import DualEncoder
-from starft_hf.reference import FrozenReference, TextCachedReference, make_reference
+from starft_hf.reference import CachedReference, FrozenReference
+from starft_hf.reference.images import CachedImages
+from starft_hf.reference.store import FeatureStore
+from starft_hf.reference.texts import CachedTexts, LazyTexts
 from tests.conftest import CLASS_NAMES
+from tests.reference.test_images import images_of
+
+
+CPU = torch.device("cpu")
 
 
 POOL = SpuriosityPool(["{} in the snow.", "{} at night.", "a striped {class}."])
@@ -62,13 +69,19 @@ def test_ids_are_the_order_of_the_captions(bank):
                 )
 
 
+def cached_texts(clip, encoder, bank, folder, chunk_size=256):
+    return CachedReference(
+        FrozenReference(clip, encoder), CachedTexts(bank, FeatureStore(folder), chunk_size, progress=False), None
+    )
+
+
 @pytest.mark.parametrize("chunk_size", [1, 4, 1000])
-def test_cached_texts_are_recomputed_ones(clip, encoder, bank, batch, chunk_size):
+def test_cached_texts_are_recomputed_ones(clip, encoder, bank, batch, chunk_size, tmp_path):
     clip = clip.double()
     frozen = FrozenReference(clip, encoder)
-    cached = TextCachedReference(FrozenReference(clip, encoder), bank, chunk_size, progress=False)
+    cached = cached_texts(clip, encoder, bank, tmp_path, chunk_size)
     for reference in (frozen, cached):
-        reference.prepare(torch.device("cpu"))
+        reference.prepare(CPU)
     for left, right in zip(frozen.embed(batch), cached.embed(batch), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
         assert left.shape == (5, 32)
@@ -76,23 +89,59 @@ def test_cached_texts_are_recomputed_ones(clip, encoder, bank, batch, chunk_size
     assert torch.equal(frozen.logit_scale, cached.logit_scale)
 
 
-def test_no_caption_is_encoded_twice(clip, encoder, bank):
-    cached = TextCachedReference(FrozenReference(clip, encoder), bank, chunk_size=5, progress=False)
+def test_no_caption_is_encoded_twice(clip, encoder, bank, tmp_path):
+    cached = cached_texts(clip, encoder, bank, tmp_path, chunk_size=5)
     for _ in range(2):
-        cached.prepare(torch.device("cpu"))
+        cached.prepare(CPU)
     # 4 distinct names x 2 templates x 2, and the striped ones, which have no caption template in them.
     assert cached.info.rows == 4 * 2 * 2 + 4
     assert cached.info.forwards == 4
     assert cached.info.bytes == cached.info.rows * 32 * 4
+    assert cached.info.where.startswith(str(tmp_path))
+    assert "20 rows" in repr(cached)
 
 
-def test_references_leave_the_generators_and_the_model_alone(clip, encoder, bank, batch):
+def test_a_second_run_encodes_no_caption(clip, encoder, bank, batch, tmp_path):
+    first, second = (cached_texts(clip, encoder, bank, tmp_path) for _ in range(2))
+    first.prepare(CPU)
+    second.prepare(CPU)
+    assert second.info.forwards == 0
+    assert torch.equal(first.embed(batch)[1], second.embed(batch)[1])
+
+
+@pytest.mark.parametrize("limit", [0, 3 * 32 * 4, 10**9])
+def test_lazy_texts_are_recomputed_ones_and_respect_their_limit(clip, encoder, bank, batch, limit):
+    lazy = CachedReference(FrozenReference(clip, encoder), LazyTexts(bank, limit), None)
+    lazy.prepare(CPU)
+    frozen = FrozenReference(clip, encoder)
+    for _ in range(2):
+        torch.testing.assert_close(lazy.embed(batch)[1], frozen.embed(batch)[1])
+    assert lazy.info.bytes <= limit
+    # Images once per batch, and the texts of the first batch; of the second as well where they were not remembered.
+    assert lazy.info.forwards == 2 + (1 if limit == 10**9 else 2)
+
+
+def test_reduced_precision_is_near_and_says_that_it_is_not_the_model(clip, encoder, batch):
+    exact, reduced = FrozenReference(clip, encoder), FrozenReference(clip, encoder, torch.bfloat16)
+    for left, right in zip(exact.embed(batch), reduced.embed(batch), strict=True):
+        assert right.dtype == torch.float32
+        torch.testing.assert_close(left, right, rtol=0, atol=0.02)
+        assert not torch.equal(left, right)
+    assert torch.equal(exact.logit_scale, reduced.logit_scale)
+    assert exact.equals(clip)
+    assert not reduced.equals(clip)
+
+
+def test_references_leave_the_generators_and_the_model_alone(clip, encoder, bank, batch, dataset, tmp_path):
     clip.train()
     before = copy.deepcopy(clip.state_dict())
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    for cache in ("none", "text"):
-        reference = make_reference(clip, encoder, bank, cache, progress=False)
-        reference.prepare(torch.device("cpu"))
+    images = CachedImages(images_of(dataset, encoder), FeatureStore(tmp_path), progress=False)
+    texts = CachedTexts(bank, FeatureStore(tmp_path), progress=False)
+    for parts in ((None, None), (texts, None), (texts, images)):
+        live = FrozenReference(clip, encoder)
+        reference = CachedReference(live, *parts) if any(parts) else live
+        reference.prepare(CPU)
         reference.embed(batch)
     assert random.getstate() == states[0]
     assert np.array_equal(np.random.get_state()[1], states[1])

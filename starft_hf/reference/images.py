@@ -1,0 +1,108 @@
+"""The reference's embeddings of the training images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from starft_hf.data.examples import IndexedExamples
+from starft_hf.data.images import stack_features
+from starft_hf.reference.fingerprint import digest, images_fingerprint, preprocessing_fingerprint
+from starft_hf.reference.frozen import FrozenReference
+from starft_hf.reference.store import FeatureStore
+
+
+KIND = "images"
+
+# Features up to this size are moved to the device; larger ones stay memory-mapped and are read batch by batch.
+_BYTES_ON_DEVICE = 2**30
+
+
+@dataclass
+class CachedImages:
+    """Embeddings of all images of a data set, by sample index, computed in one pass and kept on disk.
+
+    Args:
+        examples: the data set, preprocessed deterministically.
+        store: where the features are kept between runs.
+        batch_size: images per forward.
+        num_workers: processes that preprocess.
+        dtype: what the features are stored in; None is that of the embeddings. float16 halves their size and rounds
+            every entry of the unit rows by at most 2**-12.
+        progress: whether to show a progress bar.
+    """
+
+    examples: IndexedExamples
+    store: FeatureStore
+    batch_size: int = 64
+    num_workers: int = 0
+    dtype: torch.dtype | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        self._embeds: Tensor | None = None
+        self.file: Path | None = None
+
+    def prepare(self, live: FrozenReference, model_key: str, device: torch.device) -> None:
+        """Load the features, or compute and store them."""
+        if self._embeds is None:
+            key = digest(
+                [
+                    model_key,
+                    preprocessing_fingerprint(live.encoder.image_processor),
+                    images_fingerprint(self.examples.dataset, self.examples.columns.image),
+                    str(self.dtype),
+                ]
+            )
+            embeds = self.store.load(KIND, key, len(self.examples))
+            if embeds is None:
+                live.prepare(device)
+                embeds = self._encode(live, device)
+                stored = self.store.save(KIND, key, embeds)
+                self.file = None if stored is None else self.store.path(KIND, key)
+                embeds = embeds if stored is None else stored
+            else:
+                self.file = self.store.path(KIND, key)
+            self._embeds = embeds
+        if self._embeds.nbytes <= _BYTES_ON_DEVICE:
+            self._embeds = self._embeds.to(device)
+
+    def _encode(self, live: FrozenReference, device: torch.device) -> Tensor:
+        loader = DataLoader(
+            self.examples,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
+            generator=torch.Generator(),
+        )
+        embeds: Tensor | None = None
+        with tqdm(total=len(self.examples), desc="Reference images", unit=" images", disable=not self.progress) as bar:
+            for samples, batch in loader:
+                rows = live.embed_images({name: value.to(device) for name, value in batch.items()}).cpu()
+                if embeds is None:
+                    embeds = torch.empty(len(self.examples), rows.shape[1], dtype=self.dtype or rows.dtype)
+                embeds[samples] = rows.to(embeds.dtype)
+                bar.update(len(samples))
+        assert embeds is not None
+        return embeds
+
+    def rows(self, samples: Tensor) -> Tensor:
+        """Unit embeddings `(N, D)` of the images with these sample indices."""
+        assert self._embeds is not None
+        rows = self._embeds[samples.to(self._embeds.device)].to(samples.device)
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and bytes that are remembered."""
+        return (0, 0) if self._embeds is None else (len(self._embeds), self._embeds.nbytes)
+
+
+def _collate(examples: Sequence[dict[str, Any]]) -> tuple[list[int], dict[str, Tensor]]:
+    return [example["sample"] for example in examples], stack_features([example["image"] for example in examples])

@@ -1,0 +1,97 @@
+"""Features on disk: written at once or not at all, and believed only if every byte is as it was written."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.utils import logging
+
+from starft_hf.reference.fingerprint import tensors_digest
+
+
+logger = logging.get_logger(__name__)
+
+FORMAT = "starft-features-1"
+_TENSOR = "embeds"
+
+
+def default_folder() -> Path:
+    """Where features are kept unless the settings say otherwise: under HF_HOME."""
+    return Path(HF_HOME) / "starft"
+
+
+class FeatureStore:
+    """Files of features, each named by its kind and by a key of everything it depends on.
+
+    Args:
+        folder: where the files are; made when the first one is written.
+
+    Raises:
+        ValueError: if `folder` is a file.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None):
+        self.folder = default_folder() if folder is None else Path(folder).expanduser()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(
+                f"reference_cache_dir is {str(self.folder)!r}, which is a file; pass a folder, or None for the default"
+            )
+
+    def path(self, kind: str, key: str) -> Path:
+        """The file of features of a kind under a key."""
+        return self.folder / f"{kind}-{key}.safetensors"
+
+    def load(self, kind: str, key: str, rows: int) -> Tensor | None:
+        """The features `(rows, D)`, memory-mapped, or None if there are none that can be believed.
+
+        A file that is damaged, truncated or not what its name says is passed over with a warning.
+        """
+        path = self.path(kind, key)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                expected = {"format": FORMAT, "kind": kind, "key": key, "rows": str(rows)}
+                wrong = [name for name, value in expected.items() if header.get(name) != value]
+                if wrong:
+                    raise ValueError(f"its header has another {wrong[0]}")
+                embeds = file.get_tensor(_TENSOR)
+            if len(embeds) != rows or tensors_digest({_TENSOR: embeds}) != header.get("checksum"):
+                raise ValueError("its checksum is wrong")
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("The cached reference features in %s are not used (%s); they are rebuilt.", path, error)
+            return None
+        return embeds
+
+    def save(self, kind: str, key: str, embeds: Tensor) -> Tensor | None:
+        """Publish features under a key; returns them memory-mapped, or None if they could not be written.
+
+        A full disk or a folder that cannot be written to costs a warning, not the run.
+        """
+        path, temporary = self.path(kind, key), None
+        header = {"format": FORMAT, "kind": kind, "key": key, "rows": str(len(embeds))}
+        header["checksum"] = tensors_digest({_TENSOR: embeds})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
+            os.close(handle)
+            save_file({_TENSOR: embeds.contiguous()}, temporary, metadata=header)
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            logger.warning(
+                "The reference features could not be written to %s (%s). This run keeps them in memory; the next one "
+                "computes them again. Set reference_cache_dir to a folder with room.",
+                self.folder,
+                error,
+            )
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+            return None
+        return self.load(kind, key, len(embeds))

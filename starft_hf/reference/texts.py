@@ -1,0 +1,159 @@
+"""The reference's embeddings of spurious captions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from starft_hf.data.captions import CaptionBank
+from starft_hf.reference.fingerprint import digest, texts_fingerprint
+from starft_hf.reference.frozen import FrozenReference
+from starft_hf.reference.store import FeatureStore
+
+
+logger = logging.get_logger(__name__)
+
+KIND = "texts"
+
+
+class TextFeatures(ABC):
+    """Embeddings of the spurious captions of a bank, by their ids."""
+
+    @abstractmethod
+    def prepare(self, live: FrozenReference, model_key: str, device: torch.device) -> None:
+        """Do what has to be done once, before the first step."""
+
+    @abstractmethod
+    def rows(self, ids: Tensor) -> Tensor:
+        """Unit embeddings `(N, D)` of the captions with these ids."""
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Rows and bytes that are remembered."""
+
+    @property
+    @abstractmethod
+    def file(self) -> Path | None:
+        """The file they are in, or None if they are in memory only."""
+
+    @property
+    @abstractmethod
+    def complete(self) -> bool:
+        """Whether the reference model is no longer needed for texts."""
+
+
+class CachedTexts(TextFeatures):
+    """Every caption of the bank, encoded in advance, each distinct one once, and kept on disk.
+
+    Args:
+        bank: the captions.
+        store: where the features are kept between runs.
+        chunk_size: texts per forward.
+        progress: whether to show a progress bar.
+    """
+
+    def __init__(self, bank: CaptionBank, store: FeatureStore, chunk_size: int = 256, progress: bool = True):
+        self.bank = bank
+        self.store = store
+        self.chunk_size = chunk_size
+        self.progress = progress
+        self._embeds: Tensor | None = None
+        self._row_of_id: Tensor | None = None
+        self._file: Path | None = None
+
+    def prepare(self, live: FrozenReference, model_key: str, device: torch.device) -> None:
+        if self._embeds is None:
+            distinct: dict[str, int] = {}
+            ids = [distinct.setdefault(caption, len(distinct)) for caption in self.bank.spurious_captions()]
+            self._row_of_id = torch.tensor(ids)
+            texts = list(distinct)
+            key = digest([model_key, texts_fingerprint(live.encoder, texts)])
+            self._embeds = self.store.load(KIND, key, len(texts))
+            if self._embeds is None:
+                live.prepare(device)
+                embeds = self._encode(live, texts).cpu()
+                stored = self.store.save(KIND, key, embeds)
+                self._embeds = embeds if stored is None else stored
+                self._file = None if stored is None else self.store.path(KIND, key)
+            else:
+                self._file = self.store.path(KIND, key)
+        assert self._row_of_id is not None
+        self._embeds, self._row_of_id = self._embeds.to(device), self._row_of_id.to(device)
+
+    def _encode(self, live: FrozenReference, texts: Sequence[str]) -> Tensor:
+        # Texts of about the same length share a chunk, so that little of it is padding.
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        embeds: Tensor | None = None
+        with tqdm(total=len(texts), desc="Reference captions", unit=" captions", disable=not self.progress) as bar:
+            for start in range(0, len(texts), self.chunk_size):
+                rows = order[start : start + self.chunk_size]
+                chunk = live.embed_texts([texts[row] for row in rows])
+                if embeds is None:
+                    embeds = chunk.new_empty(len(texts), chunk.shape[1])
+                embeds[rows] = chunk
+                bar.update(len(rows))
+            rate = bar.format_dict["rate"]
+        logger.info("Encoded %d captions%s.", len(texts), f", {rate:,.0f} a second" if rate else "")
+        assert embeds is not None
+        return embeds
+
+    def rows(self, ids: Tensor) -> Tensor:
+        assert self._embeds is not None
+        assert self._row_of_id is not None
+        return self._embeds[self._row_of_id[ids]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return (0, 0) if self._embeds is None else (len(self._embeds), self._embeds.nbytes)
+
+    @property
+    def file(self) -> Path | None:
+        return self._file
+
+    @property
+    def complete(self) -> bool:
+        return True
+
+
+class LazyTexts(TextFeatures):
+    """Captions encoded when a batch first asks for them, for banks too large to be encoded in advance.
+
+    Args:
+        bank: the captions.
+        limit: bytes to remember; captions beyond are encoded anew every time.
+    """
+
+    complete = False
+    file = None
+
+    def __init__(self, bank: CaptionBank, limit: int):
+        self.bank = bank
+        self.limit = limit
+        self._remembered: dict[str, Tensor] = {}
+        self._bytes = 0
+
+    def prepare(self, live: FrozenReference, model_key: str, device: torch.device) -> None:
+        live.prepare(device)
+        self._live = live
+
+    def rows(self, ids: Tensor) -> Tensor:
+        captions = [self.bank.spurious_caption_of(int(index)) for index in ids.tolist()]
+        missing = list(dict.fromkeys(caption for caption in captions if caption not in self._remembered))
+        new = dict(zip(missing, self._live.embed_texts(missing), strict=True)) if missing else {}
+        rows = torch.stack([new[caption] if caption in new else self._remembered[caption] for caption in captions])
+        for caption, row in new.items():
+            if self._bytes + row.nbytes > self.limit:
+                break
+            # A row of its own: a view would keep the whole chunk alive.
+            self._remembered[caption] = row.clone()
+            self._bytes += row.nbytes
+        return rows
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return len(self._remembered), self._bytes
