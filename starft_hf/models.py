@@ -244,11 +244,14 @@ def differs_in_training(model: nn.Module) -> bool:
     if has_batch_statistics(model):
         return True
     for module in model.modules():
-        # Attention keeps its rate as a number.
-        rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
-        if isinstance(rate, float) and rate > 0:
+        # Attention keeps its rate as a number, under one of these names.
+        rates = [module.p] if isinstance(module, nn.Dropout) else [vars(module).get(name) for name in _DROPOUT_RATES]
+        if any(isinstance(rate, float) and rate > 0 for rate in rates):
             return True
     return False
+
+
+_DROPOUT_RATES = ("dropout", "attention_dropout")
 
 
 @contextmanager
