@@ -15,46 +15,18 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from starft_hf.objectives import as_float32_or_wider
+from starft_hf.packing import POOL_PLACES, POOL_ROWS, pooled_at
+from starft_hf.texts import TextEncoding
 
 
 logger = logging.get_logger(__name__)
 
-# Towers of these types see padding (they take no attention mask and pool the last position), so that only texts padded
-# to the length they were trained at give the right embeddings.
-_FIXED_LENGTH_TYPES = ("siglip", "siglip2")
-
 # The arguments of a forward that belong to its texts; the others belong to its images.
 TEXT_ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+_TEXT_KEYS = (*TEXT_ARGUMENTS, POOL_ROWS, POOL_PLACES)
 
 # Where a family keeps its temperature, and whether it is stored as log(1 / temperature) or as the temperature.
 _TEMPERATURES = (("logit_scale", True), ("temperature", False))
-
-
-class TextEncoding:
-    """Turns texts into arguments of the model's forward, padded as its text tower needs.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        max_length: positions of the text tower; longer texts are cut.
-        fixed_length: pad to `max_length` rather than to the longest text.
-        arguments: the names of the forward's arguments.
-    """
-
-    def __init__(self, tokenizer: Any, max_length: int, fixed_length: bool, arguments: Sequence[str]):
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.fixed_length = fixed_length
-        self.arguments = tuple(arguments)
-
-    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        encoded = self.tokenizer(
-            list(texts),
-            padding="max_length" if self.fixed_length else "longest",
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
-        return {name: values for name, values in encoded.items() if name in self.arguments}
 
 
 @dataclass(frozen=True)
@@ -72,21 +44,20 @@ class DualEncoder:
     forward_arguments: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, processor: Any) -> "DualEncoder":
+    def of(cls, model: nn.Module, processor: Any, *, packed: bool = True) -> "DualEncoder":
         """The conventions of `model`.
+
+        Args:
+            model: the dual encoder.
+            processor: its processor.
+            packed: whether texts may share the computation of what they begin with, where the text tower allows it.
 
         Raises:
             ValueError: if the model is no dual encoder, or the processor does not belong to it.
         """
         arguments = check_dual_encoder(model)
         tokenizer, image_processor = check_processor(model, processor)
-        text_config = _config(model).text_config
-        max_length = getattr(text_config, "max_position_embeddings", None) or tokenizer.model_max_length
-        # RoBERTa-like towers count positions from the padding index on, and announce two too many.
-        max_length = min(max_length, tokenizer.model_max_length)
-        fixed_length = _config(model).model_type in _FIXED_LENGTH_TYPES
-        encoding = TextEncoding(tokenizer, int(max_length), fixed_length, arguments)
-        return cls(encoding, image_processor, arguments)
+        return cls(TextEncoding.of(model, tokenizer, arguments, packed=packed), image_processor, arguments)
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """One forward of images and texts: unit rows `(N, D)` and `(M, D)`. `batch` may hold other things as well."""
@@ -96,7 +67,8 @@ class DualEncoder:
             for name, value in batch.items()
             if name in self.forward_arguments and isinstance(value, Tensor)
         }
-        outputs = model(**inputs)
+        with pooled_at(_unwrapped(model), batch):
+            outputs = model(**inputs)
         return unit_rows(outputs.image_embeds), unit_rows(outputs.text_embeds)
 
     def encode(
@@ -214,12 +186,12 @@ def logit_scale_of(model: nn.Module) -> Tensor:
 
 def batch_images(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch without its texts."""
-    return {name: value for name, value in batch.items() if name not in TEXT_ARGUMENTS}
+    return {name: value for name, value in batch.items() if name not in _TEXT_KEYS}
 
 
 def batch_texts(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The texts of a batch alone."""
-    return {name: value for name, value in batch.items() if name in TEXT_ARGUMENTS}
+    return {name: value for name, value in batch.items() if name in _TEXT_KEYS}
 
 
 def unit_rows(embeds: Tensor) -> Tensor:
@@ -264,6 +236,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    """The model inside a parallel wrapper."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
 
 
 def _config(model: nn.Module) -> Any:

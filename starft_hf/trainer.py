@@ -112,7 +112,7 @@ class StarFTTrainer(Trainer):
 
         model = load_model(model)
         processing_class = load_processor(model, processing_class)
-        self.encoder = DualEncoder.of(model, processing_class)
+        self.encoder = DualEncoder.of(model, processing_class, packed=args.mini_batch_size is None)
         check_model(args, model)
 
         self.epoch = Epoch()
@@ -128,7 +128,7 @@ class StarFTTrainer(Trainer):
         self.reference: Reference | None = None
         if regularizer is not None and train_dataset is not None and columns is not None:
             source = model if reference_model is None else load_model(reference_model)
-            source_encoder = DualEncoder.of(source, processing_class)
+            source_encoder = DualEncoder.of(source, processing_class, packed=args.mini_batch_size is None)
             self.reference = make_reference(source, source_encoder, args, cache_plan, self.bank, train_dataset)
 
         super().__init__(

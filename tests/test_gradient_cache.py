@@ -14,7 +14,8 @@ from tests.families import family as make
 
 @pytest.fixture
 def inputs(clip, processor):
-    texts = DualEncoder.of(clip, processor).encode_texts(["an owl.", "a red truck.", "a violin at night.", "a fern."])
+    encode_texts = DualEncoder.of(clip, processor, packed=False).encode_texts
+    texts = encode_texts(["an owl.", "a red truck.", "a violin at night.", "a fern."])
     return {"pixel_values": torch.randn(7, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double(), **texts}
 
 

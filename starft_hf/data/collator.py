@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from starft_hf.data.images import stack_features
-from starft_hf.models import TextEncoding
+from starft_hf.texts import TextEncoding
 
 
 @dataclass

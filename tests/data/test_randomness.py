@@ -11,6 +11,7 @@ from starft_hf import StarFTTrainer
 from starft_hf.data.images import ImagePreprocessor, random_crop_box
 from starft_hf.data.randomness import Draw, global_generators_from, sample_generator
 from tests.conftest import make_dataset
+from tests.test_packing import token_ids
 
 
 POOL = [f"{{}} number {word}." for word in ("one", "two", "three", "four", "five")]
@@ -22,7 +23,7 @@ def draws(clip, processor, config, dataset, *, epoch=0, **settings):
 
     class Recorder(StarFTTrainer):
         def compute_loss(self, model, inputs, *args, **kwargs):
-            texts = self.processing_class.tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+            texts = self.processing_class.tokenizer.batch_decode(token_ids(inputs), skip_special_tokens=True)
             if self.epoch.value == epoch:
                 for row, sample in enumerate(inputs["sample_index"].tolist()):
                     caption, spurious = texts[inputs["caption_rows"][row]], texts[inputs["spurious_rows"][row]]

@@ -52,7 +52,7 @@ def batch(encoder, bank):
 
 
 def test_a_batch_holds_every_text_once(batch):
-    assert len(batch["input_ids"]) == 8
+    assert len(batch["text_rows"]) == len(batch["text_places"]) == 8
     assert batch["spurious_rows"][0] == batch["spurious_rows"][1]
     assert batch["caption_rows"][0] == batch["caption_rows"][1]
     assert len(set(batch["spurious_ids"].tolist())) == 5

@@ -1,0 +1,89 @@
+"""Models of real shapes with random weights, and data that goes with them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
+
+
+PATCH_SIZES = {"ViT-B/32": 32, "ViT-B/16": 16}
+MAX_LENGTH = 77
+
+_SYLLABLES = ("ba", "ko", "lu", "mi", "ra", "ste", "tor", "vin", "wel", "zan")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A model, its processor and a labelled data set."""
+
+    model: CLIPModel
+    processor: CLIPProcessor
+    dataset: Dataset
+
+
+def make_scene(shape: str, num_classes: int, num_images: int, image_size: int = 224) -> Scene:
+    """CLIP of a real shape (a key of `PATCH_SIZES`) with random weights, and noisy pictures of made-up classes."""
+    torch.manual_seed(0)
+    processor = _make_processor()
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": 49408,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "max_position_embeddings": MAX_LENGTH,
+            "eos_token_id": processor.tokenizer.eos_token_id,
+            "bos_token_id": processor.tokenizer.bos_token_id,
+            "pad_token_id": processor.tokenizer.pad_token_id,
+        },
+        vision_config={
+            "image_size": 224,
+            "patch_size": PATCH_SIZES[shape],
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+        },
+        projection_dim=512,
+    )
+    return Scene(CLIPModel(config), processor, make_images(num_classes, num_images, image_size))
+
+
+def class_names(num_classes: int) -> list[str]:
+    """Made-up names of two words, two tokens each, as class names have on average."""
+    words = [first + second for first in _SYLLABLES for second in _SYLLABLES]
+    return [
+        f"{words[index % 100]} {words[(index // 100 * 7 + index) % 100]}{index // 100}" for index in range(num_classes)
+    ]
+
+
+def make_images(num_classes: int, num_images: int, image_size: int) -> Dataset:
+    """Noise with labels drawn uniformly."""
+    rng = np.random.default_rng(0)
+    features = Features(image=Image(), label=ClassLabel(names=class_names(num_classes)))
+    pixels = rng.integers(0, 256, (num_images, image_size, image_size, 3), dtype=np.uint8)
+    labels = rng.integers(num_classes, size=num_images).tolist()
+    return Dataset.from_dict({"image": list(pixels), "label": labels}, features=features)
+
+
+def _make_processor() -> CLIPProcessor:
+    # One token per word: about as many as CLIP's byte pairs give for English. Which ids they are does not matter.
+    vocabulary = {"<pad>": 0, "<unk>": 1, "<s>": 49406, "</s>": 49407}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 49406), ("</s>", 49407)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=MAX_LENGTH,
+    )
+    return CLIPProcessor(CLIPImageProcessorPil(), fast)

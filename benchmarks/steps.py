@@ -1,0 +1,153 @@
+"""The price of a training step: the paper's, the usual plain one, and ours with each cache."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import CLIPModel
+
+from benchmarks.setup import MAX_LENGTH, Scene
+from starft_hf import StarFTConfig, StarFTTrainer, alignment_loss, contrastive_loss
+
+
+Step = Callable[[], None]
+
+POOL = "background"
+VARIANTS = ("paper", "plain", "none", "text", "full", "no regularizer")
+
+
+def make_trainer(scene: Scene, folder: str, **settings: Any) -> StarFTTrainer:
+    """A trainer of a copy of the scene's model."""
+    args = StarFTConfig(
+        output_dir=folder,
+        reference_cache_dir=folder,
+        crop_scale=None,
+        reg_schedule="constant",
+        report_to="none",
+        save_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **settings,
+    )
+    model = copy.deepcopy(scene.model)
+    return StarFTTrainer(model, args, scene.dataset, processing_class=scene.processor, spuriosity=POOL)
+
+
+def make_batch(trainer: StarFTTrainer, batch_size: int) -> dict[str, Any]:
+    """The first images as a batch on the trainer's device."""
+    batch = trainer.data_collator(trainer.train_dataset.__getitems__(range(batch_size)))
+    return trainer._prepare_inputs(batch)
+
+
+@contextmanager
+def our_step(scene: Scene, batch_size: int, **settings: Any) -> Iterator[Step]:
+    """One step of `StarFTTrainer`: forward, backward, AdamW."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(scene, folder, **settings)
+        if trainer.reference is not None:
+            trainer.reference.prepare(trainer.args.device)
+        batch = make_batch(trainer, batch_size)
+        optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-5, weight_decay=0.1)
+        trainer.model.train()
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with trainer.compute_loss_context_manager():
+                trainer.training_losses(trainer.model, batch, 0.5).loss.backward()
+            optimizer.step()
+
+        yield step
+
+
+def _texts(scene: Scene, batch_size: int) -> tuple[list[str], list[str], torch.Tensor, torch.Tensor]:
+    """Captions, spurious captions, pixels and labels of the batch that our own steps see."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(scene, folder, reference_cache="none")
+        examples = trainer.train_dataset.__getitems__(range(batch_size))
+    pixels = torch.stack([example["image"]["pixel_values"] for example in examples])
+    labels = torch.tensor([example["label"] for example in examples])
+    return (
+        [example["caption"] for example in examples],
+        [example["spurious_caption"] for example in examples],
+        pixels,
+        labels,
+    )
+
+
+def _tokens(scene: Scene, texts: Sequence[str], device: torch.device) -> dict[str, torch.Tensor]:
+    """As CLIP's examples do it: every text padded to the tower's 77 positions."""
+    tokenizer = scene.processor.tokenizer
+    return dict(tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").to(device))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def paper_step(scene: Scene, batch_size: int) -> Iterator[Step]:
+    """A hand-written step of the method without any saving: 77 tokens, every text anew, a live reference."""
+    device = _device()
+    captions, spurious, pixels, labels = _texts(scene, batch_size)
+    pixels, labels = pixels.to(device), labels.to(device)
+    caption_tokens, spurious_tokens = _tokens(scene, captions, device), _tokens(scene, spurious, device)
+    model, reference = copy.deepcopy(scene.model).to(device).train(), copy.deepcopy(scene.model).to(device).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1)
+
+    def images_of(clip: CLIPModel) -> torch.Tensor:
+        return F.normalize(clip.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+
+    def texts_of(clip: CLIPModel, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
+        return F.normalize(clip.get_text_features(**tokens).pooler_output, dim=-1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.no_grad():
+            reference_images, reference_texts = images_of(reference), texts_of(reference, spurious_tokens)
+        images = images_of(model)
+        loss = contrastive_loss(images, texts_of(model, caption_tokens), model.logit_scale.exp())
+        loss = loss + 0.5 * alignment_loss(
+            images,
+            texts_of(model, spurious_tokens),
+            reference_images,
+            reference_texts,
+            reference.logit_scale.exp(),
+            labels,
+        )
+        loss.backward()
+        optimizer.step()
+
+    yield step
+
+
+@contextmanager
+def plain_step(scene: Scene, batch_size: int) -> Iterator[Step]:
+    """Contrastive fine-tuning the usual way: `CLIPModel(..., return_loss=True)` at 77 tokens."""
+    device = _device()
+    captions, _, pixels, _ = _texts(scene, batch_size)
+    tokens, pixels = _tokens(scene, captions, device), pixels.to(device)
+    model = copy.deepcopy(scene.model).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(pixel_values=pixels, **tokens, return_loss=True).loss.backward()
+        optimizer.step()
+
+    yield step
+
+
+def open_step(variant: str, scene: Scene, batch_size: int) -> Any:
+    """The step of one of `VARIANTS`, as a context manager."""
+    if variant == "paper":
+        return paper_step(scene, batch_size)
+    if variant == "plain":
+        return plain_step(scene, batch_size)
+    if variant == "no regularizer":
+        return our_step(scene, batch_size, regularizer="none")
+    return our_step(scene, batch_size, reference_cache=variant)

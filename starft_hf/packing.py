@@ -1,0 +1,113 @@
+"""Texts that begin alike, computed once.
+
+In a causal text tower a token sees what stands before it and nothing else, so the states of "a photo of a dog" are the
+same in "a photo of a dog." and in "a photo of a dog in the snow.". The token sequences of many texts are merged into
+trees, laid out in a few rows in which every token attends to its ancestors and stands at its depth. Each text's
+embedding is that of its last node: the same as if the text stood alone, for a fraction of the tokens.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+# Where the texts of a packed batch are pooled: the row and the place in it, `(M,)` each.
+POOL_ROWS, POOL_PLACES = "text_rows", "text_places"
+
+
+class _Row:
+    """A forest of tokens, in the order they were added: a parent comes before its children."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}
+
+    def known_prefix(self, tokens: Sequence[int]) -> list[int]:
+        """The nodes of the longest beginning of `tokens` that is here already."""
+        nodes: list[int] = []
+        for token in tokens:
+            node = self._children.get((nodes[-1] if nodes else -1, token))
+            if node is None:
+                break
+            nodes.append(node)
+        return nodes
+
+    def add(self, tokens: Sequence[int], nodes: list[int]) -> list[int]:
+        """Add what follows the known prefix `nodes`; returns the nodes of all `tokens`."""
+        for token in tokens[len(nodes) :]:
+            parent = nodes[-1] if nodes else -1
+            node = self._children[parent, token] = len(self.tokens)
+            self.tokens.append(token)
+            self.parents.append(parent)
+            self.depths.append(len(nodes))
+            nodes.append(node)
+        return nodes
+
+
+def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int, padding: int) -> dict[str, Tensor]:
+    """Lay token sequences out in rows, sharing what they begin with.
+
+    Args:
+        sequences: the token ids of every text, without padding; none longer than `max_length`.
+        pooled: the position in every sequence whose state is the text's embedding.
+        max_length: positions of the text tower.
+        padding: token id to fill rows with.
+
+    Returns:
+        `input_ids` and `position_ids`, `(R, L)`; `attention_mask`, booleans `(R, 1, L, L)`; and for every sequence
+        the row and the place its embedding is read from, `text_rows` and `text_places`, `(M,)`.
+    """
+    rows = [_Row()]
+    where = torch.empty(2, len(sequences), dtype=torch.long)
+    # In lexicographic order, texts that begin alike follow each other.
+    for index in sorted(range(len(sequences)), key=lambda index: sequences[index]):
+        sequence = sequences[index]
+        known = rows[-1].known_prefix(sequence)
+        if len(rows[-1].tokens) + len(sequence) - len(known) > max_length:
+            rows.append(_Row())
+            known = []
+        where[0, index] = len(rows) - 1
+        where[1, index] = rows[-1].add(sequence, known)[pooled[index]]
+
+    length = max(len(row.tokens) for row in rows)
+    input_ids = torch.full((len(rows), length), padding)
+    position_ids = torch.zeros(len(rows), length, dtype=torch.long)
+    # Padding attends to itself, because a softmax over nothing is not a number.
+    attends = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
+        position_ids[number, : len(row.tokens)] = torch.tensor(row.depths)
+        for node, parent in enumerate(row.parents):
+            if parent >= 0:
+                attends[number, node] |= attends[number, parent]
+    return {
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "attention_mask": attends[:, None],
+        POOL_ROWS: where[0],
+        POOL_PLACES: where[1],
+    }
+
+
+@contextmanager
+def pooled_at(model: Any, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Within, the text tower of `model` pools the states that a packed `batch` names; for others nothing changes."""
+    if POOL_ROWS not in batch:
+        yield
+        return
+    rows, places = batch[POOL_ROWS], batch[POOL_PLACES]
+
+    def pool(module: nn.Module, args: Any, outputs: Any) -> Any:
+        outputs.pooler_output = outputs.last_hidden_state[rows, places]
+        return outputs
+
+    hook = model.text_model.register_forward_hook(pool)
+    try:
+        yield
+    finally:
+        hook.remove()
