@@ -16,7 +16,8 @@ from starft_hf import StarFTConfig, StarFTTrainer, alignment_loss, contrastive_l
 
 Step = Callable[[], None]
 
-POOL = "background"
+# A step draws one template per row however many there are; two keep the time that fills the cache short.
+POOL = ("{} in the snow.", "{} on a beach at night.")
 VARIANTS = ("paper", "plain", "none", "text", "full", "no regularizer")
 
 
@@ -35,7 +36,7 @@ def make_trainer(scene: Scene, folder: str, **settings: Any) -> StarFTTrainer:
         **settings,
     )
     model = copy.deepcopy(scene.model)
-    return StarFTTrainer(model, args, scene.dataset, processing_class=scene.processor, spuriosity=POOL)
+    return StarFTTrainer(model, args, scene.dataset, processing_class=scene.processor, spuriosity=list(POOL))
 
 
 def make_batch(trainer: StarFTTrainer, batch_size: int) -> dict[str, Any]:

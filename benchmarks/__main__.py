@@ -1,0 +1,128 @@
+"""`python -m benchmarks`: every figure of RESULTS.md, from one run."""
+
+import argparse
+import json
+import statistics
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+
+import starft_hf
+from benchmarks.loading import captions_per_second, loading_seconds
+from benchmarks.memory import peak_gib
+from benchmarks.setup import make_scene
+from benchmarks.steps import VARIANTS, open_step
+
+
+RATIOS = (("full", "paper"), ("full", "plain"), ("full", "no regularizer"), ("text", "paper"), ("none", "paper"))
+BATCH_SIZE = 32
+
+# Model, classes, repetitions.
+STEPS = (("ViT-B/32", 1000, 4), ("ViT-B/32", 2, 2), ("ViT-B/16", 1000, 2))
+
+# Images per step, images per chunk.
+MEMORY = ((32, None), (128, None), (128, 32), (512, 32))
+
+
+def measure_steps(shape: str, num_classes: int, repetitions: int) -> dict[str, list[float]]:
+    """Seconds of every variant's step, taken in turn so that what slows the machine down slows all of them."""
+    scene = make_scene(shape, num_classes, BATCH_SIZE)
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    with ExitStack() as stack:
+        steps = {variant: stack.enter_context(open_step(variant, scene, BATCH_SIZE)) for variant in VARIANTS}
+        # The first step allocates and makes the optimiser's state; it is no part of what a run of thousands costs.
+        for repetition in range(repetitions + 1):
+            for variant in VARIANTS:
+                start = time.perf_counter()
+                steps[variant]()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if repetition:
+                    seconds[variant].append(time.perf_counter() - start)
+                print(f"{shape}, {num_classes} classes: {variant} {time.perf_counter() - start:.2f} s", flush=True)
+    return seconds
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """The results for people."""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    lines = [
+        "# Benchmarks",
+        "",
+        f"By `make bench`, on {results['device']}; {versions}. Random weights of real shapes, 224 x 224 pixels, batch",
+        f"{BATCH_SIZE}, AdamW, float32. Steps are taken in turn within one run; seconds are medians, ratios the median of the",
+        "repetitions' own ratios (smallest to largest in brackets).",
+        "",
+        "- paper: hand-written, every text at 77 tokens, nothing shared, a live reference",
+        "- plain: `CLIPModel(..., return_loss=True)` at 77 tokens, no regularizer",
+        "- none, text, full: `StarFTTrainer` with that `reference_cache`",
+        '- no regularizer: `StarFTTrainer` with `regularizer="none"`',
+        "",
+        "## A training step",
+        "",
+        "| Model, classes | " + " | ".join(f"{variant}, s" for variant in VARIANTS) + " |",
+        "| --- |" + " ---: |" * len(VARIANTS),
+    ]
+    for name, seconds in results["steps"].items():
+        medians = " | ".join(f"{statistics.median(seconds[variant]):.2f}" for variant in VARIANTS)
+        lines.append(f"| {name} | {medians} |")
+    lines += ["", "| Model, classes | " + " | ".join(f"{above} / {below}" for above, below in RATIOS) + " |"]
+    lines.append("| --- |" + " ---: |" * len(RATIOS))
+    for name, seconds in results["steps"].items():
+        cells = []
+        for above, below in RATIOS:
+            ratios = [one / other for one, other in zip(seconds[above], seconds[below], strict=True)]
+            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "## Peak memory, ViT-B/32", "", "| Batch | `mini_batch_size` | GiB | of batch 32 |"]
+    lines.append("| ---: | ---: | ---: | ---: |")
+    base = results["memory"][0]["gib"]
+    for row in results["memory"]:
+        lines.append(f"| {row['batch']} | {row['chunk']} | {row['gib']:.2f} | {row['gib'] / base:.2f} |")
+    loading, captions = results["loading_seconds"], results["captions_per_second"]
+    lines += [
+        "",
+        "## Around the step",
+        "",
+        f"- Loading, preprocessing and collating a batch of {BATCH_SIZE} images of 256 x 256 pixels in one process: "
+        f"{loading:.2f} s, to be spread over `dataloader_num_workers`.",
+        f"- Filling the text cache: {captions['packed']:,.0f} captions a second, against {captions['padded']:,.0f} with "
+        "texts padded one by one.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print and write RESULTS.md and results.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder of RESULTS.md")
+    output = parser.parse_args().output
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
+    start = time.monotonic()
+    packages = (("starft_hf", starft_hf), ("torch", torch), ("transformers", transformers))
+    results: dict[str, Any] = {
+        "device": device,
+        "versions": {name: package.__version__ for name, package in packages},
+        "steps": {
+            f"{shape}, {num_classes:,}": measure_steps(shape, num_classes, repetitions)
+            for shape, num_classes, repetitions in STEPS
+        },
+        "memory": [{"batch": batch, "chunk": chunk, "gib": peak_gib(batch, chunk)} for batch, chunk in MEMORY],
+        "loading_seconds": loading_seconds(BATCH_SIZE),
+        "captions_per_second": captions_per_second(),
+    }
+    results["seconds"] = round(time.monotonic() - start)
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (output / "RESULTS.md").write_text(as_markdown(results))
+    print(as_markdown(results))
+
+
+if __name__ == "__main__":
+    main()
