@@ -55,8 +55,8 @@ def as_markdown(results: dict[str, Any]) -> str:
         "# Benchmarks",
         "",
         f"By `make bench`, on {results['device']}; {versions}. Random weights of real shapes, 224 x 224 pixels, batch",
-        f"{BATCH_SIZE}, AdamW, float32. Steps are taken in turn within one run; seconds are medians, ratios the median of the",
-        "repetitions' own ratios (smallest to largest in brackets).",
+        f"{BATCH_SIZE}, AdamW, float32. Steps are taken in turn within one run; seconds are medians, ratios the median of",
+        "the repetitions' own ratios (smallest to largest in brackets).",
         "",
         "- paper: hand-written, every text at 77 tokens, nothing shared, a live reference",
         "- plain: `CLIPModel(..., return_loss=True)` at 77 tokens, no regularizer",
@@ -91,8 +91,8 @@ def as_markdown(results: dict[str, Any]) -> str:
         "",
         f"- Loading, preprocessing and collating a batch of {BATCH_SIZE} images of 256 x 256 pixels in one process: "
         f"{loading:.2f} s, to be spread over `dataloader_num_workers`.",
-        f"- Filling the text cache: {captions['packed']:,.0f} captions a second, against {captions['padded']:,.0f} with "
-        "texts padded one by one.",
+        f"- Filling the text cache: {captions['packed']:,.0f} captions a second, against {captions['padded']:,.0f} "
+        "with texts padded one by one.",
     ]
     return "\n".join(lines) + "\n"
 
