@@ -1,5 +1,6 @@
 """What surrounds the step: loading images, and filling the text cache."""
 
+import dataclasses
 import tempfile
 import time
 
@@ -18,7 +19,7 @@ from starft_hf.reference.texts import CachedTexts
 def loading_seconds(batch_size: int, batches: int = 4) -> float:
     """Seconds per batch of the trainer's own data loader, in one process, crops included."""
     scene = make_scene("ViT-B/32", num_classes=10, num_images=1)
-    scene = type(scene)(scene.model, scene.processor, make_images(10, batch_size * batches, image_size=256))
+    scene = dataclasses.replace(scene, dataset=make_images(10, batch_size * batches, image_size=256))
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(scene, folder, reference_cache="none", per_device_train_batch_size=batch_size)
         trainer.train_dataset.make.preprocessor.crop_scale = (0.9, 1.0)

@@ -17,9 +17,14 @@ _SYLLABLES = ("ba", "ko", "lu", "mi", "ra", "ste", "tor", "vin", "wel", "zan")
 
 @dataclass(frozen=True)
 class Scene:
-    """A model, its processor and a labelled data set."""
+    """A model, its optimiser, its processor and a labelled data set.
+
+    Every step of a comparison trains this one model, so that memory holds its weights once. What they are does not
+    matter for what a step costs.
+    """
 
     model: CLIPModel
+    optimizer: torch.optim.Optimizer
     processor: CLIPProcessor
     dataset: Dataset
 
@@ -50,7 +55,9 @@ def make_scene(shape: str, num_classes: int, num_images: int, image_size: int = 
         },
         projection_dim=512,
     )
-    return Scene(CLIPModel(config), processor, make_images(num_classes, num_images, image_size))
+    model = CLIPModel(config).to("cuda" if torch.cuda.is_available() else "cpu").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1)
+    return Scene(model, optimizer, processor, make_images(num_classes, num_images, image_size))
 
 
 def class_names(num_classes: int) -> list[str]:

@@ -22,7 +22,7 @@ VARIANTS = ("paper", "plain", "none", "text", "full", "no regularizer")
 
 
 def make_trainer(scene: Scene, folder: str, **settings: Any) -> StarFTTrainer:
-    """A trainer of a copy of the scene's model."""
+    """A trainer of the scene's model."""
     args = StarFTConfig(
         output_dir=folder,
         reference_cache_dir=folder,
@@ -35,8 +35,7 @@ def make_trainer(scene: Scene, folder: str, **settings: Any) -> StarFTTrainer:
         dataloader_pin_memory=False,
         **settings,
     )
-    model = copy.deepcopy(scene.model)
-    return StarFTTrainer(model, args, scene.dataset, processing_class=scene.processor, spuriosity=list(POOL))
+    return StarFTTrainer(scene.model, args, scene.dataset, processing_class=scene.processor, spuriosity=list(POOL))
 
 
 def make_batch(trainer: StarFTTrainer, batch_size: int) -> dict[str, Any]:
@@ -53,14 +52,13 @@ def our_step(scene: Scene, batch_size: int, **settings: Any) -> Iterator[Step]:
         if trainer.reference is not None:
             trainer.reference.prepare(trainer.args.device)
         batch = make_batch(trainer, batch_size)
-        optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-5, weight_decay=0.1)
         trainer.model.train()
 
         def step() -> None:
-            optimizer.zero_grad()
+            scene.optimizer.zero_grad()
             with trainer.compute_loss_context_manager():
                 trainer.training_losses(trainer.model, batch, 0.5).loss.backward()
-            optimizer.step()
+            scene.optimizer.step()
 
         yield step
 
@@ -97,8 +95,7 @@ def paper_step(scene: Scene, batch_size: int) -> Iterator[Step]:
     captions, spurious, pixels, labels = _texts(scene, batch_size)
     pixels, labels = pixels.to(device), labels.to(device)
     caption_tokens, spurious_tokens = _tokens(scene, captions, device), _tokens(scene, spurious, device)
-    model, reference = copy.deepcopy(scene.model).to(device).train(), copy.deepcopy(scene.model).to(device).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1)
+    model, reference, optimizer = scene.model, copy.deepcopy(scene.model).eval(), scene.optimizer
 
     def images_of(clip: CLIPModel) -> torch.Tensor:
         return F.normalize(clip.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
@@ -132,8 +129,7 @@ def plain_step(scene: Scene, batch_size: int) -> Iterator[Step]:
     device = _device()
     captions, _, pixels, _ = _texts(scene, batch_size)
     tokens, pixels = _tokens(scene, captions, device), pixels.to(device)
-    model = copy.deepcopy(scene.model).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1)
+    model, optimizer = scene.model, scene.optimizer
 
     def step() -> None:
         optimizer.zero_grad()
