@@ -38,6 +38,6 @@ def captions_per_second(num_classes: int = 20) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             texts = CachedTexts(bank, FeatureStore(folder), progress=False)
             start = time.perf_counter()
-            texts.prepare(live, "benchmark", torch.device("cpu"))
+            texts.prepare(live, torch.device("cpu"))
             rates[name] = texts.size[0] / (time.perf_counter() - start)
     return rates

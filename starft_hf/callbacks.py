@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from starft_hf.data.examples import Epoch
+from starft_hf.distributed import mean_over_processes
 from starft_hf.step import StepLosses
 
 
@@ -40,9 +41,9 @@ class RunningLosses:
         self._count += 1
 
     def take(self) -> dict[str, float]:
-        """The means, and start anew; empty if nothing was added."""
+        """The means over steps and processes, and start anew; empty if nothing was added."""
         if self._sum is None:
             return {}
-        means = (self._sum / self._count).tolist()
+        means = mean_over_processes(self._sum / self._count).tolist()
         self._sum, self._count = None, 0
         return dict(zip(("loss", "base_loss", "reg_loss"), means, strict=True))

@@ -1,7 +1,7 @@
 """The linear head of cross-entropy fine-tuning, and the file it is kept in beside the encoder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +22,11 @@ def head_from_weights(weights: Tensor) -> nn.Linear:
     return head
 
 
-def save_head(head: nn.Linear, class_names: Sequence[str], folder: str | Path) -> None:
-    """Write the head with its class names into `folder`, at once or not at all."""
+def save_head(head: Mapping[str, Tensor], class_names: Sequence[str], folder: str | Path) -> None:
+    """Write a head's `weight` and `bias` with its class names into `folder`, at once or not at all."""
     path = Path(folder) / HEAD_FILE
     temporary = path.with_suffix(".partial")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in head.items()}
     save_file(tensors, temporary, metadata={"format": "pt", "class_names": json.dumps(list(class_names))})
     temporary.replace(path)
 

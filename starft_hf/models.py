@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
-from starft_hf.objectives import as_float32_or_wider
+from starft_hf.adapters import base_model_of
+from starft_hf.objectives import as_float32_or_wider, similarity_logits
 from starft_hf.packing import POOL_PLACES, POOL_ROWS, pooled_at
 from starft_hf.texts import TextEncoding
 
@@ -27,6 +29,27 @@ _TEXT_KEYS = (*TEXT_ARGUMENTS, POOL_ROWS, POOL_PLACES)
 
 # Where a family keeps its temperature, and whether it is stored as log(1 / temperature) or as the temperature.
 _TEMPERATURES = (("logit_scale", True), ("temperature", False))
+
+
+@dataclass
+class DualOutput(ModelOutput):
+    """What one forward gives, with everything the losses need of the model's parameters.
+
+    Parallel wrappers see to the parameters that take part in a forward; hence the temperature and the head are here.
+
+    Attributes:
+        image_embeds: unit rows, `(N, D)`.
+        text_embeds: unit rows, `(M, D)`.
+        logit_scale: the inverse temperature, a scalar, already exponentiated.
+        logit_bias: what sigmoid models add to the scaled similarities, a scalar.
+        head_logits: of a linear head on the image embeddings, `(N, classes)`.
+    """
+
+    image_embeds: Tensor = None  # type: ignore[assignment]
+    text_embeds: Tensor = None  # type: ignore[assignment]
+    logit_scale: Tensor = None  # type: ignore[assignment]
+    logit_bias: Tensor | None = None
+    head_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -59,17 +82,33 @@ class DualEncoder:
         tokenizer, image_processor = check_processor(model, processor)
         return cls(TextEncoding.of(model, tokenizer, arguments, packed=packed), image_processor, arguments)
 
-    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """One forward of images and texts: unit rows `(N, D)` and `(M, D)`. `batch` may hold other things as well."""
+    def forward(self, model: nn.Module, batch: Mapping[str, Any], head: nn.Linear | None = None) -> DualOutput:
+        """One forward of images and texts, and of a linear head if there is one; `batch` may hold more than that."""
         dtype = floating_dtype(model)
         inputs = {
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in batch.items()
             if name in self.forward_arguments and isinstance(value, Tensor)
         }
-        with pooled_at(_unwrapped(model), batch):
-            outputs = model(**inputs)
-        return unit_rows(outputs.image_embeds), unit_rows(outputs.text_embeds)
+        inner = unwrapped(model)
+
+        def collect(module: nn.Module, args: Any, outputs: Any) -> DualOutput:
+            images = unit_rows(outputs.image_embeds)
+            return DualOutput(
+                image_embeds=images,
+                text_embeds=unit_rows(outputs.text_embeds),
+                logit_scale=logit_scale_of(module),
+                logit_bias=logit_bias_of(module),
+                head_logits=None if head is None else head_logits(head, images),
+            )
+
+        # Before the hooks of FSDP, which take the parameters away again.
+        hook = inner.register_forward_hook(collect, prepend=True)
+        try:
+            with pooled_at(inner, batch):
+                return model(**inputs)
+        finally:
+            hook.remove()
 
     def encode(
         self,
@@ -84,10 +123,13 @@ class DualEncoder:
         """
         device = next(model.parameters()).device
         if images is not None:
-            return self.forward(model, {**images, **_to(self.encode_texts(["a"]), device)})[0]
-        blank = self.image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")
+            return self.forward(model, {**images, **_to(self.encode_texts(["a"]), device)}).image_embeds
         encoded = texts if isinstance(texts, Mapping) else self.encode_texts(texts)
-        return self.forward(model, _to({**blank, **encoded}, device))[1]
+        return self.forward(model, _to({**self.blank_image(), **encoded}, device)).text_embeds
+
+    def blank_image(self) -> dict[str, Tensor]:
+        """The tensors of one black image."""
+        return dict(self.image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt"))
 
 
 def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
@@ -119,6 +161,7 @@ def check_dual_encoder(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ValueError: if it is not one, saying what is missing.
     """
+    model = base_model_of(model)
     arguments = tuple(inspect.signature(model.forward).parameters)
     missing = [
         f"an argument {name!r} of its forward" for name in ("pixel_values", "input_ids") if name not in arguments
@@ -179,9 +222,25 @@ def logit_scale_of(model: nn.Module) -> Tensor:
     for name, is_log in _TEMPERATURES:
         parameter = getattr(model, name, None)
         if isinstance(parameter, Tensor):
-            value = as_float32_or_wider(parameter).reshape(())
+            value = as_float32_or_wider(whole(parameter)).reshape(())
             return value.exp() if is_log else value.reciprocal()
     raise ValueError(f"{type(model).__name__} has neither a `logit_scale` nor a `temperature`")
+
+
+def logit_bias_of(model: nn.Module) -> Tensor | None:
+    """What a sigmoid model adds to its scaled similarities, a scalar, or None for models trained with softmax."""
+    parameter = getattr(model, "logit_bias", None)
+    return as_float32_or_wider(whole(parameter)).reshape(()) if isinstance(parameter, Tensor) else None
+
+
+def head_logits(head: nn.Linear, image_embeds: Tensor) -> Tensor:
+    """Logits `(N, classes)` of a linear head on unit image embeddings, in float32 or wider."""
+    return similarity_logits(image_embeds, whole(head.weight), 1.0) + as_float32_or_wider(whole(head.bias))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """`tensor` itself, or all of it where FSDP has left this process a shard."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def batch_images(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,20 +287,22 @@ _DROPOUT_RATES = ("dropout", "attention_dropout")
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; on leaving, the module's mode is what it was."""
-    was_training = model.training
+    """Eval mode and no gradients; on leaving, every module's mode is what it was."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
 
 
-def _unwrapped(model: nn.Module) -> Any:
+def unwrapped(model: nn.Module) -> Any:
     """The model inside a parallel wrapper."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
+    for attribute in ("_orig_mod", "module"):
+        while isinstance(inner := vars(model).get("_modules", {}).get(attribute), nn.Module):
+            model = inner
     return model
 
 

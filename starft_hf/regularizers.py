@@ -12,20 +12,24 @@ from typing import Literal
 from torch import Tensor
 
 from starft_hf.names import unknown_name
-from starft_hf.objectives import alignment_loss
+from starft_hf.objectives import alignment_rows
 
 
 @dataclass(frozen=True)
 class RegularizerInputs:
-    """What a regularizer is computed from. N images in the batch, M captions as columns.
+    """What a regularizer is computed from: the n rows of this process, and the M columns of all of them.
+
+    With one process, row i and column i belong to the same image.
 
     Attributes:
-        image_embeds: unit rows of the tuned model, `(N, D)`.
+        image_embeds: unit rows of the tuned model, `(n, D)`.
         column_embeds: unit rows of the tuned model for the captions the regularizer asked for, `(M, D)`.
-        reference_image_embeds: the same of the frozen reference, `(N, D0)`.
+        reference_image_embeds: the same of the frozen reference, `(n, D0)`.
         reference_column_embeds: the same of the frozen reference, `(M, D0)`.
         logit_scale: the reference's inverse temperature s0, already exponentiated.
-        labels: class indices, `(N,)`, or None for a data set without labels.
+        labels: class indices of the rows, `(n,)`, or None for a data set without labels.
+        column_labels: class indices of the columns, `(M,)`, or None.
+        column_valid: which columns are those of a sample, `(M,)`; None: all.
     """
 
     image_embeds: Tensor
@@ -34,6 +38,8 @@ class RegularizerInputs:
     reference_column_embeds: Tensor
     logit_scale: Tensor
     labels: Tensor | None
+    column_labels: Tensor | None
+    column_valid: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Regularizer:
 
     Attributes:
         name: what `StarFTConfig(regularizer=...)` takes.
-        compute: the loss, a scalar in nats.
+        compute: the terms of the loss in nats, one per row `(n,)`, of which the mean over the whole batch is taken; or
+            a scalar, the same in every process.
         columns: the captions it compares images with. "spurious": one spurious caption per row.
         needs_labels: whether it is undefined without class labels.
         fewest_classes: below this number of classes it constrains too little to be of use.
@@ -92,19 +99,26 @@ def get_regularizer(name: str) -> Regularizer | None:
     return _REGISTRY[name]
 
 
-def _align(inputs: RegularizerInputs, labels: Tensor | None) -> Tensor:
-    return alignment_loss(
+def _align(inputs: RegularizerInputs, excluded: Tensor | None) -> Tensor:
+    if inputs.column_valid is not None:
+        excluded = ~inputs.column_valid if excluded is None else excluded | ~inputs.column_valid
+        excluded = excluded.expand(len(inputs.image_embeds), -1)
+    return alignment_rows(
         inputs.image_embeds,
         inputs.column_embeds,
         inputs.reference_image_embeds,
         inputs.reference_column_embeds,
         inputs.logit_scale,
-        labels,
+        excluded,
     )
 
 
+def _star(inputs: RegularizerInputs) -> Tensor:
+    assert inputs.labels is not None
+    assert inputs.column_labels is not None
+    return _align(inputs, inputs.labels[:, None] == inputs.column_labels[None, :])
+
+
 # A row of star sees the captions of other classes only: with two or three classes that is next to nothing.
-register_regularizer(
-    Regularizer("star", lambda inputs: _align(inputs, inputs.labels), needs_labels=True, fewest_classes=4)
-)
+register_regularizer(Regularizer("star", _star, needs_labels=True, fewest_classes=4))
 register_regularizer(Regularizer("kl", lambda inputs: _align(inputs, None)))

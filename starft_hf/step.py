@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from starft_hf.distributed import gather_columns, gather_values, rank, world_size
 from starft_hf.gradient_cache import forward_in_chunks
-from starft_hf.models import DualEncoder, logit_scale_of
-from starft_hf.objectives import contrastive_loss, similarity_logits
+from starft_hf.models import DualEncoder, DualOutput, unwrapped
+from starft_hf.objectives import contrastive_rows, sigmoid_rows
 from starft_hf.reference import Reference
 from starft_hf.regularizers import Regularizer, RegularizerInputs
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Scalars, in nats: `loss = base_loss + reg_weight * reg_loss`."""
+    """Scalars, in nats: `loss = base_loss + reg_weight * reg_loss`. Their mean over processes is the batch's."""
 
     loss: Tensor
     base_loss: Tensor
@@ -25,38 +26,78 @@ class StepLosses:
 
 
 @dataclass(frozen=True)
-class BaseLossInputs:
-    """What a base loss is computed from: unit rows of the images and of the batch's distinct texts, and the batch."""
+class Columns:
+    """What the rows of this process are compared with: the whole batch, of all processes.
 
-    image_embeds: Tensor
-    text_embeds: Tensor
-    batch: Mapping[str, Any]
-    model: nn.Module
+    Attributes:
+        images: unit rows, `(N, D)`.
+        captions: unit rows, `(N, D)`, or None where the base loss has no captions.
+        spurious: unit rows, `(N, D)`, or None without a regularizer.
+        first: the place of this process's first row among them.
+        valid: which columns are those of a sample, `(N,)`; None: all.
+    """
 
-
-BaseLoss = Callable[[BaseLossInputs], Tensor]
-
-
-def contrastive_base_loss(inputs: BaseLossInputs) -> Tensor:
-    """Images against their captions, at the model's own temperature."""
-    captions = inputs.text_embeds[inputs.batch["caption_rows"]]
-    return contrastive_loss(inputs.image_embeds, captions, logit_scale_of(inputs.model))
-
-
-@dataclass(frozen=True)
-class CrossEntropyBaseLoss:
-    """Cross-entropy of a linear head on the image embeddings."""
-
-    head: nn.Linear
-
-    def __call__(self, inputs: BaseLossInputs) -> Tensor:
-        return F.cross_entropy(head_logits(self.head, inputs.image_embeds), inputs.batch["labels"])
+    images: Tensor
+    captions: Tensor | None
+    spurious: Tensor | None
+    first: int
+    valid: Tensor | None
 
 
-def head_logits(head: nn.Linear, image_embeds: Tensor) -> Tensor:
-    """Logits `(N, classes)` of a linear head, in float32 or wider."""
-    bias = head.bias.to(torch.promote_types(head.bias.dtype, torch.float32))
-    return similarity_logits(image_embeds, head.weight, 1.0) + bias
+def gather_batch(batch: Mapping[str, Any], outputs: DualOutput, *, spurious: bool) -> Columns:
+    """The columns of all processes, with gradients, by a single exchange."""
+    texts = outputs.text_embeds
+    parts = [outputs.image_embeds]
+    captions = "caption_rows" in batch
+    if captions:
+        parts.append(texts[batch["caption_rows"]])
+    if spurious:
+        parts.append(texts[batch["spurious_rows"]])
+    count = len(outputs.image_embeds)
+    valid = batch.get("valid")
+    if world_size() > 1:
+        parts = list(gather_columns(torch.cat(parts, dim=-1)).split([part.shape[-1] for part in parts], dim=-1))
+        valid = gather_values(batch["valid"]) if valid is not None else None
+    return Columns(
+        images=parts[0],
+        captions=parts[1] if captions else None,
+        spurious=parts[-1] if spurious else None,
+        first=rank() * count,
+        valid=valid,
+    )
+
+
+BaseLoss = Callable[[DualOutput, Columns, Mapping[str, Any]], Tensor]
+
+
+def contrastive_base_loss(outputs: DualOutput, columns: Columns, batch: Mapping[str, Any]) -> Tensor:
+    """Images against their captions, by the loss the model was trained with: its terms, one per row."""
+    captions = outputs.text_embeds[batch["caption_rows"]]
+    assert columns.captions is not None
+    if outputs.logit_bias is not None:
+        return sigmoid_rows(
+            outputs.image_embeds,
+            columns.captions,
+            outputs.logit_scale,
+            outputs.logit_bias,
+            columns.first,
+            columns.valid,
+        )
+    return contrastive_rows(
+        outputs.image_embeds,
+        captions,
+        columns.images,
+        columns.captions,
+        outputs.logit_scale,
+        columns.first,
+        columns.valid,
+    )
+
+
+def cross_entropy_base_loss(outputs: DualOutput, columns: Columns, batch: Mapping[str, Any]) -> Tensor:
+    """Cross-entropy of the linear head: its terms, one per row."""
+    assert outputs.head_logits is not None
+    return F.cross_entropy(outputs.head_logits, batch["labels"], reduction="none")
 
 
 @dataclass(frozen=True)
@@ -68,6 +109,7 @@ class TrainingStep:
         base_loss: the loss that fine-tuning is about.
         regularizer: what keeps the model near the reference, or None.
         reference: needed with a regularizer.
+        head: the linear head, where the base loss needs one.
         mini_batch_size: images per forward and backward; None runs a batch as a whole.
     """
 
@@ -75,32 +117,48 @@ class TrainingStep:
     base_loss: BaseLoss
     regularizer: Regularizer | None = None
     reference: Reference | None = None
+    head: nn.Linear | None = None
     mini_batch_size: int | None = None
 
-    def __call__(
-        self, model: nn.Module, batch: Mapping[str, Any], reg_weight: float, unwrapped: nn.Module | None = None
-    ) -> StepLosses:
-        """The losses of `batch` by one forward of `model`; `unwrapped` is the model inside a parallel wrapper."""
-        with forward_in_chunks(unwrapped or model, self.mini_batch_size):
-            image_embeds, text_embeds = self.encoder.forward(model, batch)
-        base = self.base_loss(BaseLossInputs(image_embeds, text_embeds, batch, unwrapped or model))
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], reg_weight: float) -> StepLosses:
+        """The losses of `batch` by one forward of `model`, which may be inside a parallel wrapper."""
+        inner = unwrapped(model)
+        with forward_in_chunks(inner, self.mini_batch_size):
+            outputs = self.encoder.forward(model, batch, self.head)
+        columns = gather_batch(batch, outputs, spurious=self.regularizer is not None)
+        base = _mean(self.base_loss(outputs, columns, batch), batch, columns)
         if self.regularizer is None:
             return StepLosses(base, base, torch.zeros_like(base))
         assert self.reference is not None
+        assert columns.spurious is not None
         reference_images, reference_columns = self.reference.embed(batch)
-        reg = self.regularizer.compute(
+        labels = batch.get("labels")
+        terms = self.regularizer.compute(
             RegularizerInputs(
-                image_embeds=image_embeds,
-                column_embeds=text_embeds[batch["spurious_rows"]],
+                image_embeds=outputs.image_embeds,
+                column_embeds=columns.spurious,
                 reference_image_embeds=reference_images,
-                reference_column_embeds=reference_columns,
+                reference_column_embeds=gather_values(reference_columns),
                 logit_scale=self.reference.logit_scale,
-                labels=batch.get("labels"),
+                labels=labels,
+                column_labels=None if labels is None else gather_values(labels),
+                column_valid=columns.valid,
             )
         )
-        if self.regularizer.minimal_at_reference and self.reference.equals(unwrapped or model):
+        reg = _mean(terms, batch, columns) if terms.ndim else terms
+        if self.regularizer.minimal_at_reference and self.reference.equals(inner):
             # The gradient is 0 here. What rounding leaves of it must not reach Adam, which would scale it up to full
             # steps in every parameter that only the spurious captions reach. It is made 0 rather than None, so that
             # Adam counts the step and decays the weights of these parameters like all others.
             reg = reg.detach() + 0 * reg
         return StepLosses(base + reg_weight * reg, base, reg)
+
+
+def _mean(terms: Tensor, batch: Mapping[str, Any], columns: Columns) -> Tensor:
+    """This process's share of the mean over all rows that are samples.
+
+    The mean over processes, which gradients go through anyway, is then the mean over the batch.
+    """
+    if columns.valid is None:
+        return terms.mean()
+    return torch.where(batch["valid"], terms, 0).sum() * world_size() / columns.valid.sum()

@@ -4,12 +4,23 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, cast
 
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from peft import PeftConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
+from starft_hf.adapters import (
+    base_model_of,
+    check_preset,
+    is_adapted,
+    merge_and_save,
+    save_temperature,
+    with_adapter,
+)
 from starft_hf.callbacks import EpochCallback, RunningLosses
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
@@ -18,20 +29,22 @@ from starft_hf.data.columns import check_labels, is_stream, resolve_columns
 from starft_hf.data.examples import (
     Epoch,
     Examples,
+    IndexedExamples,
     TrainingExampleMaker,
     as_examples,
     evaluation_examples,
 )
 from starft_hf.data.images import ImagePreprocessor, ImageTransform
+from starft_hf.distributed import PaddedSampler
 from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_shares
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.heads import head_from_weights, load_head, save_head
-from starft_hf.models import DualEncoder, load_model, load_processor, logit_scale_of
+from starft_hf.models import DualEncoder, check_dual_encoder, load_model, load_processor, logit_scale_of
 from starft_hf.reference import Reference, make_reference, plan_cache
 from starft_hf.regularizers import get_regularizer
 from starft_hf.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
-from starft_hf.step import BaseLoss, CrossEntropyBaseLoss, TrainingStep, contrastive_base_loss
+from starft_hf.step import TrainingStep, contrastive_base_loss, cross_entropy_base_loss
 from starft_hf.validation import check_model, check_run
 
 
@@ -53,6 +66,9 @@ class StarFTTrainer(Trainer):
         spuriosity: the pool of spurious templates: a built-in name ("background", "texture", "resolution", "all"), a
             path, a Hub repository, a list of templates or a `SpuriosityPool`.
         reference_model: another reference than the model as given; a Hub id, a path or a loaded model.
+        peft_config: trains an adapter instead of the model: any PEFT configuration that fits, or "lora" (attention of
+            both towers), "lora-vision" or "lora-text". A `PeftModel` may be given as `model` as well. The reference is
+            then the model with its adapter switched off, without a second copy of the weights.
         image_transform: from a PIL image to a PIL image or a tensor, in place of the random crop of training images.
             What it draws from the global generators is keyed to the sample.
         data_collator: in place of `StarFTCollator`.
@@ -84,7 +100,7 @@ class StarFTTrainer(Trainer):
         processing_class: Any = None,
         spuriosity: SpuriosityPool | str | PathLike[str] | Sequence[str] = "background",
         reference_model: str | PathLike[str] | nn.Module | None = None,
-        peft_config: Any = None,
+        peft_config: PeftConfig | str | None = None,
         image_transform: ImageTransform | None = None,
         data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -111,7 +127,9 @@ class StarFTTrainer(Trainer):
         self.class_names: tuple[str, ...] | None = columns.class_names if columns is not None else None
 
         model = load_model(model)
-        processing_class = load_processor(model, processing_class)
+        processing_class = load_processor(base_model_of(model), processing_class)
+        check_dual_encoder(model)
+        model = with_adapter(model, peft_config)
         self.encoder = DualEncoder.of(model, processing_class, packed=args.mini_batch_size is None)
         check_model(args, model)
 
@@ -145,14 +163,19 @@ class StarFTTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self.head: nn.Linear | None = None
-        base_loss: BaseLoss = contrastive_base_loss
         if not contrastive and self.class_names is not None:
             weights = zero_shot_weights(self.model, self.encoder, self.class_names, args.caption_templates)
             self.head = head_from_weights(weights)
             # A submodule, so that the optimiser, clipping and gradient scaling treat it as part of the model.
             self.model.add_module(_HEAD, self.head)
-            base_loss = CrossEntropyBaseLoss(self.head)
-        self.training_losses = TrainingStep(self.encoder, base_loss, regularizer, self.reference, args.mini_batch_size)
+        self.training_losses = TrainingStep(
+            self.encoder,
+            contrastive_base_loss if contrastive else cross_entropy_base_loss,
+            regularizer,
+            self.reference,
+            self.head,
+            args.mini_batch_size,
+        )
         self._running = RunningLosses()
         self._reg_weight = args.reg_weight
         self._evaluation: ClassifierEvaluation | None = None
@@ -177,7 +200,7 @@ class StarFTTrainer(Trainer):
     ) -> Any:
         """The loss of a training batch, by one forward of `model`."""
         self._reg_weight = reg_weight_at(self.args.reg_schedule, self.args.reg_weight, self._progress())
-        losses = self.training_losses(model, inputs, self._reg_weight, unwrapped=self.model)
+        losses = self.training_losses(model, inputs, self._reg_weight)
         self._running.add(losses)
         return (losses.loss, losses) if return_outputs else losses.loss
 
@@ -201,6 +224,32 @@ class StarFTTrainer(Trainer):
             state = {"reg_weight": self._reg_weight, "logit_scale": logit_scale_of(self.model).item()}
             logs = {**logs, **self._running.take(), **state}
         super().log(logs, start_time)
+
+    # Several processes
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        sampler = super()._get_train_sampler(train_dataset)
+        if self.args.world_size == 1 or sampler is None or self.args.dataloader_drop_last:
+            return sampler
+        if isinstance(sampler, RandomSampler):
+            # What Accelerate would put in its place; it does not look inside the padding.
+            sampler = SeedableRandomSampler(
+                sampler.data_source,
+                generator=torch.Generator(),
+                data_seed=self.args.data_seed,
+            )
+        dataset.padded = True
+        return PaddedSampler(sampler, self._train_batch_size * self.args.world_size, lambda: self.epoch.value)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        sampler = super()._get_eval_sampler(eval_dataset)
+        if self.args.world_size == 1 or not isinstance(eval_dataset, IndexedExamples):
+            return sampler
+        eval_dataset.padded = True
+        return PaddedSampler(
+            sampler or SequentialSampler(eval_dataset), self.args.eval_batch_size * self.args.world_size
+        )
 
     # Evaluation
 
@@ -244,14 +293,14 @@ class StarFTTrainer(Trainer):
         """`Trainer.evaluation_loop`, with metrics out of counts; logits are kept only where they are asked for."""
         names = cast(Examples, dataloader.dataset).columns.class_names or ()
         head = self.head if names == self.class_names else None
-        evaluation = ClassifierEvaluation(self.encoder, self.model, names, self.args.zero_shot_templates, head)
+        evaluation = ClassifierEvaluation(self.encoder, names, self.args.zero_shot_templates, head)
         self._evaluation = evaluation
         self._keep_logits = self.compute_metrics is not None or description == "Prediction"
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
         self._evaluation = None
-        metrics = evaluation.counts.metrics(training_group_shares(self.train_dataset))
+        metrics = evaluation.counts.gathered().metrics(training_group_shares(self.train_dataset))
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -273,13 +322,26 @@ class StarFTTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         output_dir = output_dir if output_dir is not None else self.args.output_dir
+        head = None
         if self.head is not None:
             # The encoder is saved as what it was given as; its head goes into a file of its own.
             state_dict = self.model.state_dict() if state_dict is None else state_dict
+            head = {name: state_dict[f"{_HEAD}.{name}"] for name in ("weight", "bias")}
             state_dict = {name: value for name, value in state_dict.items() if not name.startswith(f"{_HEAD}.")}
         super()._save(output_dir, state_dict)
-        if self.head is not None and self.args.should_save:
-            save_head(self.head, self.class_names or (), output_dir)
+        if self.args.should_save and head is not None:
+            save_head(head, self.class_names or (), output_dir)
+        if self.args.should_save and is_adapted(self.model):
+            save_temperature(self.model, output_dir, state_dict)
+
+    def merge_and_save(self, output_dir: str | PathLike[str]) -> None:
+        """Save the model with its adapter merged in, as a plain checkpoint with its processor.
+
+        Raises:
+            ValueError: if the model has no adapter.
+        """
+        if self.args.should_save:
+            merge_and_save(self.model, self.processing_class, output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -303,8 +365,8 @@ def _check_arguments(args: Any, model: Any, peft_config: Any, kwargs: Mapping[st
         raise ValueError("pass the model itself, or its Hub id or path, as `model`: it is the reference as well")
     if kwargs.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would replace StarFT's loss; register a regularizer instead")
-    if peft_config is not None:
-        raise ValueError("peft_config is not supported in this version; fine-tune the whole model, without it")
+    if isinstance(peft_config, str):
+        check_preset(peft_config)
     if args.n_gpu > 1:
         logger.warning("%d GPUs are visible to one process; only the first is used.", args.n_gpu)
         # DataParallel would compute the losses per GPU, on a share of the batch each.

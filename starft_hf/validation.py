@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 from transformers.utils import logging
 
+from starft_hf.adapters import is_adapted
 from starft_hf.configuration import StarFTConfig
 from starft_hf.models import has_batch_statistics
 from starft_hf.regularizers import NO_REGULARIZER, Regularizer
@@ -70,11 +71,6 @@ def check_run(
                 "reg_schedule='epoch_linear' is 0 in the last epoch, so this run of one epoch has no regularizer; "
                 "use reg_schedule='linear'."
             )
-    if config.world_size > 1:
-        raise ValueError(
-            f"this version trains in one process, and {config.world_size} were started; start the script with plain "
-            "`python`"
-        )
     if regularizer is not None and config.reg_weight == 0:
         logger.warning("reg_weight is 0; regularizer=%r does the same for less.", NO_REGULARIZER)
 
@@ -85,6 +81,11 @@ def check_model(config: StarFTConfig, model: nn.Module) -> None:
     Raises:
         ValueError: saying what does not go together and what to change.
     """
+    if is_adapted(model) and config.reference_dtype is not None:
+        raise ValueError(
+            f"reference_dtype={config.reference_dtype!r} needs a second copy of the weights, but with an adapter the "
+            "reference is the model itself with the adapter switched off; leave reference_dtype at None"
+        )
     if config.mini_batch_size is not None and has_batch_statistics(model):
         raise ValueError(
             f"mini_batch_size={config.mini_batch_size} would change what this {type(model).__name__} computes: it "

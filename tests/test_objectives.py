@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starft_hf import alignment_loss, contrastive_loss
+from starft_hf.objectives import alignment_rows, contrastive_rows, sigmoid_rows
 
 
 def unit(rows, dim, seed, dtype=torch.float64):
@@ -116,3 +119,55 @@ def test_shapes_that_do_not_match_are_refused():
         contrastive_loss(unit(4, 8, 0), unit(5, 8, 1), 10.0)
     with pytest.raises(ValueError, match="one row per image"):
         alignment_loss(unit(4, 8, 0), unit(4, 8, 1), unit(3, 8, 2), unit(3, 8, 3), 10.0)
+
+
+def test_the_sigmoid_loss_is_its_definition():
+    image, text = unit(5, 8, 0), unit(5, 8, 1)
+    scale, bias = 7.0, -2.5
+    terms = []
+    for row in range(5):
+        for column in range(5):
+            z = 1 if row == column else -1
+            terms.append(-math.log(1 / (1 + math.exp(-z * (scale * float(image[row] @ text[column]) + bias)))))
+    assert sigmoid_rows(image, text, scale, bias).mean().item() == pytest.approx(sum(terms) / 5, abs=1e-12)
+
+
+@pytest.mark.parametrize("shares", [(3, 3), (4, 2), (1, 5)])
+def test_shares_of_the_rows_give_the_loss_of_the_whole_batch(shares):
+    """What several processes compute: their own rows, some of them filling, against everyone's columns."""
+    image, text, reference_image, reference_text = (unit(6, 8, seed) for seed in range(4))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    width = max(shares)
+    valid = torch.cat([torch.arange(width) < share for share in shares])
+    # Filling rows repeat the first row.
+    padded = [torch.zeros(2 * width, 8).double() for _ in range(4)]
+    padded_labels = torch.zeros(2 * width, dtype=torch.long)
+    for into, source in zip(padded, (image, text, reference_image, reference_text), strict=True):
+        into[:] = source[0]
+        into[valid] = source
+    padded_labels[valid] = labels
+    image_columns, text_columns, reference_columns, reference_text_columns = padded
+    losses = {"contrastive": 0.0, "sigmoid": 0.0, "star": 0.0}
+    for number in range(2):
+        rows = slice(number * width, (number + 1) * width)
+        own, first = valid[rows], number * width
+        terms = {
+            "contrastive": contrastive_rows(
+                image_columns[rows], text_columns[rows], image_columns, text_columns, 9.0, first, valid
+            ),
+            "sigmoid": sigmoid_rows(image_columns[rows], text_columns, 9.0, -1.0, first, valid),
+            "star": alignment_rows(
+                image_columns[rows],
+                text_columns,
+                reference_columns[rows],
+                reference_text_columns,
+                9.0,
+                (padded_labels[rows, None] == padded_labels) | ~valid,
+            ),
+        }
+        for name, values in terms.items():
+            losses[name] += values[own].sum().item() / 6
+    assert losses["contrastive"] == pytest.approx(contrastive_loss(image, text, 9.0).item(), abs=1e-12)
+    assert losses["sigmoid"] == pytest.approx(sigmoid_rows(image, text, 9.0, -1.0).mean().item(), abs=1e-12)
+    whole = alignment_loss(image, text, reference_image, reference_text, 9.0, labels)
+    assert losses["star"] == pytest.approx(whole.item(), abs=1e-12)

@@ -61,7 +61,7 @@ def test_settings_that_need_labels(refused, dataset):
 
 
 def test_what_this_version_does_not_do(refused, dataset):
-    refused(dataset, match="peft_config is not supported", trainer={"peft_config": object()})
+    refused(dataset, match="Did you mean 'lora-text'", trainer={"peft_config": "lora-tex"})
     refused(dataset, match="register a regularizer", trainer={"compute_loss_func": print})
     refused(dataset, match="pass the model itself", trainer={"model_init": print})
 

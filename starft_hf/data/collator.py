@@ -18,6 +18,7 @@ class StarFTCollator:
     A batch holds the arguments of the model's forward and, where the examples have them:
         labels: class indices, `(N,)`.
         groups: names of the evaluation groups, a list of N strings.
+        valid: whether a row is a sample rather than filling, `(N,)`, with several processes.
         sample_index: `(N,)`, under which the reference's image features are remembered.
         caption_rows, spurious_rows: `(N,)`, the rows of the batch's texts that hold the (spurious) caption of a row.
         spurious_ids: `(N,)`, the ids of the spurious captions in the caption bank.
@@ -34,7 +35,7 @@ class StarFTCollator:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = stack_features([example["image"] for example in examples])
-        for name, key in (("sample", "sample_index"), ("label", "labels"), ("spurious_id", "spurious_ids")):
+        for name, key in _NUMBERS.items():
             if name in examples[0]:
                 batch[key] = torch.tensor([example[name] for example in examples])
         if "group" in examples[0]:
@@ -51,6 +52,9 @@ class StarFTCollator:
         texts = list(rows) or [examples[0].get("caption", "")]
         batch.update(self.encode_texts(texts))
         return batch
+
+
+_NUMBERS = {"sample": "sample_index", "label": "labels", "spurious_id": "spurious_ids", "valid": "valid"}
 
 
 def _rows_of(texts: Sequence[str], rows: dict[str, int]) -> Tensor:

@@ -13,6 +13,7 @@ from starft_hf.data.captions import CaptionBank
 from starft_hf.data.columns import ImageColumns, group_names, is_stream
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
+from starft_hf.distributed import NO_SAMPLE
 
 
 Row = dict[str, Any]
@@ -126,10 +127,16 @@ ExampleMaker = TrainingExampleMaker | EvaluationExampleMaker | ImageExampleMaker
 
 
 class IndexedExamples(Dataset[Example]):
-    """Examples of a data set whose rows can be read in any order; a sample is known by its index."""
+    """Examples of a data set whose rows can be read in any order; a sample is known by its index.
+
+    Attributes:
+        padded: whether a sampler may ask for `NO_SAMPLE`. It then gets the first sample, and every example says under
+            "valid" whether it is one.
+    """
 
     def __init__(self, dataset: Any, make: ExampleMaker):
         self.make = make
+        self.padded = False
         if hasattr(dataset, "select_columns"):
             dataset = dataset.select_columns(make.columns.used)
         self.dataset = dataset
@@ -145,7 +152,12 @@ class IndexedExamples(Dataset[Example]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        return self.make([self.dataset[index] for index in indices], [int(index) for index in indices])
+        samples = [0 if index == NO_SAMPLE else int(index) for index in indices]
+        examples = self.make([self.dataset[sample] for sample in samples], samples)
+        if self.padded:
+            for example, index in zip(examples, indices, strict=True):
+                example["valid"] = index != NO_SAMPLE
+        return examples
 
     def set_epoch(self, epoch: int) -> None:
         set_epoch(self.make, epoch)

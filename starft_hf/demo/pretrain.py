@@ -25,7 +25,7 @@ from starft_hf.demo.world import (
     draw_image,
     vocabulary,
 )
-from starft_hf.models import DualEncoder, logit_scale_of
+from starft_hf.models import DualEncoder
 from starft_hf.objectives import contrastive_loss
 
 
@@ -114,9 +114,8 @@ def pretrain(
         for _ in range(steps):
             images, captions, _ = zip(*(draw_captioned(rng) for _ in range(batch_size)), strict=True)
             pixels = processor.image_processor(images=list(images), return_tensors="pt")
-            loss = contrastive_loss(
-                *encoder.forward(model, {**pixels, **encoder.encode_texts(captions)}), logit_scale_of(model)
-            )
+            outputs = encoder.forward(model, {**pixels, **encoder.encode_texts(captions)})
+            loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, outputs.logit_scale)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,11 +1,14 @@
 """Counts from which the metrics of a classifier follow, so that no logits need to be kept or gathered."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from starft_hf.distributed import world_size
 from starft_hf.objectives import as_float32_or_wider
 
 
@@ -41,6 +44,23 @@ class ClassificationCounts:
         self.bin_total += torch.bincount(bins, minlength=self.num_bins)
         self.bin_correct += torch.bincount(bins, correct.double(), minlength=self.num_bins)
         self.bin_confidence += torch.bincount(bins, confidence, minlength=self.num_bins)
+
+    def gathered(self) -> "ClassificationCounts":
+        """The counts of all processes together."""
+        if world_size() == 1:
+            return self
+        everyone: list[Any] = [None] * world_size()
+        dist.all_gather_object(everyone, vars(self))
+        total = ClassificationCounts(self.num_bins)
+        for counts in everyone:
+            total.loss_sum += counts["loss_sum"]
+            for name in ("bin_total", "bin_correct", "bin_confidence"):
+                setattr(total, name, getattr(total, name) + counts[name])
+            for name in ("group_correct", "group_total"):
+                into = getattr(total, name)
+                for group, count in counts[name].items():
+                    into[group] = into.get(group, 0) + count
+        return total
 
     @property
     def total(self) -> int:

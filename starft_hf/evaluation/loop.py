@@ -11,8 +11,7 @@ from starft_hf.data.columns import group_names, read_column
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.evaluation.counts import ClassificationCounts
 from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.models import DualEncoder, batch_images
-from starft_hf.step import head_logits
+from starft_hf.models import DualEncoder, batch_images, head_logits
 
 
 class ClassifierEvaluation:
@@ -20,7 +19,6 @@ class ClassifierEvaluation:
 
     Args:
         encoder: the model's conventions.
-        unwrapped: the model inside a parallel wrapper.
         class_names: names of the data set's classes.
         templates: prompt ensemble of the zero-shot classifier.
         head: a trained linear head over these very classes, used instead of the zero-shot classifier.
@@ -29,13 +27,11 @@ class ClassifierEvaluation:
     def __init__(
         self,
         encoder: DualEncoder,
-        unwrapped: nn.Module,
         class_names: Sequence[str],
         templates: Sequence[str],
         head: nn.Linear | None = None,
     ):
         self.encoder = encoder
-        self.unwrapped = unwrapped
         self.class_names = class_names
         self.templates = templates
         self.head = head
@@ -50,14 +46,16 @@ class ClassifierEvaluation:
                 logits = head_logits(self.head, image_embeds)
             else:
                 logits = image_embeds @ self._zero_shot_weights(model).to(image_embeds).T
-        self.counts.update(logits, batch["labels"], batch["groups"])
+        rows = batch["valid"].nonzero().flatten() if "valid" in batch else torch.arange(len(logits))
+        groups = [batch["groups"][row] for row in rows.tolist()]
+        rows = rows.to(logits.device)
+        if groups:
+            self.counts.update(logits[rows], batch["labels"][rows], groups)
         return logits
 
     def _zero_shot_weights(self, model: nn.Module) -> Tensor:
         if self._weights is None:
-            self._weights = zero_shot_weights(
-                model, self.encoder, self.class_names, self.templates, unwrapped=self.unwrapped
-            )
+            self._weights = zero_shot_weights(model, self.encoder, self.class_names, self.templates)
         return self._weights
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from starft_hf.data.captions import readable
-from starft_hf.models import DualEncoder, evaluation_mode, logit_scale_of, unit_rows
+from starft_hf.models import DualEncoder, evaluation_mode, logit_scale_of, unit_rows, unwrapped
 
 
 def zero_shot_weights(
@@ -16,7 +16,6 @@ def zero_shot_weights(
     templates: Sequence[str],
     *,
     chunk_size: int = 256,
-    unwrapped: nn.Module | None = None,
 ) -> Tensor:
     """The weight of a zero-shot classifier, `(classes, D)`: the logits of unit image rows are `rows @ weight.T`.
 
@@ -29,7 +28,6 @@ def zero_shot_weights(
         class_names: names of the classes.
         templates: prompts with `{}` for the class name.
         chunk_size: texts per forward.
-        unwrapped: the model inside the wrapper.
     """
     texts = [template.replace("{}", readable(name)) for name in class_names for template in templates]
     with evaluation_mode(model):
@@ -40,4 +38,4 @@ def zero_shot_weights(
         embeds = torch.cat(chunks).unflatten(0, (len(class_names), len(templates)))
         # One template needs no averaging, and its row is a unit row already.
         rows = embeds[:, 0] if len(templates) == 1 else unit_rows(embeds.mean(1))
-        return logit_scale_of(unwrapped or model) * rows
+        return logit_scale_of(unwrapped(model)) * rows

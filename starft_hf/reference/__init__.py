@@ -3,10 +3,11 @@
 from starft_hf.reference.base import Reference, ReferenceInfo
 from starft_hf.reference.cached import CachedReference
 from starft_hf.reference.factory import CachePlan, make_reference, plan_cache
-from starft_hf.reference.frozen import FrozenReference
+from starft_hf.reference.live import AdapterReference, FrozenReference
 
 
 __all__ = [
+    "AdapterReference",
     "CachePlan",
     "CachedReference",
     "FrozenReference",

@@ -6,27 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starft_hf.models import batch_images, batch_texts, differs_in_training
+from starft_hf.models import batch_images, batch_texts, differs_in_training, whole
 from starft_hf.reference.base import Reference, ReferenceInfo
-from starft_hf.reference.fingerprint import model_fingerprint, tensors_digest
-from starft_hf.reference.frozen import FrozenReference
+from starft_hf.reference.fingerprint import tensors_digest
 from starft_hf.reference.images import CachedImages
+from starft_hf.reference.live import FrozenReference, LiveReference
 from starft_hf.reference.texts import TextFeatures
 
 
 class CachedReference(Reference):
     """A frozen reference that remembers embeddings of captions, of images or of both.
 
-    With both remembered in full, the model is released before the first step.
+    With both remembered in full, a frozen copy is released before the first step.
 
     Args:
-        live: the frozen copy that computes what is not remembered.
+        live: what computes the rest.
         texts: the captions' embeddings, or None to compute them in every step.
         images: the images' embeddings, or None to compute them in every step.
     """
 
-    def __init__(self, live: FrozenReference, texts: TextFeatures | None, images: CachedImages | None):
-        self.live: FrozenReference | None = live
+    def __init__(self, live: LiveReference, texts: TextFeatures | None, images: CachedImages | None):
+        self.live: LiveReference | None = live
         self.texts = texts
         self.images = images
         self._logit_scale = live.logit_scale
@@ -51,17 +51,17 @@ class CachedReference(Reference):
         live = self.live
         if live is None:
             return
-        model_key = model_fingerprint(live.model)
         for part in (self.texts, self.images):
             if part is not None:
-                part.prepare(live, model_key, device)
-        if self.texts is not None and self.texts.complete and self.images is not None:
+                part.prepare(live, device)
+        complete = self.texts is not None and self.texts.complete and self.images is not None
+        if complete and isinstance(live, FrozenReference):
             if live.exact:
                 parameters = dict(live.model.named_parameters())
                 self._weights = frozenset(parameters), tensors_digest(parameters)
             self._forwards = live.forwards
             self.live = None
-        else:
+        elif not complete:
             live.prepare(device)
 
     def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class CachedReference(Reference):
         # Weights that have moved do not come back: comparing them until then is enough.
         if self._weights is not None and not differs_in_training(model):
             names, weights = self._weights
-            parameters = {name: value for name, value in model.named_parameters() if name in names}
+            parameters = {name: whole(value) for name, value in model.named_parameters() if name in names}
             if len(parameters) == len(names) and tensors_digest(parameters) == weights:
                 return True
         self._weights = None

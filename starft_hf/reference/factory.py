@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import nn
 from transformers.utils import logging
 
+from starft_hf.adapters import base_model_of, is_adapted
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.columns import is_stream
@@ -15,8 +16,8 @@ from starft_hf.data.examples import IndexedExamples, image_examples
 from starft_hf.models import DualEncoder
 from starft_hf.reference.base import Reference
 from starft_hf.reference.cached import CachedReference
-from starft_hf.reference.frozen import FrozenReference
 from starft_hf.reference.images import CachedImages
+from starft_hf.reference.live import AdapterReference, FrozenReference, LiveReference
 from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import CachedTexts, LazyTexts, TextFeatures
 
@@ -109,7 +110,11 @@ def make_reference(
         examples: the training examples.
     """
     dtype = None if config.reference_dtype is None else getattr(torch, config.reference_dtype)
-    live = FrozenReference(model, encoder, dtype, config.mini_batch_size)
+    live: LiveReference
+    if is_adapted(model):
+        live = AdapterReference(model, encoder, config.mini_batch_size)
+    else:
+        live = FrozenReference(model, encoder, dtype, config.mini_batch_size)
     progress = not config.disable_tqdm
     texts: TextFeatures | None = None
     if plan.texts:
@@ -139,6 +144,6 @@ def make_reference(
 
 
 def _text_bytes(model: nn.Module, bank: CaptionBank) -> int:
-    settings: Any = model.config
+    settings: Any = base_model_of(model).config
     width = getattr(settings, "projection_dim", None) or settings.text_config.hidden_size
     return int(bank.num_spurious_captions * width * 4)

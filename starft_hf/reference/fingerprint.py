@@ -10,13 +10,13 @@ import pyarrow as pa
 import torch
 import transformers
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 
 from starft_hf.models import DualEncoder
 
 
 # What a configuration says about where it came from rather than about what the model computes.
-_IRRELEVANT_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+_IRRELEVANT_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 
 def digest(parts: Any) -> str:
@@ -35,12 +35,10 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return hasher.hexdigest()
 
 
-def model_fingerprint(model: nn.Module) -> str:
+def model_fingerprint(config: Any, state: Mapping[str, Tensor]) -> str:
     """A key for what a model computes: its weights, its settings and the library's version."""
-    config: Any = model.config
     settings = _without(config.to_dict(), _IRRELEVANT_SETTINGS)
-    weights = tensors_digest(model.state_dict())
-    return digest([type(model).__name__, settings, weights, transformers.__version__])
+    return digest([settings, tensors_digest(state), transformers.__version__])
 
 
 def _without(settings: Any, names: Iterable[str]) -> Any:

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from starft_hf.data.examples import IndexedExamples
 from starft_hf.data.images import stack_features
+from starft_hf.distributed import assemble, share_of
 from starft_hf.reference.fingerprint import digest, images_fingerprint, preprocessing_fingerprint
-from starft_hf.reference.frozen import FrozenReference
+from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
 
 
@@ -48,49 +49,45 @@ class CachedImages:
         self._embeds: Tensor | None = None
         self.file: Path | None = None
 
-    def prepare(self, live: FrozenReference, model_key: str, device: torch.device) -> None:
+    def prepare(self, live: LiveReference, device: torch.device) -> None:
         """Load the features, or compute and store them."""
         if self._embeds is None:
             key = digest(
                 [
-                    model_key,
+                    live.fingerprint,
                     preprocessing_fingerprint(live.encoder.image_processor),
                     images_fingerprint(self.examples.dataset, self.examples.columns.image),
                     str(self.dtype),
                 ]
             )
-            embeds = self.store.load(KIND, key, len(self.examples))
-            if embeds is None:
-                live.prepare(device)
-                embeds = self._encode(live, device)
-                stored = self.store.save(KIND, key, embeds)
-                self.file = None if stored is None else self.store.path(KIND, key)
-                embeds = embeds if stored is None else stored
-            else:
-                self.file = self.store.path(KIND, key)
-            self._embeds = embeds
+            self._embeds, self.file = self.store.load_or_build(
+                KIND, key, len(self.examples), device, lambda: self._encode(live, device)
+            )
         if self._embeds.nbytes <= _BYTES_ON_DEVICE:
             self._embeds = self._embeds.to(device)
 
-    def _encode(self, live: FrozenReference, device: torch.device) -> Tensor:
+    def _encode(self, live: LiveReference, device: torch.device) -> Tensor:
+        live.prepare(device)
+        mine = share_of(len(self.examples))
         loader = DataLoader(
-            self.examples,
+            Subset(self.examples, mine),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_collate,
             # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
             generator=torch.Generator(),
         )
-        embeds: Tensor | None = None
-        with tqdm(total=len(self.examples), desc="Reference images", unit=" images", disable=not self.progress) as bar:
-            for samples, batch in loader:
-                rows = live.embed_images({name: value.to(device) for name, value in batch.items()}).cpu()
-                if embeds is None:
-                    embeds = torch.empty(len(self.examples), rows.shape[1], dtype=self.dtype or rows.dtype)
-                embeds[samples] = rows.to(embeds.dtype)
-                bar.update(len(samples))
-        assert embeds is not None
-        return embeds
+        chunks = []
+        with tqdm(total=len(mine), desc="Reference images", unit=" images", disable=not self.progress) as bar:
+            for batch in loader:
+                rows = live.embed_images({name: value.to(device) for name, value in batch.items()})
+                chunks.append(rows.to(self.dtype or rows.dtype))
+                bar.update(len(rows))
+        if not chunks:
+            first = _collate([self.examples[0]])
+            rows = live.embed_images({name: value.to(device) for name, value in first.items()})
+            chunks.append(rows.to(self.dtype or rows.dtype)[:0])
+        return assemble(torch.cat(chunks), len(self.examples))
 
     def rows(self, samples: Tensor) -> Tensor:
         """Unit embeddings `(N, D)` of the images with these sample indices."""
@@ -104,5 +101,5 @@ class CachedImages:
         return (0, 0) if self._embeds is None else (len(self._embeds), self._embeds.nbytes)
 
 
-def _collate(examples: Sequence[dict[str, Any]]) -> tuple[list[int], dict[str, Tensor]]:
-    return [example["sample"] for example in examples], stack_features([example["image"] for example in examples])
+def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    return stack_features([example["image"] for example in examples])

@@ -3,14 +3,17 @@
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging
 
+from starft_hf.distributed import all_agree, is_first_on_machine
 from starft_hf.reference.fingerprint import tensors_digest
 
 
@@ -46,6 +49,27 @@ class FeatureStore:
         """The file of features of a kind under a key."""
         return self.folder / f"{kind}-{key}.safetensors"
 
+    def load_or_build(
+        self, kind: str, key: str, rows: int, device: torch.device, build: Callable[[], Tensor]
+    ) -> tuple[Tensor, Path | None]:
+        """The features under a key from their file, else from `build`, which all processes then call together.
+
+        Returns:
+            The features `(rows, D)`, and the file they are in, or None if they could not be written.
+        """
+        embeds = self.load(kind, key, rows)
+        # Processes may see different files, on machines of their own or while another run is writing them.
+        if not all_agree(embeds is not None, device):
+            built = build().cpu()
+            if is_first_on_machine():
+                self.save(kind, key, built)
+            all_agree(True, device)
+            embeds = self.load(kind, key, rows) if self.path(kind, key).exists() else None
+            if embeds is None:
+                return built, None
+        assert embeds is not None
+        return embeds, self.path(kind, key)
+
     def load(self, kind: str, key: str, rows: int) -> Tensor | None:
         """The features `(rows, D)`, memory-mapped, or None if there are none that can be believed.
 
@@ -69,8 +93,8 @@ class FeatureStore:
             return None
         return embeds
 
-    def save(self, kind: str, key: str, embeds: Tensor) -> Tensor | None:
-        """Publish features under a key; returns them memory-mapped, or None if they could not be written.
+    def save(self, kind: str, key: str, embeds: Tensor) -> bool:
+        """Publish features under a key; returns whether they could be written.
 
         A full disk or a folder that cannot be written to costs a warning, not the run.
         """
@@ -93,5 +117,5 @@ class FeatureStore:
             if temporary is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
-            return None
-        return self.load(kind, key, len(embeds))
+            return False
+        return True

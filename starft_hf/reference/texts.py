@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank
+from starft_hf.distributed import assemble, share_of
 from starft_hf.reference.fingerprint import digest, texts_fingerprint
-from starft_hf.reference.frozen import FrozenReference
+from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
 
 
@@ -24,7 +25,7 @@ class TextFeatures(ABC):
     """Embeddings of the spurious captions of a bank, by their ids."""
 
     @abstractmethod
-    def prepare(self, live: FrozenReference, model_key: str, device: torch.device) -> None:
+    def prepare(self, live: LiveReference, device: torch.device) -> None:
         """Do what has to be done once, before the first step."""
 
     @abstractmethod
@@ -66,41 +67,35 @@ class CachedTexts(TextFeatures):
         self._row_of_id: Tensor | None = None
         self._file: Path | None = None
 
-    def prepare(self, live: FrozenReference, model_key: str, device: torch.device) -> None:
+    def prepare(self, live: LiveReference, device: torch.device) -> None:
         if self._embeds is None:
             distinct: dict[str, int] = {}
             ids = [distinct.setdefault(caption, len(distinct)) for caption in self.bank.spurious_captions()]
             self._row_of_id = torch.tensor(ids)
             texts = list(distinct)
-            key = digest([model_key, texts_fingerprint(live.encoder, texts)])
-            self._embeds = self.store.load(KIND, key, len(texts))
-            if self._embeds is None:
-                live.prepare(device)
-                embeds = self._encode(live, texts).cpu()
-                stored = self.store.save(KIND, key, embeds)
-                self._embeds = embeds if stored is None else stored
-                self._file = None if stored is None else self.store.path(KIND, key)
-            else:
-                self._file = self.store.path(KIND, key)
+            key = digest([live.fingerprint, texts_fingerprint(live.encoder, texts)])
+            self._embeds, self._file = self.store.load_or_build(
+                KIND, key, len(texts), device, lambda: self._encode(live, texts, device)
+            )
         assert self._row_of_id is not None
         self._embeds, self._row_of_id = self._embeds.to(device), self._row_of_id.to(device)
 
-    def _encode(self, live: FrozenReference, texts: Sequence[str]) -> Tensor:
+    def _encode(self, live: LiveReference, texts: Sequence[str], device: torch.device) -> Tensor:
+        live.prepare(device)
         # Texts of about the same length share a chunk, so that little of it is padding.
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        embeds: Tensor | None = None
-        with tqdm(total=len(texts), desc="Reference captions", unit=" captions", disable=not self.progress) as bar:
-            for start in range(0, len(texts), self.chunk_size):
-                rows = order[start : start + self.chunk_size]
-                chunk = live.embed_texts([texts[row] for row in rows])
-                if embeds is None:
-                    embeds = chunk.new_empty(len(texts), chunk.shape[1])
-                embeds[rows] = chunk
+        order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), texts[index]))
+        mine = [order[place] for place in share_of(len(texts))]
+        chunks = []
+        with tqdm(total=len(mine), desc="Reference captions", unit=" captions", disable=not self.progress) as bar:
+            for start in range(0, len(mine), self.chunk_size):
+                rows = mine[start : start + self.chunk_size]
+                chunks.append(live.embed_texts([texts[row] for row in rows]))
                 bar.update(len(rows))
             rate = bar.format_dict["rate"]
-        logger.info("Encoded %d captions%s.", len(texts), f", {rate:,.0f} a second" if rate else "")
-        assert embeds is not None
-        return embeds
+        logger.info("Encoded %d captions%s.", len(mine), f", {rate:,.0f} a second" if rate else "")
+        share = torch.cat(chunks) if chunks else live.embed_texts(texts[:1])[:0]
+        embeds = assemble(share, len(texts))
+        return torch.empty_like(embeds).index_copy_(0, torch.tensor(order, device=embeds.device), embeds)
 
     def rows(self, ids: Tensor) -> Tensor:
         assert self._embeds is not None
@@ -137,7 +132,7 @@ class LazyTexts(TextFeatures):
         self._remembered: dict[str, Tensor] = {}
         self._bytes = 0
 
-    def prepare(self, live: FrozenReference, model_key: str, device: torch.device) -> None:
+    def prepare(self, live: LiveReference, device: torch.device) -> None:
         live.prepare(device)
         self._live = live
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from starft_hf import StarFTTrainer
-from starft_hf.reference import frozen
+from starft_hf.reference import live
 from tests.conftest import make_dataset
 
 
@@ -56,7 +56,7 @@ def test_a_second_run_computes_no_reference_forward_and_holds_no_reference_weigh
     def forward(self, compute):
         raise AssertionError("the reference ran")
 
-    monkeypatch.setattr(frozen.FrozenReference, "_run", forward)
+    monkeypatch.setattr(live.FrozenReference, "_run", forward)
     second = train(clip, processor, config(**settings), dataset)
     assert second.reference.live is None
     assert second.reference.info.forwards == 0

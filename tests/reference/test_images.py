@@ -14,8 +14,8 @@ from starft_hf.reference.fingerprint import (
     preprocessing_fingerprint,
     texts_fingerprint,
 )
-from starft_hf.reference.frozen import FrozenReference
 from starft_hf.reference.images import CachedImages
+from starft_hf.reference.live import FrozenReference
 from starft_hf.reference.store import FeatureStore
 from tests.conftest import make_dataset
 
@@ -36,7 +36,7 @@ def encoder(clip, processor):
 def cached(clip, encoder, dataset, folder, **settings):
     images = CachedImages(images_of(dataset, encoder), FeatureStore(folder), progress=False, **settings)
     live = FrozenReference(clip, encoder)
-    images.prepare(live, model_fingerprint(clip), CPU)
+    images.prepare(live, CPU)
     return images, live.forwards
 
 
@@ -105,18 +105,18 @@ def test_a_file_that_changes_beside_its_table_changes_the_key(tmp_path):
 
 
 def test_weights_settings_texts_and_preprocessing_are_in_their_keys(clip, encoder, processor):
-    before = model_fingerprint(clip)
-    assert model_fingerprint(clip) == before
+    before = model_fingerprint(clip.config, clip.state_dict())
+    assert model_fingerprint(clip.config, clip.state_dict()) == before
     clip.config._name_or_path = "elsewhere"
-    assert model_fingerprint(clip) == before
-    assert model_fingerprint(clip.to(torch.bfloat16)) != before
+    assert model_fingerprint(clip.config, clip.state_dict()) == before
+    assert model_fingerprint(clip.config, clip.to(torch.bfloat16).state_dict()) != before
     clip = clip.float()
     clip.config.vision_config.layer_norm_eps *= 2
-    assert model_fingerprint(clip) != before
+    assert model_fingerprint(clip.config, clip.state_dict()) != before
     clip.config.vision_config.layer_norm_eps /= 2
     with torch.no_grad():
         clip.text_projection.weight[0, 0] += 1e-6
-    assert model_fingerprint(clip) != before
+    assert model_fingerprint(clip.config, clip.state_dict()) != before
 
     texts = texts_fingerprint(encoder, ["an owl", "a fern"])
     encoder.encode_texts(["other padding and truncation"])

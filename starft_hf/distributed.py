@@ -1,0 +1,117 @@
+"""What several processes owe each other: columns, and nothing else.
+
+The losses compare the rows of a batch with all its columns. With K processes, each computes the rows it holds against
+the columns of all, gathered with gradients. Gradients are then averaged over the processes, as DDP and FSDP do, and
+are those of one process with the whole batch.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sized
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+# The index that stands for no sample. A process whose share of the last batch is short gets it instead, so that all
+# processes take part in every step with as many rows.
+NO_SAMPLE = -1
+
+
+def world_size() -> int:
+    """Processes of this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_first_on_machine() -> bool:
+    """Whether this process is the one that writes files on its machine."""
+    return world_size() == 1 or int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def gather_columns(rows: Tensor) -> Tensor:
+    """The rows `(n, ...)` of all processes, `(K n, ...)`, process by process, with gradients to where they came from.
+
+    Every process must hold as many rows. With one process, `rows` itself.
+    """
+    if world_size() == 1:
+        return rows
+    return torch.cat(dist_functional.all_gather(rows.contiguous()))
+
+
+@torch.no_grad()
+def gather_values(rows: Tensor) -> Tensor:
+    """The same without gradients."""
+    if world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of `values` over all processes."""
+    return gather_values(values[None]).mean(0)
+
+
+def all_agree(answer: bool, device: torch.device) -> bool:
+    """Whether `answer` is true in every process, so that all of them do the same."""
+    return bool(gather_values(torch.tensor([answer], device=device)).all())
+
+
+def share_of(size: int) -> range:
+    """The indices of `size` things that this process takes care of."""
+    return range(rank(), size, world_size())
+
+
+@torch.no_grad()
+def assemble(share: Tensor, size: int) -> Tensor:
+    """What all processes computed of `size` things, `(size, ...)`, in order; `share` is that of `share_of(size)`."""
+    processes = world_size()
+    if processes == 1:
+        return share
+    longest = -(-size // processes)
+    padded = share.new_zeros(longest, *share.shape[1:])
+    padded[: len(share)] = share
+    parts = gather_values(padded).unflatten(0, (processes, longest))
+    return parts.transpose(0, 1).flatten(0, 1)[:size]
+
+
+class PaddedSampler(Sampler[int]):
+    """A sampler, followed by as many `NO_SAMPLE` as fill the last batch of all processes.
+
+    Without them, the last batch would be filled up with samples from the beginning, which would count twice.
+
+    Args:
+        sampler: what gives the samples.
+        multiple: samples per step of all processes.
+        epoch: tells the epoch to a sampler that shuffles by it. On resuming within an epoch, Accelerate's wrappers
+            do not pass it through.
+    """
+
+    def __init__(self, sampler: Sampler[int], multiple: int, epoch: Callable[[], int] | None = None):
+        self.sampler = sampler
+        self.multiple = multiple
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.epoch is not None and hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(self.epoch())
+        yield from self.sampler
+        yield from [NO_SAMPLE] * (len(self) - _length(self.sampler))
+
+    def __len__(self) -> int:
+        return -(-_length(self.sampler) // self.multiple) * self.multiple
+
+
+def _length(sampler: Any) -> int:
+    assert isinstance(sampler, Sized)
+    return len(sampler)

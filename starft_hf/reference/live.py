@@ -1,0 +1,177 @@
+"""References that compute: a frozen copy of the model, or the model itself with its adapter switched off."""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starft_hf.adapters import base_model_of, base_state
+from starft_hf.gradient_cache import forward_in_chunks
+from starft_hf.models import DualEncoder, differs_in_training, evaluation_mode, logit_scale_of, whole
+from starft_hf.reference.base import Reference, ReferenceInfo
+from starft_hf.reference.fingerprint import model_fingerprint
+
+
+class LiveReference(Reference):
+    """A reference that runs a model.
+
+    Args:
+        model: what is run.
+        encoder: its conventions.
+        chunk_size: images per forward; None takes a batch as a whole.
+    """
+
+    kind: str
+
+    def __init__(self, model: nn.Module, encoder: DualEncoder, chunk_size: int | None = None):
+        self.model = model
+        self.encoder = encoder
+        self.chunk_size = chunk_size
+        self.forwards = 0
+        # The temperature may be trained, and is a matter of the losses, which are never computed in less than float32.
+        self._logit_scale = logit_scale_of(model).detach().clone()
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self._logit_scale
+
+    @property
+    def info(self) -> ReferenceInfo:
+        return ReferenceInfo(self.kind, rows=0, bytes=0, where="nowhere", forwards=self.forwards)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A key for what the reference computes."""
+        return model_fingerprint(base_model_of(self.model).config, base_state(self.model))
+
+    @abstractmethod
+    def _as_reference(self) -> Any:
+        """A context in which `self.model` computes as the reference does, without gradients."""
+
+    def prepare(self, device: torch.device) -> None:
+        self.model.to(device)
+        self._logit_scale = self._logit_scale.to(device)
+
+    def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        def forward() -> tuple[Tensor, Tensor]:
+            outputs = self.encoder.forward(self.model, batch)
+            return outputs.image_embeds, outputs.text_embeds
+
+        images, texts = self._run(forward)
+        return images, texts[batch["spurious_rows"]]
+
+    def embed_images(self, batch: Mapping[str, Any]) -> Tensor:
+        """Unit embeddings `(N, D)` of the images of a batch alone."""
+        return self._run(lambda: (self.encoder.encode(self.model, images=batch),))[0]
+
+    def embed_texts(self, texts: Sequence[str] | Mapping[str, Any]) -> Tensor:
+        """Unit embeddings `(len(texts), D)` of texts, given as strings or as tensors."""
+        return self._run(lambda: (self.encoder.encode(self.model, texts=texts),))[0]
+
+    def _run(self, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        self.forwards += 1
+        with self._as_reference(), forward_in_chunks(self.model, self.chunk_size):
+            outputs = compute()
+        # A tensor made in inference mode could not take part in what autograd records.
+        return tuple(output.clone() for output in outputs)
+
+
+class FrozenReference(LiveReference):
+    """A frozen copy of a dual encoder.
+
+    Args:
+        model: the model as it is now; later changes to it do not reach the copy.
+        encoder: its conventions.
+        dtype: what the copy computes in; None keeps the model's own.
+        chunk_size: images per forward; None takes a batch as a whole.
+    """
+
+    kind = "frozen copy"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encoder: DualEncoder,
+        dtype: torch.dtype | None = None,
+        chunk_size: int | None = None,
+    ):
+        super().__init__(copy.deepcopy(model).eval().requires_grad_(False), encoder, chunk_size)
+        self.exact = dtype is None
+        if dtype is not None:
+            self.model.to(dtype)
+        self._left = False
+
+    def _as_reference(self) -> Any:
+        return torch.inference_mode()
+
+    def equals(self, model: nn.Module) -> bool:
+        # Weights that have moved do not come back: comparing them once per run is enough.
+        if not self._left:
+            weights = {name: whole(value) for name, value in model.named_parameters()}
+            self._left = (
+                not self.exact
+                or differs_in_training(model)
+                or not all(
+                    name in weights and torch.equal(value, weights[name])
+                    for name, value in self.model.named_parameters()
+                )
+            )
+        return not self._left
+
+
+class AdapterReference(LiveReference):
+    """The model that is trained, with its adapter switched off: no second copy of the weights.
+
+    Args:
+        model: a `PeftModel`.
+        encoder: its conventions.
+        chunk_size: images per forward; None takes a batch as a whole.
+    """
+
+    kind = "adapter switched off"
+
+    def __init__(self, model: nn.Module, encoder: DualEncoder, chunk_size: int | None = None):
+        super().__init__(model, encoder, chunk_size)
+        self._start: dict[str, Tensor] | None = None
+        if self._adapter_does_nothing():
+            self._start = {name: value.detach().clone() for name, value in _trained(model).items()}
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        adapted: Any = self.model
+        with adapted.disable_adapter(), evaluation_mode(self.model):
+            yield
+
+    def _adapter_does_nothing(self) -> bool:
+        """Whether a blank image and a short text come out the same with the adapter on and off."""
+        texts = self.encoder.encode_texts(["a"])
+        image = self.encoder.blank_image()
+        device = next(self.model.parameters()).device
+        batch = {name: value.to(device) for name, value in {**image, **texts}.items()}
+        with evaluation_mode(self.model):
+            on = self.encoder.forward(self.model, batch)
+            with self._as_reference():
+                off = self.encoder.forward(self.model, batch)
+        return torch.equal(on.image_embeds, off.image_embeds) and torch.equal(on.text_embeds, off.text_embeds)
+
+    def equals(self, model: nn.Module) -> bool:
+        # Weights that have moved do not come back: comparing them until then is enough.
+        if self._start is None:
+            return False
+        trained = {name: whole(value) for name, value in _trained(model).items()}
+        if differs_in_training(model) or not all(
+            name in trained and torch.equal(value.to(trained[name].device), trained[name])
+            for name, value in self._start.items()
+        ):
+            self._start = None
+            return False
+        return True
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}

@@ -1,0 +1,123 @@
+"""Runs that must come out the same however many processes share them.
+
+Also a script: `scenarios.py FOLDER SETTINGS NAME...`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from starft_hf import StarFTConfig, StarFTTrainer
+from starft_hf.distributed import rank, world_size
+from starft_hf.models import whole
+from tests.conftest import TINY_CLIP, make_dataset
+
+
+GLOBAL_BATCH = 12
+
+# Settings of the run, and the number of training images: 27 leave 3 for the last batch, 31 leave 7.
+SCENARIOS = {
+    "contrastive star": ({}, 31),
+    "contrastive kl, one process without rows": ({"regularizer": "kl"}, 27),
+    "live reference": ({"reference_cache": "none"}, 31),
+    "cross-entropy star": ({"base_loss": "cross_entropy"}, 31),
+    "cross-entropy kl, accumulated": (
+        {"base_loss": "cross_entropy", "regularizer": "kl", "gradient_accumulation_steps": 2},
+        27,
+    ),
+    "accumulated": ({"gradient_accumulation_steps": 2}, 31),
+    "full cache": ({"crop_scale": None, "reference_cache": "full"}, 31),
+    "in chunks": ({"mini_batch_size": 2, "crop_scale": None}, 31),
+    "no regularizer": ({"regularizer": "none"}, 27),
+    "cross-entropy alone": ({"base_loss": "cross_entropy", "regularizer": "none"}, 27),
+    "adapter": ({"peft_config": "lora"}, 31),
+}
+
+
+class Recorder(StarFTTrainer):
+    """Keeps the gradients of the first step, as the optimiser is about to see them."""
+
+    gradients = None
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        if self.gradients is None and self.accelerator.sync_gradients:
+            self.gradients = {
+                name: whole(value.grad).clone()
+                for name, value in self.model.named_parameters()
+                if value.grad is not None
+            }
+        return loss
+
+
+def make_trainer(name, folder, **overrides):
+    """The trainer of a scenario, for as many processes as there are."""
+    from transformers import AutoProcessor, CLIPModel
+
+    settings, size = SCENARIOS[name]
+    settings = {**settings, **overrides}
+    peft_config = settings.pop("peft_config", None)
+    args = StarFTConfig(
+        **{
+            "output_dir": str(folder / "output"),
+            "reference_cache_dir": str(folder / "features"),
+            "per_device_train_batch_size": GLOBAL_BATCH // world_size_of_launch(),
+            "per_device_eval_batch_size": 4,
+            "num_train_epochs": 2,
+            "learning_rate": 1e-3,
+            "reg_weight": 5.0,
+            "logging_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "group_column": "group",
+            **settings,
+        }
+    )
+    torch.manual_seed(0)
+    return Recorder(
+        CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float64),
+        args,
+        make_dataset(size),
+        eval_dataset=make_dataset(13, seed=5),
+        processing_class=AutoProcessor.from_pretrained(TINY_CLIP),
+        spuriosity=["{} in the snow.", "{} at night.", "{} on a beach."],
+        peft_config=peft_config,
+    )
+
+
+def world_size_of_launch():
+    """Processes of this launch, known before torch.distributed is."""
+    import os
+
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def run(name, folder, resume=None, **overrides):
+    """Run a scenario and write what came out to `folder`: losses, first gradients, final weights, metrics."""
+    folder = Path(folder)
+    trainer = make_trainer(name, folder, **overrides)
+    trainer.train(resume_from_checkpoint=resume)
+    metrics = trainer.evaluate()
+    trainer.save_model(str(folder / "model"))
+    weights = {key: whole(value).clone() for key, value in trainer.model.state_dict().items()}
+    keys = ("step", "loss", "base_loss", "reg_loss", "grad_norm", "logit_scale")
+    steps = [{key: entry[key] for key in keys} for entry in trainer.state.log_history if "base_loss" in entry]
+    forwards = trainer.reference.info.forwards if trainer.reference is not None else 0
+    assert world_size() == world_size_of_launch()
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, folder / "weights.safetensors")
+        save_file(trainer.gradients, folder / "gradients.safetensors")
+        (folder / "run.json").write_text(json.dumps({"steps": steps, "metrics": metrics, "forwards": forwards}))
+    return trainer
+
+
+if __name__ == "__main__":
+    target, overrides, *names = sys.argv[1:]
+    for scenario in names:
+        run(scenario, Path(target) / scenario, **json.loads(overrides))

@@ -1,0 +1,130 @@
+"""K processes with a share of the batch each do what one does with all of it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPModel
+
+from tests.distributed import scenarios
+from tests.distributed.launch import torchrun
+from tests.distributed.scenarios import SCENARIOS
+
+
+SCRIPT = scenarios.__file__
+
+
+@pytest.fixture(scope="session", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def shared(request, tmp_path_factory):
+    """A folder of what all scenarios gave with several processes."""
+    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
+    done = torchrun(request.param, SCRIPT, folder, "{}", *SCENARIOS)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """What a scenario gives with one process."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    def run(name):
+        if not (folder / name).exists():
+            scenarios.run(name, folder / name)
+        return folder / name
+
+    return run
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_losses_gradients_weights_and_metrics_are_those_of_one_process(name, shared, alone):
+    assert_same_runs(alone(name), shared / name)
+
+
+def assert_same_runs(left, right, *, gradients=True):
+    one, other = (json.loads((folder / "run.json").read_text()) for folder in (left, right))
+    assert [step["step"] for step in one["steps"]] == [step["step"] for step in other["steps"]]
+    for step, expected in zip(other["steps"], one["steps"], strict=True):
+        assert step == pytest.approx(expected, abs=1e-9, rel=1e-9)
+    for kind in ("gradients", "weights") if gradients else ("weights",):
+        expected, found = (load_file(folder / f"{kind}.safetensors") for folder in (left, right))
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-9, msg=f"{kind} {key}")
+    timing = ("runtime", "samples_per_second", "steps_per_second")
+    expected, found = (
+        {key: value for key, value in run["metrics"].items() if not key.endswith(timing)} for run in (one, other)
+    )
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_every_image_is_computed_by_one_process_only(shared, alone):
+    """The cache of 31 images by chunks of 4: 8 forwards alone, and no process computes that many of them."""
+    runs = (alone("full cache"), shared / "full cache")
+    forwards = [json.loads((folder / "run.json").read_text())["forwards"] for folder in runs]
+    assert forwards[1] < forwards[0]
+
+
+FSDP = {"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["CLIPEncoderLayer"]}}
+FSDP_SCENARIOS = ["contrastive star", "live reference", "cross-entropy star", "full cache", "in chunks"]
+
+
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsdp")
+    done = torchrun(2, SCRIPT, folder, json.dumps(FSDP), *FSDP_SCENARIOS)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FSDP_SCENARIOS)
+def test_fsdp2_does_the_same_and_saves_a_checkpoint_that_loads(name, sharded, alone):
+    assert_same_runs(alone(name), sharded / name)
+    model = CLIPModel.from_pretrained(sharded / name / "model", dtype=torch.float64)
+    weights = load_file(alone(name) / "weights.safetensors")
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, weights[key], rtol=0, atol=1e-9, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_run_of_two_processes_resumes_on_any_number(processes, alone, tmp_path):
+    name = "contrastive star"
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
+    done = torchrun(2, SCRIPT, tmp_path / "first", json.dumps(saving), name)
+    assert done.returncode == 0, done.stderr[-6000:]
+    checkpoint = tmp_path / "first" / name / "output" / "checkpoint-4"
+    resumed = tmp_path / "resumed"
+    if processes == 1:
+        scenarios.run(name, resumed / name, resume=str(checkpoint))
+    else:
+        done = torchrun(processes, SCRIPT, resumed, json.dumps({"resume": str(checkpoint)}), name)
+        assert done.returncode == 0, done.stderr[-6000:]
+    assert_same_runs(alone(name), resumed / name, gradients=False)
+
+
+FAILING = """
+import sys
+from pathlib import Path
+from transformers import TrainerCallback
+from starft_hf.distributed import rank
+from tests.distributed.scenarios import make_trainer
+
+class Fail(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if rank() == 1 and state.global_step == 2:
+            raise RuntimeError("the disk of this machine is on fire")
+
+trainer = make_trainer("contrastive star", Path(sys.argv[1]))
+trainer.add_callback(Fail())
+trainer.train()
+"""
+
+
+def test_a_process_that_fails_ends_the_run_with_its_message(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    done = torchrun(2, tmp_path / "failing.py", tmp_path, timeout=120)
+    assert done.returncode != 0
+    assert "the disk of this machine is on fire" in done.stderr
