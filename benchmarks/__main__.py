@@ -15,8 +15,9 @@ import transformers
 import starft_hf
 from benchmarks.loading import captions_per_second, loading_seconds
 from benchmarks.memory import peak_gib
+from benchmarks.ranks import seconds_per_step
 from benchmarks.setup import make_scene
-from benchmarks.steps import VARIANTS, open_step
+from benchmarks.steps import VARIANTS, open_step, our_step
 
 
 RATIOS = (("full", "paper"), ("full", "plain"), ("full", "no regularizer"), ("text", "paper"), ("none", "paper"))
@@ -25,8 +26,14 @@ BATCH_SIZE = 32
 # Model, classes, repetitions.
 STEPS = (("ViT-B/32", 1000, 3), ("ViT-B/32", 2, 2), ("ViT-B/16", 1000, 2))
 
-# Images per step, images per chunk.
-MEMORY = ((32, None), (128, None), (128, 32), (512, 32))
+# What is measured, images per step, settings.
+MEMORY: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("", 32, {}),
+    ("", 128, {}),
+    ("`mini_batch_size=32`", 128, {"mini_batch_size": 32}),
+    ("`mini_batch_size=32`", 512, {"mini_batch_size": 32}),
+    ('`peft_config="lora"`', 32, {"peft_config": "lora"}),
+)
 
 
 def measure_steps(shape: str, num_classes: int, repetitions: int) -> dict[str, list[float]]:
@@ -48,6 +55,25 @@ def measure_steps(shape: str, num_classes: int, repetitions: int) -> dict[str, l
     return seconds
 
 
+def measure_adapter(repetitions: int = 3) -> dict[str, list[float]]:
+    """Seconds of a step of full fine-tuning and of one with LoRA, in turn."""
+    seconds: dict[str, list[float]] = {"full fine-tuning": [], "LoRA": []}
+    with ExitStack() as stack:
+        steps = {
+            name: stack.enter_context(
+                our_step(make_scene("ViT-B/32", 100, BATCH_SIZE), BATCH_SIZE, reference_cache="full", **settings)
+            )
+            for name, settings in (("full fine-tuning", {}), ("LoRA", {"peft_config": "lora"}))
+        }
+        for repetition in range(repetitions + 1):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                if repetition:
+                    seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
 def as_markdown(results: dict[str, Any]) -> str:
     """The results for people."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
@@ -55,8 +81,8 @@ def as_markdown(results: dict[str, Any]) -> str:
         "# Benchmarks",
         "",
         f"By `make bench`, on {results['device']}; {versions}. Random weights of real shapes, 224 x 224 pixels,",
-        f"batch {BATCH_SIZE}, AdamW, float32. Steps are taken in turn in one run; seconds are medians, ratios medians of",
-        "those of the repetitions (smallest to largest in brackets).",
+        f"batch {BATCH_SIZE}, AdamW, float32. Steps are taken in turn in one run; seconds are medians, ratios medians",
+        "of those of the repetitions (smallest to largest in brackets).",
         "",
         "- paper: hand-written, every text at 77 tokens, nothing shared, a live reference",
         "- plain: `CLIPModel(..., return_loss=True)` at 77 tokens, no regularizer",
@@ -79,13 +105,22 @@ def as_markdown(results: dict[str, Any]) -> str:
             ratios = [one / other for one, other in zip(seconds[above], seconds[below], strict=True)]
             cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "## Peak memory, ViT-B/32", "", "| Batch | `mini_batch_size` | GiB | of batch 32 |"]
-    lines.append("| ---: | ---: | ---: | ---: |")
+    lines += ["", "## Peak memory, ViT-B/32", "", "| Batch | | GiB | of batch 32 |"]
+    lines.append("| ---: | --- | ---: | ---: |")
     base = results["memory"][0]["gib"]
     for row in results["memory"]:
-        lines.append(f"| {row['batch']} | {row['chunk']} | {row['gib']:.2f} | {row['gib'] / base:.2f} |")
+        lines.append(f"| {row['batch']} | {row['what']} | {row['gib']:.2f} | {row['gib'] / base:.2f} |")
+    adapter = {name: statistics.median(seconds) for name, seconds in results["adapter"].items()}
+    processes = results["processes"]
     loading, captions = results["loading_seconds"], results["captions_per_second"]
     lines += [
+        "",
+        "## Adapters and processes, ViT-B/32",
+        "",
+        f"- A step with LoRA takes {adapter['LoRA'] / adapter['full fine-tuning']:.2f} of a step of full fine-tuning "
+        f"({adapter['LoRA']:.2f} s against {adapter['full fine-tuning']:.2f} s).",
+        f"- Two processes with half the cores and half the batch each take {processes['2'] / processes['1']:.2f} of "
+        f"one with all of both ({processes['2']:.2f} s against {processes['1']:.2f} s).",
         "",
         "## Around the step",
         "",
@@ -114,7 +149,11 @@ def main() -> None:
             f"{shape}, {num_classes:,}": measure_steps(shape, num_classes, repetitions)
             for shape, num_classes, repetitions in STEPS
         },
-        "memory": [{"batch": batch, "chunk": chunk, "gib": peak_gib(batch, chunk)} for batch, chunk in MEMORY],
+        "memory": [
+            {"what": what, "batch": batch, "gib": peak_gib(batch, **settings)} for what, batch, settings in MEMORY
+        ],
+        "adapter": measure_adapter(),
+        "processes": {str(processes): seconds_per_step(processes) for processes in (1, 2)},
         "loading_seconds": loading_seconds(BATCH_SIZE),
         "captions_per_second": captions_per_second(),
     }

@@ -64,12 +64,12 @@ def as_markdown() -> str:
     lines = [
         "# Scaling, estimated",
         "",
-        f"By `python -m benchmarks.scaling`. {ROWS} images a process, captions of {TOKENS} tokens, full cache, float32 on",
-        "the wire. Nothing here was run on more than 3 processes; the operations are counted, not timed.",
+        f"By `python -m benchmarks.scaling`. {ROWS} images a process, captions of {TOKENS} tokens, full cache,",
+        "float32 on the wire. Nothing here was run on more than 3 processes; the operations are counted, not timed.",
         "",
-        "Beside the gradients, which DDP averages whatever the loss (2 x parameters x 4 bytes with a ring, independent",
-        "of the number of processes), StarFT exchanges columns: every process receives the others' embeddings and sends",
-        "back gradients of them.",
+        "Beside the gradients, which DDP averages whatever the loss (2 x parameters x 4 bytes with a ring, for any",
+        "number of processes), StarFT exchanges columns: every process receives the others' embeddings and sends back",
+        "gradients of them.",
         "",
         "| Model | Processes | Batch | Operations a process | of which logits | Columns received | "
         "of the gradients' bytes | bytes per 1,000 operations |",
@@ -80,16 +80,24 @@ def as_markdown() -> str:
         for ranks in RANKS:
             columns = gathered_bytes(shape["width"], ranks)
             logits = 3 * 2 * 3 * ROWS * ranks * ROWS * shape["width"]
-            lines.append(
-                f"| {name} | {ranks} | {ranks * ROWS:,} | {(flops + logits) / 1e12:.1f} T | "
-                f"{logits / (flops + logits):.1%} | {columns / 2**20:,.0f} MiB | {columns / (2 * parameters * 4):.1%} | {1000 * columns / (flops + logits):.3f} |"
-            )
+            total = flops + logits
+            cells = [
+                name,
+                str(ranks),
+                f"{ranks * ROWS:,}",
+                f"{total / 1e12:.1f} T",
+                f"{logits / total:.1%}",
+                f"{columns / 2**20:,.0f} MiB",
+                f"{columns / (2 * parameters * 4):.1%}",
+                f"{1000 * columns / total:.3f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     measured = json.loads((FOLDER / "results.json").read_text())["steps"]["ViT-B/16, 1,000"]
     seconds = sorted(measured["full"])[len(measured["full"]) // 2]
     lines += [
         "",
-        f"For comparison, measured with one process: a step of 32 images of ViT-B/16 takes {seconds:.1f} s on the machine",
-        "of [RESULTS.md](RESULTS.md).",
+        f"For comparison, measured with one process: a step of 32 images of ViT-B/16 takes {seconds:.1f} s on the",
+        "machine of [RESULTS.md](RESULTS.md).",
     ]
     return "\n".join(lines) + "\n"
 

@@ -12,6 +12,7 @@ from transformers import CLIPModel
 
 from benchmarks.setup import MAX_LENGTH, Scene
 from starft_hf import StarFTConfig, StarFTTrainer, alignment_loss, contrastive_loss
+from starft_hf.distributed import world_size
 
 
 Step = Callable[[], None]
@@ -21,7 +22,7 @@ POOL = ("{} in the snow.", "{} on a beach at night.")
 VARIANTS = ("paper", "plain", "none", "text", "full", "no regularizer")
 
 
-def make_trainer(scene: Scene, folder: str, **settings: Any) -> StarFTTrainer:
+def make_trainer(scene: Scene, folder: str, peft_config: str | None = None, **settings: Any) -> StarFTTrainer:
     """A trainer of the scene's model."""
     args = StarFTConfig(
         output_dir=folder,
@@ -35,7 +36,14 @@ def make_trainer(scene: Scene, folder: str, **settings: Any) -> StarFTTrainer:
         dataloader_pin_memory=False,
         **settings,
     )
-    return StarFTTrainer(scene.model, args, scene.dataset, processing_class=scene.processor, spuriosity=list(POOL))
+    return StarFTTrainer(
+        scene.model,
+        args,
+        scene.dataset,
+        processing_class=scene.processor,
+        spuriosity=list(POOL),
+        peft_config=peft_config,
+    )
 
 
 def make_batch(trainer: StarFTTrainer, batch_size: int) -> dict[str, Any]:
@@ -46,19 +54,25 @@ def make_batch(trainer: StarFTTrainer, batch_size: int) -> dict[str, Any]:
 
 @contextmanager
 def our_step(scene: Scene, batch_size: int, **settings: Any) -> Iterator[Step]:
-    """One step of `StarFTTrainer`: forward, backward, AdamW."""
+    """One step of `StarFTTrainer`: forward, backward, AdamW. `batch_size` is that of this process."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(scene, folder, **settings)
         if trainer.reference is not None:
             trainer.reference.prepare(trainer.args.device)
         batch = make_batch(trainer, batch_size)
-        trainer.model.train()
+        model: torch.nn.Module = trainer.model.train()
+        optimizer = scene.optimizer
+        if "peft_config" in settings:
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.1)
+        if world_size() > 1:
+            model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 
         def step() -> None:
-            scene.optimizer.zero_grad()
+            optimizer.zero_grad()
             with trainer.compute_loss_context_manager():
-                trainer.training_losses(trainer.model, batch, 0.5).loss.backward()
-            scene.optimizer.step()
+                trainer.training_losses(model, batch, 0.5).loss.backward()
+            optimizer.step()
 
         yield step
 
