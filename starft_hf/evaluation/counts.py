@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from starft_hf.distributed import world_size
+from starft_hf.evaluation.results import EvaluationResult, ReliabilityBin
 from starft_hf.objectives import as_float32_or_wider
 
 
@@ -75,8 +76,8 @@ class ClassificationCounts:
         """Mean distance of accuracy and confidence over the bins, weighted by their rows, over the whole set."""
         return float((self.bin_correct - self.bin_confidence).abs().sum() / self.bin_total.sum())
 
-    def metrics(self, training_shares: Mapping[str, float] | None = None) -> dict[str, float]:
-        """All metrics, as fractions; `loss` in nats.
+    def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
+        """Everything that was counted.
 
         Args:
             training_shares: share of every group in the training set, for the group-adjusted accuracy: the accuracy
@@ -88,15 +89,41 @@ class ClassificationCounts:
         if not self.total:
             raise ValueError("the evaluation data set gave no rows; there is nothing to compute metrics from")
         accuracies = self.group_accuracies()
-        metrics = {
-            "loss": self.loss_sum / self.total,
-            "accuracy": sum(self.group_correct.values()) / self.total,
-            "worst_group_accuracy": min(accuracies.values()),
-        }
+        adjusted = None
         if training_shares is not None:
             present = {group: training_shares.get(group, 0.0) for group in accuracies}
             if mass := sum(present.values()):
-                adjusted = sum(accuracies[group] * share for group, share in present.items())
-                metrics["group_adjusted_accuracy"] = adjusted / mass
-        metrics["ece"] = self.expected_calibration_error()
-        return metrics | {f"accuracy_{group}": accuracy for group, accuracy in accuracies.items()}
+                adjusted = sum(accuracies[group] * share for group, share in present.items()) / mass
+        totals = self.bin_total.clamp(min=1)
+        bins = zip(self.bin_total, self.bin_confidence / totals, self.bin_correct / totals, strict=True)
+        return EvaluationResult(
+            accuracy=sum(self.group_correct.values()) / self.total,
+            worst_group_accuracy=min(accuracies.values()),
+            group_accuracies=accuracies,
+            group_sizes={group: self.group_total[group] for group in accuracies},
+            loss=self.loss_sum / self.total,
+            ece=self.expected_calibration_error(),
+            group_adjusted_accuracy=adjusted,
+            bins=tuple(ReliabilityBin(int(count), float(mean), float(hits)) for count, mean, hits in bins),
+        )
+
+    def metrics(self, training_shares: Mapping[str, float] | None = None) -> dict[str, float]:
+        """All metrics, as fractions; `loss` in nats.
+
+        Args:
+            training_shares: share of every group in the training set, for the group-adjusted accuracy: the accuracy
+                on a set whose groups are as frequent as in training. None leaves it out.
+
+        Raises:
+            ValueError: if nothing was counted.
+        """
+        result = self.result(training_shares)
+        metrics = {
+            "loss": result.loss,
+            "accuracy": result.accuracy,
+            "worst_group_accuracy": result.worst_group_accuracy,
+        }
+        if result.group_adjusted_accuracy is not None:
+            metrics["group_adjusted_accuracy"] = result.group_adjusted_accuracy
+        metrics["ece"] = result.ece
+        return metrics | {f"accuracy_{group}": accuracy for group, accuracy in result.group_accuracies.items()}

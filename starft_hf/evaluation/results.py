@@ -1,0 +1,87 @@
+"""What an evaluation finds, as a value that can be stored, compared and drawn."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The predictions whose confidence falls between two bounds.
+
+    Attributes:
+        count: how many there are.
+        confidence: their mean confidence.
+        accuracy: the share of them that is right.
+    """
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong prediction.
+
+    Attributes:
+        sample: index in the data set.
+        label: name of the true class.
+        predicted: name of the predicted class.
+        confidence: probability of the predicted class.
+        group: name of the sample's group.
+    """
+
+    sample: int
+    label: str
+    predicted: str
+    confidence: float
+    group: str
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """A classifier on a data set. Accuracies, errors and confidences are shares from 0 to 1.
+
+    Attributes:
+        accuracy: share of right predictions.
+        worst_group_accuracy: accuracy in the group where it is lowest.
+        group_accuracies: accuracy in every group, by name.
+        group_sizes: rows in every group.
+        loss: mean cross-entropy in nats.
+        ece: expected calibration error over the whole set.
+        group_adjusted_accuracy: average weighted by the groups' shares of the training set; None where unknown.
+        bins: reliability bins of equal width, from confidence 0 to 1; empty ones have count 0.
+        mistakes: the most confident mistakes of the worst group.
+    """
+
+    accuracy: float
+    worst_group_accuracy: float
+    group_accuracies: Mapping[str, float]
+    group_sizes: Mapping[str, int]
+    loss: float
+    ece: float
+    group_adjusted_accuracy: float | None = None
+    bins: tuple[ReliabilityBin, ...] = ()
+    mistakes: tuple[Mistake, ...] = field(default=())
+
+    @property
+    def worst_group(self) -> str:
+        """The name of the group with the lowest accuracy."""
+        return min(self.group_accuracies, key=lambda group: self.group_accuracies[group])
+
+    @property
+    def gap(self) -> float:
+        """How far the worst group is below the average."""
+        return self.accuracy - self.worst_group_accuracy
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "EvaluationResult":
+        """The result that `as_dict` made `content` of."""
+        bins = tuple(ReliabilityBin(**part) for part in content.get("bins", ()))
+        mistakes = tuple(Mistake(**part) for part in content.get("mistakes", ()))
+        return cls(**{**content, "bins": bins, "mistakes": mistakes})
