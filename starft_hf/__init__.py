@@ -13,6 +13,7 @@ _EXPORTS = {
     "SpuriosityPool": "starft_hf.spuriosity",
     "alignment_loss": "starft_hf.objectives",
     "contrastive_loss": "starft_hf.objectives",
+    "evaluate_zero_shot": "starft_hf.evaluation",
     "interpolate": "starft_hf.weights",
     "register_regularizer": "starft_hf.regularizers",
 }
@@ -21,6 +22,7 @@ __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
     from starft_hf.configuration import StarFTConfig as StarFTConfig
+    from starft_hf.evaluation import evaluate_zero_shot as evaluate_zero_shot
     from starft_hf.objectives import alignment_loss as alignment_loss
     from starft_hf.objectives import contrastive_loss as contrastive_loss
     from starft_hf.regularizers import register_regularizer as register_regularizer

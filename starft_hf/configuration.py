@@ -36,8 +36,8 @@ class StarFTConfig(TrainingArguments):
         image_column: column that holds the images.
         label_column: column that holds the class labels.
         caption_column: column that holds captions, to be used instead of `caption_template`.
-        group_column: column that names the group of a row, for worst-group accuracy. Without one, the classes are
-            the groups.
+        group_column: column that names the group of a row, for worst-group accuracy, or a list of columns whose
+            combinations are the groups. Without one, the classes are the groups.
         crop_scale: range of the share of the image's area that a random crop keeps; None switches random crops off,
             and images are preprocessed as the processor does by itself.
         reference_cache: what is remembered of the frozen reference. "text": the embeddings of every spurious caption
@@ -87,7 +87,7 @@ class StarFTConfig(TrainingArguments):
     image_column: str = field(default="image", metadata={"help": "Column with the images."})
     label_column: str = field(default="label", metadata={"help": "Column with the labels."})
     caption_column: str | None = field(default=None, metadata={"help": "Column with captions."})
-    group_column: str | None = field(default=None, metadata={"help": "Column with the evaluation groups."})
+    group_column: str | list[str] | None = field(default=None, metadata={"help": "Column(s) with the evaluation groups."})
     crop_scale: list[float] | None = field(
         default_factory=lambda: (0.9, 1.0),  # type: ignore[assignment]
         metadata={"help": "Share of the area a random crop keeps: two numbers."},

@@ -9,6 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from starft_hf.models import whole
+
 
 HEAD_FILE = "classification_head.safetensors"
 
@@ -20,6 +22,19 @@ def head_from_weights(weights: Tensor) -> nn.Linear:
         head.weight.copy_(weights)
         head.bias.zero_()
     return head
+
+
+def select_classes(head: nn.Linear, class_names: Sequence[str], wanted: Sequence[str]) -> nn.Linear | None:
+    """The part of a head over `class_names` that tells the classes `wanted` apart; None if it lacks one of them."""
+    if tuple(wanted) == tuple(class_names):
+        return head
+    if not set(wanted) <= set(class_names):
+        return None
+    rows = [class_names.index(name) for name in wanted]
+    part = head_from_weights(whole(head.weight)[rows].detach())
+    with torch.no_grad():
+        part.bias.copy_(whole(head.bias)[rows])
+    return part
 
 
 def save_head(head: Mapping[str, Tensor], class_names: Sequence[str], folder: str | Path) -> None:

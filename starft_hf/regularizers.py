@@ -5,10 +5,11 @@ It is registered under the name that `StarFTConfig(regularizer=...)` takes, toge
 so that nothing else in the package knows any regularizer by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from starft_hf.names import unknown_name
@@ -23,13 +24,15 @@ class RegularizerInputs:
 
     Attributes:
         image_embeds: unit rows of the tuned model, `(n, D)`.
-        column_embeds: unit rows of the tuned model for the captions the regularizer asked for, `(M, D)`.
-        reference_image_embeds: the same of the frozen reference, `(n, D0)`.
-        reference_column_embeds: the same of the frozen reference, `(M, D0)`.
+        column_embeds: unit rows of the columns the regularizer asked for, `(M, D)`: the tuned model's spurious
+            captions, or the reference's contexts.
+        reference_image_embeds: the images' unit rows of the frozen reference, `(n, D0)`.
+        reference_column_embeds: the columns' unit rows of the frozen reference, `(M, D0)`.
         logit_scale: the reference's inverse temperature s0, already exponentiated.
         labels: class indices of the rows, `(n,)`, or None for a data set without labels.
         column_labels: class indices of the columns, `(M,)`, or None.
         column_valid: which columns are those of a sample, `(M,)`; None: all.
+        weight_pairs: every parameter of the tuned model with its value in the reference.
     """
 
     image_embeds: Tensor
@@ -40,6 +43,7 @@ class RegularizerInputs:
     labels: Tensor | None
     column_labels: Tensor | None
     column_valid: Tensor | None = None
+    weight_pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class Regularizer:
         name: what `StarFTConfig(regularizer=...)` takes.
         compute: the terms of the loss in nats, one per row `(n,)`, of which the mean over the whole batch is taken; or
             a scalar, the same in every process.
-        columns: the captions it compares images with. "spurious": one spurious caption per row.
+        columns: what it compares images with. "spurious": one spurious caption per row; "contexts": one embedding per
+            template of the pool, the reference's average over classes; "none": nothing.
+        needs_weights: whether it looks at the weights, so that the reference must keep its own.
         needs_labels: whether it is undefined without class labels.
         fewest_classes: below this number of classes it constrains too little to be of use.
         minimal_at_reference: whether it is at a minimum, with a gradient of exactly 0, where the tuned model equals
@@ -59,7 +65,8 @@ class Regularizer:
 
     name: str
     compute: Callable[[RegularizerInputs], Tensor]
-    columns: Literal["spurious"] = "spurious"
+    columns: Literal["spurious", "contexts", "none"] = "spurious"
+    needs_weights: bool = False
     needs_labels: bool = False
     fewest_classes: int = 1
     minimal_at_reference: bool = True
@@ -122,3 +129,15 @@ def _star(inputs: RegularizerInputs) -> Tensor:
 # A row of star sees the captions of other classes only: with two or three classes that is next to nothing.
 register_regularizer(Regularizer("star", _star, needs_labels=True, fewest_classes=4))
 register_regularizer(Regularizer("kl", lambda inputs: _align(inputs, None)))
+
+
+def _l2_sp(inputs: RegularizerInputs) -> Tensor:
+    assert inputs.weight_pairs is not None
+    distance = sum((tuned - start).square().sum() for tuned, start in inputs.weight_pairs())
+    return torch.as_tensor(distance) / 2
+
+
+# Half the squared distance of the weights from where they started (arXiv 1802.01483). reg_weight is its coefficient.
+register_regularizer(Regularizer("l2-sp", _l2_sp, columns="none", needs_weights=True))
+# KL from the reference's distribution over contexts, whatever the class (arXiv 2211.16175).
+register_regularizer(Regularizer("car-ft", lambda inputs: _align(inputs, None), columns="contexts"))

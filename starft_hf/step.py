@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from starft_hf.data.captions import CaptionBank
 from starft_hf.distributed import gather_columns, gather_values, rank, world_size
 from starft_hf.gradient_cache import forward_in_chunks
 from starft_hf.models import DualEncoder, DualOutput, unwrapped
@@ -111,6 +112,7 @@ class TrainingStep:
         reference: needed with a regularizer.
         head: the linear head, where the base loss needs one.
         mini_batch_size: images per forward and backward; None runs a batch as a whole.
+        bank: the captions, for regularizers that compare with contexts.
     """
 
     encoder: DualEncoder
@@ -119,32 +121,19 @@ class TrainingStep:
     reference: Reference | None = None
     head: nn.Linear | None = None
     mini_batch_size: int | None = None
+    bank: CaptionBank | None = None
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], reg_weight: float) -> StepLosses:
         """The losses of `batch` by one forward of `model`, which may be inside a parallel wrapper."""
         inner = unwrapped(model)
         with forward_in_chunks(inner, self.mini_batch_size):
             outputs = self.encoder.forward(model, batch, self.head)
-        columns = gather_batch(batch, outputs, spurious=self.regularizer is not None)
+        spurious = self.regularizer is not None and self.regularizer.columns == "spurious"
+        columns = gather_batch(batch, outputs, spurious=spurious)
         base = _mean(self.base_loss(outputs, columns, batch), batch, columns)
-        if self.regularizer is None:
+        if self.regularizer is None or self.reference is None:
             return StepLosses(base, base, torch.zeros_like(base))
-        assert self.reference is not None
-        assert columns.spurious is not None
-        reference_images, reference_columns = self.reference.embed(batch)
-        labels = batch.get("labels")
-        terms = self.regularizer.compute(
-            RegularizerInputs(
-                image_embeds=outputs.image_embeds,
-                column_embeds=columns.spurious,
-                reference_image_embeds=reference_images,
-                reference_column_embeds=gather_values(reference_columns),
-                logit_scale=self.reference.logit_scale,
-                labels=labels,
-                column_labels=None if labels is None else gather_values(labels),
-                column_valid=columns.valid,
-            )
-        )
+        terms = self.regularizer.compute(self._regularizer_inputs(self.regularizer, inner, batch, outputs, columns))
         reg = _mean(terms, batch, columns) if terms.ndim else terms
         if self.regularizer.minimal_at_reference and self.reference.equals(inner):
             # The gradient is 0 here. What rounding leaves of it must not reach Adam, which would scale it up to full
@@ -152,6 +141,41 @@ class TrainingStep:
             # Adam counts the step and decays the weights of these parameters like all others.
             reg = reg.detach() + 0 * reg
         return StepLosses(base + reg_weight * reg, base, reg)
+
+    def _regularizer_inputs(
+        self,
+        regularizer: Regularizer,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        outputs: DualOutput,
+        columns: Columns,
+    ) -> RegularizerInputs:
+        reference = self.reference
+        assert reference is not None
+        labels = batch.get("labels")
+        valid = None
+        reference_images = outputs.image_embeds.detach()
+        tuned = reference_columns = outputs.text_embeds[:0].detach()
+        if regularizer.columns == "spurious":
+            assert columns.spurious is not None
+            tuned, valid = columns.spurious, columns.valid
+            reference_images, own_columns = reference.embed(batch)
+            reference_columns = gather_values(own_columns)
+        elif regularizer.columns == "contexts":
+            assert self.bank is not None
+            reference_images = reference.embed_images(batch)
+            tuned = reference_columns = reference.contexts(self.bank)
+        return RegularizerInputs(
+            image_embeds=outputs.image_embeds,
+            column_embeds=tuned,
+            reference_image_embeds=reference_images,
+            reference_column_embeds=reference_columns,
+            logit_scale=reference.logit_scale,
+            labels=labels,
+            column_labels=None if labels is None else gather_values(labels),
+            column_valid=valid,
+            weight_pairs=lambda: reference.weight_pairs(model),
+        )
 
 
 def _mean(terms: Tensor, batch: Mapping[str, Any], columns: Columns) -> Tensor:

@@ -1,6 +1,6 @@
 """`StarFTTrainer`: wires data, losses, reference and evaluation into the `Trainer` of transformers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, cast
 
@@ -15,7 +15,6 @@ from transformers.utils import logging
 
 from starft_hf.adapters import (
     base_model_of,
-    check_preset,
     is_adapted,
     merge_and_save,
     save_temperature,
@@ -25,7 +24,7 @@ from starft_hf.callbacks import EpochCallback, RunningLosses
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import check_labels, is_stream, resolve_columns
+from starft_hf.data.columns import ColumnSettings, check_labels, resolve_columns, resolve_evaluation_columns
 from starft_hf.data.examples import (
     Epoch,
     Examples,
@@ -34,18 +33,22 @@ from starft_hf.data.examples import (
     as_examples,
     evaluation_examples,
 )
+from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor, ImageTransform
+from starft_hf.data.source import is_stream
 from starft_hf.distributed import PaddedSampler
+from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_shares
+from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.heads import head_from_weights, load_head, save_head
+from starft_hf.heads import head_from_weights, load_head, save_head, select_classes
 from starft_hf.models import DualEncoder, check_dual_encoder, load_model, load_processor, logit_scale_of
 from starft_hf.reference import Reference, make_reference, plan_cache
 from starft_hf.regularizers import get_regularizer
 from starft_hf.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.step import TrainingStep, contrastive_base_loss, cross_entropy_base_loss
-from starft_hf.validation import check_model, check_run
+from starft_hf.validation import check_arguments, check_model, check_run
 
 
 logger = logging.get_logger(__name__)
@@ -76,11 +79,17 @@ class StarFTTrainer(Trainer):
             logits are kept.
         callbacks: further callbacks.
         optimizers: optimiser and learning-rate scheduler.
+        group_function: names the evaluation group of a row, from its columns other than the image; in place of
+            `group_column`.
+        zero_shot_probe: a labelled data set of another task, or a dictionary of several, that is classified zero-shot
+            before and after training: what fine-tuning has made the model forget. See `retention`.
         kwargs: the rest of `Trainer`'s arguments.
 
     Attributes:
         reference: the frozen reference, or None with regularizer="none".
         class_names: the classes of the training set, or None without labels or training set.
+        retention: accuracy on the probes before and after training, by their names.
+        evaluation_results: what the latest evaluations found, by the name of the data set ("eval" for a single one).
 
     Raises:
         ValueError: for anything that can be known to go wrong, before anything expensive is done.
@@ -106,20 +115,23 @@ class StarFTTrainer(Trainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        group_function: GroupFunction | None = None,
+        zero_shot_probe: Any = None,
         **kwargs: Any,
     ):
         args = StarFTConfig(output_dir="starft_output") if args is None else args
-        _check_arguments(args, model, peft_config, kwargs)
+        check_arguments(args, model, peft_config, kwargs)
         regularizer = get_regularizer(args.regularizer)
-        pool = as_pool(spuriosity) if regularizer is not None else None
+        pool = as_pool(spuriosity) if regularizer is not None and regularizer.columns != "none" else None
         columns = None
         if train_dataset is not None:
-            columns = resolve_columns(train_dataset, args, what="train_dataset")
+            columns = resolve_columns(train_dataset, args, what="train_dataset", group_function=group_function)
             check_run(args, regularizer, pool, columns.class_names, streamed=is_stream(train_dataset))
             check_labels(train_dataset, columns, what="train_dataset", several=True)
             if regularizer is not None:
                 cache_plan = plan_cache(
                     args,
+                    regularizer,
                     train_dataset,
                     finite_captions=columns.label is not None and columns.caption is None,
                     deterministic_images=args.crop_scale is None and image_transform is None,
@@ -131,8 +143,15 @@ class StarFTTrainer(Trainer):
         check_dual_encoder(model)
         model = with_adapter(model, peft_config)
         self.encoder = DualEncoder.of(model, processing_class, packed=args.mini_batch_size is None)
-        check_model(args, model)
+        check_model(args, regularizer, model)
 
+        self._group_function = group_function
+        probes = {} if zero_shot_probe is None else zero_shot_probe
+        self._probes: dict[str, Any] = probes if isinstance(probes, dict) else {"probe": probes}
+        for name, probe in self._probes.items():
+            settings = ColumnSettings(args.image_column, args.label_column)
+            resolve_evaluation_columns(probe, settings, what=f"zero_shot_probe {name!r}")
+        self.retention: dict[str, Retention] = {}
         self.epoch = Epoch()
         self.bank = CaptionBank(self.class_names or (), args.caption_templates, pool)
         if train_dataset is not None and columns is not None:
@@ -141,7 +160,9 @@ class StarFTTrainer(Trainer):
             train_dataset = as_examples(train_dataset, maker)
         eval_dataset = self._evaluation_examples(eval_dataset, args)
         contrastive = args.base_loss == "contrastive"
-        data_collator = data_collator or StarFTCollator(self.encoder.encode_texts, contrastive, pool is not None)
+        data_collator = data_collator or StarFTCollator(
+            self.encoder.encode_texts, contrastive, regularizer is not None and regularizer.columns == "spurious"
+        )
 
         self.reference: Reference | None = None
         if regularizer is not None and train_dataset is not None and columns is not None:
@@ -175,21 +196,46 @@ class StarFTTrainer(Trainer):
             self.reference,
             self.head,
             args.mini_batch_size,
+            self.bank,
         )
         self._running = RunningLosses()
         self._reg_weight = args.reg_weight
+        self.evaluation_results: dict[str, EvaluationResult] = {}
         self._evaluation: ClassifierEvaluation | None = None
         self._keep_logits = False
 
     # Training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`, after the reference has been prepared."""
+        """`Trainer.train`, after the reference has been prepared, between two looks at the probes."""
         if self.train_dataset is None:
             raise ValueError("there is nothing to train on; pass train_dataset")
         if self.reference is not None:
             self.reference.prepare(self.args.device)
-        return super().train(*args, **kwargs)
+        before = self._evaluate_probes()
+        output = super().train(*args, **kwargs)
+        after = self._evaluate_probes()
+        self.retention = {name: Retention(before[name], after[name]) for name in before}
+        if self.retention:
+            figures = (kept.metrics(name) for name, kept in self.retention.items())
+            self.log({key: value for part in figures for key, value in part.items()})
+        return output
+
+    def _evaluate_probes(self) -> dict[str, EvaluationResult]:
+        return {
+            name: evaluate_zero_shot(
+                self.model,
+                self.processing_class,
+                dataset,
+                templates=self.args.zero_shot_templates,
+                image_column=self.args.image_column,
+                label_column=self.args.label_column,
+                batch_size=self.args.eval_batch_size,
+                num_workers=self.args.dataloader_num_workers,
+                progress=not self.args.disable_tqdm,
+            )
+            for name, dataset in self._probes.items()
+        }
 
     def compute_loss(
         self,
@@ -258,18 +304,13 @@ class StarFTTrainer(Trainer):
             return dataset
         if isinstance(dataset, dict):
             return {name: self._evaluation_examples(part, args) for name, part in dataset.items()}
-        columns = resolve_columns(dataset, args, what="eval_dataset", default_class_names=self.class_names)
-        if columns.class_names is None:
-            raise ValueError(
-                f"eval_dataset has no labels in column {args.label_column!r}; evaluation classifies images, so it "
-                "needs labels and class_names"
-            )
-        if args.group_column is not None and columns.group is None:
-            raise ValueError(
-                f"eval_dataset has no column {args.group_column!r}; its columns are {columns.used}. Set group_column "
-                "to the right one, or to None to take the classes as groups."
-            )
-        check_labels(dataset, columns, what="eval_dataset", several=False)
+        columns = resolve_evaluation_columns(
+            dataset,
+            args,
+            what="eval_dataset",
+            default_class_names=self.class_names,
+            group_function=self._group_function,
+        )
         return evaluation_examples(dataset, columns, self.encoder.image_processor)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -292,7 +333,7 @@ class StarFTTrainer(Trainer):
     ) -> EvalLoopOutput:
         """`Trainer.evaluation_loop`, with metrics out of counts; logits are kept only where they are asked for."""
         names = cast(Examples, dataloader.dataset).columns.class_names or ()
-        head = self.head if names == self.class_names else None
+        head = select_classes(self.head, self.class_names or (), names) if self.head is not None else None
         evaluation = ClassifierEvaluation(self.encoder, names, self.args.zero_shot_templates, head)
         self._evaluation = evaluation
         self._keep_logits = self.compute_metrics is not None or description == "Prediction"
@@ -300,7 +341,9 @@ class StarFTTrainer(Trainer):
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
         self._evaluation = None
-        metrics = evaluation.counts.gathered().metrics(training_group_shares(self.train_dataset))
+        counts, shares = evaluation.counts.gathered(), training_group_shares(self.train_dataset)
+        metrics = counts.metrics(shares)
+        self.evaluation_results[metric_key_prefix.removeprefix("eval_")] = counts.result(shares)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -354,20 +397,3 @@ class StarFTTrainer(Trainer):
     def _load_head(self, folder: str | None) -> None:
         if self.head is not None and folder is not None:
             self.head.load_state_dict(load_head(folder)[0].state_dict())
-
-
-def _check_arguments(args: Any, model: Any, peft_config: Any, kwargs: Mapping[str, Any]) -> None:
-    if not isinstance(args, StarFTConfig):
-        raise ValueError(
-            f"args is a {type(args).__name__}; pass a StarFTConfig, which takes the same settings and more"
-        )
-    if model is None or "model_init" in kwargs:
-        raise ValueError("pass the model itself, or its Hub id or path, as `model`: it is the reference as well")
-    if kwargs.get("compute_loss_func") is not None:
-        raise ValueError("compute_loss_func would replace StarFT's loss; register a regularizer instead")
-    if isinstance(peft_config, str):
-        check_preset(peft_config)
-    if args.n_gpu > 1:
-        logger.warning("%d GPUs are visible to one process; only the first is used.", args.n_gpu)
-        # DataParallel would compute the losses per GPU, on a share of the batch each.
-        args._n_gpu = 1

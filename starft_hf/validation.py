@@ -1,11 +1,12 @@
 """What can be said against a run before it starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from transformers.utils import logging
 
-from starft_hf.adapters import is_adapted
+from starft_hf.adapters import check_preset, is_adapted
 from starft_hf.configuration import StarFTConfig
 from starft_hf.models import has_batch_statistics
 from starft_hf.regularizers import NO_REGULARIZER, Regularizer
@@ -52,6 +53,15 @@ def check_run(
                 f"the spuriosity pool holds {template!r}, which asks for a class name, and the training data set has "
                 "no labels; use a pool whose templates hold {} only"
             )
+    if (
+        regularizer is not None
+        and regularizer.columns == "contexts"
+        and (class_names is None or config.caption_column is not None)
+    ):
+        raise ValueError(
+            f"regularizer={regularizer.name!r} averages templates over classes, so it needs labels with class "
+            "names and captions made of them; set label_column and class_names, and no caption_column"
+        )
     if regularizer is not None and class_names is not None and len(class_names) < regularizer.fewest_classes:
         logger.warning(
             "regularizer=%r constrains very little with %d classes, because a row is compared with captions of other "
@@ -75,12 +85,17 @@ def check_run(
         logger.warning("reg_weight is 0; regularizer=%r does the same for less.", NO_REGULARIZER)
 
 
-def check_model(config: StarFTConfig, model: nn.Module) -> None:
+def check_model(config: StarFTConfig, regularizer: Regularizer | None, model: nn.Module) -> None:
     """Check that the settings go together with the model.
 
     Raises:
         ValueError: saying what does not go together and what to change.
     """
+    if is_adapted(model) and regularizer is not None and regularizer.needs_weights:
+        raise ValueError(
+            f"regularizer={regularizer.name!r} compares the weights with those they started from, and with an adapter "
+            "these do not change; choose another regularizer, or use weight_decay on the adapter"
+        )
     if is_adapted(model) and config.reference_dtype is not None:
         raise ValueError(
             f"reference_dtype={config.reference_dtype!r} needs a second copy of the weights, but with an adapter the "
@@ -91,3 +106,25 @@ def check_model(config: StarFTConfig, model: nn.Module) -> None:
             f"mini_batch_size={config.mini_batch_size} would change what this {type(model).__name__} computes: it "
             "normalises by the statistics of a batch, which a part of the batch does not have. Leave it at None."
         )
+
+
+def check_arguments(args: Any, model: Any, peft_config: Any, kwargs: Mapping[str, Any]) -> None:
+    """Check what `StarFTTrainer` is given, before anything is loaded.
+
+    Raises:
+        ValueError: saying what was passed and what to pass instead.
+    """
+    if not isinstance(args, StarFTConfig):
+        raise ValueError(
+            f"args is a {type(args).__name__}; pass a StarFTConfig, which takes the same settings and more"
+        )
+    if model is None or "model_init" in kwargs:
+        raise ValueError("pass the model itself, or its Hub id or path, as `model`: it is the reference as well")
+    if kwargs.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func would replace StarFT's loss; register a regularizer instead")
+    if isinstance(peft_config, str):
+        check_preset(peft_config)
+    if args.n_gpu > 1:
+        logger.warning("%d GPUs are visible to one process; only the first is used.", args.n_gpu)
+        # DataParallel would compute the losses per GPU, on a share of the batch each.
+        args._n_gpu = 1

@@ -5,11 +5,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import ClassLabel, DatasetDict, IterableDatasetDict
 
 from starft_hf.configuration import StarFTConfig
+from starft_hf.data.groups import GroupFunction, Groups, resolve_groups
+from starft_hf.data.source import column_names, is_stream
 from starft_hf.names import unknown_name
+
+
+@dataclass(frozen=True)
+class ColumnSettings:
+    """The part of `StarFTConfig` that says what the columns of a data set are."""
+
+    image_column: str = "image"
+    label_column: str = "label"
+    caption_column: str | None = None
+    group_column: str | Sequence[str] | None = None
+    class_names: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -20,20 +32,21 @@ class ImageColumns:
         image: column with the images.
         label: column with the class labels, or None.
         caption: column with captions, or None.
-        group: column with groups, or None.
+        groups: how the groups of rows are named, or None where their classes are their groups.
         class_names: names in label order, or None without labels.
     """
 
     image: str
     label: str | None
     caption: str | None
-    group: str | None
+    groups: Groups | None
     class_names: tuple[str, ...] | None
 
     @property
     def used(self) -> list[str]:
         """The names of the columns that are read."""
-        return [column for column in (self.image, self.label, self.caption, self.group) if column is not None]
+        columns = [self.image, self.label, self.caption, *(self.groups.columns if self.groups is not None else ())]
+        return list(dict.fromkeys(column for column in columns if column is not None))
 
     def label_of(self, row: Mapping[str, Any]) -> int:
         """The class index of a row."""
@@ -59,27 +72,13 @@ class ImageColumns:
         return int(value)
 
 
-def column_names(dataset: Any) -> list[str] | None:
-    """The columns of `dataset`, or None for a stream that does not say."""
-    names = getattr(dataset, "column_names", None)
-    if names is None and not is_stream(dataset) and len(dataset):
-        first = dataset[0]
-        if not isinstance(first, Mapping):
-            raise TypeError(
-                f"rows of the {type(dataset).__name__} are of type {type(first).__name__}; rows must be mappings "
-                "such as {'image': ..., 'label': ...}"
-            )
-        names = list(first)
-    return list(names) if names else None
-
-
-def is_stream(dataset: Any) -> bool:
-    """Whether rows can only be read in order."""
-    return isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__getitem__")
-
-
 def resolve_columns(
-    dataset: Any, config: StarFTConfig, *, what: str, default_class_names: Sequence[str] | None = None
+    dataset: Any,
+    config: StarFTConfig | ColumnSettings,
+    *,
+    what: str,
+    default_class_names: Sequence[str] | None = None,
+    group_function: GroupFunction | None = None,
 ) -> ImageColumns:
     """Find the columns `config` names in `dataset`, and the class names.
 
@@ -91,6 +90,7 @@ def resolve_columns(
         config: the settings.
         what: how messages call the data set.
         default_class_names: used when nothing else gives names.
+        group_function: names the group of a row, instead of `config.group_column`.
 
     Raises:
         ValueError: if the data set is empty, a column is missing or class names are needed and missing.
@@ -115,9 +115,9 @@ def resolve_columns(
     assert image is not None
     caption = find("caption_column", required=True)
     label = find("label_column", required=caption is None)
-    group = find("group_column", required=False)
+    groups = resolve_groups(dataset, config.group_column, group_function)
     if label is None:
-        return ImageColumns(image, None, caption, group, None)
+        return ImageColumns(image, None, caption, groups, None)
 
     feature = (getattr(dataset, "features", None) or {}).get(label)
     names: Sequence[str] | None = config.class_names
@@ -127,13 +127,62 @@ def resolve_columns(
     if names is None and getattr(feature, "dtype", None) in ("string", "large_string"):
         names = distinct_values(dataset, label)
     if names is None and caption is not None:
-        return ImageColumns(image, None, caption, group, None)
+        return ImageColumns(image, None, caption, groups, None)
     if names is None:
         raise ValueError(
             f"{what} has no class names: column {label!r} is {feature if feature is not None else 'untyped'}, not a "
             "ClassLabel. Pass class_names=[...] in label order, or cast the column to datasets.ClassLabel."
         )
-    return ImageColumns(image, label, caption, group, tuple(names))
+    return ImageColumns(image, label, caption, groups, tuple(names))
+
+
+def resolve_evaluation_columns(
+    dataset: Any,
+    config: StarFTConfig | ColumnSettings,
+    *,
+    what: str,
+    default_class_names: Sequence[str] | None = None,
+    group_function: GroupFunction | None = None,
+) -> ImageColumns:
+    """`resolve_columns`, and everything that evaluation asks of a data set.
+
+    Raises:
+        ValueError: if there are no labels or no groups where they are asked for, a class is there twice, or a label or
+            a group does not fit.
+    """
+    columns = resolve_columns(
+        dataset, config, what=what, default_class_names=default_class_names, group_function=group_function
+    )
+    if columns.class_names is None:
+        raise ValueError(
+            f"{what} has no labels in column {config.label_column!r}; evaluation classifies images, so it needs "
+            "labels and class_names"
+        )
+    if config.group_column is not None and columns.groups is None:
+        raise ValueError(
+            f"{what} has no column {config.group_column!r}; its columns are {column_names(dataset)}. Set group_column "
+            "to the right one, or to None to take the classes as groups."
+        )
+    check_distinct(columns.class_names)
+    check_labels(dataset, columns, what=what, several=False)
+    check_groups(dataset, columns, what=what)
+    return columns
+
+
+def check_distinct(class_names: Sequence[str]) -> None:
+    """Check that no two classes have the same name, because no classifier from names could tell them apart.
+
+    Raises:
+        ValueError: naming the first one that is there twice.
+    """
+    seen: dict[str, int] = {}
+    for index, name in enumerate(class_names):
+        if name in seen:
+            raise ValueError(
+                f"class name {name!r} is there twice, for labels {seen[name]} and {index}; tell them apart by name, "
+                "such as 'crane (bird)' and 'crane (machine)'"
+            )
+        seen[name] = index
 
 
 def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: bool) -> None:
@@ -157,6 +206,30 @@ def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: boo
         )
 
 
+def check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
+    """Name the group of every row of a data set that can be read out of order, without reading its images.
+
+    Raises:
+        ValueError: naming the value that has no name, or the named group that has no row.
+    """
+    groups = columns.groups
+    if groups is None or is_stream(dataset) or not hasattr(dataset, "features"):
+        return
+    used = [column for column in groups.columns if column != columns.image]
+    values = zip(*(read_column(dataset, column) for column in used), strict=True)
+    present = {groups.of(dict(zip(used, row, strict=True))) for row in values}
+    if "" in present:
+        raise ValueError(f"{what} has rows whose group has an empty name; name it in {list(groups.columns)}")
+    if groups.function is None and len(groups.columns) == 1:
+        missing = [name for name in groups.names.get(groups.columns[0], ()) if name not in present]
+        if missing:
+            raise ValueError(
+                f"{what} has no row in group {missing[0]!r} of column {groups.columns[0]!r}, so its accuracy is "
+                "unknown and the worst group cannot be told; evaluate on rows of every group, or cast the column to "
+                "strings to count those that occur"
+            )
+
+
 def distinct_values(dataset: Any, column: str) -> list[Any]:
     """The distinct values of a column of a `datasets` Dataset."""
     return np.unique(np.asarray(read_column(dataset, column))).tolist()
@@ -169,9 +242,3 @@ def read_column(dataset: Any, column: str) -> list[Any]:
             f"the values of column {column!r} of a stream are not known in advance; pass class_names=[...]"
         )
     return dataset.select_columns([column]).with_format(None)[column][:]
-
-
-def group_names(dataset: Any, columns: ImageColumns) -> list[str] | None:
-    """The names of the groups behind the values of a ClassLabel group column, or None for other columns."""
-    feature = (getattr(dataset, "features", None) or {}).get(columns.group)
-    return list(feature.names) if isinstance(feature, ClassLabel) else None

@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.data.columns import ImageColumns, group_names, is_stream
+from starft_hf.data.columns import ImageColumns
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
+from starft_hf.data.source import is_stream
 from starft_hf.distributed import NO_SAMPLE
 
 
@@ -92,7 +93,6 @@ class EvaluationExampleMaker:
 
     columns: ImageColumns
     preprocessor: ImagePreprocessor
-    groups: Sequence[str] | None = None
 
     def __call__(self, rows: Sequence[Row], samples: Sequence[int]) -> list[Example]:
         images = self.preprocessor([row[self.columns.image] for row in rows])
@@ -104,11 +104,10 @@ class EvaluationExampleMaker:
 
     def group(self, row: Row) -> str:
         """The name of the group of a row; where no column says, its class."""
-        if self.columns.group is None:
-            assert self.columns.class_names is not None
-            return self.columns.class_names[self.columns.label_of(row)]
-        value = row[self.columns.group]
-        return self.groups[value] if self.groups is not None else str(value)
+        if self.columns.groups is not None:
+            return self.columns.groups.of(row)
+        assert self.columns.class_names is not None
+        return self.columns.class_names[self.columns.label_of(row)]
 
 
 @dataclass
@@ -210,11 +209,11 @@ def as_examples(dataset: Any, make: ExampleMaker) -> Examples:
 
 def evaluation_examples(dataset: Any, columns: ImageColumns, image_processor: Any) -> Examples:
     """The evaluation examples of `dataset`."""
-    maker = EvaluationExampleMaker(columns, ImagePreprocessor(image_processor), group_names(dataset, columns))
+    maker = EvaluationExampleMaker(columns, ImagePreprocessor(image_processor))
     return as_examples(dataset, maker)
 
 
 def image_examples(examples: IndexedExamples) -> IndexedExamples:
     """The images of `examples` alone, preprocessed as they are."""
-    columns = ImageColumns(examples.columns.image, label=None, caption=None, group=None, class_names=None)
+    columns = ImageColumns(examples.columns.image, label=None, caption=None, groups=None, class_names=None)
     return IndexedExamples(examples.dataset, ImageExampleMaker(columns, examples.make.preprocessor))

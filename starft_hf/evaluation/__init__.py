@@ -1,7 +1,9 @@
 """Robust evaluation: zero-shot classifiers, groups, calibration."""
 
 from starft_hf.evaluation.counts import ClassificationCounts
+from starft_hf.evaluation.evaluate import evaluate_zero_shot
+from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 
 
-__all__ = ["ClassificationCounts", "zero_shot_weights"]
+__all__ = ["ClassificationCounts", "EvaluationResult", "evaluate_zero_shot", "zero_shot_weights"]

@@ -85,3 +85,20 @@ class EvaluationResult:
         bins = tuple(ReliabilityBin(**part) for part in content.get("bins", ()))
         mistakes = tuple(Mistake(**part) for part in content.get("mistakes", ()))
         return cls(**{**content, "bins": bins, "mistakes": mistakes})
+
+
+@dataclass(frozen=True)
+class Retention:
+    """A data set of another task, before and after fine-tuning."""
+
+    before: EvaluationResult
+    after: EvaluationResult
+
+    @property
+    def change(self) -> float:
+        """What accuracy has gained; negative for what was forgotten."""
+        return self.after.accuracy - self.before.accuracy
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Figures for a log."""
+        return {f"{name}_accuracy": self.after.accuracy, f"{name}_accuracy_change": self.change}

@@ -1,12 +1,14 @@
 """The interface of the frozen reference."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from starft_hf.data.captions import CaptionBank
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,18 @@ class Reference(ABC):
     @abstractmethod
     def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """The unit embeddings `(N, D)` of a training batch's images and of its spurious captions, row by row."""
+
+    @abstractmethod
+    def embed_images(self, batch: Mapping[str, Any]) -> Tensor:
+        """The unit embeddings `(N, D)` of the images of a training batch."""
+
+    @abstractmethod
+    def contexts(self, bank: CaptionBank) -> Tensor:
+        """One unit embedding `(T, D)` per template of the bank's pool, averaged over classes and caption templates."""
+
+    @abstractmethod
+    def weight_pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every parameter of `model` with its value in the reference."""
 
     @abstractmethod
     def equals(self, model: nn.Module) -> bool:

@@ -1,17 +1,18 @@
 """The reference by what it once computed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from starft_hf.data.captions import CaptionBank
 from starft_hf.models import batch_images, batch_texts, differs_in_training, whole
 from starft_hf.reference.base import Reference, ReferenceInfo
 from starft_hf.reference.fingerprint import tensors_digest
 from starft_hf.reference.images import CachedImages
-from starft_hf.reference.live import FrozenReference, LiveReference
-from starft_hf.reference.texts import TextFeatures
+from starft_hf.reference.live import FrozenReference, LiveReference, mean_over_classes
+from starft_hf.reference.texts import CachedTexts, TextFeatures
 
 
 class CachedReference(Reference):
@@ -31,6 +32,7 @@ class CachedReference(Reference):
         self.images = images
         self._logit_scale = live.logit_scale
         self._forwards = 0
+        self._contexts: Tensor | None = None
         self._weights: tuple[frozenset[str], str] | None = None
 
     @property
@@ -65,19 +67,29 @@ class CachedReference(Reference):
             live.prepare(device)
 
     def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        images = texts = None
-        if self.images is not None:
-            images = self.images.rows(batch["sample_index"])
         if self.texts is not None:
             texts = self.texts.rows(batch["spurious_ids"])
-        if images is not None and texts is not None:
-            return images, texts
-        assert self.live is not None
-        if images is None:
-            images = self.live.embed_images(batch_images(batch))
-        if texts is None:
+        else:
+            assert self.live is not None
             texts = self.live.embed_texts(batch_texts(batch))[batch["spurious_rows"]]
-        return images, texts
+        return self.embed_images(batch), texts
+
+    def embed_images(self, batch: Mapping[str, Any]) -> Tensor:
+        if self.images is not None:
+            return self.images.rows(batch["sample_index"])
+        assert self.live is not None
+        return self.live.embed_images(batch_images(batch))
+
+    def contexts(self, bank: CaptionBank) -> Tensor:
+        if isinstance(self.texts, CachedTexts):
+            if self._contexts is None:
+                self._contexts = mean_over_classes(self.texts.all_rows(), bank)
+            return self._contexts
+        assert self.live is not None
+        return self.live.contexts(bank)
+
+    def weight_pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        raise RuntimeError("a reference that remembers embeddings may have let its weights go")
 
     def equals(self, model: nn.Module) -> bool:
         if self.live is not None:

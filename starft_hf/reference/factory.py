@@ -11,8 +11,8 @@ from transformers.utils import logging
 from starft_hf.adapters import base_model_of, is_adapted
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
-from starft_hf.data.columns import is_stream
 from starft_hf.data.examples import IndexedExamples, image_examples
+from starft_hf.data.source import is_stream
 from starft_hf.models import DualEncoder
 from starft_hf.reference.base import Reference
 from starft_hf.reference.cached import CachedReference
@@ -20,6 +20,7 @@ from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import AdapterReference, FrozenReference, LiveReference
 from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import CachedTexts, LazyTexts, TextFeatures
+from starft_hf.regularizers import Regularizer
 
 
 logger = logging.get_logger(__name__)
@@ -40,11 +41,14 @@ class CachePlan:
     store: FeatureStore
 
 
-def plan_cache(config: StarFTConfig, dataset: Any, *, finite_captions: bool, deterministic_images: bool) -> CachePlan:
+def plan_cache(
+    config: StarFTConfig, regularizer: Regularizer, dataset: Any, *, finite_captions: bool, deterministic_images: bool
+) -> CachePlan:
     """Decide what to remember, before anything expensive is done.
 
     Args:
         config: the settings.
+        regularizer: what looks at the reference.
         dataset: the training set.
         finite_captions: whether captions are made of class names, so that all of them are known in advance.
         deterministic_images: whether preprocessing always gives the same tensors for an image.
@@ -53,6 +57,9 @@ def plan_cache(config: StarFTConfig, dataset: Any, *, finite_captions: bool, det
         ValueError: if the settings ask for something that cannot be remembered, saying why and what to set instead.
     """
     cache = config.reference_cache
+    store = FeatureStore(config.reference_cache_dir)
+    if regularizer.columns == "none":
+        return CachePlan(texts=False, images=False, store=store)
     if cache in ("text", "full") and not finite_captions:
         raise ValueError(
             f"reference_cache={cache!r} remembers the captions of classes, but here captions come from a column or "
@@ -63,7 +70,7 @@ def plan_cache(config: StarFTConfig, dataset: Any, *, finite_captions: bool, det
         raise ValueError(f"reference_cache='full' remembers one embedding per image, but {obstacle}")
     texts = cache in ("text", "full") or (cache == "auto" and finite_captions)
     images = cache == "full" or (cache == "auto" and not obstacle and _sees_every_image(config, len(dataset)))
-    return CachePlan(texts, images, FeatureStore(config.reference_cache_dir))
+    return CachePlan(texts, images, store)
 
 
 def _why_images_cannot_be_cached(dataset: Any, deterministic_images: bool) -> str | None:

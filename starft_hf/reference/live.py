@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from starft_hf.adapters import base_model_of, base_state
+from starft_hf.data.captions import CaptionBank
 from starft_hf.gradient_cache import forward_in_chunks
-from starft_hf.models import DualEncoder, differs_in_training, evaluation_mode, logit_scale_of, whole
+from starft_hf.models import DualEncoder, differs_in_training, evaluation_mode, logit_scale_of, unit_rows, whole
 from starft_hf.reference.base import Reference, ReferenceInfo
 from starft_hf.reference.fingerprint import model_fingerprint
 
@@ -33,6 +34,7 @@ class LiveReference(Reference):
         self.encoder = encoder
         self.chunk_size = chunk_size
         self.forwards = 0
+        self._contexts: Tensor | None = None
         # The temperature may be trained, and is a matter of the losses, which are never computed in less than float32.
         self._logit_scale = logit_scale_of(model).detach().clone()
 
@@ -73,12 +75,29 @@ class LiveReference(Reference):
         """Unit embeddings `(len(texts), D)` of texts, given as strings or as tensors."""
         return self._run(lambda: (self.encoder.encode(self.model, texts=texts),))[0]
 
+    def contexts(self, bank: CaptionBank) -> Tensor:
+        if self._contexts is None:
+            captions = list(bank.spurious_captions())
+            chunks = [self.embed_texts(captions[start : start + 256]) for start in range(0, len(captions), 256)]
+            self._contexts = mean_over_classes(torch.cat(chunks), bank)
+        return self._contexts
+
+    def weight_pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        weights = dict(model.named_parameters())
+        for name, value in self.model.named_parameters():
+            yield whole(weights[name]), value
+
     def _run(self, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         self.forwards += 1
         with self._as_reference(), forward_in_chunks(self.model, self.chunk_size):
             outputs = compute()
         # A tensor made in inference mode could not take part in what autograd records.
         return tuple(output.clone() for output in outputs)
+
+
+def mean_over_classes(embeds: Tensor, bank: CaptionBank) -> Tensor:
+    """One unit row `(T, D)` per spurious template, from the rows of all spurious captions in order of their ids."""
+    return unit_rows(embeds.unflatten(0, (-1, len(bank.pool or ()))).mean(0))
 
 
 class FrozenReference(LiveReference):

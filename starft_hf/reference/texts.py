@@ -102,6 +102,11 @@ class CachedTexts(TextFeatures):
         assert self._row_of_id is not None
         return self._embeds[self._row_of_id[ids]]
 
+    def all_rows(self) -> Tensor:
+        """The embeddings of all spurious captions, in the order of their ids."""
+        assert self._row_of_id is not None
+        return self.rows(torch.arange(len(self._row_of_id), device=self._row_of_id.device))
+
     @property
     def size(self) -> tuple[int, int]:
         return (0, 0) if self._embeds is None else (len(self._embeds), self._embeds.nbytes)

@@ -1,0 +1,81 @@
+"""Which evaluation group a row is in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import ClassLabel
+
+from starft_hf.data.source import column_names
+
+
+GroupFunction = Callable[[Mapping[str, Any]], str]
+
+SEPARATOR = " x "
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Names the group of a row, from one column, from several, or by a function of the row.
+
+    Attributes:
+        columns: the columns whose values make the name; with several, "waterbird x land".
+        names: names behind the values of ClassLabel columns.
+        function: takes the place of the columns' values; it is given a row with these columns.
+    """
+
+    columns: tuple[str, ...] = ()
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    function: GroupFunction | None = None
+
+    def of(self, row: Mapping[str, Any]) -> str:
+        """The group of a row.
+
+        Raises:
+            ValueError: if a value is missing or unknown, or the function gives no string.
+        """
+        if self.function is not None:
+            name = self.function(row)
+            if not isinstance(name, str):
+                raise ValueError(f"the group function gave {name!r} for the row {dict(row)!r}; it must give a string")
+            return name
+        return SEPARATOR.join(self._name(column, row[column]) for column in self.columns)
+
+    def _name(self, column: str, value: Any) -> str:
+        names = self.names.get(column)
+        if value is None:
+            raise ValueError(f"column {column!r} has a row without a value, so its group is unknown; fill or drop it")
+        if names is None:
+            return str(value)
+        if not isinstance(value, str) and not 0 <= int(value) < len(names):
+            known = ", ".join(names)
+            raise ValueError(f"column {column!r} has the value {value}, but only {len(names)} names: {known}")
+        return value if isinstance(value, str) else names[value]
+
+
+def resolve_groups(
+    dataset: Any, columns: str | Sequence[str] | None, function: GroupFunction | None = None
+) -> Groups | None:
+    """How to name the groups of `dataset`, or None where nothing says or the data set lacks a column.
+
+    Args:
+        dataset: a `datasets` data set or any other.
+        columns: one column or several.
+        function: names the group of a row instead.
+
+    Raises:
+        ValueError: if both are given.
+    """
+    if function is not None and columns:
+        raise ValueError(f"groups are given by column {columns!r} and by a function; choose one of them")
+    present = column_names(dataset)
+    if function is not None:
+        return Groups(tuple(present or ()), function=function)
+    if not columns:
+        return None
+    columns = (columns,) if isinstance(columns, str) else tuple(columns)
+    if present is not None and not set(columns) <= set(present):
+        return None
+    features = getattr(dataset, "features", None) or {}
+    names = {column: features[column].names for column in columns if isinstance(features.get(column), ClassLabel)}
+    return Groups(columns, names)

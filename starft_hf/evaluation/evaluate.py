@@ -1,0 +1,150 @@
+"""Evaluation of a classifier by itself, without a trainer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from starft_hf.adapters import base_model_of
+from starft_hf.configuration import check_caption_templates
+from starft_hf.data.collator import StarFTCollator
+from starft_hf.data.columns import ColumnSettings, check_distinct, resolve_evaluation_columns
+from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
+from starft_hf.data.groups import GroupFunction
+from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.source import is_stream
+from starft_hf.distributed import NO_SAMPLE, share_of, world_size
+from starft_hf.evaluation.loop import ClassifierEvaluation
+from starft_hf.evaluation.mistakes import ConfidentMistakes
+from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.models import DualEncoder, evaluation_mode, load_model, load_processor
+
+
+def evaluate_zero_shot(
+    model: str | PathLike[str] | nn.Module,
+    processor: Any,
+    dataset: Any,
+    *,
+    class_names: Sequence[str] | None = None,
+    templates: Sequence[str] | str = "a photo of a {}.",
+    group_column: str | Sequence[str] | None = None,
+    group_function: GroupFunction | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    class_mapping: Sequence[Sequence[int]] | None = None,
+    head: nn.Linear | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    dtype: torch.dtype | None = None,
+    keep_mistakes: int = 0,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Classify the images of a labelled data set zero-shot, or with a linear head, and say how well.
+
+    With several processes (`torchrun`, `accelerate launch`), each takes its share of the images, and all of them get
+    the result of the whole set. Memory grows with the classes, not with the images.
+
+    Args:
+        model: a dual encoder, a Hub id or a path.
+        processor: its processor; None loads it from where the model is from.
+        dataset: a `datasets` Dataset, or any data set whose rows are mappings and can be read by index.
+        class_names: names of the classes; None takes those of the ClassLabel column.
+        templates: prompts with `{}` for the class name; the embeddings of several are averaged.
+        group_column: column that names a row's group, or several whose combinations do. None: the classes.
+        group_function: names a row's group from its other columns, in place of `group_column`.
+        image_column: column with the images.
+        label_column: column with the labels.
+        class_mapping: for data sets whose classes stand for several of the classifier's: for every label of the data
+            set the indices into `class_names`, of which the best counts.
+        head: a linear head over `class_names`, in place of the zero-shot classifier.
+        batch_size: images per forward.
+        num_workers: processes that load images.
+        dtype: of autocast, such as `torch.bfloat16`; None computes in the model's own.
+        keep_mistakes: how many of the worst group's most confident mistakes to keep.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: if data, classes, groups or model do not fit, before the first forward.
+    """
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    check_caption_templates("templates", templates)
+    if is_stream(dataset):
+        raise ValueError("a stream cannot be shared out and counted; pass a data set whose rows can be read by index")
+    if class_names is not None:
+        check_distinct(class_names)
+    own_names = class_names
+    if class_mapping is not None:
+        if class_names is None:
+            raise ValueError("class_mapping gives indices into class_names; pass class_names as well")
+        check_mapping(class_mapping, class_names)
+        own_names = [class_names[indices[0]] for indices in class_mapping]
+    settings = ColumnSettings(image_column, label_column, group_column=group_column, class_names=own_names)
+    columns = resolve_evaluation_columns(dataset, settings, what="dataset", group_function=group_function)
+    names = columns.class_names or ()
+    if class_mapping is not None and class_names is not None:
+        names = tuple(class_names)
+
+    model = load_model(model)
+    encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
+    examples = IndexedExamples(dataset, EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor)))
+    # Every process takes part in as many forwards, for the sake of wrappers that exchange parameters in them.
+    examples.padded = True
+    share = list(share_of(len(examples)))
+    mine = Subset(examples, share + [NO_SAMPLE] * (-(-len(examples) // world_size()) - len(share)))
+    loader = DataLoader(mine, batch_size, num_workers=num_workers, collate_fn=StarFTCollator(encoder.encode_texts))
+    evaluation = ClassifierEvaluation(encoder, names, templates, head, class_mapping)
+    mistakes = ConfidentMistakes(keep_mistakes, columns.class_names or ())
+    device = next(model.parameters()).device
+    with evaluation_mode(model), _autocast(device, dtype):
+        for batch in _shown(loader, len(mine), progress):
+            batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
+            logits = evaluation.step(model, batch)
+            if keep_mistakes:
+                mistakes.update(logits, batch)
+    result = evaluation.counts.gathered().result()
+    return replace(result, mistakes=_gathered(mistakes).of(result.worst_group))
+
+
+def check_mapping(mapping: Sequence[Sequence[int]], class_names: Sequence[str]) -> None:
+    """Check that every class of a data set is mapped to classes that the classifier has.
+
+    Raises:
+        ValueError: naming the first label that is not.
+    """
+    for label, indices in enumerate(mapping):
+        if not indices:
+            raise ValueError(f"class_mapping has no class for label {label}")
+        wrong = [index for index in indices if not 0 <= index < len(class_names)]
+        if wrong:
+            raise ValueError(
+                f"class_mapping has index {wrong[0]} for label {label}, but there are {len(class_names)} class names"
+            )
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _shown(loader: DataLoader[Any], size: int, progress: bool) -> Iterator[dict[str, Any]]:
+    with tqdm(total=size, desc="Evaluating", unit=" images", disable=not progress) as bar:
+        for batch in loader:
+            yield batch
+            bar.update(len(batch["labels"]))
+
+
+def _gathered(mistakes: ConfidentMistakes) -> ConfidentMistakes:
+    if world_size() == 1:
+        return mistakes
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, mistakes)
+    total = ConfidentMistakes(mistakes.limit, mistakes.class_names)
+    for part in everyone:
+        total.add(part)
+    return total
