@@ -4,15 +4,18 @@ Also a script: `scenarios.py FOLDER SETTINGS NAME...`.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.distributed import rank, world_size
 from starft_hf.models import whole
+from starft_hf.reference import FrozenReference
 from tests.conftest import TINY_CLIP, make_dataset
 
 
@@ -92,9 +95,12 @@ def make_trainer(name, folder, **overrides):
 
 def world_size_of_launch():
     """Processes of this launch, known before torch.distributed is."""
-    import os
-
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def environment():
+    """That of this process, with one thread each for the processes that it starts."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run(name, folder, resume=None, **overrides):
@@ -109,11 +115,20 @@ def run(name, folder, resume=None, **overrides):
     steps = [{key: entry[key] for key in keys} for entry in trainer.state.log_history if "base_loss" in entry]
     forwards = trainer.reference.info.forwards if trainer.reference is not None else 0
     assert world_size() == world_size_of_launch()
+    if isinstance(trainer.reference, FrozenReference):
+        assert not any(isinstance(value, DTensor) for value in trainer.reference.model.parameters())
+    outcome = {
+        "fsdp": trainer.is_fsdp_enabled,
+        "steps": steps,
+        "metrics": metrics,
+        "forwards": forwards,
+        "processes": world_size(),
+    }
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(weights, folder / "weights.safetensors")
         save_file(trainer.gradients, folder / "gradients.safetensors")
-        (folder / "run.json").write_text(json.dumps({"steps": steps, "metrics": metrics, "forwards": forwards}))
+        (folder / "run.json").write_text(json.dumps(outcome))
     return trainer
 
 
