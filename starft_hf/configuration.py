@@ -89,7 +89,7 @@ class StarFTConfig(TrainingArguments):
     caption_column: str | None = field(default=None, metadata={"help": "Column with captions."})
     group_column: list[str] | str = field(
         # The parser takes one type beside str only, and that is the list; None is no less a value for it.
-        default_factory=lambda: None,  # type: ignore[assignment, return-value]
+        default_factory=lambda: None,  # type: ignore[assignment]
         metadata={"help": "Column(s) with the evaluation groups."},
     )
     crop_scale: list[float] | None = field(

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
@@ -63,6 +65,7 @@ def make_trainer(name, folder, **overrides):
     settings, size = SCENARIOS[name]
     settings = {**settings, **overrides}
     peft_config = settings.pop("peft_config", None)
+    sharded = settings.pop("sharded", False)
     args = StarFTConfig(
         **{
             "output_dir": str(folder / "output"),
@@ -82,7 +85,7 @@ def make_trainer(name, folder, **overrides):
         }
     )
     torch.manual_seed(0)
-    return Recorder(
+    trainer = Recorder(
         CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float64),
         args,
         make_dataset(size),
@@ -91,6 +94,23 @@ def make_trainer(name, folder, **overrides):
         spuriosity=["{} in the snow.", "{} at night.", "{} on a beach."],
         peft_config=peft_config,
     )
+    if sharded:
+        shard(trainer)
+    return trainer
+
+
+def shard(trainer):
+    """Switch FSDP 2 on. On CPUs Accelerate does not offer it, though all that it calls works there."""
+    AcceleratorState.distributed_type = property(lambda self: DistributedType.FSDP, lambda self, value: None)
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["CLIPEncoderLayer"],
+        state_dict_type="FULL_STATE_DICT",
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+    trainer.is_fsdp_enabled = True
 
 
 def world_size_of_launch():
@@ -110,7 +130,7 @@ def run(name, folder, resume=None, **overrides):
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
     trainer.save_model(str(folder / "model"))
-    weights = {key: whole(value).clone() for key, value in trainer.model.state_dict().items()}
+    weights = {key: whole(value).clone().squeeze() for key, value in trainer.model.state_dict().items()}
     keys = ("step", "loss", "base_loss", "reg_loss", "grad_norm", "logit_scale")
     steps = [{key: entry[key] for key in keys} for entry in trainer.state.log_history if "base_loss" in entry]
     forwards = trainer.reference.info.forwards if trainer.reference is not None else 0
@@ -118,7 +138,7 @@ def run(name, folder, resume=None, **overrides):
     if isinstance(trainer.reference, FrozenReference):
         assert not any(isinstance(value, DTensor) for value in trainer.reference.model.parameters())
     outcome = {
-        "fsdp": trainer.is_fsdp_enabled,
+        "sharded": any(isinstance(value, DTensor) for value in trainer.model.parameters()),
         "steps": steps,
         "metrics": metrics,
         "forwards": forwards,

@@ -33,11 +33,10 @@ def test_a_command_prints_the_path():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_accelerate_launch_gives_what_one_process_gives(name, tmp_path):
-    """On CPUs: the numbers of processes and the precision are those of the command line."""
+def test_accelerate_launch_gives_what_one_process_gives(tmp_path):
+    """On CPUs: the number of processes and the precision are those of the command line."""
     scenario = "contrastive star"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file(name))]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file("ddp"))]
     sizes = ["--num_processes", "2", "--mixed_precision", "no"]
     done = subprocess.run(
         [*launcher, *sizes, scenarios.__file__, str(tmp_path / "two"), "{}", scenario],
@@ -51,5 +50,4 @@ def test_accelerate_launch_gives_what_one_process_gives(name, tmp_path):
     assert done.returncode == 0, done.stderr[-5000:]
     scenarios.run(scenario, tmp_path / "one")
     assert_same_runs(tmp_path / "one", tmp_path / "two" / scenario)
-    outcome = json.loads((tmp_path / "two" / scenario / "run.json").read_text())
-    assert (outcome["processes"], outcome["fsdp"]) == (2, name == "fsdp2")
+    assert json.loads((tmp_path / "two" / scenario / "run.json").read_text())["processes"] == 2
