@@ -51,7 +51,7 @@ class Recorder(StarFTTrainer):
         loss = super().training_step(*args, **kwargs)
         if self.gradients is None and self.accelerator.sync_gradients:
             self.gradients = {
-                name: whole(value.grad).clone()
+                name: whole(value.grad).clone().squeeze()
                 for name, value in self.model.named_parameters()
                 if value.grad is not None
             }
