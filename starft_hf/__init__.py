@@ -8,6 +8,8 @@ __version__ = "0.1.0"
 
 # Names load on first use, so that `import starft_hf` and `starft --help` do not pay for torch.
 _EXPORTS = {
+    "RobustnessReport": "starft_hf.report",
+    "Run": "starft_hf.report",
     "StarFTConfig": "starft_hf.configuration",
     "StarFTTrainer": "starft_hf.trainer",
     "SpuriosityPool": "starft_hf.spuriosity",
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from starft_hf.objectives import alignment_loss as alignment_loss
     from starft_hf.objectives import contrastive_loss as contrastive_loss
     from starft_hf.regularizers import register_regularizer as register_regularizer
+    from starft_hf.report import RobustnessReport as RobustnessReport
+    from starft_hf.report import Run as Run
     from starft_hf.spuriosity import SpuriosityPool as SpuriosityPool
     from starft_hf.trainer import StarFTTrainer as StarFTTrainer
     from starft_hf.weights import interpolate as interpolate
