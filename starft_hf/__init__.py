@@ -14,6 +14,7 @@ _EXPORTS = {
     "StarFTTrainer": "starft_hf.trainer",
     "SpuriosityPool": "starft_hf.spuriosity",
     "alignment_loss": "starft_hf.objectives",
+    "compare": "starft_hf.comparison",
     "contrastive_loss": "starft_hf.objectives",
     "evaluate_zero_shot": "starft_hf.evaluation",
     "interpolate": "starft_hf.weights",
@@ -23,6 +24,7 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
+    from starft_hf.comparison import compare as compare
     from starft_hf.configuration import StarFTConfig as StarFTConfig
     from starft_hf.evaluation import evaluate_zero_shot as evaluate_zero_shot
     from starft_hf.objectives import alignment_loss as alignment_loss
