@@ -24,7 +24,7 @@ RATIOS = (("full", "paper"), ("full", "plain"), ("full", "no regularizer"), ("te
 BATCH_SIZE = 32
 
 # Model, classes, repetitions.
-STEPS = (("ViT-B/32", 1000, 3), ("ViT-B/32", 2, 1), ("ViT-B/16", 1000, 2))
+STEPS = (("ViT-B/32", 1000, 2), ("ViT-B/32", 2, 1), ("ViT-B/16", 1000, 2))
 
 # What is measured, images per step, settings.
 MEMORY: tuple[tuple[str, int, dict[str, Any]], ...] = (

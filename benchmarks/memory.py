@@ -15,7 +15,7 @@ def peak_gib(batch_size: int, **settings: Any) -> float:
     argument = json.dumps({"batch_size": batch_size, **settings})
     command = [sys.executable, "-m", "benchmarks.memory", argument]
     # On CPUs, what is freed goes back at once: otherwise the figure is that of the allocator's fragments.
-    settings = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    settings = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=settings)
     return float(done.stdout.split()[-1])
 
