@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 # Names load on first use, so that `import starft_hf` and `starft --help` do not pay for torch.
 _EXPORTS = {
+    "ExponentialAverageCallback": "starft_hf.averaging",
     "RobustnessReport": "starft_hf.report",
     "Run": "starft_hf.report",
     "StarFTConfig": "starft_hf.configuration",
@@ -17,13 +18,18 @@ _EXPORTS = {
     "compare": "starft_hf.comparison",
     "contrastive_loss": "starft_hf.objectives",
     "evaluate_zero_shot": "starft_hf.evaluation",
+    "greedy_soup": "starft_hf.soups",
     "interpolate": "starft_hf.weights",
+    "interpolate_checkpoints": "starft_hf.soups",
     "register_regularizer": "starft_hf.regularizers",
+    "sweep": "starft_hf.weights",
+    "uniform_soup": "starft_hf.soups",
 }
 
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
+    from starft_hf.averaging import ExponentialAverageCallback as ExponentialAverageCallback
     from starft_hf.comparison import compare as compare
     from starft_hf.configuration import StarFTConfig as StarFTConfig
     from starft_hf.evaluation import evaluate_zero_shot as evaluate_zero_shot
@@ -32,9 +38,13 @@ if TYPE_CHECKING:
     from starft_hf.regularizers import register_regularizer as register_regularizer
     from starft_hf.report import RobustnessReport as RobustnessReport
     from starft_hf.report import Run as Run
+    from starft_hf.soups import greedy_soup as greedy_soup
+    from starft_hf.soups import interpolate_checkpoints as interpolate_checkpoints
+    from starft_hf.soups import uniform_soup as uniform_soup
     from starft_hf.spuriosity import SpuriosityPool as SpuriosityPool
     from starft_hf.trainer import StarFTTrainer as StarFTTrainer
     from starft_hf.weights import interpolate as interpolate
+    from starft_hf.weights import sweep as sweep
 
 
 def __getattr__(name: str) -> Any:

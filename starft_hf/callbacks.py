@@ -1,5 +1,7 @@
 """Callbacks and running state of the trainer."""
 
+from collections.abc import Iterable
+from os import PathLike
 from typing import Any
 
 import torch
@@ -25,6 +27,24 @@ class EpochCallback(TrainerCallback):
     ) -> None:
         # On resuming the state is in the middle of the epoch; at a boundary it may be a rounding error below.
         self.epoch.value = int((state.epoch or 0) + 1e-6)
+
+
+class ResumingCallback(TrainerCallback):
+    """A callback that keeps something in checkpoints, and needs to know from which one a run resumes.
+
+    `Trainer` does not tell its callbacks.
+    """
+
+    def resume_from(self, checkpoint: str | PathLike[str]) -> None:
+        """The next training resumes from this folder."""
+        raise NotImplementedError
+
+
+def tell_checkpoint(callbacks: Iterable[TrainerCallback], checkpoint: str) -> None:
+    """Tell those who need to know from which folder the next training resumes."""
+    for callback in callbacks:
+        if isinstance(callback, ResumingCallback):
+            callback.resume_from(checkpoint)
 
 
 class RunningLosses:

@@ -1,7 +1,10 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files and folders so that a reader never sees half of one."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -12,21 +15,57 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` under a temporary name in the same folder, then rename it."""
+    with file_in_place_of(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def file_in_place_of(path: Path) -> Iterator[Path]:
+    """A temporary file in the folder of `path`, renamed to it on leaving, or removed if there was an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        grant_usual_access(temporary)
+        yield temporary
+        # mkstemp grants nobody else access; a file written the usual way would follow the umask.
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def grant_usual_access(path: str | Path) -> None:
-    """Give a file from mkstemp, which grants nobody else access, what the umask gives any other."""
-    os.chmod(path, 0o666 & ~_umask())
+@contextmanager
+def folder_in_place_of(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed to it on leaving, or removed if there was an exception.
+
+    Raises:
+        FileExistsError: if `path` is a file or a folder that is not empty; at once, or on leaving if it came to be so.
+    """
+    check_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        os.chmod(temporary, 0o777 & ~_umask())
+        yield temporary
+        move_folder(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def move_folder(source: Path, path: Path) -> None:
+    """Rename the folder `source` to `path`, on the same disk.
+
+    Raises:
+        FileExistsError: if `path` is a file or a folder that is not empty.
+    """
+    check_free(path)
+    if path.exists():
+        # Not every system lets a folder take the place of an empty one.
+        path.rmdir()
+    os.rename(source, path)
 
 
 def _umask() -> int:
@@ -46,3 +85,16 @@ def unused_folder(name: str) -> Path:
 def is_free(folder: Path) -> bool:
     """Whether writing into `folder` cannot overwrite anything: it does not exist or is empty."""
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def check_free(folder: Path) -> None:
+    """Check that writing into `folder` cannot overwrite anything.
+
+    Raises:
+        FileExistsError: if it is a file or a folder that is not empty.
+    """
+    if not is_free(folder):
+        kind = "a folder with files in it" if folder.is_dir() else "a file"
+        raise FileExistsError(
+            f"{str(folder)!r} is {kind}, which would be overwritten; choose another name or remove it"
+        )

@@ -20,7 +20,7 @@ from starft_hf.adapters import (
     save_temperature,
     with_adapter,
 )
-from starft_hf.callbacks import EpochCallback, RunningLosses
+from starft_hf.callbacks import EpochCallback, RunningLosses, tell_checkpoint
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
@@ -396,6 +396,7 @@ class StarFTTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_head(resume_from_checkpoint)
+        tell_checkpoint(self.callback_handler.callbacks, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -1,8 +1,5 @@
 """Features on disk: written at once or not at all, and believed only if every byte is as it was written."""
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +11,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from starft_hf.distributed import all_agree, is_first_on_machine
-from starft_hf.files import grant_usual_access
+from starft_hf.files import file_in_place_of
 from starft_hf.reference.fingerprint import tensors_digest
 
 
@@ -99,16 +96,11 @@ class FeatureStore:
 
         A full disk or a folder that cannot be written to costs a warning, not the run.
         """
-        path, temporary = self.path(kind, key), None
         header = {"format": FORMAT, "kind": kind, "key": key, "rows": str(len(embeds))}
         header["checksum"] = tensors_digest({_TENSOR: embeds})
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
-            os.close(handle)
-            save_file({_TENSOR: embeds.contiguous()}, temporary, metadata=header)
-            grant_usual_access(temporary)
-            os.replace(temporary, path)
+            with file_in_place_of(self.path(kind, key)) as temporary:
+                save_file({_TENSOR: embeds.contiguous()}, temporary, metadata=header)
         except (OSError, SafetensorError) as error:
             logger.warning(
                 "The reference features could not be written to %s (%s). This run keeps them in memory; the next one "
@@ -116,8 +108,5 @@ class FeatureStore:
                 self.folder,
                 error,
             )
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
             return False
         return True
