@@ -1,5 +1,6 @@
 """Features on disk: written at once or not at all, and believed only if every byte is as it was written."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
