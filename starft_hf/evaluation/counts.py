@@ -1,5 +1,7 @@
 """Counts from which the metrics of a classifier follow, so that no logits need to be kept or gathered."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +32,9 @@ class ClassificationCounts:
         self.bin_total = torch.zeros(num_bins, dtype=torch.float64)
         self.bin_correct = torch.zeros(num_bins, dtype=torch.float64)
         self.bin_confidence = torch.zeros(num_bins, dtype=torch.float64)
+        self.class_total: Counter[int] = Counter()
+        self.class_predicted: Counter[int] = Counter()
+        self.class_correct: Counter[int] = Counter()
 
     def update(self, logits: Tensor, labels: Tensor, groups: Sequence[str]) -> None:
         """Count a batch: logits `(N, classes)`, labels `(N,)` and the name of every row's group."""
@@ -37,6 +42,9 @@ class ClassificationCounts:
         self.loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
         confidence, predicted = logits.softmax(-1).double().max(-1)
         correct = predicted == labels
+        self.class_total.update(labels.tolist())
+        self.class_predicted.update(predicted.tolist())
+        self.class_correct.update(labels[correct].tolist())
         for group, hit in zip(groups, correct.tolist(), strict=True):
             self.group_total[group] = self.group_total.get(group, 0) + 1
             self.group_correct[group] = self.group_correct.get(group, 0) + hit
@@ -61,6 +69,8 @@ class ClassificationCounts:
                 into = getattr(total, name)
                 for group, count in counts[name].items():
                     into[group] = into.get(group, 0) + count
+            for name in ("class_total", "class_predicted", "class_correct"):
+                getattr(total, name).update(counts[name])
         return total
 
     @property
@@ -75,6 +85,14 @@ class ClassificationCounts:
     def expected_calibration_error(self) -> float:
         """Mean distance of accuracy and confidence over the bins, weighted by their rows, over the whole set."""
         return float((self.bin_correct - self.bin_confidence).abs().sum() / self.bin_total.sum())
+
+    def macro_f1(self) -> float:
+        """The mean of F1 over the classes that occur among the labels, as WILDS computes it (arXiv 2012.07421)."""
+        scores = [
+            2 * self.class_correct[label] / (total + self.class_predicted[label])
+            for label, total in self.class_total.items()
+        ]
+        return math.fsum(scores) / len(scores)
 
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
         """Everything that was counted.
@@ -105,6 +123,7 @@ class ClassificationCounts:
             ece=self.expected_calibration_error(),
             group_adjusted_accuracy=adjusted,
             bins=tuple(ReliabilityBin(int(count), float(mean), float(hits)) for count, mean, hits in bins),
+            macro_f1=self.macro_f1(),
         )
 
     def metrics(self, training_shares: Mapping[str, float] | None = None) -> dict[str, float]:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from starft_hf.evaluation import ClassificationCounts, zero_shot_weights
 from starft_hf.models import DualEncoder, logit_scale_of
@@ -72,6 +72,10 @@ def test_scikit_learn_agrees(table):
     assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
     expected = log_loss(labels, logits.softmax(-1), labels=range(logits.shape[1]))
     assert metrics["loss"] == pytest.approx(expected)
+    counts = counted(logits, labels, groups, [len(labels) // 2, len(labels) - len(labels) // 2])
+    # Of the classes that occur among the labels, as in WILDS.
+    expected = f1_score(labels, logits.argmax(-1), average="macro", labels=labels.unique())
+    assert counts.result().macro_f1 == pytest.approx(expected)
 
 
 def test_shares_of_groups_that_are_not_evaluated_do_not_count():
