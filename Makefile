@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow quality format bench clean
+.PHONY: demo test test-slow test-browser quality format bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/.installed
+	$(BIN)/python -m pytest -m browser
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -72,7 +72,7 @@ def as_markdown() -> str:
         "gradients of them.",
         "",
         "| Model | Processes | Batch | Operations a process | of which logits | Columns received | "
-        "of the gradients' bytes | bytes per 1,000 operations |",
+        "of the gradients' bytes | bytes per million operations |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, shape in SHAPES.items():
@@ -89,7 +89,7 @@ def as_markdown() -> str:
                 f"{logits / total:.1%}",
                 f"{columns / 2**20:,.0f} MiB",
                 f"{columns / (2 * parameters * 4):.1%}",
-                f"{1000 * columns / total:.3f}",
+                f"{1e6 * columns / total:.1f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     measured = json.loads((FOLDER / "results.json").read_text())["steps"]["ViT-B/16, 1,000"]

@@ -8,10 +8,13 @@ __version__ = "0.1.0"
 
 # Names load on first use, so that `import starft_hf` and `starft --help` do not pay for torch.
 _EXPORTS = {
+    "RobustnessReport": "starft_hf.report",
+    "Run": "starft_hf.report",
     "StarFTConfig": "starft_hf.configuration",
     "StarFTTrainer": "starft_hf.trainer",
     "SpuriosityPool": "starft_hf.spuriosity",
     "alignment_loss": "starft_hf.objectives",
+    "compare": "starft_hf.comparison",
     "contrastive_loss": "starft_hf.objectives",
     "evaluate_zero_shot": "starft_hf.evaluation",
     "interpolate": "starft_hf.weights",
@@ -21,11 +24,14 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
+    from starft_hf.comparison import compare as compare
     from starft_hf.configuration import StarFTConfig as StarFTConfig
     from starft_hf.evaluation import evaluate_zero_shot as evaluate_zero_shot
     from starft_hf.objectives import alignment_loss as alignment_loss
     from starft_hf.objectives import contrastive_loss as contrastive_loss
     from starft_hf.regularizers import register_regularizer as register_regularizer
+    from starft_hf.report import RobustnessReport as RobustnessReport
+    from starft_hf.report import Run as Run
     from starft_hf.spuriosity import SpuriosityPool as SpuriosityPool
     from starft_hf.trainer import StarFTTrainer as StarFTTrainer
     from starft_hf.weights import interpolate as interpolate

@@ -80,10 +80,11 @@ def compare(
             bar.set_description(f"{method}, seed {seed}")
 
             def make(method: str = method, seed: int = seed) -> StarFTTrainer:
-                own = {**METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
+                own: dict[str, Any] = {"seed": seed, "save_strategy": "no", "eval_strategy": "no"}
+                own |= {**METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
                 return StarFTTrainer(
                     copy.deepcopy(model),
-                    dataclasses.replace(args, seed=seed, save_strategy="no", eval_strategy="no", **own),
+                    dataclasses.replace(args, **own),
                     train_dataset,
                     eval_dataset,
                     processing_class=processing_class,

@@ -87,7 +87,11 @@ class StarFTConfig(TrainingArguments):
     image_column: str = field(default="image", metadata={"help": "Column with the images."})
     label_column: str = field(default="label", metadata={"help": "Column with the labels."})
     caption_column: str | None = field(default=None, metadata={"help": "Column with captions."})
-    group_column: str | list[str] | None = field(default=None, metadata={"help": "Column(s) with the evaluation groups."})
+    group_column: list[str] | str = field(
+        # The parser takes one type beside str only, and that is the list; None is no less a value for it.
+        default_factory=lambda: None,  # type: ignore[assignment]
+        metadata={"help": "Column(s) with the evaluation groups."},
+    )
     crop_scale: list[float] | None = field(
         default_factory=lambda: (0.9, 1.0),  # type: ignore[assignment]
         metadata={"help": "Share of the area a random crop keeps: two numbers."},

@@ -17,12 +17,16 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        # mkstemp grants nobody else access; a file written the usual way would follow the umask.
-        os.chmod(temporary, 0o666 & ~_umask())
+        grant_usual_access(temporary)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def grant_usual_access(path: str | Path) -> None:
+    """Give a file from mkstemp, which grants nobody else access, what the umask gives any other."""
+    os.chmod(path, 0o666 & ~_umask())
 
 
 def _umask() -> int:

@@ -46,6 +46,7 @@ from starft_hf.models import DualEncoder, check_dual_encoder, load_model, load_p
 from starft_hf.reference import Reference, make_reference, plan_cache
 from starft_hf.regularizers import get_regularizer
 from starft_hf.schedules import Progress, reg_weight_at
+from starft_hf.sharding import prepare_for_sharding, with_scalars
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.step import TrainingStep, contrastive_base_loss, cross_entropy_base_loss
 from starft_hf.validation import check_arguments, check_model, check_run
@@ -203,6 +204,7 @@ class StarFTTrainer(Trainer):
         self.evaluation_results: dict[str, EvaluationResult] = {}
         self._evaluation: ClassifierEvaluation | None = None
         self._keep_logits = False
+        self._scalars: list[str] = []
 
     # Training
 
@@ -212,6 +214,8 @@ class StarFTTrainer(Trainer):
             raise ValueError("there is nothing to train on; pass train_dataset")
         if self.reference is not None:
             self.reference.prepare(self.args.device)
+        if self.is_fsdp_enabled:
+            self._scalars = prepare_for_sharding(self.model)
         before = self._evaluate_probes()
         output = super().train(*args, **kwargs)
         after = self._evaluate_probes()
@@ -365,16 +369,19 @@ class StarFTTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         output_dir = output_dir if output_dir is not None else self.args.output_dir
-        head = None
-        if self.head is not None:
-            # The encoder is saved as what it was given as; its head goes into a file of its own.
-            state_dict = self.model.state_dict() if state_dict is None else state_dict
-            head = {name: state_dict[f"{_HEAD}.{name}"] for name in ("weight", "bias")}
-            state_dict = {name: value for name, value in state_dict.items() if not name.startswith(f"{_HEAD}.")}
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        state_dict = self.model.state_dict() if state_dict is None else state_dict
+        state_dict = with_scalars(state_dict, self._scalars)
+        # The encoder is saved as what it was given as; its head goes into a file of its own.
+        head = (
+            {name: state_dict.pop(f"{_HEAD}.{name}") for name in ("weight", "bias")} if self.head is not None else {}
+        )
         super()._save(output_dir, state_dict)
-        if self.args.should_save and head is not None:
+        if head:
             save_head(head, self.class_names or (), output_dir)
-        if self.args.should_save and is_adapted(self.model):
+        if is_adapted(self.model):
             save_temperature(self.model, output_dir, state_dict)
 
     def merge_and_save(self, output_dir: str | PathLike[str]) -> None:

@@ -166,3 +166,9 @@ def test_every_setting_can_be_given_on_a_command_line(tmp_path):
     assert config.class_names == ["owl", "truck"]
     assert (config.reg_weight, config.regularizer) == (3, "kl")
     assert config.caption_templates == ["a photo of a {}."]
+    assert config.group_column is None
+    line += " --group_column label place"
+    assert HfArgumentParser(StarFTConfig).parse_args_into_dataclasses(line.split())[0].group_column == [
+        "label",
+        "place",
+    ]

@@ -37,6 +37,10 @@ def random_crop_box(
     return 0, 0, width, height
 
 
+# Image processors hold several copies of what they are given; of a large batch that would be more than training takes.
+_AT_ONCE = 32
+
+
 class ImagePreprocessor:
     """Turns images into what the vision tower takes.
 
@@ -78,8 +82,11 @@ class ImagePreprocessor:
             pictures = [self._augment(*pair) for pair in zip(pictures, generators, strict=True)]
         if pictures and isinstance(pictures[0], Tensor):
             return [{"pixel_values": picture} for picture in pictures]
-        features = self.image_processor(images=pictures, return_tensors="pt")
-        return [{name: values[row] for name, values in features.items()} for row in range(len(pictures))]
+        examples: list[dict[str, Tensor]] = []
+        for start in range(0, len(pictures), _AT_ONCE):
+            features = self.image_processor(images=pictures[start : start + _AT_ONCE], return_tensors="pt")
+            examples += [dict(zip(features, values, strict=True)) for values in zip(*features.values(), strict=True)]
+        return examples
 
     def _augment(self, image: Image.Image, generator: np.random.Generator) -> Image.Image | Tensor:
         if self.transform is not None:

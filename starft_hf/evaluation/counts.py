@@ -5,12 +5,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from starft_hf.distributed import world_size
+from starft_hf.evaluation.metrics.functions import (
+    accuracies_of,
+    adjusted_accuracy,
+    calibration_bins,
+    calibration_error,
+    count_groups,
+)
 from starft_hf.evaluation.results import EvaluationResult, ReliabilityBin
 from starft_hf.objectives import as_float32_or_wider
 
@@ -27,11 +34,9 @@ class ClassificationCounts:
     def __init__(self, num_bins: int = 15):
         self.num_bins = num_bins
         self.loss_sum = 0.0
-        self.group_correct: dict[str, int] = {}
-        self.group_total: dict[str, int] = {}
-        self.bin_total = torch.zeros(num_bins, dtype=torch.float64)
-        self.bin_correct = torch.zeros(num_bins, dtype=torch.float64)
-        self.bin_confidence = torch.zeros(num_bins, dtype=torch.float64)
+        self.group_correct: Counter[str] = Counter()
+        self.group_total: Counter[str] = Counter()
+        self.bins = np.zeros((3, num_bins))
         self.class_total: Counter[int] = Counter()
         self.class_predicted: Counter[int] = Counter()
         self.class_correct: Counter[int] = Counter()
@@ -42,17 +47,13 @@ class ClassificationCounts:
         self.loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
         confidence, predicted = logits.softmax(-1).double().max(-1)
         correct = predicted == labels
+        right, rows = count_groups(correct, groups)
+        self.group_correct.update(right)
+        self.group_total.update(rows)
+        self.bins += calibration_bins(confidence, correct, self.num_bins)
         self.class_total.update(labels.tolist())
         self.class_predicted.update(predicted.tolist())
         self.class_correct.update(labels[correct].tolist())
-        for group, hit in zip(groups, correct.tolist(), strict=True):
-            self.group_total[group] = self.group_total.get(group, 0) + 1
-            self.group_correct[group] = self.group_correct.get(group, 0) + hit
-        # A bin holds its upper edge, so that full confidence falls into the last one.
-        bins = (confidence * self.num_bins).ceil().long().clamp(1, self.num_bins) - 1
-        self.bin_total += torch.bincount(bins, minlength=self.num_bins)
-        self.bin_correct += torch.bincount(bins, correct.double(), minlength=self.num_bins)
-        self.bin_confidence += torch.bincount(bins, confidence, minlength=self.num_bins)
 
     def gathered(self) -> "ClassificationCounts":
         """The counts of all processes together."""
@@ -63,12 +64,9 @@ class ClassificationCounts:
         total = ClassificationCounts(self.num_bins)
         for counts in everyone:
             total.loss_sum += counts["loss_sum"]
-            for name in ("bin_total", "bin_correct", "bin_confidence"):
-                setattr(total, name, getattr(total, name) + counts[name])
-            for name in ("group_correct", "group_total"):
-                into = getattr(total, name)
-                for group, count in counts[name].items():
-                    into[group] = into.get(group, 0) + count
+            total.bins += counts["bins"]
+            total.group_correct.update(counts["group_correct"])
+            total.group_total.update(counts["group_total"])
             for name in ("class_total", "class_predicted", "class_correct"):
                 getattr(total, name).update(counts[name])
         return total
@@ -76,18 +74,21 @@ class ClassificationCounts:
     @property
     def total(self) -> int:
         """Rows counted so far."""
-        return sum(self.group_total.values())
+        return self.group_total.total()
 
     def group_accuracies(self) -> dict[str, float]:
         """The accuracy in every group, in order of the groups' names."""
-        return {group: self.group_correct[group] / self.group_total[group] for group in sorted(self.group_total)}
+        return accuracies_of(self.group_correct, self.group_total)
 
     def expected_calibration_error(self) -> float:
         """Mean distance of accuracy and confidence over the bins, weighted by their rows, over the whole set."""
-        return float((self.bin_correct - self.bin_confidence).abs().sum() / self.bin_total.sum())
+        return calibration_error(self.bins)
 
     def macro_f1(self) -> float:
-        """The mean of F1 over the classes that occur among the labels, as WILDS computes it (arXiv 2012.07421)."""
+        """The mean of F1 over the classes that occur among the labels, as WILDS computes it (arXiv 2012.07421).
+
+        A class that is only predicted counts in `starft_hf.evaluation.metrics.MacroF1`, and not here.
+        """
         scores = [
             2 * self.class_correct[label] / (total + self.class_predicted[label])
             for label, total in self.class_total.items()
@@ -107,22 +108,17 @@ class ClassificationCounts:
         if not self.total:
             raise ValueError("the evaluation data set gave no rows; there is nothing to compute metrics from")
         accuracies = self.group_accuracies()
-        adjusted = None
-        if training_shares is not None:
-            present = {group: training_shares.get(group, 0.0) for group in accuracies}
-            if mass := sum(present.values()):
-                adjusted = sum(accuracies[group] * share for group, share in present.items()) / mass
-        totals = self.bin_total.clamp(min=1)
-        bins = zip(self.bin_total, self.bin_confidence / totals, self.bin_correct / totals, strict=True)
+        rows, right, confidence = self.bins
+        means = zip(rows, confidence / rows.clip(1), right / rows.clip(1), strict=True)
         return EvaluationResult(
-            accuracy=sum(self.group_correct.values()) / self.total,
+            accuracy=self.group_correct.total() / self.total,
             worst_group_accuracy=min(accuracies.values()),
             group_accuracies=accuracies,
             group_sizes={group: self.group_total[group] for group in accuracies},
             loss=self.loss_sum / self.total,
             ece=self.expected_calibration_error(),
-            group_adjusted_accuracy=adjusted,
-            bins=tuple(ReliabilityBin(int(count), float(mean), float(hits)) for count, mean, hits in bins),
+            group_adjusted_accuracy=adjusted_accuracy(accuracies, training_shares or {}),
+            bins=tuple(ReliabilityBin(int(count), float(mean), float(hits)) for count, mean, hits in means),
             macro_f1=self.macro_f1(),
         )
 

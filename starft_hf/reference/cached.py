@@ -59,7 +59,7 @@ class CachedReference(Reference):
         complete = self.texts is not None and self.texts.complete and self.images is not None
         if complete and isinstance(live, FrozenReference):
             if live.exact:
-                parameters = dict(live.model.named_parameters())
+                parameters = {name: value.flatten() for name, value in live.model.named_parameters()}
                 self._weights = frozenset(parameters), tensors_digest(parameters)
             self._forwards = live.forwards
             self.live = None
@@ -97,7 +97,7 @@ class CachedReference(Reference):
         # Weights that have moved do not come back: comparing them until then is enough.
         if self._weights is not None and not differs_in_training(model):
             names, weights = self._weights
-            parameters = {name: whole(value) for name, value in model.named_parameters() if name in names}
+            parameters = {name: whole(value).flatten() for name, value in model.named_parameters() if name in names}
             if len(parameters) == len(names) and tensors_digest(parameters) == weights:
                 return True
         self._weights = None

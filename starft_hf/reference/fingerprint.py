@@ -29,7 +29,8 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """A key for named tensors: names, types, shapes and every byte."""
     hasher = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        # A copy, because what numpy has looked at can no longer be resized, as FSDP does with its parameters.
+        tensor = tensors[name].detach().to("cpu", copy=True).contiguous()
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()

@@ -131,12 +131,13 @@ class FrozenReference(LiveReference):
     def equals(self, model: nn.Module) -> bool:
         # Weights that have moved do not come back: comparing them once per run is enough.
         if not self._left:
-            weights = {name: whole(value) for name, value in model.named_parameters()}
+            # Flat, because what FSDP cannot shard as a scalar is a vector of length 1.
+            weights = {name: whole(value).flatten() for name, value in model.named_parameters()}
             self._left = (
                 not self.exact
                 or differs_in_training(model)
                 or not all(
-                    name in weights and torch.equal(value, weights[name])
+                    name in weights and torch.equal(value.flatten(), weights[name])
                     for name, value in self.model.named_parameters()
                 )
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from starft_hf.distributed import all_agree, is_first_on_machine
+from starft_hf.files import grant_usual_access
 from starft_hf.reference.fingerprint import tensors_digest
 
 
@@ -106,6 +107,7 @@ class FeatureStore:
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
             os.close(handle)
             save_file({_TENSOR: embeds.contiguous()}, temporary, metadata=header)
+            grant_usual_access(temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
             logger.warning(

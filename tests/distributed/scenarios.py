@@ -4,15 +4,20 @@ Also a script: `scenarios.py FOLDER SETTINGS NAME...`.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.distributed import rank, world_size
 from starft_hf.models import whole
+from starft_hf.reference import FrozenReference
 from tests.conftest import TINY_CLIP, make_dataset
 
 
@@ -46,7 +51,7 @@ class Recorder(StarFTTrainer):
         loss = super().training_step(*args, **kwargs)
         if self.gradients is None and self.accelerator.sync_gradients:
             self.gradients = {
-                name: whole(value.grad).clone()
+                name: whole(value.grad).clone().squeeze()
                 for name, value in self.model.named_parameters()
                 if value.grad is not None
             }
@@ -60,6 +65,7 @@ def make_trainer(name, folder, **overrides):
     settings, size = SCENARIOS[name]
     settings = {**settings, **overrides}
     peft_config = settings.pop("peft_config", None)
+    sharded = settings.pop("sharded", False)
     args = StarFTConfig(
         **{
             "output_dir": str(folder / "output"),
@@ -79,7 +85,7 @@ def make_trainer(name, folder, **overrides):
         }
     )
     torch.manual_seed(0)
-    return Recorder(
+    trainer = Recorder(
         CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float64),
         args,
         make_dataset(size),
@@ -88,13 +94,33 @@ def make_trainer(name, folder, **overrides):
         spuriosity=["{} in the snow.", "{} at night.", "{} on a beach."],
         peft_config=peft_config,
     )
+    if sharded:
+        shard(trainer)
+    return trainer
+
+
+def shard(trainer):
+    """Switch FSDP 2 on. On CPUs Accelerate does not offer it, though all that it calls works there."""
+    AcceleratorState.distributed_type = property(lambda self: DistributedType.FSDP, lambda self, value: None)
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["CLIPEncoderLayer"],
+        state_dict_type="FULL_STATE_DICT",
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+    trainer.is_fsdp_enabled = True
 
 
 def world_size_of_launch():
     """Processes of this launch, known before torch.distributed is."""
-    import os
-
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def environment():
+    """That of this process, with one thread each for the processes that it starts."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run(name, folder, resume=None, **overrides):
@@ -104,16 +130,25 @@ def run(name, folder, resume=None, **overrides):
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
     trainer.save_model(str(folder / "model"))
-    weights = {key: whole(value).clone() for key, value in trainer.model.state_dict().items()}
+    weights = {key: whole(value).clone().squeeze() for key, value in trainer.model.state_dict().items()}
     keys = ("step", "loss", "base_loss", "reg_loss", "grad_norm", "logit_scale")
     steps = [{key: entry[key] for key in keys} for entry in trainer.state.log_history if "base_loss" in entry]
     forwards = trainer.reference.info.forwards if trainer.reference is not None else 0
     assert world_size() == world_size_of_launch()
+    if isinstance(trainer.reference, FrozenReference):
+        assert not any(isinstance(value, DTensor) for value in trainer.reference.model.parameters())
+    outcome = {
+        "sharded": any(isinstance(value, DTensor) for value in trainer.model.parameters()),
+        "steps": steps,
+        "metrics": metrics,
+        "forwards": forwards,
+        "processes": world_size(),
+    }
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(weights, folder / "weights.safetensors")
         save_file(trainer.gradients, folder / "gradients.safetensors")
-        (folder / "run.json").write_text(json.dumps({"steps": steps, "metrics": metrics, "forwards": forwards}))
+        (folder / "run.json").write_text(json.dumps(outcome))
     return trainer
 
 

@@ -1,0 +1,87 @@
+"""Seconds of the metrics over a million predictions: `python -m benchmarks.metrics`.
+
+Each metric is timed three ways: its function, its class given all columns at once, and its class given them in
+batches, which pass through the Arrow files of `evaluate`.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+
+from starft_hf.evaluation import metrics
+from starft_hf.evaluation.metrics import functions
+
+
+ROWS = 1_000_000
+NUM_CLASSES = 100
+BATCH_SIZE = 1000
+# Through Arrow every score becomes a Python number: fewer rows, or the table would not fit into memory.
+SCORE_ROWS_IN_BATCHES = 10_000
+
+# Class, function, columns.
+METRICS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
+    ("GroupAccuracy", functions.group_accuracy, ("predictions", "references", "groups")),
+    ("ExpectedCalibrationError", functions.expected_calibration_error, ("confidences", "predictions", "references")),
+    ("TopKAccuracy", functions.top_k_accuracy, ("scores", "references")),
+    ("MacroF1", functions.macro_f1, ("predictions", "references")),
+)
+
+
+def make_columns(rows: int = ROWS) -> dict[str, np.ndarray]:
+    """Predictions at random, of 100 classes in four groups."""
+    rng = np.random.default_rng(0)
+    names = [f"{bird} on {place}" for bird in ("landbird", "waterbird") for place in ("land", "water")]
+    return {
+        "predictions": rng.integers(NUM_CLASSES, size=rows),
+        "references": rng.integers(NUM_CLASSES, size=rows),
+        "groups": np.array(names)[rng.integers(len(names), size=rows)],
+        "confidences": rng.random(rows),
+        "scores": rng.random((rows, NUM_CLASSES), dtype=np.float32),
+    }
+
+
+def median_seconds(task: Callable[[], Any], repetitions: int = 3) -> float:
+    """Median seconds of `task`."""
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        task()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def in_batches(metric: Any, columns: dict[str, np.ndarray]) -> Any:
+    """The metric of columns that come batch by batch."""
+    for start in range(0, len(columns["references"]), BATCH_SIZE):
+        metric.add_batch(**{name: column[start : start + BATCH_SIZE] for name, column in columns.items()})
+    return metric.compute()
+
+
+def main() -> None:
+    """Measure and print."""
+    datasets.disable_progress_bars()
+    everything = make_columns()
+    print(f"Seconds for {ROWS:,} rows, {NUM_CLASSES} classes; in batches of {BATCH_SIZE:,}:")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, function, names in METRICS:
+            columns = {column: everything[column] for column in names}
+            metric = getattr(metrics, name)(cache_dir=folder)
+            rows = SCORE_ROWS_IN_BATCHES if "scores" in names else ROWS
+            first = {column: values[:rows] for column, values in columns.items()}
+            ways = {
+                "function": partial(function, **columns),
+                "class at once": partial(metric.compute, **columns),
+                "class in batches": partial(in_batches, metric, first),
+            }
+            told = ", ".join(f"{way} {median_seconds(task):.2f}" for way, task in ways.items())
+            print(f"{name}: {told}" + (f" (of {rows:,} rows)" if rows < ROWS else ""), flush=True)
+
+
+if __name__ == "__main__":
+    main()

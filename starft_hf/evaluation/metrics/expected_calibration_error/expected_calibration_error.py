@@ -1,0 +1,45 @@
+"""The expected calibration error, as a metric of the `evaluate` library."""
+
+from typing import Any
+
+import datasets
+
+from starft_hf.evaluation.metrics import base, functions
+
+
+class ExpectedCalibrationError(base.ArrayMetric):
+    """Distance of accuracy and confidence over bins of equal width, averaged by their rows, over the whole set.
+
+    Args of `compute`, `add_batch` and, in the singular for the last two, `add`:
+        confidences: probability of every predicted class, from 0 to 1.
+        predictions: predicted classes, integers from 0.
+        references: true classes, integers from 0.
+
+    Further args of `compute`:
+        num_bins: bins from confidence 0 to 1, each of which holds its upper edge; 15 by default.
+
+    Returns:
+        expected_calibration_error: from 0 to 1.
+
+    Examples:
+        >>> from starft_hf.evaluation.metrics import ExpectedCalibrationError
+        >>> columns = {"confidences": [0.75, 0.75, 1.0], "predictions": [0, 1, 1], "references": [0, 0, 1]}
+        >>> results = ExpectedCalibrationError().compute(**columns, num_bins=4)
+        >>> round(results["expected_calibration_error"], 4)
+        0.1667
+    """
+
+    source = """@inproceedings{guo2017calibration,
+  title = {On Calibration of Modern Neural Networks},
+  author = {Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
+  booktitle = {International Conference on Machine Learning},
+  year = {2017},
+  url = {https://arxiv.org/abs/1706.04599}
+}"""
+
+    def _columns(self) -> datasets.Features:
+        classes = {name: datasets.Value("int64") for name in ("predictions", "references")}
+        return datasets.Features({"confidences": datasets.Value("float64"), **classes})
+
+    def _compute(self, **inputs: Any) -> dict[str, Any]:
+        return {"expected_calibration_error": functions.expected_calibration_error(**inputs)}

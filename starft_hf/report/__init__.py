@@ -1,0 +1,8 @@
+"""Reports on robustness: tables and plots of one or more runs, as JSON, Markdown and one HTML page."""
+
+from starft_hf.report.data import CurvePoint, Run, TrainingPoint
+from starft_hf.report.report import RobustnessReport
+from starft_hf.report.table import Row, Summary
+
+
+__all__ = ["CurvePoint", "RobustnessReport", "Row", "Run", "Summary", "TrainingPoint"]

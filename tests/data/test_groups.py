@@ -1,0 +1,69 @@
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+from starft_hf import StarFTTrainer
+from starft_hf.data.groups import resolve_groups
+
+
+@pytest.fixture
+def birds():
+    features = Features(
+        label=ClassLabel(names=["landbird", "waterbird"]),
+        place=ClassLabel(names=["land", "water"]),
+        year=Value("int64"),
+    )
+    return Dataset.from_dict({"label": [0, 1, 1], "place": [1, 1, 0], "year": [2001, 2002, 2002]}, features=features)
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        ("place", ["water", "water", "land"]),
+        (["label", "place"], ["landbird x water", "waterbird x water", "waterbird x land"]),
+        (["place", "year"], ["water x 2001", "water x 2002", "land x 2002"]),
+    ],
+)
+def test_columns_name_groups(birds, columns, names):
+    groups = resolve_groups(birds, columns)
+    assert [groups.of(row) for row in birds] == names
+
+
+def test_a_function_names_groups(birds):
+    groups = resolve_groups(birds, None, lambda row: "old" if row["year"] < 2002 else "new")
+    assert [groups.of(row) for row in birds] == ["old", "new", "new"]
+    with pytest.raises(ValueError, match="choose one of them"):
+        resolve_groups(birds, "place", lambda row: "")
+    with pytest.raises(ValueError, match="must give a string"):
+        resolve_groups(birds, None, lambda row: row["year"]).of(birds[0])
+
+
+def test_the_trainer_evaluates_by_several_columns_and_by_a_function(clip, processor, config, dataset):
+    crossed = config(group_column=["label", "group"])
+    metrics = StarFTTrainer(clip, crossed, dataset, dataset, processing_class=processor).evaluate()
+    assert "eval_accuracy_owl x left" in metrics
+    assert sum(name.startswith("eval_accuracy_") for name in metrics) == 8
+    by_function = StarFTTrainer(
+        clip, config(), dataset, dataset, processing_class=processor, group_function=lambda row: row["note"][-1]
+    )
+    metrics = by_function.evaluate()
+    assert {name[-1] for name in metrics if name.startswith("eval_accuracy_")} == set("0123456789")
+    # Shares of the training set: the same rows, so adjusting changes nothing.
+    assert metrics["eval_group_adjusted_accuracy"] == pytest.approx(metrics["eval_accuracy"])
+
+
+def test_groups_that_cannot_be_told_are_refused_at_once(clip, processor, config, dataset):
+    def refused(rows, match, **settings):
+        with pytest.raises(ValueError, match=match):
+            StarFTTrainer(clip, config(**settings), dataset, rows, processing_class=processor)
+
+    refused(
+        dataset.filter(lambda group: group == 0, input_columns="group"),
+        "no row in group 'right'",
+        group_column="group",
+    )
+    notes = dataset.remove_columns("note").add_column("note", [None, *["a"] * 23])
+    refused(notes, "has a row without a value", group_column="note")
+    refused(dataset.remove_columns("note").add_column("note", [""] * 24), "empty name", group_column="note")
+    refused(dataset, "no column 'place'; its columns are", group_column="place")
+    names = ["owl", "truck", "owl", "fern"]
+    refused(dataset, "class name 'owl' is there twice, for labels 0 and 2", class_names=names)

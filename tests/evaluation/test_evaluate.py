@@ -1,0 +1,190 @@
+import copy
+
+import pytest
+import torch
+
+from starft_hf import StarFTTrainer, evaluate_zero_shot
+from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.heads import head_from_weights
+from tests.conftest import CLASS_NAMES, TINY_CLIP, make_dataset
+
+
+def predictions(clip, processor, dataset, names):
+    inputs = processor(
+        images=dataset["image"][:],
+        text=[f"a photo of a {name}." for name in names],
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        return clip(**inputs).logits_per_image
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(5, 0), (64, 2)])
+def test_it_is_the_models_own_forward(clip, processor, dataset, batch_size, num_workers):
+    logits = predictions(clip, processor, dataset, CLASS_NAMES)
+    labels = torch.tensor(dataset["label"])
+    hits = (logits.argmax(-1) == labels).double()
+    result = evaluate_zero_shot(
+        clip,
+        processor,
+        dataset,
+        group_column="group",
+        batch_size=batch_size,
+        num_workers=num_workers,
+        keep_mistakes=5,
+        progress=False,
+    )
+    assert result.accuracy == pytest.approx(hits.mean().item())
+    assert result.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    groups = torch.tensor(dataset["group"])
+    expected = {name: hits[groups == index].mean().item() for index, name in enumerate(["left", "right"])}
+    assert result.group_accuracies == pytest.approx(expected)
+    assert result.worst_group_accuracy == min(expected.values())
+    assert sum(result.group_sizes.values()) == sum(part.count for part in result.bins) == 24
+
+    worst = [row for row in range(24) if ["left", "right"][groups[row]] == result.worst_group and not hits[row]]
+    confidence = logits.softmax(-1).amax(-1)
+    surest = sorted(worst, key=lambda row: -confidence[row])[:5]
+    assert [mistake.sample for mistake in result.mistakes] == surest
+    assert result.mistakes[0].confidence == pytest.approx(confidence[surest[0]].item(), rel=1e-5)
+    assert result.mistakes[0].label == CLASS_NAMES[labels[surest[0]]]
+
+
+def test_a_path_is_enough_and_the_model_stays_as_it_is(dataset, clip, processor):
+    clip.train()
+    before = copy.deepcopy(clip.state_dict())
+    result = evaluate_zero_shot(clip, processor, dataset, progress=False)
+    assert evaluate_zero_shot(TINY_CLIP, None, dataset, progress=False) == result
+    assert clip.training
+    assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
+    assert set(result.group_accuracies) == set(CLASS_NAMES)
+
+
+def test_results_survive_json(clip, processor, dataset):
+    import json
+
+    result = evaluate_zero_shot(clip, processor, dataset, keep_mistakes=3, progress=False)
+    assert EvaluationResult.from_dict(json.loads(json.dumps(result.as_dict()))) == result
+    assert result.gap == pytest.approx(result.accuracy - min(result.group_accuracies.values()))
+
+
+def test_classes_that_stand_for_several_count_their_best(clip, processor):
+    """As ObjectNet's, each of which is several of ImageNet's."""
+    names = [*CLASS_NAMES, "lorry", "fiddle"]
+    dataset = make_dataset(class_names=["vehicle", "instrument"])
+    mapping = [[1, 4], [2, 5]]
+    logits = predictions(clip, processor, dataset, names)
+    best = torch.stack([logits[:, classes].amax(-1) for classes in mapping], -1)
+    expected = (best.argmax(-1) == torch.tensor(dataset["label"])).double().mean().item()
+    result = evaluate_zero_shot(clip, processor, dataset, class_names=names, class_mapping=mapping, progress=False)
+    assert result.accuracy == pytest.approx(expected)
+
+
+def test_a_linear_head_takes_the_place_of_the_texts(clip, processor, dataset):
+    head = head_from_weights(torch.randn(4, 32, generator=torch.Generator().manual_seed(0)))
+    pixels = processor.image_processor(images=dataset["image"][:], return_tensors="pt")
+    with torch.no_grad():
+        embeds = torch.nn.functional.normalize(clip.get_image_features(**pixels).pooler_output, dim=-1)
+        expected = (head(embeds).argmax(-1) == torch.tensor(dataset["label"])).double().mean().item()
+    assert evaluate_zero_shot(clip, processor, dataset, head=head, progress=False).accuracy == pytest.approx(expected)
+
+
+def test_bfloat16_is_near(clip, processor, dataset):
+    whole, half = (
+        evaluate_zero_shot(clip, processor, dataset, dtype=dtype, progress=False) for dtype in (None, torch.bfloat16)
+    )
+    assert half.loss == pytest.approx(whole.loss, rel=0.05)
+    assert half.loss != whole.loss
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"class_names": ["a", "b"]}, "holds the label"),
+        ({"class_names": ["a", "b", "a", "c"]}, "class name 'a' is there twice"),
+        ({"label_column": "species"}, "no column 'species'"),
+        ({"group_column": "place"}, "no column 'place'"),
+        ({"templates": "a photo"}, "needs exactly one"),
+        ({"class_mapping": [[0], [9]], "class_names": ["a", "b"]}, "index 9 for label 1"),
+        ({"class_mapping": [[0], []], "class_names": ["a", "b"]}, "no class for label 1"),
+        ({"class_mapping": [[0], [1]]}, "pass class_names as well"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_forward(clip, processor, dataset, settings, match):
+    clip.forward = None
+    with pytest.raises(ValueError, match=match):
+        evaluate_zero_shot(clip, processor, dataset, **settings)
+
+
+def test_streams_and_other_models_are_refused(clip, processor, dataset):
+    with pytest.raises(ValueError, match="a stream cannot be shared out"):
+        evaluate_zero_shot(clip, processor, dataset.to_iterable_dataset())
+    with pytest.raises(ValueError, match="is no dual encoder"):
+        evaluate_zero_shot(clip.vision_model, processor, dataset)
+
+
+def test_evaluation_sets_may_have_part_of_the_classes(clip, processor, config, dataset):
+    part = make_dataset(class_names=["violin", "owl"])
+    for base_loss in ("contrastive", "cross_entropy"):
+        trainer = StarFTTrainer(
+            clip,
+            config(base_loss=base_loss),
+            dataset,
+            {"all": dataset, "part": part},
+            processing_class=processor,
+        )
+        metrics = trainer.evaluate()
+        alone = evaluate_zero_shot(clip, processor, part, progress=False)
+        # The head starts as the zero-shot classifier.
+        assert metrics["eval_part_accuracy"] == pytest.approx(alone.accuracy)
+        assert set(trainer.evaluation_results) == {"all", "part"}
+        assert trainer.evaluation_results["part"].accuracy == metrics["eval_part_accuracy"]
+
+
+def test_the_best_checkpoint_is_that_of_the_best_worst_group(clip, processor, config, dataset):
+    args = config(
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        learning_rate=0.1,
+        group_column="group",
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_shifted_worst_group_accuracy",
+        greater_is_better=True,
+    )
+    sets = {"plain": dataset, "shifted": make_dataset(seed=4)}
+    trainer = StarFTTrainer(clip, args, dataset, sets, processing_class=processor)
+    trainer.train()
+    seen = [
+        entry["eval_shifted_worst_group_accuracy"]
+        for entry in trainer.state.log_history
+        if "eval_shifted_worst_group_accuracy" in entry
+    ]
+    assert len(seen) == 4
+    assert trainer.state.best_metric == max(seen)
+    assert trainer.evaluate()["eval_shifted_worst_group_accuracy"] == pytest.approx(max(seen))
+
+
+def test_probes_tell_what_was_forgotten(clip, processor, config, dataset):
+    probe = make_dataset(class_names=["cup", "spoon", "plate"], seed=8)
+    before = evaluate_zero_shot(clip, processor, probe, progress=False)
+    trainer = StarFTTrainer(
+        clip,
+        config(learning_rate=0.1, group_column="group"),
+        dataset,
+        processing_class=processor,
+        zero_shot_probe={"kitchen": probe},
+    )
+    trainer.train()
+    after = evaluate_zero_shot(trainer.model, processor, probe, progress=False)
+    assert trainer.retention["kitchen"].before == before
+    assert trainer.retention["kitchen"].after == after
+    logged = next(entry for entry in trainer.state.log_history if "kitchen_accuracy" in entry)
+    assert logged["kitchen_accuracy_change"] == pytest.approx(after.accuracy - before.accuracy)
+    with pytest.raises(ValueError, match="zero_shot_probe 'probe' has no column 'label'"):
+        StarFTTrainer(
+            clip, config(), dataset, processing_class=processor, zero_shot_probe=probe.remove_columns("label")
+        )

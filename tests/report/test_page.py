@@ -1,0 +1,214 @@
+import base64
+import io
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from starft_hf.report import CurvePoint, RobustnessReport, Run, TrainingPoint
+from starft_hf.report.series import pooled_bins, training_line, wise_ft_curve
+from starft_hf.report.table import entries_of
+from tests.report.runs import all_kinds, mistakes, result, run
+
+
+EVIL = "_<script>alert(1)</script> & $\\frac{1}{2}$ \x1b\u202e \"quoted\" 'x'"
+
+
+class Elements(HTMLParser):
+    """Collects the elements of a page, and the text outside of style sheets."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def named(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def figures(page):
+    return [attributes["data-figure"] for attributes in Elements(page).named("figure")]
+
+
+def test_every_kind_of_figure_is_there_with_a_description():
+    page = RobustnessReport(all_kinds()).as_html()
+    assert figures(page) == ["overview", "groups", "reliability", *["mistakes"] * 3, "training", "wise-ft"]
+    drawings = Elements(page).named("svg")
+    assert len(drawings) == 5
+    assert all(drawing["role"] == "img" and len(drawing["aria-label"]) > 20 for drawing in drawings)
+    assert "StarFT: 65.0% and 82.0%" in drawings[0]["aria-label"]
+    assert len(Elements(page).named("figcaption")) == 8
+
+
+def test_figures_without_data_are_left_out():
+    bare = Run("zero-shot", 0, {"birds": type(result(1, 1))(0.8, 0.6, {"left": 0.6}, {"left": 9}, 0.7, 0.05)})
+    assert figures(RobustnessReport([bare]).as_html()) == ["overview", "groups"]
+
+
+def test_the_page_says_what_the_table_says():
+    text = " ".join(Elements(RobustnessReport(all_kinds(), title="Four models").as_html()).text.split())
+    assert "Four models" in text
+    assert "FLYP loses 20.0 points in the worst group" in text
+    assert (
+        "StarFT 82.0 \u00b1 2.8 65.0 \u00b1 7.1 17.0 \u00b1 4.2 5.0 \u00b1 0.0 +12.0 \u00b1 2.8 +3.0 \u00b1 7.1 2"
+        in text
+    )
+
+
+def test_nothing_is_loaded_from_anywhere():
+    report = RobustnessReport(all_kinds(), thumbnails={"birds": {0: Image.new("RGB", (50, 50))}})
+    page = report.as_html()
+    assert not re.search(r"https?:|//\w", re.sub(r"data:image/png;base64,[^\"]+", "", page))
+    elements = Elements(page)
+    assert not [tag for tag, _ in elements.found if tag in ("script", "iframe", "object", "embed")]
+    for _, attributes in elements.found:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("#", "data:"))
+    assert "default-src 'none'" in next(
+        tag["content"] for tag in elements.named("meta") if tag.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert "url(" not in re.sub(r"url\(#", "", page)
+    assert "@import" not in page
+
+
+def test_names_are_shown_and_never_interpreted():
+    groups = (EVIL, "right")
+    log = [TrainingPoint(1, 1.0, 1.0, 1.0)]
+    curve = [CurvePoint(0, 0.5, 0.5)]
+    wrong = mistakes(2, label=EVIL, predicted=EVIL)
+    runs = [run(EVIL, dataset=EVIL, groups=groups, log=log, curve=curve, mistakes=wrong)]
+    report = RobustnessReport(runs, title=EVIL, baseline=EVIL, curve_axes=(EVIL, EVIL))
+    page = report.as_html()
+    assert "<script" not in page
+    elements = Elements(page)
+    assert elements.text.count("<script>alert(1)</script> & $\\frac{1}{2}$") > 10
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+
+
+def test_ids_are_unique_and_references_lead_somewhere():
+    results = {"birds": result(0.8, 0.6), "dogs": result(0.8, 0.6)}
+    page = RobustnessReport([Run("zero-shot", 0, results), Run("StarFT", 0, results)]).as_html()
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'url\(#([^)]+)\)|(?:href="#|labelledby=")([^"]+)"', page)
+    assert {first or second for first, second in used} <= set(ids)
+    assert 'href="#dataset-2"' in page
+
+
+def test_a_page_is_made_the_same_way_every_time():
+    assert RobustnessReport(all_kinds()).as_html() == RobustnessReport(all_kinds()).as_html()
+
+
+def test_the_users_matplotlib_is_neither_used_nor_changed():
+    matplotlib = pytest.importorskip("matplotlib")
+    plain = RobustnessReport(all_kinds()).as_html()
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "red"}):
+        assert RobustnessReport(all_kinds()).as_html() == plain
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def pictures_of(page):
+    sources = [attributes["src"] for attributes in Elements(page).named("img")]
+    return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
+
+
+def test_mistakes_come_with_few_and_small_pictures_without_metadata():
+    photo = Image.new("RGBA", (640, 320), (200, 30, 30, 255))
+    photo.info["comment"] = "taken at home"
+    photo.getexif()[0x010E] = "taken at home"
+    images = dict.fromkeys(range(20), photo)
+    report = RobustnessReport([run("zero-shot", mistakes=mistakes(20))], thumbnails={"birds": images})
+    pictures = pictures_of(report.as_html())
+    assert len(pictures) == 12
+    for picture in pictures:
+        assert picture.format == "PNG"
+        assert picture.size == (128, 64)
+        assert picture.getpixel((5, 5)) == (200, 30, 30)
+        assert not picture.info
+        assert not picture.getexif()
+
+
+def test_several_models_share_the_pictures_and_show_the_surest_mistakes():
+    image = np.full((24, 24, 3), 90, np.uint8)
+    thumbnails = {"birds": dict.fromkeys(range(20), image)}
+    page = RobustnessReport(all_kinds(), thumbnails=thumbnails).as_html()
+    assert len(pictures_of(page)) == 12
+    described = [attributes["alt"] for attributes in Elements(page).named("img")]
+    assert described[:4] == [f"sample {sample}, owl, taken for fern" for sample in range(4)]
+    assert [attributes["class"] for attributes in Elements(page).named("img")] == ["coarse"] * 12
+
+
+def test_a_mistake_without_a_picture_is_told_all_the_same():
+    page = RobustnessReport([run("zero-shot", mistakes=mistakes(1))]).as_html()
+    assert "no picture" in page
+    assert "99% sure" in page
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_a_missing_package_is_named_before_anything_is_written(package, monkeypatch, tmp_path):
+    report = RobustnessReport([run("zero-shot")])
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package} is not installed: pip install 'starft_hf\[report\]'"):
+        report.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert "zero-shot" in report.as_markdown()
+    assert "zero-shot" in report.as_json()
+
+
+def entry(*runs):
+    return entries_of(runs, "zero-shot")[0]
+
+
+def test_reliability_bins_pool_the_predictions_of_all_seeds():
+    base = result(0.8, 0.6)
+    part = type(base.bins[0])
+    runs = [
+        Run("kl", seed, {"birds": type(base)(0.8, 0.6, {"left": 0.6}, {"left": 9}, 0.7, 0.05, bins=bins)})
+        for seed, bins in enumerate(
+            [(part(0, 0.0, 0.0), part(10, 0.6, 0.5)), (part(0, float("nan"), 0.0), part(30, 0.8, 0.9))]
+        )
+    ]
+    bins = pooled_bins(entry(*runs), "birds")
+    assert bins.count.tolist() == [0, 20]
+    assert np.isnan(bins.accuracy[0])
+    assert bins.confidence[1] == pytest.approx(0.75)
+    assert bins.accuracy[1] == pytest.approx(0.8)
+
+
+def test_training_lines_are_means_over_the_steps_that_all_seeds_have():
+    logs = [{1: 2.0, 2: 1.0, 3: 0.5}, {1: 4.0, 3: 1.5}]
+    runs = [
+        run("kl", seed, log=[TrainingPoint(step, loss, 0, 0) for step, loss in log.items()])
+        for seed, log in enumerate(logs)
+    ]
+    line = training_line(entry(*runs), lambda point: point.base_loss)
+    assert line.x.tolist() == [1, 3]
+    assert line.y.tolist() == [3, 1]
+    assert [len(x) for x, _ in line.seeds] == [3, 2]
+
+
+def test_long_logs_are_thinned_to_means():
+    log = [TrainingPoint(step, float(step % 2), 0, 0) for step in range(6000)]
+    line = training_line(entry(run("kl", log=log)), lambda point: point.base_loss)
+    assert len(line.x) == 300
+    assert line.merged == 20
+    assert set(line.y.tolist()) == {0.5}
+    assert "A point is the mean of 20 entries of the log." in RobustnessReport([run("kl", log=log)]).as_html()
+
+
+def test_wise_ft_curves_are_means_over_the_shares_that_all_seeds_have():
+    curves = [[CurvePoint(0, 0.5, 0.4), CurvePoint(1, 0.7, 0.2)], [CurvePoint(0, 0.5, 0.6), CurvePoint(0.5, 0.6, 0.6)]]
+    mean = wise_ft_curve(entry(*(run("kl", seed, curve=curve) for seed, curve in enumerate(curves))))
+    assert mean == [CurvePoint(0, 0.5, 0.5)]

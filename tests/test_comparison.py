@@ -1,0 +1,90 @@
+"""Several methods and seeds from one call, and one report out."""
+
+import copy
+
+import pytest
+import torch
+
+from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, interpolate
+from starft_hf.comparison import METHODS
+from tests.conftest import make_dataset
+
+
+@pytest.fixture
+def sets(dataset):
+    return {"plain": dataset, "shifted": make_dataset(seed=4)}
+
+
+def test_every_method_is_run_with_every_seed_and_interpolated(clip, processor, config, dataset, sets):
+    before = copy.deepcopy(clip.state_dict())
+    report = compare(
+        clip,
+        config(max_steps=2, learning_rate=1e-2, group_column="group"),
+        dataset,
+        sets,
+        methods=["zero-shot", *METHODS],
+        seeds=(0, 1),
+        processing_class=processor,
+        spuriosity=["{} in the snow.", "{} at night."],
+    )
+    assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
+    runs = {(run.method, run.seed, run.interpolated) for run in report.runs}
+    assert runs == {("zero-shot", 0, None)} | {
+        (method, seed, alpha) for method in METHODS for seed in (0, 1) for alpha in (None, 0.5)
+    }
+    zero_shot = next(run for run in report.runs if run.method == "zero-shot")
+    alone = evaluate_zero_shot(clip, processor, sets["shifted"], group_column="group", progress=False)
+    assert zero_shot.results["shifted"].group_accuracies == alone.group_accuracies
+    text = report.as_markdown()
+    assert all(method in text for method in METHODS)
+
+
+def test_a_run_is_what_the_trainer_gives_and_its_interpolation_what_interpolate_gives(
+    clip, processor, config, dataset, sets
+):
+    args = config(max_steps=3, learning_rate=1e-2, regularizer="kl", seed=5, group_column="group")
+    pool = ["{} in the snow.", "{} at night."]
+    trainer = StarFTTrainer(copy.deepcopy(clip), args, dataset, sets, processing_class=processor, spuriosity=pool)
+    trainer.train()
+    trainer.evaluate()
+    report = compare(
+        clip,
+        config(max_steps=3, learning_rate=1e-2, group_column="group"),
+        dataset,
+        sets,
+        methods=["kl"],
+        seeds=(5,),
+        alpha=0.25,
+        processing_class=processor,
+        spuriosity=pool,
+    )
+    tuned, interpolated = report.runs
+    assert tuned.results == trainer.evaluation_results
+    halfway = interpolate(clip, trainer.model, 0.25)
+    expected = evaluate_zero_shot(halfway, processor, sets["plain"], group_column="group", progress=False)
+    assert interpolated.results["plain"].loss == pytest.approx(expected.loss, rel=1e-6)
+    assert [point.step for point in tuned.log] == [1, 2, 3]
+
+
+def test_settings_by_method_reach_it(clip, processor, config, dataset, sets):
+    def star(**settings):
+        report = compare(
+            clip,
+            config(max_steps=3, learning_rate=1e-2),
+            dataset,
+            sets,
+            methods=["star"],
+            alpha=None,
+            settings=settings,
+            processing_class=processor,
+        )
+        return report.runs[0].log[1].reg_weight
+
+    assert star(star={"reg_weight": 8.0}) == pytest.approx(16 * star())
+
+
+def test_unknown_methods_are_refused_before_anything_is_trained(clip, config, dataset):
+    with pytest.raises(ValueError, match=r"unknown method 'starr'\. Did you mean 'star'\?"):
+        compare(clip, config(), dataset, dataset, methods=["starr"])
+    with pytest.raises(ValueError, match=r"unknown method 'flyp'"):
+        compare(clip, config(), dataset, dataset, settings={"flyp": {}})
