@@ -106,3 +106,20 @@ def test_a_zero_shot_classifier_averages_prompts_on_the_sphere(clip, processor):
         mean = torch.nn.functional.normalize(embeds, dim=-1).mean(0)
         expected = logit_scale_of(clip) * mean / mean.norm()
         torch.testing.assert_close(weights[row], expected.detach(), rtol=0, atol=1e-10)
+
+
+def test_the_counts_of_processes_add_up(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(12, 3, generator=generator), torch.randint(3, (12,), generator=generator)
+    groups = ["a", "b"] * 6
+    parts = [counted(logits[rows], labels[rows], groups[rows]) for rows in (slice(5), slice(5, None))]
+    monkeypatch.setattr("starft_hf.evaluation.counts.world_size", lambda: 2)
+
+    def gather(everyone, own):
+        everyone[:] = [vars(part) for part in parts]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    whole, together = counted(logits, labels, groups).result(), parts[0].gathered().result()
+    assert together.macro_f1 == pytest.approx(whole.macro_f1)
+    assert together.group_accuracies == whole.group_accuracies
+    assert together.loss == pytest.approx(whole.loss)
