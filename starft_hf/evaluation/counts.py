@@ -1,5 +1,6 @@
 """Counts from which the metrics of a classifier follow, so that no logits need to be kept or gathered."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,6 +37,9 @@ class ClassificationCounts:
         self.group_correct: Counter[str] = Counter()
         self.group_total: Counter[str] = Counter()
         self.bins = np.zeros((3, num_bins))
+        self.class_total: Counter[int] = Counter()
+        self.class_predicted: Counter[int] = Counter()
+        self.class_correct: Counter[int] = Counter()
 
     def update(self, logits: Tensor, labels: Tensor, groups: Sequence[str]) -> None:
         """Count a batch: logits `(N, classes)`, labels `(N,)` and the name of every row's group."""
@@ -47,6 +51,9 @@ class ClassificationCounts:
         self.group_correct.update(right)
         self.group_total.update(rows)
         self.bins += calibration_bins(confidence, correct, self.num_bins)
+        self.class_total.update(labels.tolist())
+        self.class_predicted.update(predicted.tolist())
+        self.class_correct.update(labels[correct].tolist())
 
     def gathered(self) -> "ClassificationCounts":
         """The counts of all processes together."""
@@ -60,6 +67,8 @@ class ClassificationCounts:
             total.bins += counts["bins"]
             total.group_correct.update(counts["group_correct"])
             total.group_total.update(counts["group_total"])
+            for name in ("class_total", "class_predicted", "class_correct"):
+                getattr(total, name).update(counts[name])
         return total
 
     @property
@@ -74,6 +83,17 @@ class ClassificationCounts:
     def expected_calibration_error(self) -> float:
         """Mean distance of accuracy and confidence over the bins, weighted by their rows, over the whole set."""
         return calibration_error(self.bins)
+
+    def macro_f1(self) -> float:
+        """The mean of F1 over the classes that occur among the labels, as WILDS computes it (arXiv 2012.07421).
+
+        A class that is only predicted counts in `starft_hf.evaluation.metrics.MacroF1`, and not here.
+        """
+        scores = [
+            2 * self.class_correct[label] / (total + self.class_predicted[label])
+            for label, total in self.class_total.items()
+        ]
+        return math.fsum(scores) / len(scores)
 
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
         """Everything that was counted.
@@ -99,6 +119,7 @@ class ClassificationCounts:
             ece=self.expected_calibration_error(),
             group_adjusted_accuracy=adjusted_accuracy(accuracies, training_shares or {}),
             bins=tuple(ReliabilityBin(int(count), float(mean), float(hits)) for count, mean, hits in means),
+            macro_f1=self.macro_f1(),
         )
 
     def metrics(self, training_shares: Mapping[str, float] | None = None) -> dict[str, float]:

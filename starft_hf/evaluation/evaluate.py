@@ -1,6 +1,6 @@
 """Evaluation of a classifier by itself, without a trainer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from os import PathLike
@@ -40,6 +40,7 @@ def evaluate_zero_shot(
     label_column: str = "label",
     class_mapping: Sequence[Sequence[int]] | None = None,
     head: nn.Linear | None = None,
+    training_shares: Mapping[str, float] | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
@@ -62,8 +63,10 @@ def evaluate_zero_shot(
         image_column: column with the images.
         label_column: column with the labels.
         class_mapping: for data sets whose classes stand for several of the classifier's: for every label of the data
-            set the indices into `class_names`, of which the best counts.
+            set the indices into `class_names`, of which the best counts. The labels are called by the ClassLabel
+            column's names, or else by the first class that stands for them.
         head: a linear head over `class_names`, in place of the zero-shot classifier.
+        training_shares: share of every group in the training set, for the group-adjusted accuracy.
         batch_size: images per forward.
         num_workers: processes that load images.
         dtype: of autocast, such as `torch.bfloat16`; None computes in the model's own.
@@ -79,16 +82,23 @@ def evaluate_zero_shot(
         raise ValueError("a stream cannot be shared out and counted; pass a data set whose rows can be read by index")
     if class_names is not None:
         check_distinct(class_names)
-    own_names = class_names
+    own_names, default_names = class_names, None
     if class_mapping is not None:
         if class_names is None:
             raise ValueError("class_mapping gives indices into class_names; pass class_names as well")
         check_mapping(class_mapping, class_names)
-        own_names = [class_names[indices[0]] for indices in class_mapping]
+        own_names, default_names = None, [class_names[indices[0]] for indices in class_mapping]
     settings = ColumnSettings(image_column, label_column, group_column=group_column, class_names=own_names)
-    columns = resolve_evaluation_columns(dataset, settings, what="dataset", group_function=group_function)
+    columns = resolve_evaluation_columns(
+        dataset, settings, what="dataset", default_class_names=default_names, group_function=group_function
+    )
     names = columns.class_names or ()
     if class_mapping is not None and class_names is not None:
+        if len(names) != len(class_mapping):
+            raise ValueError(
+                f"class_mapping is for {len(class_mapping)} labels, but column {label_column!r} has {len(names)} "
+                "classes; map every one of them"
+            )
         names = tuple(class_names)
 
     model = load_model(model)
@@ -108,7 +118,7 @@ def evaluate_zero_shot(
             logits = evaluation.step(model, batch)
             if keep_mistakes:
                 mistakes.update(logits, batch)
-    result = evaluation.counts.gathered().result()
+    result = evaluation.counts.gathered().result(training_shares)
     return replace(result, mistakes=_gathered(mistakes).of(result.worst_group))
 
 

@@ -53,6 +53,7 @@ class EvaluationResult:
         group_adjusted_accuracy: average weighted by the groups' shares of the training set; None where unknown.
         bins: reliability bins of equal width, from confidence 0 to 1; empty ones have count 0.
         mistakes: the most confident mistakes of the worst group.
+        macro_f1: mean of F1 over the classes that occur among the labels; None where it was not counted.
     """
 
     accuracy: float
@@ -64,6 +65,7 @@ class EvaluationResult:
     group_adjusted_accuracy: float | None = None
     bins: tuple[ReliabilityBin, ...] = ()
     mistakes: tuple[Mistake, ...] = field(default=())
+    macro_f1: float | None = None
 
     @property
     def worst_group(self) -> str:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from starft_hf.evaluation import ClassificationCounts, zero_shot_weights
 from starft_hf.models import DualEncoder, logit_scale_of
@@ -72,6 +72,10 @@ def test_scikit_learn_agrees(table):
     assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
     expected = log_loss(labels, logits.softmax(-1), labels=range(logits.shape[1]))
     assert metrics["loss"] == pytest.approx(expected)
+    counts = counted(logits, labels, groups, [len(labels) // 2, len(labels) - len(labels) // 2])
+    # Of the classes that occur among the labels, as in WILDS.
+    expected = f1_score(labels, logits.argmax(-1), average="macro", labels=labels.unique())
+    assert counts.result().macro_f1 == pytest.approx(expected)
 
 
 def test_shares_of_groups_that_are_not_evaluated_do_not_count():
@@ -102,3 +106,20 @@ def test_a_zero_shot_classifier_averages_prompts_on_the_sphere(clip, processor):
         mean = torch.nn.functional.normalize(embeds, dim=-1).mean(0)
         expected = logit_scale_of(clip) * mean / mean.norm()
         torch.testing.assert_close(weights[row], expected.detach(), rtol=0, atol=1e-10)
+
+
+def test_the_counts_of_processes_add_up(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(12, 3, generator=generator), torch.randint(3, (12,), generator=generator)
+    groups = ["a", "b"] * 6
+    parts = [counted(logits[rows], labels[rows], groups[rows]) for rows in (slice(5), slice(5, None))]
+    monkeypatch.setattr("starft_hf.evaluation.counts.world_size", lambda: 2)
+
+    def gather(everyone, own):
+        everyone[:] = [vars(part) for part in parts]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    whole, together = counted(logits, labels, groups).result(), parts[0].gathered().result()
+    assert together.macro_f1 == pytest.approx(whole.macro_f1)
+    assert together.group_accuracies == whole.group_accuracies
+    assert together.loss == pytest.approx(whole.loss)

@@ -1,0 +1,31 @@
+"""The benchmarks of robust fine-tuning, as entries that can be loaded, prepared and evaluated.
+
+Examples:
+    >>> from starft_hf.evaluation.catalog import load_benchmark
+    >>> entry = load_benchmark("waterbirds")
+    >>> entry.metric
+    'worst_group_accuracy'
+    >>> result = entry.evaluate("openai/clip-vit-base-patch16")  # doctest: +SKIP
+    >>> entry.score(result)  # doctest: +SKIP
+"""
+
+from starft_hf.evaluation.catalog.classes import ClassSpace
+from starft_hf.evaluation.catalog.entry import BenchmarkEntry, HubSource
+from starft_hf.evaluation.catalog.imagenet_names import imagenet_class_names, imagenet_templates
+from starft_hf.evaluation.catalog.published import PUBLISHED_NOTE, published_accuracies
+from starft_hf.evaluation.catalog.registry import benchmark_names, load_benchmark
+from starft_hf.evaluation.catalog.table import catalog_table
+
+
+__all__ = [
+    "PUBLISHED_NOTE",
+    "BenchmarkEntry",
+    "ClassSpace",
+    "HubSource",
+    "benchmark_names",
+    "catalog_table",
+    "imagenet_class_names",
+    "imagenet_templates",
+    "load_benchmark",
+    "published_accuracies",
+]

@@ -1,0 +1,104 @@
+"""The classes of a benchmark, and the classes that a classifier tells apart for it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from starft_hf.evaluation.evaluate import check_mapping
+
+
+Mapped = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ClassSpace:
+    """What the labels of a benchmark stand for.
+
+    Attributes:
+        names: names of the labels, in label order.
+        classifier: names of the classifier's classes, where the benchmark has only some of them or merges them; empty
+            where they are `names`.
+        mapping: for every label the indices into `classifier`, of which the best counts; empty without `classifier`.
+
+    Raises:
+        ValueError: if names and mapping do not fit.
+    """
+
+    names: tuple[str, ...]
+    classifier: tuple[str, ...] = ()
+    mapping: Mapped = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", distinct_names(self.names))
+        object.__setattr__(self, "classifier", distinct_names(self.classifier))
+        object.__setattr__(self, "mapping", tuple(map(tuple, self.mapping)))
+        if not self.names:
+            raise ValueError("a benchmark needs the names of its classes, and there are none")
+        if len(self.mapping) != (len(self.names) if self.classifier else 0):
+            raise ValueError(
+                f"there are {len(self.names)} labels, {len(self.classifier)} classes of a classifier and a mapping of "
+                f"{len(self.mapping)} labels; give both classes and a mapping of every label, or neither"
+            )
+        check_mapping(self.mapping, self.classifier)
+
+    def for_zero_shot(self) -> tuple[tuple[str, ...], Mapped | None]:
+        """Class names and mapping of the zero-shot classifier with no class that cannot be chosen."""
+        if not self.mapping:
+            return self.names, None
+        used = sorted({index for indices in self.mapping for index in indices})
+        place = {index: row for row, index in enumerate(used)}
+        mapping = tuple(tuple(place[index] for index in indices) for indices in self.mapping)
+        return tuple(self.classifier[index] for index in used), mapping
+
+    def for_head(self, size: int | None) -> tuple[tuple[str, ...], Mapped | None]:
+        """Class names and mapping for a linear head with `size` outputs (None: unknown).
+
+        Raises:
+            ValueError: if the head is neither over the labels nor over the classifier's classes.
+        """
+        if self.mapping and size in (None, len(self.classifier)):
+            return self.classifier, self.mapping
+        if size in (None, len(self.names)):
+            return self.names, None
+        whole = f" or {len(self.classifier)}" if self.classifier else ""
+        raise ValueError(f"the head has {size} outputs, but the benchmark takes {len(self.names)}{whole} classes")
+
+
+def distinct_names(names: Iterable[str]) -> tuple[str, ...]:
+    """`names`, with underscores after those that are there already.
+
+    Published lists name some classes alike ("missile" and "sunglasses" in ImageNet). Prompts turn underscores into
+    spaces and drop those at the end, so that the prompts stay the published ones, while the classes can be told apart.
+    """
+    seen: dict[str, None] = {}
+    for name in names:
+        while name in seen:
+            name += "_"
+        seen[name] = None
+    return tuple(seen)
+
+
+def classes_from_names(classes: Any) -> ClassSpace:
+    """A class space of names in label order, or of a text file with one name per line.
+
+    Raises:
+        ValueError: if it is neither, or a line is empty.
+        FileNotFoundError: if there is no such file.
+    """
+    if isinstance(classes, ClassSpace):
+        return classes
+    if isinstance(classes, (str, PathLike)):
+        path = Path(classes)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {str(path)!r} to read class names from, one per line")
+        classes = [line.strip() for line in path.read_text(encoding="utf-8").strip().splitlines()]
+    if isinstance(classes, Mapping) or not isinstance(classes, Sequence):
+        raise ValueError(
+            f"classes is of type {type(classes).__name__}; pass class names in label order, or their file"
+        )
+    strange = [name for name in classes if not isinstance(name, str) or not name]
+    if strange:
+        raise ValueError(f"{strange[0]!r} is no class name; pass one name for every label, in label order")
+    return ClassSpace(tuple(classes))

@@ -1,0 +1,153 @@
+"""Bringing data sets as the Hub has them to the columns that evaluation reads, without decoding images."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from datasets import ClassLabel, Features, Image, Value
+
+from starft_hf.data.columns import distinct_values, read_column
+from starft_hf.data.source import is_stream
+from starft_hf.names import unknown_name
+
+
+# clip_benchmark writes images under one of these, the first that a sample has.
+WEBDATASET_IMAGES = ("webp", "png", "jpg", "jpeg")
+
+
+def check_features(dataset: Any, name: str) -> None:
+    """Check that `dataset` is one of `datasets` whose columns are known.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if getattr(dataset, "features", None) is None:
+        raise ValueError(
+            f"the data set for {name!r} is a {type(dataset).__name__} that does not say which columns it has; pass a "
+            "datasets.Dataset, or a stream with features"
+        )
+
+
+def find_column(dataset: Any, candidates: Sequence[str], name: str, what: str) -> str:
+    """The first of `candidates` that `dataset` has.
+
+    Raises:
+        ValueError: if it has none of them.
+    """
+    for column in candidates:
+        if column in dataset.features:
+            return column
+    raise ValueError(
+        f"the data set for {name!r} has no column with the {what}: expected one of {list(candidates)}, found "
+        f"{list(dataset.features)}. Rename the right one to {candidates[0]!r}."
+    )
+
+
+def renamed(dataset: Any, column: str, to: str) -> Any:
+    """`dataset` with `column` called `to`."""
+    return dataset if column == to else dataset.rename_column(column, to)
+
+
+def as_images(dataset: Any, column: str) -> Any:
+    """`dataset` with encoded bytes in `column` read as images."""
+    feature = dataset.features[column]
+    encoded = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+    if encoded or (isinstance(feature, dict) and "bytes" in feature):
+        return dataset.cast_column(column, Image())
+    return dataset
+
+
+def with_values(dataset: Any, column: str, sources: Sequence[str], function: Callable[..., Any], feature: Any) -> Any:
+    """`dataset` with a column of what `function` makes of the values of the columns `sources`."""
+    if is_stream(dataset):
+        features = Features({**dataset.features, column: feature})
+        make = partial(_as_row, column, function)
+        return dataset.map(make, input_columns=list(sources), features=features)
+    values = [function(*row) for row in zip(*(read_column(dataset, source) for source in sources), strict=True)]
+    if column in dataset.features:
+        dataset = dataset.remove_columns(column)
+    return dataset.add_column(column, values, feature=feature)
+
+
+def _as_row(column: str, function: Callable[..., Any], *values: Any) -> dict[str, Any]:
+    return {column: function(*values)}
+
+
+def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
+    """`dataset` with the classes `names` in `column`, which holds indices or names.
+
+    The names of a ClassLabel column may be written or ordered otherwise; they decide over its indices, unless they are
+    mere numbers.
+
+    Raises:
+        ValueError: if the column holds other classes.
+    """
+    feature, labels = dataset.features[column], ClassLabel(names=list(names))
+    places = {_plain(name): index for index, name in enumerate(names)}
+    if isinstance(feature, ClassLabel) and feature.names == labels.names:
+        return dataset
+    if isinstance(feature, ClassLabel) and not all(name.isdecimal() for name in feature.names):
+        if len(places) < len(names) or sorted(map(_plain, feature.names)) != sorted(places):
+            raise ValueError(
+                f"column {column!r} has the classes {_shown(feature.names)}, not {_shown(names)}. If its indices mean "
+                f"the latter all the same, cast it first: dataset.cast_column({column!r}, datasets.Value('int64'))"
+            )
+        order = [places[_plain(name)] for name in feature.names]
+        return with_values(dataset, column, [column], order.__getitem__, labels)
+    if getattr(feature, "dtype", None) in ("string", "large_string"):
+        return with_values(dataset, column, [column], partial(_index_of, column, places), labels)
+    if not is_stream(dataset):
+        for value in distinct_values(dataset, column):
+            if not 0 <= value < len(names):
+                raise ValueError(
+                    f"column {column!r} holds the label {value}, but there are {len(names)} classes (labels 0 to "
+                    f"{len(names) - 1}): {_shown(names)}"
+                )
+    return dataset.cast_column(column, labels)
+
+
+def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
+    """`dataset` with the strings `names` in `column`, which holds indices or names.
+
+    As strings, because groups without rows are no error then: a part of a benchmark may lack some.
+
+    Raises:
+        ValueError: if the column holds something else.
+    """
+    labels = as_class_labels(dataset, column, names)
+    return with_values(labels, column, [column], tuple(names).__getitem__, Value("string"))
+
+
+def _index_of(column: str, places: dict[str, int], value: str) -> int:
+    if _plain(value) not in places:
+        raise ValueError(f"column {column!r} holds an " + unknown_name("class", value, places))
+    return places[_plain(value)]
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
+
+
+def without_border(dataset: Any, column: str, width: int) -> Any:
+    """`dataset` with `width` pixels cut off every side of the images in `column`, as they are read."""
+    if is_stream(dataset):
+        return dataset.map(partial(_crop, column, width), input_columns=[column], features=dataset.features)
+    return dataset.with_transform(partial(_crop_batch, column, width))
+
+
+def _crop_batch(column: str, width: int, batch: dict[str, Any]) -> dict[str, Any]:
+    if column in batch:
+        batch[column] = [_inner(image, width) for image in batch[column]]
+    return batch
+
+
+def _crop(column: str, width: int, image: Any) -> dict[str, Any]:
+    return {column: _inner(image, width)}
+
+
+def _inner(image: Any, width: int) -> Any:
+    return image.crop((width, width, image.width - width, image.height - width))
