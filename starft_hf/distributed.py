@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_functional
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import RandomSampler, Sampler
 
 
 # The index that stands for no sample. A process whose share of the last batch is short gets it instead, so that all
@@ -110,6 +111,18 @@ class PaddedSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return -(-_length(self.sampler) // self.multiple) * self.multiple
+
+
+def padded_training_sampler(
+    sampler: Sampler[int], multiple: int, epoch: Callable[[], int], seed: int | None
+) -> PaddedSampler:
+    """The training sampler of several processes, which draw in one order and pad the last step.
+
+    A random sampler is replaced by the one Accelerate would replace it with; it does not look inside the padding.
+    """
+    if isinstance(sampler, RandomSampler):
+        sampler = SeedableRandomSampler(sampler.data_source, generator=torch.Generator(), data_seed=seed)
+    return PaddedSampler(sampler, multiple, epoch)
 
 
 def _length(sampler: Any) -> int:

@@ -57,17 +57,18 @@ def _forward(whole: Callable[..., Any], chunk_size: int, inputs: Mapping[str, An
     images = {name: value for name, value in inputs.items() if name not in TEXT_ARGUMENTS}
     texts = {name: value for name, value in inputs.items() if name in TEXT_ARGUMENTS}
     num_chunks = -(-_rows(images) // chunk_size)
-    image_chunks, text_chunks = _split(images, num_chunks), _split(texts, num_chunks)
-    # The forward takes both sides: where texts run out, the first one stands in and its result is dropped.
-    stand_in = {name: value[:1] for name, value in texts.items()}
-    image_embeds, text_embeds = [], []
-    for index, image_chunk in enumerate(image_chunks):
-        text_chunk = text_chunks[index] if index < len(text_chunks) else stand_in
-        image_rows, text_rows = _forward_chunk(whole, {**image_chunk, **text_chunk})
-        image_embeds.append(image_rows)
-        if index < len(text_chunks):
-            text_embeds.append(text_rows)
+    # One side at a time, so that activations of both never exist together. The forward takes both sides: a single row
+    # stands in for the other one, and its result is dropped.
+    one_image, one_text = _first(images), _first(texts)
+    # Texts first, because autograd goes backwards: images, whose activations are larger, are then computed again before
+    # there are gradients of the text tower.
+    text_embeds = [_forward_chunk(whole, {**one_image, **chunk})[1] for chunk in _split(texts, num_chunks)]
+    image_embeds = [_forward_chunk(whole, {**chunk, **one_text})[0] for chunk in _split(images, num_chunks)]
     return ChunkedOutput(torch.cat(image_embeds), torch.cat(text_embeds))
+
+
+def _first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value[:1] for name, value in tensors.items()}
 
 
 def _rows(tensors: Mapping[str, Tensor]) -> int:

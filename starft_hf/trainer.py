@@ -4,11 +4,9 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, cast
 
-import torch
-from accelerate.data_loader import SeedableRandomSampler
 from peft import PeftConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
@@ -24,7 +22,7 @@ from starft_hf.callbacks import EpochCallback, RunningLosses, tell_checkpoint
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import ColumnSettings, check_labels, resolve_columns, resolve_evaluation_columns
+from starft_hf.data.columns import check_labels, resolve_columns, resolve_evaluation_columns
 from starft_hf.data.examples import (
     Epoch,
     Examples,
@@ -36,9 +34,9 @@ from starft_hf.data.examples import (
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor, ImageTransform
 from starft_hf.data.source import is_stream
-from starft_hf.distributed import PaddedSampler
-from starft_hf.evaluation.evaluate import evaluate_zero_shot
+from starft_hf.distributed import PaddedSampler, padded_training_sampler
 from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_shares
+from starft_hf.evaluation.probes import evaluate_probes, named_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.heads import head_from_weights, load_head, save_head, select_classes
@@ -147,11 +145,7 @@ class StarFTTrainer(Trainer):
         check_model(args, regularizer, model)
 
         self._group_function = group_function
-        probes = {} if zero_shot_probe is None else zero_shot_probe
-        self._probes: dict[str, Any] = probes if isinstance(probes, dict) else {"probe": probes}
-        for name, probe in self._probes.items():
-            settings = ColumnSettings(args.image_column, args.label_column)
-            resolve_evaluation_columns(probe, settings, what=f"zero_shot_probe {name!r}")
+        self._probes = named_probes(zero_shot_probe, args)
         self.retention: dict[str, Retention] = {}
         self.epoch = Epoch()
         self.bank = CaptionBank(self.class_names or (), args.caption_templates, pool)
@@ -226,20 +220,7 @@ class StarFTTrainer(Trainer):
         return output
 
     def _evaluate_probes(self) -> dict[str, EvaluationResult]:
-        return {
-            name: evaluate_zero_shot(
-                self.model,
-                self.processing_class,
-                dataset,
-                templates=self.args.zero_shot_templates,
-                image_column=self.args.image_column,
-                label_column=self.args.label_column,
-                batch_size=self.args.eval_batch_size,
-                num_workers=self.args.dataloader_num_workers,
-                progress=not self.args.disable_tqdm,
-            )
-            for name, dataset in self._probes.items()
-        }
+        return evaluate_probes(self.model, self.processing_class, self._probes, self.args)
 
     def compute_loss(
         self,
@@ -282,15 +263,9 @@ class StarFTTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if self.args.world_size == 1 or sampler is None or self.args.dataloader_drop_last:
             return sampler
-        if isinstance(sampler, RandomSampler):
-            # What Accelerate would put in its place; it does not look inside the padding.
-            sampler = SeedableRandomSampler(
-                sampler.data_source,
-                generator=torch.Generator(),
-                data_seed=self.args.data_seed,
-            )
         dataset.padded = True
-        return PaddedSampler(sampler, self._train_batch_size * self.args.world_size, lambda: self.epoch.value)
+        step = self._train_batch_size * self.args.world_size
+        return padded_training_sampler(sampler, step, lambda: self.epoch.value, self.args.data_seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         sampler = super()._get_eval_sampler(eval_dataset)

@@ -85,7 +85,8 @@ def test_the_forward_runs_again_chunk_by_chunk_and_only_once(clip, inputs):
     rows = []
     clip.double().vision_model.register_forward_hook(lambda module, args, output: rows.append(len(output[0])))
     outputs_and_gradients(clip, inputs, 3)
-    assert sorted(rows) == [2, 2, 2, 2, 3, 3]
+    # Seven images in three chunks, and one image beside each of the chunks of texts; twice each.
+    assert sorted(rows) == [1] * 6 + [2, 2, 2, 2, 3, 3]
 
 
 SETTINGS = [
@@ -146,3 +147,15 @@ def test_every_family_without_batch_statistics_runs_in_chunks(family, config, da
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+
+
+def test_images_are_computed_again_before_texts(clip, inputs):
+    """Their activations are most of what a chunk needs; the gradients of the text tower do not come on top of them."""
+    rows = []
+    clip = clip.double().train()
+    with forward_in_chunks(clip, 3):
+        outputs = clip(**inputs)
+    clip.visual_projection.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    (outputs.image_embeds @ outputs.text_embeds.T).square().sum().backward()
+    # Three chunks of images, then three of texts with an image beside them.
+    assert rows == [2, 2, 3, 1, 1, 1]

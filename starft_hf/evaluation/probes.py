@@ -1,0 +1,43 @@
+"""Data sets of other tasks, classified zero-shot before and after fine-tuning: what the model forgets."""
+
+from typing import Any
+
+from torch import nn
+
+from starft_hf.configuration import StarFTConfig
+from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
+from starft_hf.evaluation.evaluate import evaluate_zero_shot
+from starft_hf.evaluation.results import EvaluationResult
+
+
+def named_probes(probes: Any, args: StarFTConfig) -> dict[str, Any]:
+    """The data sets by name; a single one is called "probe".
+
+    Raises:
+        ValueError: if one of them lacks labels or images.
+    """
+    named = probes if isinstance(probes, dict) else {} if probes is None else {"probe": probes}
+    settings = ColumnSettings(args.image_column, args.label_column)
+    for name, probe in named.items():
+        resolve_evaluation_columns(probe, settings, what=f"zero_shot_probe {name!r}")
+    return named
+
+
+def evaluate_probes(
+    model: nn.Module, processor: Any, probes: dict[str, Any], args: StarFTConfig
+) -> dict[str, EvaluationResult]:
+    """How `model` does on each of them, with the settings of the run."""
+    return {
+        name: evaluate_zero_shot(
+            model,
+            processor,
+            dataset,
+            templates=args.zero_shot_templates,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            batch_size=args.eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            progress=not args.disable_tqdm,
+        )
+        for name, dataset in probes.items()
+    }
