@@ -60,8 +60,8 @@ def _forward(whole: Callable[..., Any], chunk_size: int, inputs: Mapping[str, An
     # One side at a time, so that activations of both never exist together. The forward takes both sides: a single row
     # stands in for the other one, and its result is dropped.
     one_image, one_text = _first(images), _first(texts)
-    # Texts first, because autograd goes backwards: images, whose activations are larger, are then computed again before
-    # there are gradients of the text tower.
+    # Texts first, because autograd goes backwards: images, whose activations are larger, are then computed again while
+    # there are no gradients of the text tower yet.
     text_embeds = [_forward_chunk(whole, {**one_image, **chunk})[1] for chunk in _split(texts, num_chunks)]
     image_embeds = [_forward_chunk(whole, {**chunk, **one_text})[0] for chunk in _split(images, num_chunks)]
     return ChunkedOutput(torch.cat(image_embeds), torch.cat(text_embeds))
