@@ -53,6 +53,7 @@ from starft_hf.validation import check_arguments, check_model, check_run
 logger = logging.get_logger(__name__)
 
 _HEAD = "classification_head"
+_KEPT_MISTAKES = 12
 
 
 class StarFTTrainer(Trainer):
@@ -313,17 +314,18 @@ class StarFTTrainer(Trainer):
         """`Trainer.evaluation_loop`, with metrics out of counts; logits are kept only where they are asked for."""
         names = cast(Examples, dataloader.dataset).columns.class_names or ()
         head = select_classes(self.head, self.class_names or (), names) if self.head is not None else None
-        evaluation = ClassifierEvaluation(self.encoder, names, self.args.zero_shot_templates, head)
+        evaluation = ClassifierEvaluation(
+            self.encoder, names, self.args.zero_shot_templates, head, keep_mistakes=_KEPT_MISTAKES
+        )
         self._evaluation = evaluation
         self._keep_logits = self.compute_metrics is not None or description == "Prediction"
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
         self._evaluation = None
-        counts, shares = evaluation.counts.gathered(), training_group_shares(self.train_dataset)
-        metrics = counts.metrics(shares)
-        self.evaluation_results[metric_key_prefix.removeprefix("eval_")] = counts.result(shares)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        result = evaluation.result(training_group_shares(self.train_dataset))
+        self.evaluation_results[metric_key_prefix.removeprefix("eval_")] = result
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in result.metrics().items()})
         return output
 
     def prediction_step(
