@@ -17,7 +17,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
 
 
 def whole_state(model):
-    return {name: whole(value).detach().clone() for name, value in model.state_dict().items()}
+    return {name: whole(value).detach().clone().squeeze() for name, value in model.state_dict().items()}
 
 
 def run(folder, resume=None, **overrides):
