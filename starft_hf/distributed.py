@@ -125,6 +125,16 @@ def padded_training_sampler(
     return PaddedSampler(sampler, multiple, epoch)
 
 
+def forget_preparation(accelerator: Any, model: Any) -> None:
+    """Let Accelerate prepare a model for training that it has prepared for evaluation.
+
+    It marks the latter as prepared, though it has wrapped nothing. Training would leave it at that, and every process
+    would train a model of its own.
+    """
+    if vars(model).pop("_is_accelerate_prepared", False):
+        accelerator._models.clear()
+
+
 def _length(sampler: Any) -> int:
     assert isinstance(sampler, Sized)
     return len(sampler)

@@ -1,6 +1,7 @@
 """Tiny models and data sets that the tests share. Nothing here touches the network."""
 
 import atexit
+import csv
 import os
 import shutil
 import tempfile
@@ -62,6 +63,20 @@ def make_dataset(size=24, seed=0, class_names=CLASS_NAMES, group_names=("left", 
         {"image": images, "label": labels, "group": groups, "note": [f"note {row}" for row in range(size)]},
         features=features,
     )
+
+
+def write_folder(folder, class_names=CLASS_NAMES, size=16, seed=0, split="train"):
+    """Pictures in one folder per class, with their places in a metadata file."""
+    rows = make_dataset(size, seed, class_names)
+    lines = []
+    for index, row in enumerate(rows):
+        name = f"{class_names[row['label']]}/{index}.png"
+        path = folder / split / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(path)
+        lines.append((name, rows.features["group"].int2str(row["group"])))
+    with (folder / split / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "place"), *lines])
 
 
 @pytest.fixture

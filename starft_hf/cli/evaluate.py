@@ -38,10 +38,10 @@ class EvaluateCommand(Command):
             raise argparse.ArgumentTypeError("pass either a data set or --benchmark")
         import torch
 
+        from starft_hf.classifier import load
         from starft_hf.cli.output import print_json, print_result
-        from starft_hf.saved import load_saved
 
-        saved = load_saved(options.model)
+        saved = load(options.model)
         if torch.cuda.is_available():
             saved.model.to("cuda")
         settings: dict[str, Any] = {

@@ -21,8 +21,8 @@ class InterpolateCommand(Command):
         return parser
 
     def run(self, options: argparse.Namespace) -> None:
+        from starft_hf.classifier import local_folder
         from starft_hf.files import check_free
-        from starft_hf.saved import local_folder
         from starft_hf.soups import interpolate_checkpoints
         from starft_hf.weights import check_alpha
 

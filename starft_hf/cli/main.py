@@ -12,6 +12,7 @@ from starft_hf.cli.evaluate import EvaluateCommand
 from starft_hf.cli.interpolate import InterpolateCommand
 from starft_hf.cli.merge import MergeCommand
 from starft_hf.cli.precompute import PrecomputeCommand
+from starft_hf.cli.push import PushCommand
 from starft_hf.cli.report import ReportCommand
 from starft_hf.cli.train import TrainCommand
 
@@ -24,6 +25,7 @@ COMMANDS: tuple[type[Command], ...] = (
     InterpolateCommand,
     PrecomputeCommand,
     MergeCommand,
+    PushCommand,
     ReportCommand,
 )
 

@@ -20,12 +20,12 @@ class MergeCommand(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         from starft_hf.adapters import merge_and_save
+        from starft_hf.classifier import load
         from starft_hf.files import folder_in_place_of, is_free
-        from starft_hf.saved import load_saved
 
         if not is_free(options.output):
             raise argparse.ArgumentTypeError(f"{options.output} is not an empty folder; choose another")
-        saved = load_saved(options.adapter)
+        loaded = load(options.adapter)
         with folder_in_place_of(options.output) as folder:
-            merge_and_save(saved.model, saved.processor, folder)
+            merge_and_save(loaded.model, loaded.processor, folder)
         print(f"Written to {options.output}.")
