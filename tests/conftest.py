@@ -104,3 +104,18 @@ def config(tmp_path):
         return StarFTConfig(**defaults | settings)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.fail(f"none of {', '.join(names)} is installed; on Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        # The sandbox does not work for root, and only pages of our own are opened.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -14,6 +14,7 @@ from starft_hf.cli.merge import MergeCommand
 from starft_hf.cli.precompute import PrecomputeCommand
 from starft_hf.cli.push import PushCommand
 from starft_hf.cli.report import ReportCommand
+from starft_hf.cli.space import SpaceCommand
 from starft_hf.cli.train import TrainCommand
 
 
@@ -27,6 +28,7 @@ COMMANDS: tuple[type[Command], ...] = (
     MergeCommand,
     PushCommand,
     ReportCommand,
+    SpaceCommand,
 )
 
 FAILED = 1

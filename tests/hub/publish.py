@@ -74,6 +74,9 @@ def run_snippets(repo):
 def kinds(folder):
     """Full models, adapters and heads, pushed while training, at its end and merged; each is used at once."""
     push_folder(TINY_CLIP, "lab/base")
+    HfApi().upload_file(
+        path_or_fileobj=b"---\nlicense: apache-2.0\n---\n# Base\n", path_in_repo="README.md", repo_id="lab/base"
+    )
     trainer = make_trainer(
         folder / "full", "lab/base", push_to_hub=True, hub_model_id="lab/owls", hub_private_repo=True
     )
@@ -92,6 +95,7 @@ def kinds(folder):
     card = run_snippets("lab/owls")
     assert (card.data.base_model, card.data.get("base_model_relation")) == ("lab/base", "finetune")
     assert "birds" in card.data.tags
+    assert card.data.license == "apache-2.0"
     assert {result.metric_type for result in card.data.eval_results} >= {"accuracy", "worst_group_accuracy_change"}
     files = HfApi().list_repo_files("lab/owls")
     assert {"starft.json", "README.md", "figures/groups-0.png"} <= set(files)

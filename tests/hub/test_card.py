@@ -194,6 +194,17 @@ def test_a_template_of_ones_own(train, tmp_path, config):
         config(card_template="nowhere.md")
 
 
+def test_where_the_training_data_is_from(config, dataset, tmp_path):
+    dataset.info.download_checksums = {
+        "hf://datasets/someone/owls@0a1b2c/data/train.parquet": {},
+        "hf://datasets/someone/owls@0a1b2c/data/more.parquet": {},
+        "https://example.org/owls.zip": {},
+    }
+    trainer = StarFTTrainer(str(TINY_CLIP), config(output_dir=str(tmp_path / "run")), dataset)
+    trainer.create_model_card()
+    assert card_of(tmp_path / "run").data.datasets == ["someone/owls"]
+
+
 def test_names_that_would_break_the_card(config, tmp_path):
     names = ["a|b", "<script>alert(1)</script>", "```", "{{ 7 * 7 }}"]
     rows = make_dataset(class_names=names)
