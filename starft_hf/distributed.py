@@ -125,6 +125,12 @@ def padded_training_sampler(
     return PaddedSampler(sampler, multiple, epoch)
 
 
+def leave() -> None:
+    """Take leave of the other processes. One that ends without it may be taken down by threads that still listen."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def forget_preparation(accelerator: Any, model: Any) -> None:
     """Let Accelerate prepare a model for training that it has prepared for evaluation.
 

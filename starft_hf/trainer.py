@@ -61,8 +61,8 @@ class StarFTTrainer(PublishingMixin, Trainer):
             data set whose rows are mappings with these columns.
         eval_dataset: one such data set or a dictionary of several. Each may have its own classes.
         processing_class: the model's processor, or where to load it from; None loads it from where the model is from.
-        spuriosity: the pool of spurious templates: a built-in name ("background", "texture", "resolution", "all"), a
-            path, a Hub repository, a list of templates or a `SpuriosityPool`.
+        spuriosity: the pool of spurious templates: a built-in name ("background", "texture", "resolution", "objects",
+            "style", "all"), a path, a Hub repository, a list of templates or a `SpuriosityPool`.
         reference_model: another reference than the model as given; a Hub id, a path or a loaded model.
         peft_config: trains an adapter instead of the model: any PEFT configuration that fits, or "lora" (attention of
             both towers), "lora-vision" or "lora-text". A `PeftModel` may be given as `model` as well. The reference is

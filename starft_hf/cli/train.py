@@ -29,6 +29,7 @@ class TrainCommand(Command):
     def run(self, options: argparse.Namespace) -> int | None:
         from starft_hf.cli.data import load_training_data, make_trainer
         from starft_hf.cli.launch import launch, launched
+        from starft_hf.distributed import leave
 
         required(options, "model", "dataset")
         own = build(TrainArguments, options)
@@ -44,9 +45,9 @@ class TrainCommand(Command):
         train, evaluation = load_training_data(options)
         trainer = make_trainer(options, args, train, evaluation)
         runs = _train(trainer, options)
-        if not trainer.args.should_save:
-            return None
-        _report(trainer, runs, options)
+        if trainer.args.should_save:
+            _report(trainer, runs, options)
+        leave()
         return None
 
 
@@ -85,6 +86,7 @@ def _report(trainer: Any, runs: list[Any], options: argparse.Namespace) -> None:
     from starft_hf.cli.output import print_json, print_report
 
     folder = Path(trainer.args.output_dir)
+    trainer.create_model_card()
     report = RobustnessReport(runs) if runs else None
     if report is not None and importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
         report.save(folder, overwrite=True)

@@ -49,6 +49,7 @@ def test_train_evaluates_before_and_after_and_saves_model_and_report(run, pictur
     report = RobustnessReport.from_json((tmp_path / "out" / "report.json").read_text())
     assert {run.method for run in report.runs} == {"zero-shot", "star"}
     assert (tmp_path / "out" / "report.html").is_file()
+    assert "| test |" in (tmp_path / "out" / "README.md").read_text()
     # What was saved is what was measured.
     again = json.loads(run("evaluate", "out", pictures, "--group-column", "place", "--json"))
     assert again["group_accuracies"] == tuned["group_accuracies"]

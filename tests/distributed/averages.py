@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from starft_hf import ExponentialAverageCallback
-from starft_hf.distributed import rank
+from starft_hf.distributed import leave, rank
 from starft_hf.models import whole
 from tests.distributed.scenarios import make_trainer
 
@@ -41,3 +41,4 @@ def run(folder, resume=None, **overrides):
 
 if __name__ == "__main__":
     run(sys.argv[1], **json.loads(sys.argv[2]))
+    leave()
