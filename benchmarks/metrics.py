@@ -1,17 +1,15 @@
-"""Seconds of the metrics over a million predictions: `python -m benchmarks.metrics`.
+"""Seconds of the metrics over a million predictions.
 
 Each metric is timed three ways: its function, its class given all columns at once, and its class given them in
 batches, which pass through the Arrow files of `evaluate`.
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 
 from starft_hf.evaluation import metrics
@@ -63,25 +61,19 @@ def in_batches(metric: Any, columns: dict[str, np.ndarray]) -> Any:
     return metric.compute()
 
 
-def main() -> None:
-    """Measure and print."""
-    datasets.disable_progress_bars()
+def measure_metrics(folder: str) -> dict[str, dict[str, float]]:
+    """Seconds of every metric, three ways; `folder` is for the files of `evaluate`."""
     everything = make_columns()
-    print(f"Seconds for {ROWS:,} rows, {NUM_CLASSES} classes; in batches of {BATCH_SIZE:,}:")
-    with tempfile.TemporaryDirectory() as folder:
-        for name, function, names in METRICS:
-            columns = {column: everything[column] for column in names}
-            metric = getattr(metrics, name)(cache_dir=folder)
-            rows = SCORE_ROWS_IN_BATCHES if "scores" in names else ROWS
-            first = {column: values[:rows] for column, values in columns.items()}
-            ways = {
-                "function": partial(function, **columns),
-                "class at once": partial(metric.compute, **columns),
-                "class in batches": partial(in_batches, metric, first),
-            }
-            told = ", ".join(f"{way} {median_seconds(task):.2f}" for way, task in ways.items())
-            print(f"{name}: {told}" + (f" (of {rows:,} rows)" if rows < ROWS else ""), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    found: dict[str, dict[str, float]] = {}
+    for name, function, names in METRICS:
+        columns = {column: everything[column] for column in names}
+        metric = getattr(metrics, name)(cache_dir=folder)
+        rows = SCORE_ROWS_IN_BATCHES if "scores" in names else ROWS
+        first = {column: values[:rows] for column, values in columns.items()}
+        ways = {
+            "function": partial(function, **columns),
+            "class at once": partial(metric.compute, **columns),
+            "class in batches": partial(in_batches, metric, first),
+        }
+        found[name] = {way: median_seconds(task) for way, task in ways.items()}
+    return found

@@ -20,6 +20,7 @@ _EXPORTS = {
     "evaluate_zero_shot": "starft_hf.evaluation",
     "greedy_soup": "starft_hf.soups",
     "interpolate": "starft_hf.weights",
+    "load": "starft_hf.classifier",
     "interpolate_checkpoints": "starft_hf.soups",
     "register_regularizer": "starft_hf.regularizers",
     "sweep": "starft_hf.weights",
@@ -30,6 +31,7 @@ __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
     from starft_hf.averaging import ExponentialAverageCallback as ExponentialAverageCallback
+    from starft_hf.classifier import load as load
     from starft_hf.comparison import compare as compare
     from starft_hf.configuration import StarFTConfig as StarFTConfig
     from starft_hf.evaluation import evaluate_zero_shot as evaluate_zero_shot

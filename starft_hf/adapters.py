@@ -211,23 +211,3 @@ def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]
     """
     merged(model).save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def push_merged(model: nn.Module, processor: Any, repo_id: str, **kwargs: Any) -> str:
-    """Publish an adapted model, its adapter merged in, with its processor.
-
-    Args:
-        model: the adapted model.
-        processor: its processor.
-        repo_id: the repository.
-        kwargs: of `push_to_hub`, such as `private` or `revision`.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        ValueError: if the model has no adapter.
-    """
-    plain = merged(model)
-    processor.push_to_hub(repo_id, **kwargs)
-    return str(plain.push_to_hub(repo_id, **kwargs))

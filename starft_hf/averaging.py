@@ -274,7 +274,12 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
+    return {name: _shape(value) for name, value in tensors.items()}
+
+
+def _shape(value: Tensor) -> tuple[int, ...]:
+    # FSDP 2 shards no scalars: there they are vectors of length 1, and are the same all the same.
+    return () if value.numel() == 1 else tuple(value.shape)
 
 
 def _matching(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, nn.Parameter]:
@@ -304,11 +309,12 @@ def _whole(average: Tensor, parameter: nn.Parameter) -> Tensor:
             shape=parameter.shape,
             stride=parameter.stride(),
         ).full_tensor()
-    return average.cpu().contiguous()
+    return average.cpu().reshape(_shape(average)).contiguous()
 
 
 def _share(average: Tensor, parameter: nn.Parameter) -> Tensor:
     """What this process holds of a whole average."""
+    average = average.reshape(parameter.shape)
     if isinstance(parameter, DTensor):
         whole = average.to(parameter.device)
         return _local(distribute_tensor(whole, parameter.device_mesh, parameter.placements))

@@ -3,22 +3,25 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from starft_hf.configuration import StarFTConfig
-from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.models import load_model, load_processor
 from starft_hf.names import unknown_name
+from starft_hf.parallel import map_in_processes
 from starft_hf.regularizers import NO_REGULARIZER
 from starft_hf.report import RobustnessReport, Run, TrainingPoint
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.trainer import StarFTTrainer
+from starft_hf.weights import check_alpha
 
 
 ZERO_SHOT = "zero-shot"
@@ -34,6 +37,36 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What the runs of a comparison have in common, and one of them. It is pickled where workers run it."""
+
+    method: str
+    seed: int
+    model: Any
+    args: StarFTConfig
+    train_dataset: Any
+    eval_dataset: Any
+    processing_class: Any
+    spuriosity: Any
+    alpha: float | None
+    curve_alphas: tuple[float, ...]
+
+    def make_trainer(self) -> StarFTTrainer:
+        model = copy.deepcopy(load_model(self.model))
+        trainer = StarFTTrainer(
+            model,
+            self.args,
+            self.train_dataset(self.seed) if callable(self.train_dataset) else self.train_dataset,
+            self.eval_dataset,
+            processing_class=load_processor(model, self.processing_class),
+            spuriosity=self.spuriosity,
+        )
+        # With its bars switched off Trainer prints every metric; the report stands for them.
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+
 def compare(
     model: str | PathLike[str] | nn.Module,
     args: StarFTConfig,
@@ -43,90 +76,112 @@ def compare(
     methods: Sequence[str] = (ZERO_SHOT, "CE", "FLYP", "kl", "star"),
     seeds: Sequence[int] = (0,),
     alpha: float | None = 0.5,
+    curve_alphas: Sequence[float] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     processing_class: Any = None,
     spuriosity: SpuriosityPool | str | PathLike[str] | Sequence[str] = "background",
+    processes: int = 1,
+    on_step: Callable[[str], None] | None = None,
 ) -> RobustnessReport:
     """Fine-tune with every method and every seed, with equal steps and order of the data, and compare.
 
     Args:
         model: the zero-shot model that every run starts from; it is left as it is.
         args: the settings that all runs share. Nothing is saved to its output_dir.
-        train_dataset: the training set.
-        eval_dataset: one evaluation set or a dictionary of several.
+        train_dataset: the training set, or a function that gives that of a seed.
+        eval_dataset: one evaluation set or a dictionary of several. The report has pictures of the mistakes in them,
+            and WiSE-FT curves of average against worst group on the first.
         methods: "zero-shot" and keys of `METHODS`.
         seeds: of the runs.
         alpha: share of the fine-tuned weights in an interpolated model, as in WiSE-FT, that is evaluated beside every
             fine-tuned one; None leaves it out.
+        curve_alphas: further shares, for the curves alone.
         settings: further settings by method, such as `{"star": {"reg_weight": 30}}`.
         processing_class: the model's processor.
         spuriosity: the pool of the regularizers.
+        processes: runs at a time, on CPUs, each in a process of one thread. What is passed is then pickled, so
+            functions have to be those of a module, and the caller guarded by `if __name__ == "__main__":`.
+        on_step: called with the method after every optimiser step, in place of the progress bar.
 
     Returns:
         The report of all runs.
 
     Raises:
-        ValueError: if a method is unknown, before anything is trained.
+        ValueError: if a method is unknown or there is no seed, before anything is trained.
     """
     for method in [*methods, *(settings or {})]:
         if method != ZERO_SHOT and method not in METHODS:
             raise ValueError(unknown_name("method", method, [ZERO_SHOT, *METHODS]))
-    model = load_model(model)
-    processing_class = load_processor(model, processing_class)
-    jobs = [(method, seed) for method in methods for seed in (seeds if method != ZERO_SHOT else seeds[:1])]
-    runs: list[Run] = []
-    with tqdm(jobs, unit="run", disable=args.disable_tqdm) as bar:
-        for method, seed in bar:
-            bar.set_description(f"{method}, seed {seed}")
+    if not methods or not seeds:
+        raise ValueError("methods or seeds is empty; pass at least one of each")
+    for share in (*curve_alphas, *(() if alpha is None else (alpha,))):
+        check_alpha(share)
+    if processes == 1:
+        model = load_model(model)
+    jobs = []
+    for method in methods:
+        own = {**METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
+        for seed in seeds if method != ZERO_SHOT else seeds[:1]:
+            fixed = {"seed": seed, "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True}
+            run_args = dataclasses.replace(args, **{**fixed, **own})
+            shared = (model, run_args, train_dataset, eval_dataset, processing_class, spuriosity)
+            jobs.append(_Job(method, seed, *shared, alpha, tuple(curve_alphas)))
+    runs = _run_all(jobs, processes, on_step, show=not args.disable_tqdm)
+    datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    first = next(iter(datasets))
+    return RobustnessReport(
+        _with_start(runs, first),
+        thumbnails={name: _mistaken_images(runs, name, part, args.image_column) for name, part in datasets.items()},
+        curve_axes=(f"average accuracy, {first}", f"worst group, {first}"),
+    )
 
-            def make(method: str = method, seed: int = seed) -> StarFTTrainer:
-                own: dict[str, Any] = {"seed": seed, "save_strategy": "no", "eval_strategy": "no"}
-                own |= {**METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
-                return StarFTTrainer(
-                    copy.deepcopy(model),
-                    dataclasses.replace(args, **own),
-                    train_dataset,
-                    eval_dataset,
-                    processing_class=processing_class,
-                    spuriosity=spuriosity,
-                )
 
-            runs += run_method(method, seed, make, alpha)
-    return RobustnessReport(runs)
+def _run_all(jobs: Sequence[_Job], processes: int, on_step: Callable[[str], None] | None, *, show: bool) -> list[Run]:
+    with tqdm(total=len(jobs), unit="run", disable=not show or on_step is not None) as bar:
+
+        def advance(job: _Job) -> None:
+            bar.set_description(f"{job.method}, seed {job.seed}")
+            if on_step is not None:
+                on_step(job.method)
+
+        if processes > 1:
+            parts = map_in_processes(_run_job, jobs, processes, advance)
+            return [run for part in parts for run in part]
+        runs: list[Run] = []
+        for job in jobs:
+            runs += _run_job(job, partial(advance, job))
+            bar.update()
+        return runs
 
 
-def run_method(
-    method: str,
-    seed: int,
-    make_trainer: Callable[[], StarFTTrainer],
-    alpha: float | None = 0.5,
-    callback: TrainerCallback | None = None,
-) -> list[Run]:
-    """One run: what the method gives with a seed, and what half-way back to the zero-shot weights gives.
-
-    Args:
-        method: "zero-shot", which only evaluates, or any name.
-        seed: of the run.
-        make_trainer: makes the trainer, with the zero-shot model and the evaluation sets.
-        alpha: share of the fine-tuned weights in the interpolated model; None leaves it out.
-        callback: a further callback of the training.
-    """
-    trainer = make_trainer()
-    if method == ZERO_SHOT:
-        return [Run(ZERO_SHOT, seed, evaluation_results(trainer))]
-    if callback is not None:
-        trainer.add_callback(callback)
+def _run_job(job: _Job, notify: Callable[[], None]) -> list[Run]:
+    """One run: what the method gives with a seed, and what models on the way back to the zero-shot weights give."""
+    trainer = job.make_trainer()
+    if job.method == ZERO_SHOT:
+        return [Run(ZERO_SHOT, job.seed, evaluation_results(trainer))]
+    trainer.add_callback(_StepCallback(notify))
     # Of a cross-entropy run this includes the head, which starts as the zero-shot classifier.
     start = _weights(trainer)
     trainer.train()
     log = TrainingPoint.from_log_history(trainer.state.log_history)
-    runs = [Run(method, seed, evaluation_results(trainer), log=log)]
-    if alpha is not None:
-        end = _weights(trainer)
+    end = _weights(trainer)
+    found = {1.0: evaluation_results(trainer)}
+    for alpha in {*job.curve_alphas, *(() if job.alpha is None else (job.alpha,))} - {1.0}:
         trainer.model.load_state_dict(dict(_interpolated(start, end, alpha)))
-        runs.append(Run(method, seed, evaluation_results(trainer), interpolated=alpha))
-        trainer.model.load_state_dict(end)
+        found[alpha] = evaluation_results(trainer)
+    curve = [_curve_point(alpha, next(iter(results.values()))) for alpha, results in found.items()]
+    runs = [Run(job.method, job.seed, found[1.0], log=log, curve=curve)]
+    if job.alpha is not None:
+        runs.append(Run(job.method, job.seed, found[job.alpha], interpolated=job.alpha))
     return runs
+
+
+class _StepCallback(TrainerCallback):
+    def __init__(self, notify: Callable[[], None]):
+        self.notify = notify
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.notify()
 
 
 def evaluation_results(trainer: StarFTTrainer) -> dict[str, EvaluationResult]:
@@ -145,3 +200,21 @@ def _interpolated(
 ) -> Iterator[tuple[str, Tensor]]:
     for name, value in start.items():
         yield name, torch.lerp(value, end[name].to(value), alpha) if value.is_floating_point() else end[name]
+
+
+def _curve_point(alpha: float, result: EvaluationResult) -> CurvePoint:
+    return CurvePoint(alpha, result.accuracy, result.worst_group_accuracy)
+
+
+def _with_start(runs: Sequence[Run], dataset: str) -> list[Run]:
+    """The runs, with the zero-shot model, where it was evaluated, as the beginning of every curve."""
+    start = [_curve_point(0.0, run.results[dataset]) for run in runs if run.method == ZERO_SHOT]
+    return [
+        dataclasses.replace(run, curve=[*start, *run.curve]) if run.curve and run.curve[0].alpha > 0 else run
+        for run in runs
+    ]
+
+
+def _mistaken_images(runs: Sequence[Run], name: str, dataset: Any, image_column: str) -> dict[int, Any]:
+    samples = {mistake.sample for run in runs for mistake in run.results[name].mistakes}
+    return {sample: dataset[sample][image_column] for sample in sorted(samples)}

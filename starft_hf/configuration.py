@@ -1,9 +1,13 @@
 """The settings of a StarFT run."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
+from typing_extensions import Self
 
 from starft_hf.names import unknown_name
 from starft_hf.regularizers import NO_REGULARIZER, get_regularizer
@@ -57,6 +61,7 @@ class StarFTConfig(TrainingArguments):
         decay_all_parameters: apply weight decay to biases and norms as well, as the paper's code does; False leaves
             them out, as Trainer does.
         eval_templates: prompt ensemble for zero-shot classifiers; None uses `caption_template`.
+        card_template: file with a Jinja template of the model card; None takes the package's own.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
@@ -106,6 +111,7 @@ class StarFTConfig(TrainingArguments):
     eval_templates: list[str] | None = field(
         default=None, metadata={"help": "Prompt ensemble of zero-shot classifiers."}
     )
+    card_template: str | None = field(default=None, metadata={"help": "File with a template of the model card."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,11 +138,34 @@ class StarFTConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None:
                 check_caption_templates(name, [value] if isinstance(value, str) else value)
+        if self.card_template is not None and not Path(self.card_template).is_file():
+            raise ValueError(f"card_template is {self.card_template!r}, but there is no such file")
         if self.remove_unused_columns:
             raise ValueError(
                 "remove_unused_columns=True would delete the image column before it can be preprocessed; "
                 "leave it at False and choose columns by image_column, label_column, caption_column and group_column"
             )
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], *, revision: str | None = None, **changes: Any) -> Self:
+        """The settings of a run that was saved or published, from its `starft.json`.
+
+        They are those that change the outcome; where things go, and what the machine can do, is for `changes`.
+
+        Args:
+            source: a folder or a repository of the Hub.
+            revision: branch, tag or commit on the Hub.
+            changes: settings in place of the saved ones, such as `output_dir`.
+
+        Raises:
+            FileNotFoundError: if there is no `starft.json` in the folder.
+            ValueError: if it cannot be read.
+        """
+        from starft_hf.record import RunRecord
+
+        saved = RunRecord.load(source, revision).config
+        known = {part.name for part in fields(cls) if part.init}
+        return cls(**{**{name: value for name, value in saved.items() if name in known}, **changes})
 
     def _keep_batches_whole(self) -> None:
         # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.

@@ -125,6 +125,22 @@ def padded_training_sampler(
     return PaddedSampler(sampler, multiple, epoch)
 
 
+def leave() -> None:
+    """Take leave of the other processes. One that ends without it may be taken down by threads that still listen."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def forget_preparation(accelerator: Any, model: Any) -> None:
+    """Let Accelerate prepare a model for training that it has prepared for evaluation.
+
+    It marks the latter as prepared, though it has wrapped nothing. Training would leave it at that, and every process
+    would train a model of its own.
+    """
+    if vars(model).pop("_is_accelerate_prepared", False):
+        accelerator._models.clear()
+
+
 def _length(sampler: Any) -> int:
     assert isinstance(sampler, Sized)
     return len(sampler)

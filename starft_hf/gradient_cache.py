@@ -7,7 +7,7 @@ back-propagated. Losses and gradients are those of the whole batch. (Gradient ca
 torch's checkpointing, which replays generators and autocast and leaves one backward pass for parallel wrappers.)
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from starft_hf.models import TEXT_ARGUMENTS
+from starft_hf.models import TEXT_ARGUMENTS, unit_rows
 
 
 @dataclass
 class ChunkedOutput(ModelOutput):
-    """What the forward returns within `forward_in_chunks`: `(N, D)` and `(M, D)`."""
+    """What the forward returns within `forward_in_chunks`: unit rows, `(N, D)` and `(M, D)`."""
 
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
@@ -42,8 +42,8 @@ def forward_in_chunks(model: nn.Module, chunk_size: int | None) -> Iterator[None
     if chunk_size is None:
         yield
         return
-    whole, own = model.forward, model.__dict__.get("forward")
-    model.forward = lambda **inputs: _forward(whole, chunk_size, inputs)
+    own, towers = model.__dict__.get("forward"), _towers_of(model)
+    model.forward = lambda **inputs: _forward(towers, chunk_size, inputs)
     try:
         yield
     finally:
@@ -53,22 +53,48 @@ def forward_in_chunks(model: nn.Module, chunk_size: int | None) -> Iterator[None
             model.forward = own
 
 
-def _forward(whole: Callable[..., Any], chunk_size: int, inputs: Mapping[str, Any]) -> ChunkedOutput:
+# From the arguments of a chunk to its embeddings.
+Tower = Callable[..., tuple[Tensor, ...]]
+
+
+def _towers_of(model: nn.Module) -> tuple[Tower, Tower] | Tower:
+    """What embeds images and what embeds texts, or what embeds both for models that do not offer the two alone."""
+    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+        whole = model.forward
+
+        def both(**inputs: Tensor) -> tuple[Tensor, ...]:
+            outputs = whole(**inputs)
+            return outputs.image_embeds, outputs.text_embeds
+
+        return both
+    features: Any = model
+    return (
+        lambda **inputs: (features.get_image_features(**inputs).pooler_output,),
+        lambda **inputs: (features.get_text_features(**inputs).pooler_output,),
+    )
+
+
+def _forward(towers: tuple[Tower, Tower] | Tower, chunk_size: int, inputs: Mapping[str, Any]) -> ChunkedOutput:
     images = {name: value for name, value in inputs.items() if name not in TEXT_ARGUMENTS}
     texts = {name: value for name, value in inputs.items() if name in TEXT_ARGUMENTS}
     num_chunks = -(-_rows(images) // chunk_size)
-    # One side at a time, so that activations of both never exist together. The forward takes both sides: a single row
-    # stands in for the other one, and its result is dropped.
-    one_image, one_text = _first(images), _first(texts)
-    # Texts first, because autograd goes backwards: images, whose activations are larger, are then computed again while
-    # there are no gradients of the text tower yet.
-    text_embeds = [_forward_chunk(whole, {**one_image, **chunk})[1] for chunk in _split(texts, num_chunks)]
-    image_embeds = [_forward_chunk(whole, {**chunk, **one_text})[0] for chunk in _split(images, num_chunks)]
-    return ChunkedOutput(torch.cat(image_embeds), torch.cat(text_embeds))
+    image_chunks, text_chunks = _split(images, num_chunks), _split(texts, num_chunks)
+    if isinstance(towers, tuple):
+        # One side at a time, so that activations of both never exist together. Texts first, because autograd goes
+        # backwards: images, whose activations are larger, are then computed again while there are no gradients of the
+        # text tower yet.
+        text_embeds = [_forward_chunk(towers[1], chunk)[0] for chunk in text_chunks]
+        image_embeds = [_forward_chunk(towers[0], chunk)[0] for chunk in image_chunks]
+        return _joined(image_embeds, text_embeds)
+    # Where texts run out, the first one stands in and its result is dropped.
+    stand_in = {name: value[:1] for name, value in texts.items()}
+    filled = text_chunks + [stand_in] * (len(image_chunks) - len(text_chunks))
+    pairs = [_forward_chunk(towers, {**image, **text}) for image, text in zip(image_chunks, filled, strict=True)]
+    return _joined([pair[0] for pair in pairs], [pair[1] for pair in pairs[: len(text_chunks)]])
 
 
-def _first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value[:1] for name, value in tensors.items()}
+def _joined(image_embeds: Sequence[Tensor], text_embeds: Sequence[Tensor]) -> ChunkedOutput:
+    return ChunkedOutput(unit_rows(torch.cat(list(image_embeds))), unit_rows(torch.cat(list(text_embeds))))
 
 
 def _rows(tensors: Mapping[str, Tensor]) -> int:
@@ -81,12 +107,11 @@ def _split(tensors: Mapping[str, Tensor], num_chunks: int) -> list[dict[str, Ten
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
-def _forward_chunk(whole: Callable[..., Any], inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _forward_chunk(tower: Tower, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     names = list(inputs)
 
-    def embed(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = whole(**dict(zip(names, tensors, strict=True)))
-        return outputs.image_embeds, outputs.text_embeds
+    def embed(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tower(**dict(zip(names, tensors, strict=True)))
 
     if not torch.is_grad_enabled():
         return embed(*inputs.values())

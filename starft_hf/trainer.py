@@ -11,13 +11,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
-from starft_hf.adapters import (
-    base_model_of,
-    is_adapted,
-    merge_and_save,
-    save_temperature,
-    with_adapter,
-)
+from starft_hf.adapters import base_model_of, is_adapted, save_temperature, with_adapter
 from starft_hf.callbacks import EpochCallback, RunningLosses, tell_checkpoint
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
@@ -34,13 +28,14 @@ from starft_hf.data.examples import (
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor, ImageTransform
 from starft_hf.data.source import is_stream
-from starft_hf.distributed import PaddedSampler, padded_training_sampler
+from starft_hf.distributed import PaddedSampler, forget_preparation, padded_training_sampler
 from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_shares
 from starft_hf.evaluation.probes import evaluate_probes, named_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.heads import head_from_weights, load_head, save_head, select_classes
 from starft_hf.models import DualEncoder, check_dual_encoder, load_model, load_processor, logit_scale_of
+from starft_hf.publishing import PublishingMixin
 from starft_hf.reference import Reference, make_reference, plan_cache
 from starft_hf.regularizers import get_regularizer
 from starft_hf.schedules import Progress, reg_weight_at
@@ -53,9 +48,10 @@ from starft_hf.validation import check_arguments, check_model, check_run
 logger = logging.get_logger(__name__)
 
 _HEAD = "classification_head"
+_KEPT_MISTAKES = 12
 
 
-class StarFTTrainer(Trainer):
+class StarFTTrainer(PublishingMixin, Trainer):
     """Fine-tunes a dual encoder such as CLIP so that it stays robust (arXiv 2505.13232).
 
     Args:
@@ -65,8 +61,8 @@ class StarFTTrainer(Trainer):
             data set whose rows are mappings with these columns.
         eval_dataset: one such data set or a dictionary of several. Each may have its own classes.
         processing_class: the model's processor, or where to load it from; None loads it from where the model is from.
-        spuriosity: the pool of spurious templates: a built-in name ("background", "texture", "resolution", "all"), a
-            path, a Hub repository, a list of templates or a `SpuriosityPool`.
+        spuriosity: the pool of spurious templates: a built-in name ("background", "texture", "resolution", "objects",
+            "style", "all"), a path, a Hub repository, a list of templates or a `SpuriosityPool`.
         reference_model: another reference than the model as given; a Hub id, a path or a loaded model.
         peft_config: trains an adapter instead of the model: any PEFT configuration that fits, or "lora" (attention of
             both towers), "lora-vision" or "lora-text". A `PeftModel` may be given as `model` as well. The reference is
@@ -89,6 +85,7 @@ class StarFTTrainer(Trainer):
         class_names: the classes of the training set, or None without labels or training set.
         retention: accuracy on the probes before and after training, by their names.
         evaluation_results: what the latest evaluations found, by the name of the data set ("eval" for a single one).
+        zero_shot_results: the same of the model before its first step, where it was evaluated (`eval_on_start=True`).
 
     Raises:
         ValueError: for anything that can be known to go wrong, before anything expensive is done.
@@ -145,6 +142,7 @@ class StarFTTrainer(Trainer):
         check_model(args, regularizer, model)
 
         self._group_function = group_function
+        self._pool = pool
         self._probes = named_probes(zero_shot_probe, args)
         self.retention: dict[str, Retention] = {}
         self.epoch = Epoch()
@@ -196,6 +194,7 @@ class StarFTTrainer(Trainer):
         self._running = RunningLosses()
         self._reg_weight = args.reg_weight
         self.evaluation_results: dict[str, EvaluationResult] = {}
+        self.zero_shot_results: dict[str, EvaluationResult] = {}
         self._evaluation: ClassifierEvaluation | None = None
         self._keep_logits = False
         self._scalars: list[str] = []
@@ -206,10 +205,13 @@ class StarFTTrainer(Trainer):
         """`Trainer.train`, after the reference has been prepared, between two looks at the probes."""
         if self.train_dataset is None:
             raise ValueError("there is nothing to train on; pass train_dataset")
+        self.note_start()
         if self.reference is not None:
             self.reference.prepare(self.args.device)
         if self.is_fsdp_enabled:
             self._scalars = prepare_for_sharding(self.model)
+        if self.model_wrapped is self.model:
+            forget_preparation(self.accelerator, self.model)
         before = self._evaluate_probes()
         output = super().train(*args, **kwargs)
         after = self._evaluate_probes()
@@ -313,17 +315,21 @@ class StarFTTrainer(Trainer):
         """`Trainer.evaluation_loop`, with metrics out of counts; logits are kept only where they are asked for."""
         names = cast(Examples, dataloader.dataset).columns.class_names or ()
         head = select_classes(self.head, self.class_names or (), names) if self.head is not None else None
-        evaluation = ClassifierEvaluation(self.encoder, names, self.args.zero_shot_templates, head)
+        evaluation = ClassifierEvaluation(
+            self.encoder, names, self.args.zero_shot_templates, head, keep_mistakes=_KEPT_MISTAKES
+        )
         self._evaluation = evaluation
         self._keep_logits = self.compute_metrics is not None or description == "Prediction"
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
         self._evaluation = None
-        counts, shares = evaluation.counts.gathered(), training_group_shares(self.train_dataset)
-        metrics = counts.metrics(shares)
-        self.evaluation_results[metric_key_prefix.removeprefix("eval_")] = counts.result(shares)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        result = evaluation.result(training_group_shares(self.train_dataset))
+        name = metric_key_prefix.removeprefix("eval_")
+        self.evaluation_results[name] = result
+        if self.state.global_step == 0:
+            self.zero_shot_results[name] = result
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in result.metrics().items()})
         return output
 
     def prediction_step(
@@ -358,15 +364,7 @@ class StarFTTrainer(Trainer):
             save_head(head, self.class_names or (), output_dir)
         if is_adapted(self.model):
             save_temperature(self.model, output_dir, state_dict)
-
-    def merge_and_save(self, output_dir: str | PathLike[str]) -> None:
-        """Save the model with its adapter merged in, as a plain checkpoint with its processor.
-
-        Raises:
-            ValueError: if the model has no adapter.
-        """
-        if self.args.should_save:
-            merge_and_save(self.model, self.processing_class, output_dir)
+        self.save_record(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

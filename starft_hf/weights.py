@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.models import evaluation_mode
 from starft_hf.names import unknown_name
 
@@ -51,21 +51,6 @@ def interpolate(model_a: ModelT, model_b: nn.Module, alpha: float) -> ModelT:
     merged = copy.deepcopy(model_a)
     _mix_into(merged, model_a.state_dict(), model_b.state_dict(), alpha)
     return merged
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One interpolated model on two data sets.
-
-    Attributes:
-        alpha: share of the second model.
-        in_distribution: what was measured on the data set that is like the training set.
-        out_of_distribution: what was measured on the other one.
-    """
-
-    alpha: float
-    in_distribution: float
-    out_of_distribution: float
 
 
 @dataclass(frozen=True)

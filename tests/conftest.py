@@ -1,6 +1,7 @@
 """Tiny models and data sets that the tests share. Nothing here touches the network."""
 
 import atexit
+import csv
 import os
 import shutil
 import tempfile
@@ -64,6 +65,20 @@ def make_dataset(size=24, seed=0, class_names=CLASS_NAMES, group_names=("left", 
     )
 
 
+def write_folder(folder, class_names=CLASS_NAMES, size=16, seed=0, split="train"):
+    """Pictures in one folder per class, with their places in a metadata file."""
+    rows = make_dataset(size, seed, class_names)
+    lines = []
+    for index, row in enumerate(rows):
+        name = f"{class_names[row['label']]}/{index}.png"
+        path = folder / split / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(path)
+        lines.append((name, rows.features["group"].int2str(row["group"])))
+    with (folder / split / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "place"), *lines])
+
+
 @pytest.fixture
 def dataset():
     return make_dataset()
@@ -89,3 +104,18 @@ def config(tmp_path):
         return StarFTConfig(**defaults | settings)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.fail(f"none of {', '.join(names)} is installed; on Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        # The sandbox does not work for root, and only pages of our own are opened.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

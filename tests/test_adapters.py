@@ -8,7 +8,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PromptTuningConfi
 from transformers import CLIPModel, pipeline
 
 from starft_hf import StarFTTrainer
-from starft_hf.adapters import base_state, push_merged
+from starft_hf.adapters import base_state
 from tests.conftest import TINY_CLIP
 from tests.families import FAMILIES, family
 
@@ -206,22 +206,3 @@ def test_every_family_trains_evaluates_saves_and_reloads(name, config, dataset, 
     for key, value in loaded.state_dict().items():
         # A count of batches that nothing reads.
         assert key.endswith("num_batches_tracked") or torch.equal(value, trained[key]), key
-
-
-def test_a_merged_model_is_what_is_published(clip, processor, config, dataset, settings, tmp_path, monkeypatch):
-    """The upload itself is the Hub client's; here it goes to a folder."""
-
-    def publish(self, repo_id, private=None):
-        assert (repo_id, private) == ("someone/owls", True)
-        self.save_pretrained(tmp_path / "repo")
-        return "https://hub.example/commit"
-
-    monkeypatch.setattr(CLIPModel, "push_to_hub", publish)
-    monkeypatch.setattr(type(processor), "push_to_hub", publish)
-    trainer = make(clip.double(), processor, config(**settings), dataset)
-    trainer.train()
-    assert push_merged(trainer.model, processor, "someone/owls", private=True) == "https://hub.example/commit"
-    plain = CLIPModel.from_pretrained(tmp_path / "repo", dtype=torch.float64)
-    expected = outputs(trainer.model, processor, dataset)
-    torch.testing.assert_close(outputs(plain, processor, dataset), expected, rtol=0, atol=1e-9)
-    assert (tmp_path / "repo" / "tokenizer.json").is_file()

@@ -88,3 +88,38 @@ def test_unknown_methods_are_refused_before_anything_is_trained(clip, config, da
         compare(clip, config(), dataset, dataset, methods=["starr"])
     with pytest.raises(ValueError, match=r"unknown method 'flyp'"):
         compare(clip, config(), dataset, dataset, settings={"flyp": {}})
+
+
+def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_have_pictures(
+    clip, processor, config, dataset, sets
+):
+    report = compare(
+        clip,
+        config(max_steps=2, learning_rate=1e-2, group_column="group"),
+        lambda seed: dataset if seed == 3 else None,
+        sets,
+        methods=["zero-shot", "FLYP"],
+        seeds=(3,),
+        curve_alphas=(0.25, 0.75),
+        processing_class=processor,
+    )
+    zero_shot, tuned, interpolated = report.runs
+    assert [point.alpha for point in tuned.curve] == [0, 0.25, 0.5, 0.75, 1]
+    for run, point in ((zero_shot, tuned.curve[0]), (interpolated, tuned.curve[2]), (tuned, tuned.curve[4])):
+        result = run.results["plain"]
+        assert (point.in_distribution, point.out_of_distribution) == (result.accuracy, result.worst_group_accuracy)
+    mistakes = tuned.results["shifted"].mistakes
+    assert mistakes
+    assert all(mistake.group == tuned.results["shifted"].worst_group for mistake in mistakes)
+    for mistake in mistakes:
+        assert sets["shifted"][mistake.sample]["image"] == report.thumbnails["shifted"][mistake.sample]
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [({"alpha": 2}, "alpha is 2"), ({"curve_alphas": [-1]}, "alpha is -1"), ({"seeds": ()}, "at least one")],
+    ids=str,
+)
+def test_what_makes_no_comparison_is_refused(clip, config, dataset, settings, match):
+    with pytest.raises(ValueError, match=match):
+        compare(clip, config(), dataset, dataset, **settings)

@@ -85,8 +85,7 @@ def test_the_forward_runs_again_chunk_by_chunk_and_only_once(clip, inputs):
     rows = []
     clip.double().vision_model.register_forward_hook(lambda module, args, output: rows.append(len(output[0])))
     outputs_and_gradients(clip, inputs, 3)
-    # Seven images in three chunks, and one image beside each of the chunks of texts; twice each.
-    assert sorted(rows) == [1] * 6 + [2, 2, 2, 2, 3, 3]
+    assert sorted(rows) == [2, 2, 2, 2, 3, 3]
 
 
 SETTINGS = [
@@ -151,11 +150,32 @@ def test_every_family_without_batch_statistics_runs_in_chunks(family, config, da
 
 def test_images_are_computed_again_before_texts(clip, inputs):
     """Their activations are most of what a chunk needs; the gradients of the text tower do not come on top of them."""
-    rows = []
+    towers = []
     clip = clip.double().train()
     with forward_in_chunks(clip, 3):
         outputs = clip(**inputs)
-    clip.visual_projection.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    clip.visual_projection.register_forward_pre_hook(lambda module, args: towers.append("images"))
+    clip.text_projection.register_forward_pre_hook(lambda module, args: towers.append("texts"))
     (outputs.image_embeds @ outputs.text_embeds.T).square().sum().backward()
-    # Three chunks of images, then three of texts with an image beside them.
-    assert rows == [2, 2, 3, 1, 1, 1]
+    assert towers == ["images"] * 3 + ["texts"] * 3
+
+
+class TogetherOnly(torch.nn.Module):
+    """As models of one's own may be: a forward of images and texts is all there is."""
+
+    def __init__(self, clip):
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, **inputs):
+        return self.clip(**inputs)
+
+
+@pytest.mark.parametrize("num_texts", [2, 4])
+def test_a_model_that_embeds_both_sides_only_together(clip, inputs, num_texts):
+    inputs = {name: value[:num_texts] if name != "pixel_values" else value for name, value in inputs.items()}
+    model = TogetherOnly(clip.double())
+    whole, chunked = (outputs_and_gradients(model, inputs, size) for size in (None, 2))
+    torch.testing.assert_close(chunked[:2], whole[:2], rtol=0, atol=1e-12)
+    for name, gradient in whole[2].items():
+        torch.testing.assert_close(gradient, chunked[2][name], rtol=0, atol=1e-10, msg=name)

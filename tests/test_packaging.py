@@ -23,6 +23,7 @@ def test_the_wheel_carries_what_the_package_reads(wheel):
         if file.is_file() and "__pycache__" not in file.parts:
             assert file.relative_to(ROOT).as_posix() in names
     assert "starft_hf/demo/model/model.safetensors" in names
+    assert "starft_hf/model_card_template.md" in names
     assert any(name.startswith("starft_hf/spuriosity/pools/") for name in names)
 
 

@@ -1,14 +1,16 @@
 """The README's examples run as they stand; only what needs the network is replaced by something tiny."""
 
 import re
+import shlex
 from pathlib import Path
 
 import datasets
 import pytest
 from datasets import DatasetDict
 
+from starft_hf.cli import main
 from starft_hf.demo.experiment import METHODS
-from tests.conftest import TINY_CLIP, make_dataset
+from tests.conftest import TINY_CLIP, make_dataset, write_folder
 
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +37,21 @@ def test_python_examples_run(example, waterbirds, tmp_path, monkeypatch, capsys)
     shown = capsys.readouterr().out
     assert any(words in shown for words in ("eval_worst_group_accuracy", "worst group: ", "| FLYP |"))
     assert list(tmp_path.glob("*/model.safetensors")) or (tmp_path / "report" / "report.html").is_file()
+
+
+COMMANDS = re.findall(r"^starft .*$", README, re.MULTILINE)
+
+
+def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos")
+    write_folder(tmp_path / "photos", seed=1, split="test")
+    assert len(COMMANDS) == 2
+    for command in COMMANDS:
+        arguments = shlex.split(command.replace("openai/clip-vit-base-patch16", str(TINY_CLIP)))[1:]
+        quick = ["--max_steps", "2", "--use_cpu"] if arguments[0] == "train" else []
+        assert main([*arguments, *quick]) == 0
+        assert "worst group" in capsys.readouterr().out
 
 
 def test_there_are_examples():

@@ -15,14 +15,16 @@ class Command(ABC):
     name: str
     summary: str
 
-    @staticmethod
-    @abstractmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Declare the command's arguments."""
+    def make_parser(self, prog: str) -> argparse.ArgumentParser:
+        """The parser of the command's arguments, which commands add."""
+        return argparse.ArgumentParser(prog=prog, description=self.summary)
 
     @abstractmethod
-    def run(self, options: argparse.Namespace) -> None:
-        """Do it.
+    def run(self, options: argparse.Namespace) -> int | None:
+        """Do it; returns the exit code, None for 0.
+
+        Args:
+            options: the arguments, and under `command_line` the list they were parsed from, the command first.
 
         Raises:
             argparse.ArgumentTypeError: if the arguments do not go together.

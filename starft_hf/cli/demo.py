@@ -17,8 +17,8 @@ class DemoCommand(Command):
     name = "demo"
     summary = "fine-tune a tiny CLIP offline, plainly and with StarFT, and compare the worst groups"
 
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
+    def make_parser(self, prog: str) -> argparse.ArgumentParser:
+        parser = super().make_parser(prog)
         parser.add_argument("--quick", action="store_true", help="one seed")
         parser.add_argument("--seeds", type=positive_int, default=5, help="runs per method (default: 5)")
         parser.add_argument(
@@ -37,6 +37,7 @@ class DemoCommand(Command):
             "--output", type=Path, help=f"an empty or new folder (default: {DEFAULT_OUTPUT}, or the next that is free)"
         )
         parser.add_argument("--workers", type=positive_int, default=2, help="processes (default: 2)")
+        return parser
 
     def run(self, options: argparse.Namespace) -> None:
         output = options.output or unused_folder(DEFAULT_OUTPUT)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from starft_hf.data.randomness import global_generators_from
@@ -112,19 +112,34 @@ def fixed_size(image_processor: Any) -> tuple[int, int] | None:
 
 
 def as_rgb(image: Any) -> Image.Image:
-    """`image` as an RGB picture; arrays are read as `(H, W)` or `(H, W, C)` of unsigned bytes.
+    """`image` as an RGB picture, upright; arrays are read as `(H, W)` or `(H, W, C)` of unsigned bytes.
+
+    What is transparent takes the colour stored under it. Pictures of 16 bits are brought to 8.
 
     Raises:
         TypeError: if it is neither a PIL image nor such an array.
     """
-    if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        return Image.fromarray(image).convert("RGB")
-    raise TypeError(
-        f"an image is of type {type(image).__name__}; expected a PIL image or an array of unsigned bytes. "
-        "Cast the column to datasets.Image(), or give the data set a transform that opens its files."
-    )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(
+            f"an image is of type {type(image).__name__}; expected a PIL image or an array of unsigned bytes. "
+            "Cast the column to datasets.Image(), or give the data set a transform that opens its files."
+        )
+    # Cameras write down how they were held instead of turning the picture.
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        # PIL would cut everything above 255 off. Values beyond 16 bits do not come out of image files.
+        return Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) // 2**8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise TypeError(
+            "an image holds floating-point numbers, whose range is unknown; convert it to 8 bits, for example with "
+            "Image.fromarray((array * 255).astype('uint8'))"
+        )
+    # Palettes may have transparent entries, which PIL wants to be told of.
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
 
 
 def stack_features(examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from starft_hf.demo.experiment import ZERO_SHOT, Setting
+from starft_hf.comparison import ZERO_SHOT
+from starft_hf.demo.experiment import Setting
 from starft_hf.demo.results import Row
 from starft_hf.demo.world import GROUP_NAMES, make_split
 
@@ -52,10 +53,10 @@ def _draw_examples(figure: "SubFigure", setting: Setting) -> None:
 
 def _draw_groups(axis: "Axes", rows: Sequence[Row]) -> None:
     rows = [row for row in rows if not row.interpolated]
-    groups = list(rows[0].scores[0].groups)
+    groups = rows[0].groups
     width = 0.8 / len(rows)
     for index, row in enumerate(rows):
-        values = [*_group_accuracies(row, groups), row.of(lambda score: score.held_out)]
+        values = [*(row.group(group) for group in groups), row.held_out]
         places = np.arange(len(values)) + (index - (len(rows) - 1) / 2) * width
         axis.bar(
             places,
@@ -74,10 +75,6 @@ def _draw_groups(axis: "Axes", rows: Sequence[Row]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _group_accuracies(row: Row, groups: Sequence[str]) -> list[np.ndarray]:
-    return [np.array([100 * score.groups[group] for score in row.scores]) for group in groups]
-
-
 def _draw_paths(axis: "Axes", rows: Sequence[Row], setting: Setting) -> None:
     start = rows[0]
     for tuned in (row for row in rows if row.method != ZERO_SHOT and not row.interpolated):
@@ -85,15 +82,25 @@ def _draw_paths(axis: "Axes", rows: Sequence[Row], setting: Setting) -> None:
         colour = COLOURS[tuned.method]
         path = [start, halfway, tuned]
         axis.plot(
-            [row.average for row in path], [row.worst_group for row in path], color=colour, linewidth=1, zorder=1
+            [row.average for row in path],
+            [row.worst_group for row in path],
+            color=colour,
+            linewidth=1,
+            zorder=1,
         )
         for row, face in ((tuned, colour), (halfway, "white")):
-            average, worst = row.of(lambda score: score.average), row.of(lambda score: score.worst_group)
+            average, worst = row.averages, row.worst_groups
             axis.scatter(average, worst, s=12, color=colour, alpha=0.35, linewidths=0, zorder=2)
             axis.scatter(row.average, row.worst_group, s=70, color=face, edgecolors=colour, linewidths=1.8, zorder=3)
         axis.scatter([], [], s=70, color=colour, label=tuned.method)
     axis.scatter(
-        start.average, start.worst_group, s=80, marker="D", color=COLOURS[ZERO_SHOT], label=ZERO_SHOT, zorder=4
+        start.average,
+        start.worst_group,
+        s=80,
+        marker="D",
+        color=COLOURS[ZERO_SHOT],
+        label=ZERO_SHOT,
+        zorder=4,
     )
     axis.scatter([], [], s=70, color="white", edgecolors="black", label=f"WiSE-FT {setting.alpha:g}")
     axis.set(xlabel="average accuracy in %", ylabel="worst group in %", title="Average and worst group")

@@ -1,43 +1,83 @@
-"""What the demo's scores say: a table, one sentence and a file."""
+"""What the demo's runs say: tables and one sentence."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from starft_hf.demo.experiment import METHODS, ZERO_SHOT, Score, Setting
+from starft_hf.comparison import ZERO_SHOT
+from starft_hf.demo.experiment import HELD_OUT, METHODS, Setting
+from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.report import Run
 
 
 @dataclass(frozen=True)
 class Row:
-    """The scores of a method over its seeds."""
+    """The runs of a method, one per seed.
+
+    Attributes:
+        method: "zero-shot" or one of `METHODS`.
+        interpolated: whether the weights are on the way to the zero-shot model's.
+        split: the split that is scored.
+        runs: by seed.
+    """
 
     method: str
     interpolated: bool
-    scores: tuple[Score, ...]
+    split: str
+    runs: tuple[Run, ...]
 
-    def of(self, measure: Callable[[Score], float]) -> np.ndarray:
-        """A measure of every seed, in percent."""
-        return np.array([100 * measure(score) for score in self.scores])
+    @property
+    def results(self) -> list[EvaluationResult]:
+        """What every seed gave on the scored split."""
+        return [run.results[self.split] for run in self.runs]
+
+    @property
+    def worst_groups(self) -> np.ndarray:
+        """Accuracy of every seed's worst group, in percent."""
+        return np.array([100 * result.worst_group_accuracy for result in self.results])
+
+    @property
+    def averages(self) -> np.ndarray:
+        """Every seed's accuracy, in percent."""
+        return np.array([100 * result.accuracy for result in self.results])
 
     @property
     def worst_group(self) -> float:
-        """Mean accuracy of the worst group, in percent."""
-        return float(self.of(lambda score: score.worst_group).mean())
+        """The mean of `worst_groups`."""
+        return float(self.worst_groups.mean())
 
     @property
     def average(self) -> float:
-        """Mean accuracy, in percent."""
-        return float(self.of(lambda score: score.average).mean())
+        """The mean of `averages`."""
+        return float(self.averages.mean())
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Every seed's accuracy on the classes that fine-tuning never sees, in percent."""
+        return np.array([100 * run.results[HELD_OUT].accuracy for run in self.runs])
+
+    def group(self, name: str) -> np.ndarray:
+        """Every seed's accuracy in a group, in percent."""
+        return np.array([100 * result.group_accuracies[name] for result in self.results])
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of the groups."""
+        return sorted(self.results[0].group_accuracies)
 
 
-def as_rows(scores: Sequence[Score]) -> list[Row]:
-    """Scores by method, plain before interpolated, zero-shot first."""
+def as_rows(runs: Sequence[Run], split: str) -> list[Row]:
+    """Runs by method, plain before interpolated, zero-shot first."""
     keys = [(ZERO_SHOT, False), *((method, interpolated) for method in METHODS for interpolated in (False, True))]
-    return [Row(*key, tuple(score for score in scores if (score.method, score.interpolated) == key)) for key in keys]
+    return [
+        Row(*key, split, tuple(run for run in runs if (run.method, run.interpolated is not None) == key))
+        for key in keys
+    ]
 
 
 def row_label(row: Row, alpha: float) -> str:
@@ -45,21 +85,18 @@ def row_label(row: Row, alpha: float) -> str:
     return f"{row.method} + WiSE-FT {alpha:g}" if row.interpolated else row.method
 
 
-Measure = Callable[[Score], float]
+# What a column of a table shows of a row: percentages, one per seed.
+Measure = Callable[[Row], np.ndarray]
 
 
 def _measures(rows: Sequence[Row]) -> tuple[dict[str, Measure], dict[str, Measure]]:
     """What a table's columns show: of the whole, and group by group."""
     overall: dict[str, Measure] = {
-        "average": lambda score: score.average,
-        "worst group": lambda score: score.worst_group,
-        "held-out classes": lambda score: score.held_out,
+        "average": lambda row: row.averages,
+        "worst group": lambda row: row.worst_groups,
+        "held-out classes": lambda row: row.held_out,
     }
-    return overall, {group: _group_accuracy(group) for group in rows[0].scores[0].groups}
-
-
-def _group_accuracy(group: str) -> Measure:
-    return lambda score: score.groups[group]
+    return overall, {group: partial(Row.group, name=group) for group in rows[0].groups}
 
 
 def _mean_and_spread(values: np.ndarray) -> str:
@@ -92,7 +129,7 @@ def _table(title: str, rows: Sequence[Row], setting: Setting, measures: dict[str
     for name in measures:
         table.add_column(name, justify="right", min_width=11, max_width=11)
     for row in rows:
-        cells = [_mean_and_spread(row.of(measure)) for measure in measures.values()]
+        cells = [_mean_and_spread(measure(row)) for measure in measures.values()]
         table.add_row(row_label(row, setting.alpha), *cells, end_section=row.interpolated or row.method == ZERO_SHOT)
     return table
 
@@ -104,7 +141,7 @@ def as_markdown(rows: Sequence[Row], setting: Setting) -> str:
     lines = [["", *measures], ["---", *["---:"] * len(measures)]]
     for row in rows:
         lines.append(
-            [row_label(row, setting.alpha), *(_mean_and_spread(row.of(measure)) for measure in measures.values())]
+            [row_label(row, setting.alpha), *(_mean_and_spread(measure(row)) for measure in measures.values())]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -116,7 +153,7 @@ def as_sentence(rows: Sequence[Row], setting: Setting) -> str:
         for method in (ZERO_SHOT, "FLYP", "star")
     )
     gain = star.worst_group - flyp.worst_group
-    seeds = len(star.scores)
+    seeds = len(star.runs)
     return (
         f"Plain fine-tuning (FLYP) moved the worst group from {zero_shot.worst_group:.1f}% to "
         f"{flyp.worst_group:.1f}% and the average from {zero_shot.average:.1f}% to {flyp.average:.1f}%; StarFT, with "
@@ -126,17 +163,16 @@ def as_sentence(rows: Sequence[Row], setting: Setting) -> str:
     )
 
 
-def as_json(scores: Sequence[Score], setting: Setting, versions: dict[str, str], seconds: float) -> str:
-    """Everything about the run, for machines. Accuracies are shares."""
+def setting_as_json(setting: Setting, versions: dict[str, str], seconds: float) -> str:
+    """What the runs were made with, and how long they took."""
     content: dict[str, Any] = {
         "setting": {**asdict(setting), "model": setting.model if setting.model != Setting().model else "shipped"},
         "versions": versions,
         "seconds": round(seconds, 1),
-        "scores": [asdict(score) for score in scores],
     }
     return json.dumps(content, indent=1) + "\n"
 
 
 def _seeds(rows: Sequence[Row]) -> str:
-    count = len(rows[-1].scores)
+    count = len(rows[-1].runs)
     return "one seed" if count == 1 else f"mean ± standard deviation, {count} seeds"

@@ -121,24 +121,3 @@ class ClassificationCounts:
             bins=tuple(ReliabilityBin(int(count), float(mean), float(hits)) for count, mean, hits in means),
             macro_f1=self.macro_f1(),
         )
-
-    def metrics(self, training_shares: Mapping[str, float] | None = None) -> dict[str, float]:
-        """All metrics, as fractions; `loss` in nats.
-
-        Args:
-            training_shares: share of every group in the training set, for the group-adjusted accuracy: the accuracy
-                on a set whose groups are as frequent as in training. None leaves it out.
-
-        Raises:
-            ValueError: if nothing was counted.
-        """
-        result = self.result(training_shares)
-        metrics = {
-            "loss": result.loss,
-            "accuracy": result.accuracy,
-            "worst_group_accuracy": result.worst_group_accuracy,
-        }
-        if result.group_adjusted_accuracy is not None:
-            metrics["group_adjusted_accuracy"] = result.group_adjusted_accuracy
-        metrics["ece"] = result.ece
-        return metrics | {f"accuracy_{group}": accuracy for group, accuracy in result.group_accuracies.items()}

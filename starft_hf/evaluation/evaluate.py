@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
@@ -22,7 +20,6 @@ from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import NO_SAMPLE, share_of, world_size
 from starft_hf.evaluation.loop import ClassifierEvaluation
-from starft_hf.evaluation.mistakes import ConfidentMistakes
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.models import DualEncoder, evaluation_mode, load_model, load_processor
 
@@ -109,17 +106,15 @@ def evaluate_zero_shot(
     share = list(share_of(len(examples)))
     mine = Subset(examples, share + [NO_SAMPLE] * (-(-len(examples) // world_size()) - len(share)))
     loader = DataLoader(mine, batch_size, num_workers=num_workers, collate_fn=StarFTCollator(encoder.encode_texts))
-    evaluation = ClassifierEvaluation(encoder, names, templates, head, class_mapping)
-    mistakes = ConfidentMistakes(keep_mistakes, columns.class_names or ())
+    evaluation = ClassifierEvaluation(
+        encoder, names, templates, head, class_mapping, keep_mistakes, columns.class_names
+    )
     device = next(model.parameters()).device
     with evaluation_mode(model), _autocast(device, dtype):
         for batch in _shown(loader, len(mine), progress):
             batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-            logits = evaluation.step(model, batch)
-            if keep_mistakes:
-                mistakes.update(logits, batch)
-    result = evaluation.counts.gathered().result(training_shares)
-    return replace(result, mistakes=_gathered(mistakes).of(result.worst_group))
+            evaluation.step(model, batch)
+    return evaluation.result(training_shares)
 
 
 def check_mapping(mapping: Sequence[Sequence[int]], class_names: Sequence[str]) -> None:
@@ -147,14 +142,3 @@ def _shown(loader: DataLoader[Any], size: int, progress: bool) -> Iterator[dict[
         for batch in loader:
             yield batch
             bar.update(len(batch["labels"]))
-
-
-def _gathered(mistakes: ConfidentMistakes) -> ConfidentMistakes:
-    if world_size() == 1:
-        return mistakes
-    everyone: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyone, mistakes)
-    total = ConfidentMistakes(mistakes.limit, mistakes.class_names)
-    for part in everyone:
-        total.add(part)
-    return total

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from starft_hf.data.columns import read_column
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.evaluation.counts import ClassificationCounts
+from starft_hf.evaluation.mistakes import ConfidentMistakes
+from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.models import DualEncoder, batch_images, head_logits
 
@@ -24,6 +27,8 @@ class ClassifierEvaluation:
         head: a trained linear head over these very classes, used instead of the zero-shot classifier.
         class_mapping: for every label of the data set the classes that stand for it, of which the best counts; None
             where labels and classes are the same.
+        keep_mistakes: how many of the worst group's most confident mistakes the result has.
+        label_names: names of the labels, where they are not the classes.
     """
 
     def __init__(
@@ -33,6 +38,8 @@ class ClassifierEvaluation:
         templates: Sequence[str],
         head: nn.Linear | None = None,
         class_mapping: Sequence[Sequence[int]] | None = None,
+        keep_mistakes: int = 0,
+        label_names: Sequence[str] | None = None,
     ):
         self.encoder = encoder
         self.class_names = class_names
@@ -40,6 +47,7 @@ class ClassifierEvaluation:
         self.head = head
         self.class_mapping = class_mapping
         self.counts = ClassificationCounts()
+        self.mistakes = ConfidentMistakes(keep_mistakes, class_names if label_names is None else label_names)
         self._weights: Tensor | None = None
 
     def step(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -57,7 +65,22 @@ class ClassifierEvaluation:
         rows = rows.to(logits.device)
         if groups:
             self.counts.update(logits[rows], batch["labels"][rows], groups)
+        # The rows of a stream have no index to find them by.
+        if self.mistakes.limit and "sample_index" in batch:
+            self.mistakes.update(logits, batch)
         return logits
+
+    def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
+        """What all processes have counted.
+
+        Args:
+            training_shares: share of every group in the training set, for the group-adjusted accuracy.
+
+        Raises:
+            ValueError: if nothing was counted.
+        """
+        result = self.counts.gathered().result(training_shares)
+        return replace(result, mistakes=self.mistakes.gathered().of(result.worst_group))
 
     def _zero_shot_weights(self, model: nn.Module) -> Tensor:
         if self._weights is None:

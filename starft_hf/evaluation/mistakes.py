@@ -4,8 +4,10 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 
+from starft_hf.distributed import world_size
 from starft_hf.evaluation.results import Mistake
 
 
@@ -49,8 +51,15 @@ class ConfidentMistakes:
         """The mistakes of a group, the most confident first."""
         return tuple(mistake for *_, mistake in sorted(self._by_group.get(group, []), reverse=True))
 
-    def add(self, other: "ConfidentMistakes") -> None:
-        """Take in what another process has kept."""
-        for kept in other._by_group.values():
-            for *_, mistake in kept:
-                self._keep(mistake)
+    def gathered(self) -> "ConfidentMistakes":
+        """The mistakes of all processes together."""
+        if world_size() == 1:
+            return self
+        everyone: list[Any] = [None] * world_size()
+        dist.all_gather_object(everyone, self._by_group)
+        total = ConfidentMistakes(self.limit, self.class_names)
+        for by_group in everyone:
+            for kept in by_group.values():
+                for *_, mistake in kept:
+                    total._keep(mistake)
+        return total

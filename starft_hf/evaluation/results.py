@@ -77,6 +77,14 @@ class EvaluationResult:
         """How far the worst group is below the average."""
         return self.accuracy - self.worst_group_accuracy
 
+    def metrics(self) -> dict[str, float]:
+        """Its figures as a log has them, each group's accuracy by itself."""
+        metrics = {"loss": self.loss, "accuracy": self.accuracy, "worst_group_accuracy": self.worst_group_accuracy}
+        if self.group_adjusted_accuracy is not None:
+            metrics["group_adjusted_accuracy"] = self.group_adjusted_accuracy
+        metrics["ece"] = self.ece
+        return metrics | {f"accuracy_{group}": accuracy for group, accuracy in self.group_accuracies.items()}
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return asdict(self)
@@ -104,3 +112,18 @@ class Retention:
     def metrics(self, name: str) -> dict[str, float]:
         """Figures for a log."""
         return {f"{name}_accuracy": self.after.accuracy, f"{name}_accuracy_change": self.change}
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A model between two others, as in WiSE-FT (arXiv 2109.01903).
+
+    Attributes:
+        alpha: share of the second model's weights, from 0 to 1; usually it is the fine-tuned one.
+        in_distribution: what was measured on data as in training.
+        out_of_distribution: what was measured on data that differ, or in the worst group.
+    """
+
+    alpha: float
+    in_distribution: float
+    out_of_distribution: float

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,6 @@ class TrainingPoint:
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """A model between the zero-shot and the fine-tuned one, as in WiSE-FT (arXiv 2109.01903).
-
-    Attributes:
-        alpha: share of the fine-tuned weights, from 0 to 1.
-        in_distribution: accuracy on data as in training, a share.
-        out_of_distribution: accuracy on data that differ, a share.
-    """
-
-    alpha: float
-    in_distribution: float
-    out_of_distribution: float
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            _check_share(f"{name} of the WiSE-FT curve", value)
-
-
-@dataclass(frozen=True)
 class Run:
     """One model and what is known about it.
 
@@ -69,7 +50,7 @@ class Run:
         seed: of the run.
         results: by name of the data set.
         log: the losses while training, in order of the steps.
-        curve: the WiSE-FT curve from the zero-shot model to this one.
+        curve: the WiSE-FT curve from the zero-shot model to this one, in accuracies.
         interpolated: share of the fine-tuned weights where `results` are those of an interpolation; None for the
             model as it was trained.
 
@@ -92,6 +73,9 @@ class Run:
             raise ValueError(f"{self} has no results; pass what the evaluation of at least one data set gave")
         if self.interpolated is not None:
             _check_share(f"interpolated of {self}", self.interpolated)
+        for point in self.curve:
+            for name, value in asdict(point).items():
+                _check_share(f"{name} of the WiSE-FT curve of {self}", value)
         for dataset, result in self.results.items():
             accuracies = {"accuracy": result.accuracy, "worst_group_accuracy": result.worst_group_accuracy}
             accuracies |= {f"accuracy of group {group!r}": value for group, value in result.group_accuracies.items()}

@@ -1,14 +1,22 @@
 """The figures of a report with what is said about them."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from starft_hf.files import write_bytes_atomically
 from starft_hf.report import plots
 from starft_hf.report.plots import Style
 from starft_hf.report.series import pooled_bins, training_line, wise_ft_curve
 from starft_hf.report.svg import as_svg, drawing
 from starft_hf.report.table import Entry, Row, Summary, cell, shown_groups, without_interpolations
 from starft_hf.report.text import one_line, percent
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -179,3 +187,29 @@ def _spread(rows: Sequence[Row]) -> str:
 def _with_deviation(summary: Summary) -> str:
     mean, deviation = cell(summary)
     return mean if deviation is None else f"{mean} \u00b1 {deviation}"
+
+
+def save_figures(entries: Sequence[Entry], rows: Sequence[Row], baseline: str, folder: Path) -> list[tuple[str, Path]]:
+    """Write worst groups and all groups of every data set as PNG files; what each shows, and its path."""
+    styles, saved = plots.styles_of(entries, baseline), []
+    for number, dataset in enumerate(entries[0].runs[0].results):
+        of_dataset = [row for row in rows if row.dataset == dataset]
+        reference = next((row for row in of_dataset if row.method == baseline and row.interpolated is None), None)
+        groups, sizes = shown_groups(of_dataset), entries[0].runs[0].results[dataset].group_sizes
+        with drawing():
+            overview = _as_png(plots.draw_overview(of_dataset, styles, reference))
+            bars = _as_png(plots.draw_groups(of_dataset, groups, sizes, styles))
+        for kind, words, png in (
+            ("overview", "Worst group and average", overview),
+            ("groups", "Accuracy of every group", bars),
+        ):
+            path = folder / f"{kind}-{number}.png"
+            write_bytes_atomically(path, png)
+            saved.append((f"{words}, {dataset}", path))
+    return saved
+
+
+def _as_png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140, bbox_inches="tight", facecolor="white")
+    return buffer.getvalue()

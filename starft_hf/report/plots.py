@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from starft_hf.report.data import CurvePoint
+from starft_hf.evaluation.results import CurvePoint
 from starft_hf.report.series import Bins, Line
 from starft_hf.report.svg import INK, PAPER, SERIES, SOFT
 from starft_hf.report.table import Entry, Row, Summary

@@ -10,6 +10,7 @@ from typing import Any
 from starft_hf.files import write_text_atomically
 from starft_hf.names import unknown_name
 from starft_hf.report.data import Run, as_plain, check_runs
+from starft_hf.report.figures import save_figures
 from starft_hf.report.markdown import as_markdown
 from starft_hf.report.page import check_extra, render_page
 from starft_hf.report.table import Row, entries_of, rows_of
@@ -158,3 +159,15 @@ class RobustnessReport:
         for path, text in zip(paths, texts, strict=True):
             write_text_atomically(path, text)
         return paths[-1]
+
+    def save_figures(self, folder: str | PathLike[str]) -> list[tuple[str, Path]]:
+        """Write the plots of worst groups and of all groups as PNG files, replacing those of the same names.
+
+        Returns:
+            What each of them shows, in words, and its path.
+
+        Raises:
+            ImportError: if matplotlib is missing.
+        """
+        check_extra()
+        return save_figures(self._entries, self.rows, self.baseline, Path(folder))

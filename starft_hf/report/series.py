@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from starft_hf.report.data import CurvePoint, TrainingPoint
+from starft_hf.evaluation.results import CurvePoint
+from starft_hf.report.data import TrainingPoint
 from starft_hf.report.table import Entry
 
 

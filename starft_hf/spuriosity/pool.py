@@ -16,6 +16,9 @@ from starft_hf.names import readable, unknown_name
 CAPTION_FIELD = "{}"
 CLASS_FIELD = "{class}"
 
+# What a repository that holds nothing but a pool calls it.
+POOL_FILE = "starft_pool.json"
+
 # The union of all built-in pools has a name but no file.
 UNION = "all"
 
@@ -191,8 +194,8 @@ class SpuriosityPool:
 
         Args:
             name_or_path_or_repo: the name of a built-in pool; a file of templates (.json, .yaml, .yml, .txt with one
-                template per line, or .pt/.pth, which is read without unpickling objects); or a Hub repository
-                "owner/name" that holds a `starft_pool.json`.
+                template per line, or .pt/.pth, which is read without unpickling objects); or a folder or a Hub
+                repository "owner/name" that holds a `starft_pool.json`, or the `starft.json` of a run.
 
         Raises:
             ValueError: if the name is not known or the file does not hold templates.
@@ -213,8 +216,8 @@ class SpuriosityPool:
             return cls._from_content(_read_templates(path), default_name=path.stem)
         if path.suffix in _READERS:
             raise FileNotFoundError(f"there is no file {text!r} to load a spuriosity pool from")
-        if text.count("/") == 1 and not path.exists():
-            return cls._from_content(_read_templates(_download(text)), default_name=text)
+        if path.is_dir() or text.count("/") == 1:
+            return cls._from_content(_read_repository(text), default_name=path.name)
         raise ValueError(
             unknown_name("spuriosity pool", text, cls.builtin_names())
             + " A file of templates (.json, .yaml, .txt) or a Hub repository 'owner/name' will do as well."
@@ -355,7 +358,19 @@ def _read_templates(path: Path) -> Any:
         raise ValueError(f"{str(path)!r} could not be read as a spuriosity pool: {error}") from error
 
 
-def _download(repo: str) -> Path:
+def _read_repository(source: str) -> Any:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
-    return Path(hf_hub_download(repo, "starft_pool.json"))
+    from starft_hf.record import RunRecord
+
+    try:
+        path = Path(source) / POOL_FILE if Path(source).is_dir() else Path(hf_hub_download(source, POOL_FILE))
+    except EntryNotFoundError:
+        path = None
+    if path is not None and path.is_file():
+        return _read_templates(path)
+    pool = RunRecord.load(source).pool
+    if pool is None:
+        raise ValueError(f"the run in {source!r} had no spuriosity pool, for its regularizer takes none")
+    return pool

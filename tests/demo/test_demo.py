@@ -6,41 +6,50 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from starft_hf import RobustnessReport
+from starft_hf.comparison import ZERO_SHOT
 from starft_hf.demo.command import demo
-from starft_hf.demo.experiment import METHODS, POOLS, ZERO_SHOT, Score, Setting, run_method
+from starft_hf.demo.experiment import HELD_OUT, METHODS, POOLS, Setting, run_experiment
 from starft_hf.demo.results import as_markdown, as_rows, as_sentence, as_tables
 from starft_hf.demo.world import GROUP_NAMES
+from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.report import Run
 
 
-def score(method, seed, worst, *, interpolated=False, average=0.8):
-    groups = dict(zip(GROUP_NAMES, (worst, 0.8, 0.9, 0.95), strict=True))
-    return Score(method, seed, interpolated, average, worst, 0.7, groups)
+def run(method, seed, worst, alpha=None):
+    def result(average, worst):
+        groups = dict(zip(GROUP_NAMES, (worst, 0.8, 0.9, 0.95), strict=True))
+        return EvaluationResult(average, worst, groups, dict.fromkeys(groups, 9), 1.0, 0.1)
+
+    return Run(method, seed, {"test": result(0.8, worst), HELD_OUT: result(0.7, 0.5)}, interpolated=alpha)
 
 
-def made_up_scores(star=0.70):
-    scores = [score(ZERO_SHOT, 0, 0.6)]
+def made_up_runs(star=0.70):
+    runs = [run(ZERO_SHOT, 0, 0.6)]
     for method, worst in (("FLYP", 0.4), ("kl", 0.65), ("star", star)):
         for seed, change in ((0, -0.02), (1, 0.02)):
-            scores += [
-                score(method, seed, worst + change),
-                score(method, seed, worst + change + 0.05, interpolated=True),
-            ]
-    return scores
+            runs += [run(method, seed, worst + change), run(method, seed, worst + change + 0.05, 0.5)]
+    return runs
+
+
+def made_up_rows(star=0.70):
+    return as_rows(made_up_runs(star), "test")
 
 
 def test_rows_hold_means_over_seeds_in_the_order_of_the_methods():
-    rows = as_rows(made_up_scores())
+    rows = made_up_rows()
     assert [(row.method, row.interpolated) for row in rows] == [
         (ZERO_SHOT, False),
         *((method, interpolated) for method in METHODS for interpolated in (False, True)),
     ]
     assert [row.worst_group for row in rows] == pytest.approx([60, 40, 45, 65, 70, 70, 75])
+    assert [row.held_out.mean() for row in rows] == pytest.approx([70] * 7)
 
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_tables_fit_the_terminal_and_show_every_figure(width):
     console = Console(file=io.StringIO(), width=width)
-    for table in as_tables(as_rows(made_up_scores()), Setting(), width):
+    for table in as_tables(made_up_rows(), Setting(), width):
         console.print(table)
     text = console.file.getvalue()
     assert "…" not in text
@@ -50,21 +59,29 @@ def test_tables_fit_the_terminal_and_show_every_figure(width):
 
 
 def test_markdown_has_one_line_per_row():
-    lines = as_markdown(as_rows(made_up_scores()), Setting()).splitlines()
+    lines = as_markdown(made_up_rows(), Setting()).splitlines()
     assert len(lines) == 2 + 7
     assert lines[3].startswith("| FLYP | 80.0 ± 0.0 | 40.0 ± 2.8 |")
 
 
 @pytest.mark.parametrize(("star", "said"), [(0.7, "30.0 points better"), (0.3, "10.0 points worse")])
 def test_the_sentence_says_what_happened_either_way(star, said):
-    sentence = as_sentence(as_rows(made_up_scores(star)), Setting())
+    sentence = as_sentence(made_up_rows(star), Setting())
     assert said in sentence
     assert "from 60.0% to 40.0%" in sentence
 
 
-def test_runs_of_a_seed_are_repeatable_and_methods_share_the_data_order():
-    setting = Setting(steps=2)
-    assert run_method(setting, "star", 1) == run_method(setting, "star", 1)
+def test_runs_are_repeatable_and_side_by_side_they_are_what_they_are_one_by_one():
+    setting, steps = Setting(steps=2), []
+    alone = run_experiment(setting, 1, processes=1, on_step=steps.append)
+    assert sorted(steps) == sorted([*METHODS] * 2)
+    steps.clear()
+    together = run_experiment(setting, 1, processes=2, on_step=steps.append)
+    assert sorted(steps) == sorted([*METHODS] * 2)
+    for one, other in zip(alone.runs, together.runs, strict=True):
+        assert (one.method, one.seed, one.interpolated) == (other.method, other.seed, other.interpolated)
+        # With another number of threads, sums are rounded differently.
+        assert one.results["test"].loss == pytest.approx(other.results["test"].loss, rel=1e-4)
 
 
 def test_unknown_pool_is_refused():
@@ -76,11 +93,16 @@ def test_unknown_pool_is_refused():
 def test_a_short_demo_writes_its_files(tmp_path):
     console = Console(file=io.StringIO(), width=100)
     demo(Setting(steps=2), 1, tmp_path / "out", console)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["plot.png", "results.json", "table.md"]
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert len(results["scores"]) == 1 + 2 * len(METHODS)
-    assert results["setting"]["model"] == "shipped"
-    assert set(results["versions"]) >= {"torch", "transformers", "starft_hf"}
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["plot.png", "report.html", "report.json", "report.md", "setting.json", "table.md"]
+    report = RobustnessReport.from_json((tmp_path / "out" / "report.json").read_text())
+    assert len(report.runs) == 1 + 2 * len(METHODS)
+    assert [point.alpha for point in report.runs[1].curve] == [0, 0.5, 1]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    setting = json.loads((tmp_path / "out" / "setting.json").read_text())
+    assert setting["setting"]["model"] == "shipped"
+    assert set(setting["versions"]) >= {"torch", "transformers", "starft_hf"}
     with Image.open(tmp_path / "out" / "plot.png") as plot:
         assert plot.width > 1000
         assert np.asarray(plot.convert("L")).std() > 10

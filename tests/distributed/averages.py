@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from starft_hf import ExponentialAverageCallback
-from starft_hf.distributed import rank
+from starft_hf.distributed import leave, rank
 from starft_hf.models import whole
 from tests.distributed.scenarios import make_trainer
 
@@ -17,7 +17,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
 
 
 def whole_state(model):
-    return {name: whole(value).detach().clone() for name, value in model.state_dict().items()}
+    return {name: whole(value).detach().clone().squeeze() for name, value in model.state_dict().items()}
 
 
 def run(folder, resume=None, **overrides):
@@ -41,3 +41,4 @@ def run(folder, resume=None, **overrides):
 
 if __name__ == "__main__":
     run(sys.argv[1], **json.loads(sys.argv[2]))
+    leave()

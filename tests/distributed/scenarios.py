@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from starft_hf import StarFTConfig, StarFTTrainer
-from starft_hf.distributed import rank, world_size
+from starft_hf.distributed import leave, rank, world_size
 from starft_hf.models import whole
 from starft_hf.reference import FrozenReference
 from tests.conftest import TINY_CLIP, make_dataset
@@ -39,6 +39,7 @@ SCENARIOS = {
     "no regularizer": ({"regularizer": "none"}, 27),
     "cross-entropy alone": ({"base_loss": "cross_entropy", "regularizer": "none"}, 27),
     "adapter": ({"peft_config": "lora"}, 31),
+    "evaluated before": ({"evaluated_before": True}, 31),
 }
 
 
@@ -66,6 +67,7 @@ def make_trainer(name, folder, **overrides):
     settings = {**settings, **overrides}
     peft_config = settings.pop("peft_config", None)
     sharded = settings.pop("sharded", False)
+    evaluated_before = settings.pop("evaluated_before", False)
     args = StarFTConfig(
         **{
             "output_dir": str(folder / "output"),
@@ -96,6 +98,8 @@ def make_trainer(name, folder, **overrides):
     )
     if sharded:
         shard(trainer)
+    if evaluated_before:
+        trainer.evaluate()
     return trainer
 
 
@@ -156,3 +160,4 @@ if __name__ == "__main__":
     target, overrides, *names = sys.argv[1:]
     for scenario in names:
         run(scenario, Path(target) / scenario, **json.loads(overrides))
+    leave()

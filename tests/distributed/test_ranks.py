@@ -52,7 +52,7 @@ def assert_same_runs(left, right, *, gradients=True):
         assert expected.keys() == found.keys()
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=0, atol=1e-9, msg=f"{kind} {key}")
-    timing = ("runtime", "samples_per_second", "steps_per_second")
+    timing = ("runtime", "samples_per_second", "steps_per_second", "preparation_time")
     expected, found = (
         {key: value for key, value in run["metrics"].items() if not key.endswith(timing)} for run in (one, other)
     )

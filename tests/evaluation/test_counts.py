@@ -24,7 +24,7 @@ def test_a_table_worked_out_by_hand():
     confidence = torch.tensor([0.9, 0.6, 0.6, 0.8], dtype=torch.float64)
     logits = torch.stack([confidence, 1 - confidence], -1).log()
     counts = counted(logits, torch.tensor([0, 1, 0, 0]), ["a", "a", "b", "b"], num_bins=5)
-    metrics = counts.metrics({"a": 0.9, "b": 0.1})
+    metrics = counts.result({"a": 0.9, "b": 0.1}).metrics()
     assert metrics["accuracy"] == 0.75
     assert metrics["accuracy_a"] == metrics["worst_group_accuracy"] == 0.5
     assert metrics["accuracy_b"] == 1.0
@@ -48,8 +48,8 @@ def predictions(draw):
 def test_splitting_into_batches_changes_nothing(table, data):
     logits, labels, groups = table
     cut = data.draw(st.integers(0, len(labels)))
-    whole = counted(logits, labels, groups).metrics()
-    parts = counted(logits, labels, groups, [cut, len(labels) - cut]).metrics()
+    whole = counted(logits, labels, groups).result().metrics()
+    parts = counted(logits, labels, groups, [cut, len(labels) - cut]).result().metrics()
     assert parts == pytest.approx(whole)
 
 
@@ -58,8 +58,8 @@ def test_splitting_into_batches_changes_nothing(table, data):
 def test_relabelling_groups_changes_nothing(table):
     logits, labels, groups = table
     names = {"g0": "z", "g1": "m", "g2": "a"}
-    before = counted(logits, labels, groups).metrics()
-    after = counted(logits, labels, [names[group] for group in groups]).metrics()
+    before = counted(logits, labels, groups).result().metrics()
+    after = counted(logits, labels, [names[group] for group in groups]).result().metrics()
     for name in ("loss", "accuracy", "worst_group_accuracy", "ece"):
         assert after[name] == pytest.approx(before[name])
 
@@ -68,7 +68,7 @@ def test_relabelling_groups_changes_nothing(table):
 @settings(deadline=None)
 def test_scikit_learn_agrees(table):
     logits, labels, groups = table
-    metrics = counted(logits, labels, groups).metrics()
+    metrics = counted(logits, labels, groups).result().metrics()
     assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
     expected = log_loss(labels, logits.softmax(-1), labels=range(logits.shape[1]))
     assert metrics["loss"] == pytest.approx(expected)
@@ -81,16 +81,16 @@ def test_scikit_learn_agrees(table):
 def test_shares_of_groups_that_are_not_evaluated_do_not_count():
     logits = torch.eye(2).repeat(2, 1)
     counts = counted(logits, torch.tensor([0, 1, 1, 1]), ["a", "a", "b", "b"])
-    assert counts.metrics({"a": 0.3, "b": 0.1, "c": 0.6})["group_adjusted_accuracy"] == pytest.approx(
+    assert counts.result({"a": 0.3, "b": 0.1, "c": 0.6}).metrics()["group_adjusted_accuracy"] == pytest.approx(
         (0.3 * 1 + 0.1 * 0.5) / 0.4
     )
-    assert "group_adjusted_accuracy" not in counts.metrics({"c": 1.0})
-    assert "group_adjusted_accuracy" not in counts.metrics()
+    assert "group_adjusted_accuracy" not in counts.result({"c": 1.0}).metrics()
+    assert "group_adjusted_accuracy" not in counts.result().metrics()
 
 
 def test_nothing_counted_is_an_error():
     with pytest.raises(ValueError, match="no rows"):
-        ClassificationCounts().metrics()
+        ClassificationCounts().result().metrics()
 
 
 def test_a_zero_shot_classifier_averages_prompts_on_the_sphere(clip, processor):

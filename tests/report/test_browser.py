@@ -1,7 +1,5 @@
 """The page in a real browser: `make test-browser`. Needs a Chromium, such as Debian's package of that name."""
 
-import shutil
-
 import pytest
 from PIL import Image, ImageChops
 
@@ -14,21 +12,6 @@ pytestmark = pytest.mark.browser
 
 PHONE, DESKTOP, PAPER = 390, 1280, 690
 KINDS = ["overview", "groups", "reliability", "mistakes", "training", "wise-ft"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.fail(f"none of {', '.join(names)} is installed; on Debian: apt-get install chromium")
-    with sync_playwright() as playwright:
-        # The sandbox does not work for root, and the only page that is opened is the report.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

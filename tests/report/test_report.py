@@ -188,8 +188,8 @@ def test_what_is_no_share_is_refused():
         run("kl", average=79.1)
     with pytest.raises(ValueError, match=r"interpolated of the run 'kl'.* is -0\.1"):
         run("kl", interpolated=-0.1)
-    with pytest.raises(ValueError, match=r"alpha of the WiSE-FT curve is 2"):
-        CurvePoint(2, 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"alpha of the WiSE-FT curve of the run 'kl', seed 0 is 2"):
+        run("kl", curve=[CurvePoint(2, 0.5, 0.5)])
     with pytest.raises(ValueError, match=r"has no results"):
         Run("kl", 0, {})
 

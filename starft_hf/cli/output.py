@@ -1,0 +1,64 @@
+"""What commands print: tables for people, JSON for machines."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from starft_hf import RobustnessReport
+    from starft_hf.evaluation.results import EvaluationResult
+
+
+def print_json(content: Any) -> None:
+    """One line of JSON on the standard output."""
+    from starft_hf.report.data import as_plain
+
+    print(json.dumps(as_plain(content), allow_nan=False), flush=True)
+
+
+def print_result(result: "EvaluationResult", title: str) -> None:
+    """A table of an evaluation: its figures, and group by group."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from starft_hf.report.text import one_line, percent
+
+    table = Table(title=escape(one_line(title)), title_justify="left")
+    for heading in ("group", "rows", "accuracy, %"):
+        table.add_column(heading, justify="left" if heading == "group" else "right")
+    for group, accuracy in sorted(result.group_accuracies.items(), key=lambda item: item[1]):
+        table.add_row(escape(one_line(group)), f"{result.group_sizes[group]:,}", percent(accuracy))
+    table.add_section()
+    rows = f"{sum(result.group_sizes.values()):,}"
+    table.add_row("average", rows, percent(result.accuracy))
+    table.add_row("worst group", "", percent(result.worst_group_accuracy))
+    if result.group_adjusted_accuracy is not None:
+        table.add_row("group-adjusted average", "", percent(result.group_adjusted_accuracy))
+    table.add_row("expected calibration error", "", percent(result.ece))
+    Console().print(table)
+
+
+def print_report(report: "RobustnessReport") -> None:
+    """The table of a report, and its sentences."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from starft_hf.report.table import Summary
+    from starft_hf.report.text import one_line, percent
+
+    def shown(summary: Summary) -> str:
+        spread = "" if summary.deviation is None else f" ± {percent(summary.deviation)}"
+        return percent(summary.mean) + spread
+
+    console = Console()
+    table = Table(title="Accuracy in %", title_justify="left")
+    for heading in ("data", "model", "average", "worst group", "ECE"):
+        table.add_column(heading, justify="left" if heading in ("data", "model") else "right")
+    for row in report.rows:
+        names = (escape(one_line(name)) for name in (row.dataset, row.label))
+        table.add_row(*names, shown(row.average), shown(row.worst_group), shown(row.ece))
+    console.print(table)
+    for finding in report.findings:
+        console.print(escape(f"{finding.lead} {finding.remarks}".strip()))

@@ -1,0 +1,98 @@
+"""`starft train`."""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starft_hf.cli.arguments import build, required, settings_of, training_parser
+from starft_hf.cli.command import Command
+
+
+@dataclass
+class TrainArguments:
+    """Of `train` alone."""
+
+    processes: int = field(default=1, metadata={"help": "Processes on this machine, started by accelerate."})
+
+
+class TrainCommand(Command):
+    """Fine-tunes, evaluates before and after, and saves model and report."""
+
+    name = "train"
+    summary = "fine-tune a model with StarFT and report how robust it came out"
+
+    def make_parser(self, prog: str) -> argparse.ArgumentParser:
+        defaults = {"output_dir": "starft-output", "report_to": "none"}
+        return training_parser(prog, self.summary, [TrainArguments], defaults)
+
+    def run(self, options: argparse.Namespace) -> int | None:
+        from starft_hf.cli.data import load_training_data, make_trainer
+        from starft_hf.cli.launch import launch, launched
+        from starft_hf.distributed import leave
+
+        required(options, "model", "dataset")
+        own = build(TrainArguments, options)
+        if own.processes < 1:
+            raise argparse.ArgumentTypeError(f"--processes is {own.processes}; it is a number from 1")
+        if not launched():
+            _check_output(Path(options.output_dir), resumed=bool(options.resume_from_checkpoint))
+            if own.processes > 1:
+                # Wrong settings are told once, and before anything is started.
+                settings_of(options)
+                return launch(options.command_line, own.processes)
+        args = settings_of(options)
+        train, evaluation = load_training_data(options)
+        trainer = make_trainer(options, args, train, evaluation)
+        runs = _train(trainer, options)
+        if trainer.args.should_save:
+            _report(trainer, runs, options)
+        leave()
+        return None
+
+
+def _check_output(folder: Path, *, resumed: bool) -> None:
+    from starft_hf.files import is_free
+
+    if not resumed and not is_free(folder):
+        raise argparse.ArgumentTypeError(
+            f"--output_dir {folder} is not an empty folder; choose another, or go on with "
+            "--resume_from_checkpoint last"
+        )
+
+
+def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
+    from starft_hf.comparison import ZERO_SHOT, evaluation_results
+    from starft_hf.report import Run, TrainingPoint
+
+    args, resume = trainer.args, options.resume_from_checkpoint
+    runs = []
+    if trainer.eval_dataset is not None:
+        runs.append(Run(ZERO_SHOT, args.seed, evaluation_results(trainer)))
+    trainer.train(resume_from_checkpoint=True if resume in ("last", "true", "True") else resume)
+    trainer.save_model()
+    if trainer.eval_dataset is not None:
+        method = "plain fine-tuning" if args.regularizer == "none" else args.regularizer
+        log = TrainingPoint.from_log_history(trainer.state.log_history)
+        runs.append(Run(method, args.seed, evaluation_results(trainer), log=log))
+    return runs
+
+
+def _report(trainer: Any, runs: list[Any], options: argparse.Namespace) -> None:
+    import importlib.util
+    import sys
+
+    from starft_hf import RobustnessReport
+    from starft_hf.cli.output import print_json, print_report
+
+    folder = Path(trainer.args.output_dir)
+    trainer.create_model_card()
+    report = RobustnessReport(runs) if runs else None
+    if report is not None and importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
+        report.save(folder, overwrite=True)
+    if options.json:
+        results = {run.method: {name: part.as_dict() for name, part in run.results.items()} for run in runs}
+        print_json({"output_dir": str(folder), "results": results})
+    elif report is not None:
+        print_report(report)
+    print(f"Written to {folder}.", file=sys.stderr)

@@ -1,0 +1,133 @@
+"""Data sets from the Hub or from a folder, with the columns that the trainer expects."""
+
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, DatasetDict, Image, IterableDatasetDict, load_dataset, load_from_disk
+from transformers.utils import logging
+
+from starft_hf.names import unknown_name
+
+
+logger = logging.get_logger(__name__)
+
+# What WebDataset shards call an image and its label.
+_WEB_IMAGES = ("jpg", "jpeg", "png", "webp")
+_WEB_LABEL = "cls"
+
+# What a split for evaluation is called, the first that is there.
+EVALUATION_SPLITS = ("test", "validation", "valid", "val", "dev")
+
+
+def load_splits(
+    source: str | PathLike[str],
+    config: str | None = None,
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+    streaming: bool = False,
+) -> DatasetDict | IterableDatasetDict:
+    """All splits of a data set.
+
+    Args:
+        source: a data set on the Hub, or a folder: of images in one folder per class (`train/owl/1.jpg`, with further
+            columns such as groups in a `metadata.csv`), of Parquet files, of WebDataset shards, or one that
+            `save_to_disk` has written.
+        config: the configuration, where there are several.
+        image_column: how the column with the images is to be called.
+        label_column: the same for the labels.
+        streaming: read rows as they are needed instead of all in advance.
+
+    Returns:
+        The splits by name. Images of WebDataset shards are in `image_column` and their labels in `label_column`;
+        where a metadata file has no labels, they are the names of the folders.
+
+    Raises:
+        FileNotFoundError: if `source` looks like a path and there is nothing.
+        ValueError: if nothing in the folder can be read as a data set.
+    """
+    folder = Path(source).expanduser()
+    if not folder.exists():
+        if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
+            raise FileNotFoundError(f"there is no folder {str(source)!r}; pass a folder or a data set of the Hub")
+        return _with_standard_columns(
+            load_dataset(str(source), config, streaming=streaming), image_column, label_column, local=False
+        )
+    if folder.is_file():
+        raise ValueError(f"{str(source)!r} is a file; pass the folder it is in")
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        loaded = load_from_disk(str(folder))
+        splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+    else:
+        try:
+            splits = load_dataset(str(folder), config, streaming=streaming)
+        except Exception as error:
+            found = sorted({path.suffix or "no ending" for path in folder.rglob("*") if path.is_file()})
+            raise ValueError(
+                f"no data set could be read from {str(source)!r} ({error}); expected images in one folder per class, "
+                f"*.parquet, *.tar or what save_to_disk writes, found files with {', '.join(found) or 'nothing'}"
+            ) from error
+    return _with_standard_columns(splits, image_column, label_column, local=True)
+
+
+def choose_split(splits: Any, name: str, source: str) -> Any:
+    """A split by name.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in splits:
+        raise ValueError(f"{source!r} has an {unknown_name('split', name, splits)}")
+    return splits[name]
+
+
+def evaluation_split(splits: Any) -> str | None:
+    """The name of the split that is for evaluation, or None where none is called so."""
+    return next((name for name in EVALUATION_SPLITS if name in splits), None)
+
+
+def _with_standard_columns(splits: Any, image_column: str, label_column: str, *, local: bool) -> Any:
+    columns = _columns(splits)
+    if image_column not in columns and (image := _first(_WEB_IMAGES, columns)) is not None:
+        splits = splits.rename_column(image, image_column)
+        if label_column not in columns and _WEB_LABEL in columns:
+            splits = splits.rename_column(_WEB_LABEL, label_column)
+    if local and image_column in columns and label_column not in columns and isinstance(splits, DatasetDict):
+        splits = _with_folders_as_labels(splits, image_column, label_column)
+    return splits
+
+
+def _columns(splits: Any) -> list[str]:
+    first = next(iter(splits.values()))
+    return list(first.features or first.column_names or ())
+
+
+def _first(candidates: Iterable[str], columns: list[str]) -> str | None:
+    return next((name for name in candidates if name in columns), None)
+
+
+def _with_folders_as_labels(splits: DatasetDict, image_column: str, label_column: str) -> DatasetDict:
+    """The labels that `datasets` leaves out where there is a metadata file: the folders the images are in."""
+    folders = {
+        name: [
+            Path(image["path"] or "").parent.name
+            for image in part.select_columns([image_column]).cast_column(image_column, Image(decode=False))[
+                image_column
+            ]
+        ]
+        for name, part in splits.items()
+    }
+    names = sorted({folder for part in folders.values() for folder in part})
+    # Images that lie side by side say nothing about their classes.
+    if len(names) < 2 or any(len(set(part)) < 2 for part in folders.values()):
+        return splits
+    logger.info("Labels are the names of the folders that the images are in: %s.", ", ".join(names))
+    label = ClassLabel(names=names)
+    return DatasetDict(
+        {
+            name: part.add_column(label_column, [label.str2int(folder) for folder in folders[name]], feature=label)
+            for name, part in splits.items()
+        }
+    )

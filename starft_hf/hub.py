@@ -1,0 +1,98 @@
+"""Publishing folders on the Hub, and saying what went wrong and how to go on."""
+
+import os
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+# Not for publication: what the last holds of the arguments are paths and the token.
+_IGNORED = ["_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*", "training_args.bin"]
+
+
+class PushError(RuntimeError):
+    """Something could not be published; the message says where it is kept and how to try again."""
+
+
+def push_folder(
+    folder: str | PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    tag: str | None = None,
+    token: str | None = None,
+    message: str = "Upload model",
+    path_in_repo: str | None = None,
+    blocking: bool = True,
+) -> Any:
+    """Publish a folder that a run has saved; the repository and the branch are made where they do not exist.
+
+    Args:
+        folder: with the model, its processor, `starft.json` and its card. Checkpoints in it stay where they are.
+        repo_id: "name" or "organisation/name".
+        private: whether a new repository is private; None leaves it to the account's default.
+        revision: the branch; None is main.
+        tag: a tag for the commit.
+        token: with the right to write; None takes the one that is logged in.
+        message: of the commit.
+        path_in_repo: the folder in the repository; None is its root.
+        blocking: whether to wait until it is done.
+
+    Returns:
+        What `HfApi.upload_folder` does.
+
+    Raises:
+        PushError: if it could not be published.
+    """
+    try:
+        repo_id = open_repository(repo_id, private=private, revision=revision, token=token)
+        settings: dict[str, Any] = {"run_as_future": not blocking}
+        commit = HfApi(token=token).upload_folder(
+            repo_id=repo_id,
+            folder_path=Path(folder),
+            path_in_repo=path_in_repo,
+            commit_message=message,
+            revision=revision,
+            ignore_patterns=_IGNORED,
+            **settings,
+        )
+        if tag is not None:
+            HfApi(token=token).create_tag(repo_id, tag=tag, revision=revision)
+        return commit
+    except Exception as error:
+        raise PushError(f"{reason(error, repo_id)} {advice(folder, repo_id)}") from error
+
+
+def open_repository(
+    repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+) -> str:
+    """Make a model repository and a branch of it where they do not exist; returns the whole id, owner included."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
+
+
+def reason(error: BaseException, repo_id: str | None) -> str:
+    """Why something could not be published, in words."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    what = f"{repo_id!r} could not be published: "
+    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+        return what + "nobody is logged in, or the token is not valid. Log in with `hf auth login` or set HF_TOKEN."
+    if status == 403:
+        return what + "the token may not write there. Take one with write access, or another owner."
+    if status == 429:
+        return what + "the Hub asks for fewer requests. Wait some minutes."
+    return what + f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
+
+
+def advice(folder: str | PathLike[str], repo_id: str | None) -> str:
+    """Where everything is kept, and how to publish it."""
+    where = os.fspath(folder)
+    return f"Everything is kept in {where}; publish it with: starft push {where} --repo-id {repo_id}"

@@ -1,0 +1,167 @@
+"""`starft.json`: what someone needs to repeat a run, saved beside its weights.
+
+It is published with them, so nothing in it tells of the machine or the person: no path, no token, no name.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from transformers import TrainingArguments
+
+from starft_hf.files import write_text_atomically
+
+
+RECORD_FILE = "starft.json"
+_FORMAT = 1
+
+# Settings of `TrainingArguments` that change what comes out. Others are about the machine, or say where things go.
+_TRAINING_SETTINGS = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "bf16",
+    "data_seed",
+    "dataloader_drop_last",
+    "fp16",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "num_train_epochs",
+    "optim",
+    "per_device_train_batch_size",
+    "seed",
+    "warmup_steps",
+    "weight_decay",
+)
+# Of StarFT's own, what does not change it.
+_NOT_RECORDED = ("reference_cache_dir", "card_template")
+
+_PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets", "peft")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run was made of. Everything can be held by JSON.
+
+    Attributes:
+        config: settings by name: those of StarFT and those of `TrainingArguments` that change the outcome.
+        pool: name, source and templates of the spuriosity pool; None where no regularizer takes one.
+        class_names: of the training set, in label order; None without labels.
+        reference: "id", "revision" and "fingerprint" of the model that training started from; None where unknown.
+        data: "fingerprint" and "rows" of the training set; None where unknown.
+        processes: how many shared the batches.
+        versions: of the libraries.
+    """
+
+    config: dict[str, Any]
+    pool: dict[str, Any] | None
+    class_names: tuple[str, ...] | None
+    reference: dict[str, Any]
+    data: dict[str, Any]
+    processes: int
+    versions: dict[str, str]
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The spurious templates, if any."""
+        return tuple(self.pool["templates"]) if self.pool else ()
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write `starft.json` into `folder`, at once or not at all."""
+        content = {"format": _FORMAT, **dataclasses.asdict(self)}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_text_atomically(Path(folder) / RECORD_FILE, text)
+
+    @classmethod
+    def load(cls, source: str | PathLike[str], revision: str | None = None) -> "RunRecord":
+        """The record in a folder or a repository of the Hub.
+
+        Raises:
+            FileNotFoundError: if there is none in the folder.
+            ValueError: if it cannot be read, or is of a later version.
+        """
+        path = Path(source) / RECORD_FILE
+        if not path.parent.is_dir():
+            path = Path(hf_hub_download(str(source), RECORD_FILE, revision=revision))
+        elif not path.is_file():
+            raise FileNotFoundError(f"{str(source)!r} has no {RECORD_FILE}; StarFTTrainer writes one when it saves")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content.pop("format")
+            names = content.pop("class_names")
+            record = cls(**content, class_names=None if names is None else tuple(names))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{RECORD_FILE} of {str(source)!r} cannot be read: {error!r}") from error
+        if version != _FORMAT:
+            raise ValueError(
+                f"{RECORD_FILE} of {str(source)!r} has format {version!r}, this version reads {_FORMAT}; update "
+                "starft_hf"
+            )
+        return record
+
+
+def settings_of(args: TrainingArguments) -> dict[str, Any]:
+    """The settings that a record keeps, by name."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    own = [field.name for field in dataclasses.fields(args) if field.name not in known]
+    values = {name: getattr(args, name) for name in (*own, *_TRAINING_SETTINGS) if name not in _NOT_RECORDED}
+    # Enumerations by their values.
+    return {name: getattr(value, "value", value) for name, value in sorted(values.items())}
+
+
+def public_id(name: str | None) -> str | None:
+    """`name` if it can be the id of a repository on the Hub; None for paths, which mean nothing elsewhere."""
+    if not name or os.path.isabs(name) or Path(name).expanduser().exists():
+        return None
+    owner, _, rest = name.partition("/")
+    plain = all(part and part[0].isalnum() and "/" not in part and "\\" not in part for part in (owner, rest or "x"))
+    return name if plain else None
+
+
+def make_record(
+    args: TrainingArguments,
+    pool: Any,
+    class_names: Sequence[str] | None,
+    model: Any,
+    fingerprint: str | None,
+    dataset: Any,
+) -> RunRecord:
+    """The record of a run.
+
+    Args:
+        args: its settings.
+        pool: its spuriosity pool, or None.
+        class_names: of the training set, or None.
+        model: the dual encoder; its configuration says where it is from.
+        fingerprint: of the weights that training started from, or None.
+        dataset: the training set as it was given, or None.
+    """
+    config = getattr(model, "config", None)
+    rows = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
+    return RunRecord(
+        config=settings_of(args),
+        pool=None if pool is None else {"name": _name(pool.name), "source": _name(pool.source), "templates": [*pool]},
+        class_names=None if class_names is None else tuple(class_names),
+        reference={
+            "id": public_id(getattr(config, "_name_or_path", None)),
+            "revision": getattr(config, "_commit_hash", None),
+            "fingerprint": fingerprint,
+        },
+        data={"fingerprint": getattr(dataset, "_fingerprint", None), "rows": rows},
+        processes=args.world_size,
+        versions={package: importlib.metadata.version(package) for package in _PACKAGES},
+    )
+
+
+def _name(text: str | None) -> str | None:
+    """The last part of what may be a path."""
+    return Path(text).name if text and os.path.isabs(text) else text

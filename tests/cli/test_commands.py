@@ -1,0 +1,227 @@
+"""The commands, from folders of pictures to reports, as a user types them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import CLIPModel
+
+from starft_hf import RobustnessReport, evaluate_zero_shot, interpolate
+from starft_hf.cli import main
+from starft_hf.cli.arguments import settings_of, training_parser
+from tests.conftest import TINY_CLIP, make_dataset, write_folder
+
+
+FAST = ["--per_device_train_batch_size", "8", "--num_train_epochs", "1", "--use_cpu", "--learning_rate", "1e-3"]
+NAMES = ("red fox", "blue_jay", "green frog", "grey owl")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, seed in (("train", 0), ("test", 1)):
+        write_folder(folder, NAMES, seed=seed, split=split)
+    return folder
+
+
+@pytest.fixture
+def run(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        found = main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        assert found == code, shown.err
+        return shown.out if code == 0 else shown.err
+
+    return run
+
+
+def test_train_evaluates_before_and_after_and_saves_model_and_report(run, pictures, tmp_path):
+    arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--group_column", "place", *FAST]
+    shown = run("train", *arguments, "--output_dir", "out", "--json")
+    content = json.loads(shown.strip().splitlines()[-1])
+    assert set(content["results"]) == {"zero-shot", "star"}
+    tuned = content["results"]["star"]["test"]
+    assert set(tuned["group_accuracies"]) == {"left", "right"}
+    report = RobustnessReport.from_json((tmp_path / "out" / "report.json").read_text())
+    assert {run.method for run in report.runs} == {"zero-shot", "star"}
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert "| test |" in (tmp_path / "out" / "README.md").read_text()
+    # What was saved is what was measured.
+    again = json.loads(run("evaluate", "out", pictures, "--group-column", "place", "--json"))
+    assert again["group_accuracies"] == tuned["group_accuracies"]
+    assert "out is not an empty folder" in run("train", *arguments, "--output_dir", "out", code=2)
+
+
+def test_people_get_a_table(run, pictures):
+    arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--group_column", "place", *FAST]
+    shown = run("train", *arguments, "--output_dir", "out")
+    assert "worst group" in shown
+    assert "zero-shot" in shown
+    shown = run("evaluate", TINY_CLIP, pictures, "--group-column", "place", "--split", "train")
+    assert "left" in shown
+    assert "expected calibration error" in shown
+
+
+def test_a_file_of_settings_and_the_command_line_which_wins(run, pictures, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        f"model: {TINY_CLIP}\ndataset: {pictures}\noutput_dir: from-file\nregularizer: kl\nlearning_rate: 1e-3\n"
+        "num_train_epochs: 1\nuse_cpu: true\ncrop_scale: null\ngroup_column: [label, place]\n"
+        "caption_template: ['a photo of a {}.', 'a picture of a {}.']\n"
+    )
+    content = json.loads(run("train", "--config", "run.yaml", "--output_dir", "other", "--json").splitlines()[-1])
+    assert content["output_dir"] == "other"
+    assert "grey owl x left" in content["results"]["kl"]["test"]["group_accuracies"]
+    parser = training_parser("starft train", "")
+    settings = settings_of(parser.parse_args(["--config", "run.yaml", "--reg_weight", "2"]))
+    assert (settings.crop_scale, settings.learning_rate, settings.reg_weight) == (None, 1e-3, 2.0)
+    assert settings.caption_templates == ["a photo of a {}.", "a picture of a {}."]
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [("reg_wieght: 1.0\n", "Did you mean 'reg_weight'"), ("- a\n- b\n", "no settings"), ("a: [\n", "cannot be read")],
+)
+def test_files_of_settings_that_are_wrong(content, match, run, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--config", str(tmp_path / "run.yaml")])
+    assert stopped.value.code == 2
+    assert match in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "--model is missing"),
+        (["--model", "x", "--dataset", "y", "--reg_schedule", "linaer"], "Did you mean 'linear'"),
+        (["--model", "x", "--dataset", "y", "--processes", "0"], "a number from 1"),
+    ],
+)
+def test_wrong_use_ends_with_2_and_one_line(arguments, match, run):
+    error = run("train", *arguments, code=2)
+    assert match in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_data_that_cannot_be_used(run, pictures, tmp_path):
+    error = run("train", "--model", TINY_CLIP, "--dataset", pictures, "--image_column", "picture", *FAST, code=1)
+    assert "no column 'picture'; its columns are ['image', 'place']" in error
+    assert "unknown split 'dev'" in run("evaluate", TINY_CLIP, pictures, "--split", "dev", code=1)
+    assert "there is no folder" in run("evaluate", TINY_CLIP, "./nothing", code=1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.rtf").write_text("x")
+    assert "no data set could be read" in run("evaluate", TINY_CLIP, "./empty", code=1)
+    assert "either a data set or --benchmark" in run("evaluate", TINY_CLIP, code=2)
+
+
+def test_precompute_fills_the_cache_that_train_uses(run, pictures):
+    arguments = [
+        "--model",
+        TINY_CLIP,
+        "--dataset",
+        pictures,
+        "--no_random_crop",
+        "--reference_cache_dir",
+        "cache",
+        *FAST,
+    ]
+    arguments += ["--reference_cache", "full"]
+    first = json.loads(run("precompute", *arguments, "--json"))
+    assert first["kind"] == "cached texts and images"
+    assert first["forwards"] > 0
+    again = json.loads(run("precompute", *arguments, "--json"))
+    assert (again["rows"], again["forwards"]) == (first["rows"], 0)
+    assert "needs no reference" in run("precompute", *arguments, "--regularizer", "none", code=2)
+
+
+def test_compare_and_report(run, pictures, tmp_path):
+    arguments = [
+        "--model",
+        TINY_CLIP,
+        "--dataset",
+        pictures,
+        "--group_column",
+        "place",
+        *FAST,
+        "--disable_tqdm",
+        "true",
+    ]
+    for method in ("FLYP", "star"):
+        run("compare", *arguments, "--methods", "zero-shot", method, "--seeds", "0", "1", "--output_dir", method)
+    shown = run("report", "FLYP", "star/report.json", "--output", "both", "--title", "Both")
+    assert "FLYP + WiSE-FT 0.5" in shown
+    report = RobustnessReport.from_json((tmp_path / "both" / "report.json").read_text())
+    assert report.title == "Both"
+    assert len(report.runs) == 1 + 2 * 2 * 2
+    assert "there is no" in run("report", "nowhere", "--output", "x", code=2)
+
+
+def test_interpolate_and_merge(run, pictures, tmp_path, clip):
+    torch.manual_seed(1)
+    other = CLIPModel(clip.config)
+    other.save_pretrained(tmp_path / "other")
+    run("interpolate", TINY_CLIP, "other", "mixed", "--alpha", "0.25")
+    expected = interpolate(CLIPModel.from_pretrained(TINY_CLIP), other, 0.25).state_dict()
+    for name, value in CLIPModel.from_pretrained(tmp_path / "mixed").state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+    assert "alpha is 2.0" in run("interpolate", TINY_CLIP, "other", "more", "--alpha", "2", code=2)
+    assert "not an empty folder" in run("merge", "other", "mixed", code=2)
+
+    arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--peft", "lora", *FAST, "--output_dir", "adapter"]
+    measured = json.loads(run("train", *arguments, "--json").splitlines()[-1])["results"]["star"]["test"]
+    assert json.loads(run("evaluate", "adapter", pictures, "--json"))["loss"] == pytest.approx(measured["loss"])
+    run("merge", "adapter", "merged")
+    assert json.loads(run("evaluate", "merged", pictures, "--json"))["loss"] == pytest.approx(
+        measured["loss"], rel=1e-5
+    )
+
+
+def test_the_head_of_a_cross_entropy_run_is_used(run, pictures):
+    arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--base_loss", "cross_entropy", *FAST]
+    measured = json.loads(run("train", *arguments, "--output_dir", "ce", "--json").splitlines()[-1])
+    measured = measured["results"]["star"]["test"]
+    with_head = json.loads(run("evaluate", "ce", pictures, "--json"))
+    assert with_head["loss"] == pytest.approx(measured["loss"], rel=1e-5)
+    without = json.loads(run("evaluate", "ce", pictures, "--json", "--no-head"))
+    assert without["loss"] != pytest.approx(measured["loss"], rel=1e-5)
+
+
+def test_benchmarks_of_the_catalogue_by_name(run, monkeypatch):
+    rows = make_dataset(16, class_names=["landbird", "waterbird"], group_names=("land", "water"))
+    rows = rows.rename_column("group", "place")
+    monkeypatch.setattr("starft_hf.evaluation.catalog.entry.load_dataset", lambda *args, **kwargs: rows)
+    with pytest.warns(UserWarning, match="16 rows"):
+        content = json.loads(run("evaluate", TINY_CLIP, "--benchmark", "waterbirds", "--json"))
+    assert "waterbird x land" in content["group_accuracies"]
+    assert "Did you mean 'waterbirds'" in run("evaluate", TINY_CLIP, "--benchmark", "waterbird", code=1)
+
+
+@pytest.mark.slow
+def test_several_processes_train_what_one_does(pictures, tmp_path):
+    arguments = ["--model", str(TINY_CLIP), "--dataset", str(pictures), "--json", "--no_random_crop", "--use_cpu"]
+    arguments += ["--num_train_epochs", "1", "--learning_rate", "1e-3"]
+    results = []
+    for processes, size in ((1, 8), (2, 4)):
+        command = [
+            sys.executable,
+            "-m",
+            "starft_hf",
+            "train",
+            *arguments,
+            "--output_dir",
+            str(tmp_path / str(processes)),
+        ]
+        command += ["--processes", str(processes), "--per_device_train_batch_size", str(size)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+        results.append(json.loads(done.stdout.strip().splitlines()[-1])["results"]["star"]["test"])
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-4)
+    one, two = (CLIPModel.from_pretrained(tmp_path / name) for name in "12")
+    for name, value in one.state_dict().items():
+        # Adam makes whole steps of gradients that are nothing but rounding.
+        torch.testing.assert_close(two.state_dict()[name], value, rtol=0, atol=2e-4)
+    assert evaluate_zero_shot(two, None, make_dataset(16, 1, NAMES), progress=False).accuracy >= 0

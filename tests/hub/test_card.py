@@ -1,0 +1,245 @@
+"""The card and the record: what they say, what they keep to themselves, and what they leave alone."""
+
+import getpass
+import json
+import logging
+import shutil
+import socket
+
+import pytest
+from huggingface_hub import ModelCard
+
+from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer, load
+from starft_hf.model_card import default_template
+from starft_hf.record import RunRecord, public_id
+from tests.conftest import TINY_CLIP, make_dataset
+from tests.hub.server import card_errors
+
+
+@pytest.fixture
+def train(config, dataset, processor):
+    def train(folder, model=TINY_CLIP, peft_config=None, pool=("{} in the snow.", "{} at night."), **settings):
+        args = config(output_dir=str(folder), max_steps=2, group_column="group", eval_on_start=True, **settings)
+        evaluation = {"plain": dataset, "shifted": make_dataset(seed=7)}
+        trainer = StarFTTrainer(str(model), args, dataset, evaluation, spuriosity=pool, peft_config=peft_config)
+        trainer.train()
+        trainer.evaluate()
+        trainer.save_model()
+        return trainer
+
+    return train
+
+
+def card_of(folder):
+    card = ModelCard.load(folder / "README.md")
+    assert card_errors(str(card)) == []
+    return card
+
+
+def test_the_card_has_every_evaluation_against_zero_shot(train, tmp_path):
+    trainer = train(tmp_path / "owls", learning_rate=1e-2)
+    trainer.create_model_card(tags="birds", license="mit", dataset="someone/owls")
+    card = card_of(tmp_path / "owls")
+    assert card.data.license == "mit"
+    assert card.data.datasets == ["someone/owls"]
+    assert {"starft", "birds"} <= set(card.data.tags)
+    found = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
+    for name, result in trainer.evaluation_results.items():
+        assert found[name, "accuracy"] == pytest.approx(result.accuracy, abs=1e-6)
+        assert found[name, "worst_group_accuracy"] == pytest.approx(result.worst_group_accuracy, abs=1e-6)
+        assert found[name, "expected_calibration_error"] == pytest.approx(result.ece, abs=1e-6)
+        change = result.worst_group_accuracy - trainer.zero_shot_results[name].worst_group_accuracy
+        assert found[name, "worst_group_accuracy_change"] == pytest.approx(change, abs=1e-6)
+        assert f"| {name} | {100 * result.accuracy:.1f} |" in card.text
+    for number in (0, 1):
+        for kind in ("overview", "groups"):
+            assert f"(figures/{kind}-{number}.png)" in card.text
+            assert (tmp_path / "owls" / "figures" / f"{kind}-{number}.png").read_bytes().startswith(b"\x89PNG")
+    assert "{} in the snow." in card.text
+    assert "kim2025starft" in card.text
+
+
+def test_nothing_tells_of_the_machine_or_the_person(train, tmp_path, monkeypatch):
+    """Planted everywhere that settings, models and data sets could carry it."""
+    monkeypatch.setenv("HF_TOKEN", "hf_planted_environment")
+    model = tmp_path / "someones" / "base"
+    shutil.copytree(TINY_CLIP, model)
+    pool = tmp_path / "someones" / "pool.json"
+    SpuriosityPool(["{} in the snow."], name=str(pool), source=str(pool)).save(pool)
+    settings = {
+        "hub_token": "hf_planted_setting",
+        "hub_model_id": "lab/owls",
+        "reference_cache_dir": str(tmp_path / "someones"),
+    }
+    for kind, peft_config in (("full", None), ("adapter", "lora")):
+        trainer = train(tmp_path / kind, model, peft_config, str(pool), run_name=str(tmp_path), **settings)
+        trainer.create_model_card()
+        card_of(tmp_path / kind)
+        written = (tmp_path / kind / "starft.json").read_text() + (tmp_path / kind / "README.md").read_text()
+        for secret in (
+            "hf_planted",
+            "someones",
+            str(tmp_path),
+            socket.gethostname(),
+            f"/{getpass.getuser()}",
+            "/home/",
+        ):
+            assert secret not in written, secret
+
+
+def test_the_record_repeats_the_run(train, dataset, tmp_path):
+    first = train(tmp_path / "first", learning_rate=1e-2, reg_weight=3.0, regularizer="kl", crop_scale=None)
+    args = StarFTConfig.from_pretrained(
+        tmp_path / "first", output_dir=str(tmp_path / "again"), report_to="none", use_cpu=True
+    )
+    record = RunRecord.load(tmp_path / "first")
+    assert record == first.record
+    assert record.class_names == first.class_names
+    assert record.data["rows"] == len(dataset)
+    pool = SpuriosityPool.load(tmp_path / "first")
+    again = StarFTTrainer(str(TINY_CLIP), args, dataset, spuriosity=pool)
+    again.train()
+    assert again.record.reference["fingerprint"] == record.reference["fingerprint"]
+    weights = first.model.state_dict()
+    assert all(value.equal(weights[name]) for name, value in again.model.state_dict().items())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 99, "class_names": null}'])
+def test_records_that_cannot_be_read(content, tmp_path):
+    (tmp_path / "starft.json").write_text(content)
+    with pytest.raises(ValueError, match=r"starft\.json"):
+        RunRecord.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has no starft\.json"):
+        StarFTConfig.from_pretrained(TINY_CLIP)
+
+
+def test_a_run_without_a_pool_has_none_to_load(train, tmp_path):
+    train(tmp_path / "plain", regularizer="none")
+    with pytest.raises(ValueError, match="had no spuriosity pool"):
+        SpuriosityPool.load(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("openai/clip-vit-base-patch16", True),
+        ("gpt2", True),
+        ("/data/clip", False),
+        ("../clip", False),
+        ("~/clip", False),
+        ("C:\\models\\clip", False),
+        ("a/b/c", False),
+        (None, False),
+    ],
+)
+def test_ids_of_the_hub_and_paths(name, known):
+    assert (public_id(name) is not None) == known
+
+
+def test_what_a_person_has_written_stays(train, tmp_path, caplog):
+    trainer = train(tmp_path / "run")
+    trainer.create_model_card()
+    path = tmp_path / "run" / "README.md"
+    text = path.read_text().replace("pipeline_tag:", "thumbnail: owl.png\npipeline_tag:", 1)
+    text = text.replace("---\n<!--", "---\nBefore.\n\n<!--", 1) + "\nAfter.\n"
+    path.write_text(text)
+    trainer.evaluation_results.pop("shifted")
+    trainer.create_model_card(tags=["later"])
+    card = card_of(tmp_path / "run")
+    assert card.text.lstrip().startswith("Before.")
+    assert card.text.rstrip().endswith("After.")
+    assert card.data.get("thumbnail") == "owl.png"
+    assert "later" in card.data.tags
+    assert "| shifted |" not in card.text
+    # Inside of the generated part as well.
+    path.write_text(path.read_text().replace("## Intended use and limits", "## Limits, as we see them"))
+    logging.getLogger("starft_hf").addHandler(caplog.handler)
+    trainer.create_model_card(tags=["last"])
+    logging.getLogger("starft_hf").removeHandler(caplog.handler)
+    card = card_of(tmp_path / "run")
+    assert "## Limits, as we see them" in card.text
+    assert "last" in card.data.tags
+    assert "edited by hand" in caplog.text
+
+
+def test_a_card_of_ones_own_is_kept_and_one_of_peft_is_replaced(train, tmp_path):
+    trainer = train(tmp_path / "own")
+    (tmp_path / "own" / "README.md").write_text("---\nlicense: mit\n---\n# Our owls\n")
+    trainer.create_model_card()
+    card = card_of(tmp_path / "own")
+    assert card.text.lstrip().startswith("# Our owls")
+    assert "## How to use" in card.text
+    assert card.data.license == "mit"
+
+    trainer = train(tmp_path / "adapter", peft_config="lora")
+    assert "Model Card for Model ID" in (tmp_path / "adapter" / "README.md").read_text()
+    for _ in range(2):
+        trainer.create_model_card()
+        card = card_of(tmp_path / "adapter")
+        assert "Model Card for Model ID" not in card.text
+        assert card.text.count("- PEFT ") == 1
+        # PEFT looks at the card again whenever the adapter is saved.
+        trainer.save_model()
+    trainer.merge_and_save(tmp_path / "merged")
+    assert card_of(tmp_path / "merged").data.library_name == "transformers"
+
+
+def test_a_template_of_ones_own(train, tmp_path, config):
+    template = tmp_path / "card.md"
+    template.write_text("---\n{{ card_data }}\n---\n{{ begin }}\nOwls by {{ config.learning_rate }}.\n{{ end }}\n")
+    trainer = train(tmp_path / "run", card_template=str(template), learning_rate=1e-3)
+    trainer.create_model_card()
+    assert "Owls by 0.001." in card_of(tmp_path / "run").text
+    with pytest.raises(ValueError, match="no such file"):
+        config(card_template="nowhere.md")
+
+
+def test_where_the_training_data_is_from(config, dataset, tmp_path):
+    dataset.info.download_checksums = {
+        "hf://datasets/someone/owls@0a1b2c/data/train.parquet": {},
+        "hf://datasets/someone/owls@0a1b2c/data/more.parquet": {},
+        "https://example.org/owls.zip": {},
+    }
+    trainer = StarFTTrainer(str(TINY_CLIP), config(output_dir=str(tmp_path / "run")), dataset)
+    trainer.create_model_card()
+    assert card_of(tmp_path / "run").data.datasets == ["someone/owls"]
+
+
+def test_names_that_would_break_the_card(config, tmp_path):
+    names = ["a|b", "<script>alert(1)</script>", "```", "{{ 7 * 7 }}"]
+    rows = make_dataset(class_names=names)
+    args = config(output_dir=str(tmp_path / "run"), max_steps=1)
+    trainer = StarFTTrainer(str(TINY_CLIP), args, rows, {"x | y": rows}, spuriosity=["{} `in` the snow."])
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card()
+    text = card_of(tmp_path / "run").text
+    assert "<script>" not in text.replace("'<script>alert(1)</script>'", "")
+    assert "49" not in text.split("## Training")[0]
+    assert "x \\| y" in text
+
+
+def test_the_template_stands_at_the_root():
+    assert default_template().name == "model_card_template.md"
+    assert default_template().parent.joinpath("pyproject.toml").is_file()
+
+
+def test_load_classifies_with_what_was_saved(train, dataset, tmp_path):
+    trainer = train(tmp_path / "run", learning_rate=1e-2, eval_templates=["an {}.", "a photo of a {}."])
+    classifier = load(tmp_path / "run")
+    predictions = classifier(list(dataset["image"]), batch_size=7)
+    right = [
+        prediction.label == trainer.class_names[row["label"]]
+        for prediction, row in zip(predictions, dataset, strict=True)
+    ]
+    assert sum(right) / len(right) == pytest.approx(trainer.evaluation_results["plain"].accuracy)
+    assert all(sum(prediction.scores.values()) == pytest.approx(1) for prediction in predictions)
+    assert all(prediction.score == max(prediction.scores.values()) for prediction in predictions)
+    others = classifier.with_classes(["red", "green"])(dataset[0]["image"])
+    assert set(others[0].scores) == {"red", "green"}
+    with pytest.raises(ValueError, match="no classes are known"):
+        load(TINY_CLIP)(dataset[0]["image"])
+    with pytest.raises(TypeError, match="of type str"):
+        classifier("cat.png")
+    config = json.loads((tmp_path / "run" / "starft.json").read_text())
+    assert config["config"]["eval_templates"] == ["an {}.", "a photo of a {}."]
