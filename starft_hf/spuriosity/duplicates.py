@@ -1,13 +1,47 @@
 """Templates that say the same in nearly the same words."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 # Words that do not tell one scene from another. Prepositions that do ("under", "behind") are not among them.
 _FILLING = frozenset(
-    """a an the of in on at by to with and or from for near beside next close some its it is are being very quite
-    photo picture image photograph shot class""".split()
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "on",
+        "at",
+        "by",
+        "to",
+        "with",
+        "and",
+        "or",
+        "from",
+        "for",
+        "near",
+        "beside",
+        "next",
+        "close",
+        "some",
+        "its",
+        "it",
+        "is",
+        "are",
+        "being",
+        "very",
+        "quite",
+        "photo",
+        "picture",
+        "image",
+        "photograph",
+        "shot",
+        "class",
+        "covered",
+    ]
 )
 _ENDINGS = ("ing", "ed", "es", "s", "y")
 
@@ -25,32 +59,37 @@ def _stem(word: str) -> str:
     return word
 
 
-def says_the_same(words: frozenset[str], others: frozenset[str]) -> bool:
-    """Whether two sets of content words differ in at most one word that one of them has on top of the other's."""
-    if not words or not others:
-        return words == others
-    fewer, more = sorted((words, others), key=len)
-    return fewer <= more and len(more) - len(fewer) <= 1
+@dataclass(frozen=True)
+class Gist:
+    """What a template says.
+
+    Attributes:
+        words: its content words.
+        describes_class: whether it puts the class name into words of its own, so that they describe the subject.
+    """
+
+    words: frozenset[str]
+    describes_class: bool
+
+    @classmethod
+    def of(cls, template: str) -> "Gist":
+        return cls(content_words(template), "{class}" in template)
+
+    def is_near(self, other: "Gist") -> bool:
+        """Whether the words are the same, or of templates of one kind one has a single word on top of the other's."""
+        fewer, more = sorted((self.words, other.words), key=len)
+        if fewer == more:
+            return True
+        alike = self.describes_class == other.describes_class
+        return alike and bool(fewer) and fewer <= more and len(more) - len(fewer) == 1
 
 
 def near_duplicates(templates: Sequence[str]) -> list[tuple[str, str]]:
     """The pairs of templates that say the same in nearly the same words, in order."""
-    words = [content_words(template) for template in templates]
+    gists = [Gist.of(template) for template in templates]
     return [
         (templates[first], templates[second])
         for second in range(len(templates))
         for first in range(second)
-        if says_the_same(words[first], words[second])
+        if gists[first].is_near(gists[second])
     ]
-
-
-def without_near_duplicates(templates: Iterable[str], known: Iterable[str] = ()) -> list[str]:
-    """`templates` less those that say the same as an earlier one, or as one of `known`."""
-    seen = [content_words(template) for template in known]
-    kept = []
-    for template in templates:
-        words = content_words(template)
-        if not any(says_the_same(words, other) for other in seen):
-            seen.append(words)
-            kept.append(template)
-    return kept

@@ -11,13 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from starft_hf.names import readable, unknown_name
+from starft_hf.spuriosity.reading import READERS, read_repository, read_templates
 
 
 CAPTION_FIELD = "{}"
 CLASS_FIELD = "{class}"
-
-# What a repository that holds nothing but a pool calls it.
-POOL_FILE = "starft_pool.json"
 
 # The union of all built-in pools has a name but no file.
 UNION = "all"
@@ -161,7 +159,8 @@ class SpuriosityPool:
             self._tables[class_name] = indices, bounds / bounds[-1]
         indices, bounds = self._tables[class_name]
         # The last bound may be a rounding error below 1.
-        return int(indices[min(np.searchsorted(bounds, generator.random(), side="right"), len(indices) - 1)])
+        place = int(np.searchsorted(bounds, generator.random(), side="right"))
+        return int(indices[min(place, len(indices) - 1)])
 
     def check_classes(self, class_names: Sequence[str] | None) -> None:
         """Check that every class of a data set has a template; None stands for a data set without labels.
@@ -177,8 +176,9 @@ class SpuriosityPool:
     def _without_template(self, class_names: Sequence[str | None]) -> str:
         what = "rows without a label" if class_names[0] is None else f"class {class_names[0]!r}"
         more = f" (and {len(class_names) - 1} more classes)" if len(class_names) > 1 else ""
+        pool = f"the spuriosity pool{f' {self.name!r}' if self.name else ''}"
         return (
-            f"the spuriosity pool{f' {self.name!r}' if self.name else ''} has no template for {what}{more}: all of its "
+            f"{pool} has no template for {what}{more}: all of its "
             "templates are restricted to other classes. Add templates without `classes`, or correct the names."
         )
 
@@ -213,11 +213,11 @@ class SpuriosityPool:
             return cls._from_content(json.loads(content), default_name=text)
         path = Path(text)
         if path.is_file():
-            return cls._from_content(_read_templates(path), default_name=path.stem)
-        if path.suffix in _READERS:
+            return cls._from_content(read_templates(path), default_name=path.stem)
+        if path.suffix in READERS:
             raise FileNotFoundError(f"there is no file {text!r} to load a spuriosity pool from")
         if path.is_dir() or text.count("/") == 1:
-            return cls._from_content(_read_repository(text), default_name=path.name)
+            return cls._from_content(read_repository(text), default_name=path.name)
         raise ValueError(
             unknown_name("spuriosity pool", text, cls.builtin_names())
             + " A file of templates (.json, .yaml, .txt) or a Hub repository 'owner/name' will do as well."
@@ -243,17 +243,19 @@ class SpuriosityPool:
                 "'templates' is one; in place of a string there may be a mapping with 'template' and any of "
                 f"{', '.join(map(repr, _ENTRY_KEYS[1:]))}"
             )
+        if not isinstance(content.get("metadata") or {}, dict):
+            raise ValueError(f"the metadata of {content.get('name')!r} must be a mapping")
         entries = [{"template": entry} if isinstance(entry, str) else entry for entry in entries]
         for entry in entries:
             unknown = [key for key in entry if key not in _ENTRY_KEYS]
             if unknown:
                 raise ValueError(unknown_name("key of a template", unknown[0], _ENTRY_KEYS))
-        weights = [entry.get("weight", 1) for entry in entries] if any("weight" in entry for entry in entries) else None
+        weighted = any("weight" in entry for entry in entries)
         return cls(
-            [entry.get("template") for entry in entries],  # type: ignore[misc]
+            [entry.get("template") for entry in entries],
             name=content.get("name"),
             source=content.get("source"),
-            weights=weights,
+            weights=[entry.get("weight", 1) for entry in entries] if weighted else None,
             classes=[entry.get("classes") for entry in entries],
             aspects=[entry.get("aspect") for entry in entries],
             description=content.get("description"),
@@ -264,11 +266,11 @@ class SpuriosityPool:
         """The pool with its provenance, in what JSON can hold."""
         from starft_hf import __version__
 
-        given = {"weight": self.weights, "classes": self.classes, "aspect": self.aspects}
+        classes = None if self.classes is None else [sorted(names) if names else None for names in self.classes]
+        given: dict[str, Any] = {"weight": self.weights, "classes": classes, "aspect": self.aspects}
         entries: list[str | dict[str, Any]] = []
         for index, template in enumerate(self.templates):
-            more = {key: values[index] for key, values in given.items() if values is not None}
-            more = {key: sorted(value) if key == "classes" else value for key, value in more.items() if value}
+            more = {key: values[index] for key, values in given.items() if values is not None and values[index]}
             entries.append({"template": template, **more} if more else template)
         content = {"name": self.name, "description": self.description, "source": self.source}
         content = {key: value for key, value in content.items() if value is not None or key != "description"}
@@ -317,60 +319,3 @@ def check_spurious_template(template: object) -> None:
             f"{template!r} is no spurious template: it needs exactly one placeholder, either {{}} for the caption "
             "('{} in the snow.') or {class} for the class name ('a photo of a striped {class}.')"
         )
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_yaml(path: Path) -> Any:
-    import yaml
-
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def _read_lines(path: Path) -> Any:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _read_tensor_file(path: Path) -> Any:
-    import torch
-
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-_READERS = {
-    ".json": _read_json,
-    ".yaml": _read_yaml,
-    ".yml": _read_yaml,
-    ".txt": _read_lines,
-    ".pt": _read_tensor_file,
-    ".pth": _read_tensor_file,
-}
-
-
-def _read_templates(path: Path) -> Any:
-    if path.suffix not in _READERS:
-        raise ValueError(f"{str(path)!r} has the ending {path.suffix!r}; a pool is read from {', '.join(_READERS)}")
-    try:
-        return _READERS[path.suffix](path)
-    except Exception as error:
-        raise ValueError(f"{str(path)!r} could not be read as a spuriosity pool: {error}") from error
-
-
-def _read_repository(source: str) -> Any:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    from starft_hf.record import RunRecord
-
-    try:
-        path = Path(source) / POOL_FILE if Path(source).is_dir() else Path(hf_hub_download(source, POOL_FILE))
-    except EntryNotFoundError:
-        path = None
-    if path is not None and path.is_file():
-        return _read_templates(path)
-    pool = RunRecord.load(source).pool
-    if pool is None:
-        raise ValueError(f"the run in {source!r} had no spuriosity pool, for its regularizer takes none")
-    return pool
