@@ -93,8 +93,7 @@ def test_pseudo_groups_are_nearly_the_true_ones(found, model, demo_processor):
     groups = found.groups(validation, model, demo_processor)
     home = {"grass class on grass", "water class on water"}
     truth = [
-        f"{validation.features['label'].int2str(row['label'])}, "
-        f"{'aligned' if row['group'] in home else 'conflicting'}"
+        f"{validation.features['label'].int2str(row['label'])}, {'aligned' if row['group'] in home else 'conflicting'}"
         for row in validation.remove_columns("image")
     ]
     assert np.mean(np.array(groups) == np.array(truth)) > 0.97
