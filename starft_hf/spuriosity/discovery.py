@@ -285,7 +285,8 @@ def _spread(items: Sequence[str], number: int) -> Sequence[str]:
 def _embed_texts(model: nn.Module, encoder: DualEncoder, groups: Sequence[Sequence[str]]) -> Tensor:
     """One unit row per group of texts, the mean of theirs, `(len(groups), D)`; zeros for a group without texts."""
     distinct = list(dict.fromkeys(text for texts in groups for text in texts))
-    order = sorted(range(len(distinct)), key=lambda index: (len(distinct[index]), distinct[index]))
+    # In alphabetical order, texts that begin alike share a chunk, and what they begin with where the tower can.
+    order = sorted(range(len(distinct)), key=lambda index: distinct[index])
     mine = [distinct[order[place]] for place in share_of(len(order))]
     with evaluation_mode(model):
         chunks = [

@@ -134,11 +134,12 @@ def test_bad_input_is_refused_before_a_model_is_loaded(config, monkeypatch):
     monkeypatch.setattr("starft_hf.trainer.load_model", lambda model: pytest.fail("loaded a model"))
     train = make_split("train", size=24)
     captions = train.remove_columns("label").rename_column("group", "note")
+    args = config(regularizer="kl", caption_column="note")
     with pytest.raises(ValueError, match="train_dataset has no labels with class names"):
-        args = config(regularizer="kl", caption_column="note")
         StarFTTrainer("some/model", args, captions, spuriosity="auto")
+    args = config(discovery_pool="textures")
     with pytest.raises(ValueError, match="Did you mean 'texture'"):
-        StarFTTrainer("some/model", config(discovery_pool="textures"), train, spuriosity="auto")
+        StarFTTrainer("some/model", args, train, spuriosity="auto")
     with pytest.raises(ValueError, match="discovery_samples is 0"):
         config(discovery_samples=0)
 
