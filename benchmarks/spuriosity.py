@@ -22,12 +22,16 @@ from sklearn.metrics import adjusted_rand_score
 from transformers import AutoProcessor, CLIPModel
 
 from benchmarks.setup import class_names, make_scene
+from benchmarks.spuriosity_report import as_markdown, draw
 from starft_hf import SpuriosityPool, StarFTConfig, compare, discover_spuriosity, evaluate_zero_shot
+from starft_hf.data.columns import ImageColumns
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES, make_split
 from starft_hf.models import DualEncoder, unit_rows
 from starft_hf.report import Run
-from starft_hf.spuriosity.discovery import make_scorer
+from starft_hf.spuriosity.answers import TemplateCheck, parse_answer
+from starft_hf.spuriosity.discovery import embed_images, make_scorer
+from starft_hf.spuriosity.duplicates import Gist
 from starft_hf.spuriosity.statistics import measure_associations
 
 
@@ -210,10 +214,54 @@ def measure_costs() -> dict[str, Any]:
     return costs
 
 
+def measure_whole() -> dict[str, float]:
+    """Discovery on 10,000 pictures of the demo from beginning to end, and the forwards alone."""
+    model, processor = CLIPModel.from_pretrained(MODEL_FOLDER), AutoProcessor.from_pretrained(MODEL_FOLDER)
+    train = make_split("train", size=IMAGES + 2)
+    columns = ImageColumns("image", "label", None, None, tuple(train.features["label"].names))
+    encoder = DualEncoder.of(model, processor)
+    look = partial(embed_images, batch_size=64, num_workers=0, progress=False)
+    times = {
+        "forwards": seconds(lambda: look(model, encoder, train, range(len(train)), columns)),
+        "discovery": seconds(lambda: discover_spuriosity(model, processor, train, "all", progress=False)),
+    }
+    print(times, flush=True)
+    return times
+
+
+def measure_parsing(number: int = 1000, items: int = 20) -> dict[str, float]:
+    """Reading answers, and making pools of what they hold: JSON, JSON with words around it, cut off, and lists."""
+    rng = np.random.default_rng(0)
+    templates = list(SpuriosityPool.load("all"))
+    answers = []
+    for index in range(number):
+        chosen = [templates[place] for place in rng.choice(len(templates), items, replace=False)]
+        text = json.dumps(chosen, indent=1)
+        listed = "\n".join(f"{place}. {template}" for place, template in enumerate(chosen, 1))
+        answers.append([text, f"Sure!\n```json\n{text}\n```\nAnything else?", text[:-20], listed][index % 4])
+
+    def read() -> None:
+        for answer in answers:
+            parse_answer(answer)
+
+    def use() -> None:
+        check = TemplateCheck(class_names(100))
+        for answer in answers:
+            kept: list[Gist] = []
+            for item in parse_answer(answer):
+                gist = Gist.of(check(item))
+                if not any(gist.is_near(other) for other in kept):
+                    kept.append(gist)
+
+    return {"items": items, "parsed": number / seconds(read), "checked": number / seconds(use)}
+
+
 PARTS: dict[str, Callable[[], Any]] = {
     "discovery": measure_discovery,
     "pools": measure_pools,
     "costs": measure_costs,
+    "whole": measure_whole,
+    "parsing": measure_parsing,
 }
 
 
@@ -230,6 +278,10 @@ def main() -> None:
     for part in options.only:
         results[part] = PARTS[part]()
         file.write_text(json.dumps(results, indent=1) + "\n")
+    text = as_markdown(results)
+    (options.output / "SPURIOSITY.md").write_text(text)
+    (options.output / "spuriosity.png").write_bytes(draw(results))
+    print(text)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_good_answers_become_a_pool_with_its_provenance(generate, endpoint, tmp_
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", part["date"]) for part in kept.metadata["rounds"])
     assert kept.metadata["rounds"][0]["prompt"] == endpoint.requests[0][2]["messages"]
     assert "127.0.0.1" not in (tmp_path / "pool.json").read_text()
-    path, headers, body = endpoint.requests[0]
+    path, _, body = endpoint.requests[0]
     assert path == "/v1/chat/completions"
     assert (body["model"], body["temperature"]) == ("some/model", 0)
     assert "owl, fire truck" in asked(endpoint)
