@@ -20,9 +20,9 @@ def as_markdown(results: dict[str, Any]) -> str:
         "",
         "## What discovery finds in the demo's data",
         "",
-        "Training sets of 480 pictures, several seeds per correlation. Looked for are the demo's 30 templates: 6 of the",
-        "two backgrounds that are in the data, 9 of backgrounds that are not, and 15 of nothing that can be seen. The",
-        "model cannot tell these last from the plain caption, so that they are not tested.",
+        "Training sets of 480 pictures, several seeds per correlation. Looked for are the demo's 30 templates: 6 of",
+        "the two backgrounds that are in the data, 9 of backgrounds that are not, and 15 of nothing that can be seen.",
+        "The model cannot tell these last from the plain caption, so that they are not tested.",
         "",
         "| Correlation | Planted one first | Planted templates found, of 6 | Controls found | "
         "Smallest p of a control | Largest effect | Found among the built-in templates (seeds) |",
@@ -49,8 +49,8 @@ def as_markdown(results: dict[str, Any]) -> str:
         "",
         "## Pseudo-groups against the true groups",
         "",
-        "On the validation split, 396 pictures that discovery has not seen, half of every class at home. The groups are",
-        "the class and whether it is at home.",
+        "On the validation split, 396 pictures that discovery has not seen, half of every class at home. The groups",
+        "are the class and whether it is at home.",
         "",
         "| Correlation | Images in the right group | Adjusted Rand index | Worst group, by pseudo-groups | "
         "by true groups | largest difference |",
@@ -101,8 +101,8 @@ def as_markdown(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"From beginning to end, {costs['images']:,} pictures of the demo with its own model: "
-        f"{whole['discovery']:.1f} s, of which {whole['forwards']:.1f} s are for reading, preprocessing and embedding",
-        "the images.",
+        f"{whole['discovery']:.1f} s,",
+        f"of which {whole['forwards']:.1f} s are for reading, preprocessing and embedding the images.",
         "",
         f"Answers of {parsing['items']} templates each, in four forms: {parsing['parsed']:,.0f} a second are parsed,",
         f"{parsing['checked']:,.0f} a second are parsed, checked and freed of near-duplicates.",

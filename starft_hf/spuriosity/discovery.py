@@ -35,7 +35,7 @@ from starft_hf.spuriosity.statistics import measure_associations
 
 
 # A template is averaged over no more classes than this, evenly spread: more would change the average very little.
-_CLASSES_PER_TEMPLATE = 16
+_CLASSES_PER_TEMPLATE = 8
 _TEXTS_AT_ONCE = 256
 
 
