@@ -6,7 +6,6 @@ Writes SPURIOSITY.md, spuriosity.json and spuriosity.png. `--only` measures some
 import argparse
 import json
 import re
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from sklearn.metrics import adjusted_rand_score
 from tokenizers.models import WordLevel
 from transformers import AutoProcessor, CLIPModel
 
+from benchmarks.metrics import median_seconds
 from benchmarks.setup import class_names, make_scene
 from benchmarks.spuriosity_report import as_markdown, draw
 from starft_hf import SpuriosityPool, StarFTConfig, compare, discover_spuriosity, evaluate_zero_shot
@@ -175,16 +175,6 @@ def _accuracies(pool: str, run: Run) -> dict[str, Any]:
     }
 
 
-def seconds(task: Callable[[], Any], repetitions: int = 3) -> float:
-    """Median seconds of a task."""
-    times = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        task()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def give_words(processor: Any, texts: Sequence[str]) -> None:
     """Give every word of `texts` a token of its own; were they all unknown, all texts would begin alike."""
     words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text)})
@@ -204,7 +194,7 @@ def measure_costs() -> dict[str, Any]:
     costs: dict[str, Any] = {"templates": len(pool), "images": IMAGES, "classes": {}}
     batch = dict(scene.processor.image_processor(images=list(scene.dataset["image"]), return_tensors="pt"))
     with torch.no_grad():
-        costs["forward"] = seconds(lambda: encoder.encode(model, images=batch)) / 32
+        costs["forward"] = median_seconds(lambda: encoder.encode(model, images=batch)) / 32
     for number in (10, 100, 1000):
         names = class_names(number)
         labels = torch.randint(number, (IMAGES,), generator=generator).numpy()
@@ -217,9 +207,9 @@ def measure_costs() -> dict[str, Any]:
         test = partial(measure_associations, labels, assigned, number, len(scorer.attributes))
         costs["classes"][str(number)] = {
             "attributes": len(scorer.attributes),
-            "texts": seconds(partial(make_scorer, model, encoder, names, pool, ["a photo of a {}."])),
-            "scores": seconds(look),
-            "statistics": seconds(test),
+            "texts": median_seconds(partial(make_scorer, model, encoder, names, pool, ["a photo of a {}."])),
+            "scores": median_seconds(look),
+            "statistics": median_seconds(test),
         }
         print(number, costs["classes"][str(number)], flush=True)
     return costs
@@ -233,8 +223,8 @@ def measure_whole() -> dict[str, float]:
     encoder = DualEncoder.of(model, processor)
     look = partial(embed_images, batch_size=64, num_workers=0, progress=False)
     times = {
-        "forwards": seconds(lambda: look(model, encoder, train, range(len(train)), columns)),
-        "discovery": seconds(lambda: discover_spuriosity(model, processor, train, "all", progress=False)),
+        "forwards": median_seconds(lambda: look(model, encoder, train, range(len(train)), columns)),
+        "discovery": median_seconds(lambda: discover_spuriosity(model, processor, train, "all", progress=False)),
     }
     print(times, flush=True)
     return times
@@ -264,7 +254,7 @@ def measure_parsing(number: int = 1000, items: int = 20) -> dict[str, float]:
                 if not any(gist.is_near(other) for other in kept):
                     kept.append(gist)
 
-    return {"items": items, "parsed": number / seconds(read), "checked": number / seconds(use)}
+    return {"items": items, "parsed": number / median_seconds(read), "checked": number / median_seconds(use)}
 
 
 PARTS: dict[str, Callable[[], Any]] = {

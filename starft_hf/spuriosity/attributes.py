@@ -12,6 +12,9 @@ from starft_hf.models import unit_rows
 # Templates whose embeddings, less the mean of their aspect, are this similar are one attribute.
 SIMILARITY = 0.7
 
+# Entries of unit rows that differ by less are the same.
+_ROUNDING = 1e-5
+
 # The subspace of the classes is kept to this share of all dimensions, so that something is left for attributes.
 _CLASS_SHARE = 8
 
@@ -60,7 +63,10 @@ def merge_alike(embeds: Tensor, similarity: float = SIMILARITY) -> list[list[int
     Returns:
         The rows of every cluster, in order of their first row.
     """
-    centred = unit_rows(embeds - embeds.mean(0)).double()
+    differences = embeds - embeds.mean(0)
+    if differences.abs().max() < _ROUNDING:
+        return [list(range(len(embeds)))]
+    centred = unit_rows(differences).double()
     cosines = centred @ centred.T
     cosines.fill_diagonal_(-torch.inf)
     clusters: dict[int, list[int]] = {row: [row] for row in range(len(embeds))}

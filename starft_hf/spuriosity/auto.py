@@ -93,7 +93,9 @@ def _discovered(
 ) -> SpuriosityPool:
     rows, indices = sample_rows(dataset, config.discovery_samples, config.seed)
     device = next(model.parameters()).device
-    model.to(config.device)
+    # Models in 4 or 8 bits are where they compute already, and refuse to be moved.
+    if device != config.device:
+        model.to(config.device)
     try:
         result = discover(
             model,
@@ -110,7 +112,8 @@ def _discovered(
         )
     finally:
         # Where FSDP will shard the model, it is not to be on the device as a whole.
-        model.to(device)
+        if device != config.device:
+            model.to(device)
     pool, why = (result.pool(), "") if result.found else (None, "nothing in the sample goes together with a label")
     if pool is not None and any(not pool.eligible(name) for name in columns.class_names or ()):
         pool, why = None, "what was found is restricted to some classes, and others would have no template"
@@ -130,7 +133,7 @@ def _discovered(
             "; ".join(map(str, [row for row in result.table if row.found][:10])),
         )
     # A pool of its own, because what is given may be the user's.
-    return SpuriosityPool.from_dict({**(pool or given).to_dict()})
+    return SpuriosityPool.from_dict((pool or given).to_dict())
 
 
 def _key(

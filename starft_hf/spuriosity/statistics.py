@@ -121,7 +121,8 @@ def measure_associations(
     shares = counts / np.maximum(class_sizes, 1)[:, None]
     others = (attribute_sizes - counts) / np.maximum(len(labels) - class_sizes, 1)[:, None]
     return Associations(
-        effects=shares - others,
+        # Of a label that does not occur nothing can be said.
+        effects=np.where(class_sizes[:, None] > 0, shares - others, 0),
         shares=shares,
         cell_information=cells,
         information=attributes,

@@ -127,6 +127,19 @@ def test_the_pool_holds_what_was_found_with_its_provenance(found, tmp_path):
         found.pool(top=0)
 
 
+def test_two_classes_are_enough(discover):
+    train = make_split("train", size=1200).filter(lambda row: row["label"] < 2)
+    result = discover(train, class_names=["circle", "square"])
+    assert templates_of(result, result.found) == PLANTED
+    balanced = make_split("train", size=1200, correlation=0.5).filter(lambda row: row["label"] < 2)
+    assert discover(balanced, class_names=["circle", "square"]).found == ()
+
+
+def test_the_plain_caption_is_no_attribute(discover):
+    result = discover(make_split("train", size=60), ["{}."])
+    assert (result.table, result.scorer.untold) == ([], (0,))
+
+
 def test_weights_and_restrictions_of_the_candidates_are_kept(discover):
     weights = [1 + index for index in range(len(POOL))]
     classes = [["circle", "triangle"] if "lake" in template else None for template in POOL]
@@ -210,6 +223,7 @@ def test_rows_that_point_the_same_way_are_merged():
     rows = centres[[0, 1, 0, 2, 1, 0]] + 0.03 * torch.randn(6, 32)
     assert merge_alike(rows / rows.norm(dim=-1, keepdim=True)) == [[0, 2, 5], [1, 4], [3]]
     assert merge_alike(rows[:1]) == [[0]]
+    assert merge_alike(rows[[3, 3]]) == [[0, 1]]
 
 
 def test_the_class_subspace_holds_what_tells_classes_apart():

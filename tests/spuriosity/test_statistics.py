@@ -68,5 +68,7 @@ def test_agreement_is_cohens_kappa(data):
 def test_counts_of_labels_and_attributes_that_do_not_occur_are_zero():
     counts = count_cells(np.array([0, 2, 2]), [np.array([1, -1, 1]), np.array([2, 2, 2])], 4, 4)
     assert counts.tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [0, 1, 2, 0], [0, 0, 0, 0]]
+    found = measure_associations(np.array([0, 2, 2]), [np.array([1, -1, 1])], 4, 3, permutations=5)
+    assert found.effects[[1, 3]].tolist() == [[0] * 3] * 2
     found = measure_associations(np.array([0, 2, 2]), [np.array([-1, -1, -1])], 4, 0, permutations=5)
     assert found.p_values.shape == (0,)
