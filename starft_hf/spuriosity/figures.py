@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST = 34
+_MOST_LABELS = 24
 
 
 def draw_heat_map(result: DiscoveryResult, top: int) -> "Figure":
@@ -30,7 +31,10 @@ def draw_heat_map(result: DiscoveryResult, top: int) -> "Figure":
     if not chosen:
         return _nothing_to_draw()
     effects = result.associations.effects[:, chosen].T
-    height, width = 1.7 + 0.34 * len(chosen), 4.2 + 0.62 * len(result.class_names)
+    # Of many labels, those with the largest effects, in their order.
+    labels = np.sort(np.argsort(-np.abs(effects).max(0), kind="stable")[:_MOST_LABELS])
+    effects, names = effects[:, labels], [result.class_names[label] for label in labels]
+    height, width = 1.7 + 0.34 * len(chosen), 4.2 + 0.62 * len(names)
     figure = Figure(figsize=(width, height), layout="constrained")
     axis = figure.subplots()
     # Even where little was found, what is next to nothing is to look like it.
@@ -47,12 +51,11 @@ def draw_heat_map(result: DiscoveryResult, top: int) -> "Figure":
             fontsize=8,
             color="white" if strong else "black",
         )
-    names = [_short(result.attributes[index].name) for index in chosen]
-    axis.set_yticks(range(len(chosen)), names)
+    axis.set_yticks(range(len(chosen)), [_short(result.attributes[index].name) for index in chosen])
     for label, index in zip(axis.get_yticklabels(), chosen, strict=True):
         label.set_fontweight("bold" if index in result.found else "normal")
         label.set_color("black" if index in result.found else "#777777")
-    axis.set_xticks(range(len(result.class_names)), map(_short, result.class_names), rotation=35, ha="right")
+    axis.set_xticks(range(len(names)), map(_short, names), rotation=35, ha="right")
     if 0 < len(result.found) < len(chosen):
         axis.axhline(len(result.found) - 0.5, color="black", linewidth=1.2)
     axis.set_title("How much more often a label's images have it\n(bold, above the line: found)", fontsize=10)

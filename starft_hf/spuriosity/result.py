@@ -200,7 +200,9 @@ class DiscoveryResult:
             metadata={"found": [_as_dict(row) for row in self.table if row.found], "images": len(self.labels)},
         )
 
-    def groups(self, dataset: Any = None, model: nn.Module | None = None, processor: Any = None) -> list[str]:
+    def groups(
+        self, dataset: Any = None, model: str | PathLike[str] | nn.Module | None = None, processor: Any = None
+    ) -> list[str]:
         """Pseudo-groups of images: whether they have what usually goes together with their label.
 
         They stand in for groups that nobody has annotated, for worst-group accuracy: add them as a column, and name it
@@ -209,7 +211,7 @@ class DiscoveryResult:
         Args:
             dataset: labelled images with the columns and classes of those that were looked at; None takes the rows
                 that were looked at.
-            model: the zero-shot model; needed with `dataset`.
+            model: the zero-shot model, its Hub id or its path; needed with `dataset`.
             processor: its processor; None loads it from where the model is from.
 
         Returns:
@@ -223,26 +225,27 @@ class DiscoveryResult:
             labels, assigned = self._look_at(dataset, model, processor)
         if not self.found:
             return [self.class_names[label] for label in labels]
-        attributes = assigned[self.attributes[self.found[0]].aspect]
-        return [self._group(int(label), int(index)) for label, index in zip(labels, attributes, strict=True)]
-
-    def _group(self, label: int, index: int) -> str:
         aspect = self.attributes[self.found[0]].aspect
-        effects = {
-            other: self.associations.effects[label, other]
-            for other in self.found
-            if self.attributes[other].aspect == aspect
-        }
-        usual = {other for other, effect in effects.items() if effect >= self.min_effect}
-        unusual = {other for other, effect in effects.items() if effect <= -self.min_effect}
-        name = self.class_names[label]
+        usual = [self._usual(label, aspect) for label in range(len(self.class_names))]
+        rows = zip(labels.tolist(), assigned[aspect].tolist(), strict=True)
+        return [self._group(self.class_names[label], *usual[label], index) for label, index in rows]
+
+    def _usual(self, label: int, aspect: str) -> tuple[set[int], set[int]]:
+        """The attributes of an aspect that go with a label, and those that stay away from it."""
+        found = [index for index in self.found if self.attributes[index].aspect == aspect]
+        effects = self.associations.effects[label]
+        with_it = {index for index in found if effects[index] >= self.min_effect}
+        return with_it, {index for index in found if effects[index] <= -self.min_effect}
+
+    @staticmethod
+    def _group(name: str, usual: set[int], unusual: set[int], index: int) -> str:
         if not usual and not unusual:
             return name
         aligned = index in usual if usual else index not in unusual
         return f"{name}, {'aligned' if aligned else 'conflicting'}"
 
     def _look_at(
-        self, dataset: Any, model: nn.Module | None, processor: Any
+        self, dataset: Any, model: str | PathLike[str] | nn.Module | None, processor: Any
     ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
         from starft_hf.adapters import base_model_of
         from starft_hf.models import DualEncoder, load_model, load_processor

@@ -247,3 +247,11 @@ def test_the_class_subspace_holds_what_tells_classes_apart():
 )
 def test_templates_read_as_what_they_add(template, reads):
     assert " ".join(readable_template(template).split()) == reads
+
+
+def test_of_many_labels_those_with_the_largest_effects_are_drawn(discover):
+    names = ["circle", "square", "triangle", "star", "cross", "ring", *(f"thing {number}" for number in range(40))]
+    figure = discover(make_split("train", size=240), class_names=names).heat_map()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert len(labels) == 24
+    assert labels[:6] == names[:6]
