@@ -228,7 +228,7 @@ class DiscoveryResult:
         aspect = self.attributes[self.found[0]].aspect
         usual = [self._usual(label, aspect) for label in range(len(self.class_names))]
         rows = zip(labels.tolist(), assigned[aspect].tolist(), strict=True)
-        return [self._group(self.class_names[label], *usual[label], index) for label, index in rows]
+        return [_group(self.class_names[label], *usual[label], index) for label, index in rows]
 
     def _usual(self, label: int, aspect: str) -> tuple[set[int], set[int]]:
         """The attributes of an aspect that go with a label, and those that stay away from it."""
@@ -236,13 +236,6 @@ class DiscoveryResult:
         effects = self.associations.effects[label]
         with_it = {index for index in found if effects[index] >= self.min_effect}
         return with_it, {index for index in found if effects[index] <= -self.min_effect}
-
-    @staticmethod
-    def _group(name: str, usual: set[int], unusual: set[int], index: int) -> str:
-        if not usual and not unusual:
-            return name
-        aligned = index in usual if usual else index not in unusual
-        return f"{name}, {'aligned' if aligned else 'conflicting'}"
 
     def _look_at(
         self, dataset: Any, model: str | PathLike[str] | nn.Module | None, processor: Any
@@ -334,3 +327,11 @@ def _or_none(names: frozenset[str] | None) -> list[str] | None:
 
 def _as_dict(row: Association) -> dict[str, Any]:
     return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(row).items()}
+
+
+def _group(class_name: str, usual: set[int], unusual: set[int], index: int) -> str:
+    """The pseudo-group of an image of a class with an attribute."""
+    if not usual and not unusual:
+        return class_name
+    aligned = index in usual if usual else index not in unusual
+    return f"{class_name}, {'aligned' if aligned else 'conflicting'}"
