@@ -17,7 +17,9 @@ _EXPORTS = {
     "alignment_loss": "starft_hf.objectives",
     "compare": "starft_hf.comparison",
     "contrastive_loss": "starft_hf.objectives",
+    "discover_spuriosity": "starft_hf.spuriosity.discovery",
     "evaluate_zero_shot": "starft_hf.evaluation",
+    "generate_pool": "starft_hf.spuriosity.generation",
     "greedy_soup": "starft_hf.soups",
     "interpolate": "starft_hf.weights",
     "load": "starft_hf.classifier",
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from starft_hf.soups import interpolate_checkpoints as interpolate_checkpoints
     from starft_hf.soups import uniform_soup as uniform_soup
     from starft_hf.spuriosity import SpuriosityPool as SpuriosityPool
+    from starft_hf.spuriosity.discovery import discover_spuriosity as discover_spuriosity
+    from starft_hf.spuriosity.generation import generate_pool as generate_pool
     from starft_hf.trainer import StarFTTrainer as StarFTTrainer
     from starft_hf.weights import interpolate as interpolate
     from starft_hf.weights import sweep as sweep

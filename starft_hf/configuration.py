@@ -44,6 +44,8 @@ class StarFTConfig(TrainingArguments):
             combinations are the groups. Without one, the classes are the groups.
         crop_scale: range of the share of the image's area that a random crop keeps; None switches random crops off,
             and images are preprocessed as the processor does by itself.
+        discovery_pool: what `spuriosity="auto"` looks for: a name, a path or a Hub repository of a pool.
+        discovery_samples: how many training images it looks at, drawn at random; of a stream the first ones.
         reference_cache: what is remembered of the frozen reference. "text": the embeddings of every spurious caption
             of every class; "full": those of every training image as well, so that the reference is not needed while
             training; "none": nothing; "auto": texts where captions are made of class names, and images where
@@ -101,6 +103,8 @@ class StarFTConfig(TrainingArguments):
         default_factory=lambda: (0.9, 1.0),  # type: ignore[assignment]
         metadata={"help": "Share of the area a random crop keeps: two numbers."},
     )
+    discovery_pool: str = field(default="all", metadata={"help": "What spuriosity='auto' looks for."})
+    discovery_samples: int = field(default=2000, metadata={"help": "Training images that spuriosity='auto' looks at."})
     reference_cache: str = field(default="auto", metadata={"help": "'auto', 'text', 'full' or 'none'."})
     reference_cache_dir: str | None = field(default=None, metadata={"help": "Folder of remembered embeddings."})
     reference_cache_dtype: str | None = field(default=None, metadata={"help": "'float32' or 'float16'."})
@@ -121,6 +125,8 @@ class StarFTConfig(TrainingArguments):
         self._check_choice("reference_cache", REFERENCE_CACHES)
         self._check_choice("reference_dtype", REFERENCE_DTYPES)
         self._check_choice("reference_cache_dtype", REFERENCE_CACHE_DTYPES)
+        if self.discovery_samples < 1:
+            raise ValueError(f"discovery_samples is {self.discovery_samples}; it is a number of images from 1")
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
             raise ValueError(
                 f"mini_batch_size is {self.mini_batch_size}; it is a number of images from 1, or None to run the "

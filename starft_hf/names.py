@@ -1,7 +1,12 @@
-"""Error messages for names that are not known."""
+"""Names: how they read, and error messages for those that are not known."""
 
 import difflib
 from collections.abc import Iterable
+
+
+def readable(class_name: str) -> str:
+    """A class name as words: `fire_truck` is read as `fire truck`."""
+    return " ".join(class_name.replace("_", " ").split())
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:

@@ -43,7 +43,7 @@ _TRAINING_SETTINGS = (
     "weight_decay",
 )
 # Of StarFT's own, what does not change it.
-_NOT_RECORDED = ("reference_cache_dir", "card_template")
+_NOT_RECORDED = ("reference_cache_dir", "card_template", "discovery_pool")
 
 _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets", "peft")
 
@@ -73,7 +73,8 @@ class RunRecord:
     @property
     def templates(self) -> tuple[str, ...]:
         """The spurious templates, if any."""
-        return tuple(self.pool["templates"]) if self.pool else ()
+        entries = self.pool["templates"] if self.pool else ()
+        return tuple(entry if isinstance(entry, str) else entry["template"] for entry in entries)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write `starft.json` into `folder`, at once or not at all."""
@@ -149,7 +150,7 @@ def make_record(
     rows = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
     return RunRecord(
         config=settings_of(args),
-        pool=None if pool is None else {"name": _name(pool.name), "source": _name(pool.source), "templates": [*pool]},
+        pool=None if pool is None else _pool_of(pool),
         class_names=None if class_names is None else tuple(class_names),
         reference={
             "id": public_id(getattr(config, "_name_or_path", None)),
@@ -160,6 +161,12 @@ def make_record(
         processes=args.world_size,
         versions={package: importlib.metadata.version(package) for package in _PACKAGES},
     )
+
+
+def _pool_of(pool: Any) -> dict[str, Any]:
+    """The pool without its metadata, which may tell of a machine, and without the version, which stands elsewhere."""
+    content = {key: value for key, value in pool.to_dict().items() if key not in ("metadata", "starft_hf_version")}
+    return {**content, "name": _name(pool.name), "source": _name(pool.source)}
 
 
 def _name(text: str | None) -> str | None:

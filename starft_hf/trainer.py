@@ -40,7 +40,8 @@ from starft_hf.reference import Reference, make_reference, plan_cache
 from starft_hf.regularizers import get_regularizer
 from starft_hf.schedules import Progress, reg_weight_at
 from starft_hf.sharding import prepare_for_sharding, with_scalars
-from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
+from starft_hf.spuriosity.auto import check_auto, given_pool, pool_of_run
+from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.step import TrainingStep, contrastive_base_loss, cross_entropy_base_loss
 from starft_hf.validation import check_arguments, check_model, check_run
 
@@ -118,10 +119,11 @@ class StarFTTrainer(PublishingMixin, Trainer):
         args = StarFTConfig(output_dir="starft_output") if args is None else args
         check_arguments(args, model, peft_config, kwargs)
         regularizer = get_regularizer(args.regularizer)
-        pool = as_pool(spuriosity) if regularizer is not None and regularizer.columns != "none" else None
+        pool = given_pool(spuriosity, args) if regularizer is not None and regularizer.columns != "none" else None
         columns = None
         if train_dataset is not None:
             columns = resolve_columns(train_dataset, args, what="train_dataset", group_function=group_function)
+            check_auto(spuriosity, columns)
             check_run(args, regularizer, pool, columns.class_names, streamed=is_stream(train_dataset))
             check_labels(train_dataset, columns, what="train_dataset", several=True)
             if regularizer is not None:
@@ -140,6 +142,7 @@ class StarFTTrainer(PublishingMixin, Trainer):
         model = with_adapter(model, peft_config)
         self.encoder = DualEncoder.of(model, processing_class, packed=args.mini_batch_size is None)
         check_model(args, regularizer, model)
+        pool = pool_of_run(spuriosity, pool, model, self.encoder, train_dataset, columns, args)
 
         self._group_function = group_function
         self._pool = pool

@@ -9,6 +9,7 @@ from transformers.utils import logging
 from starft_hf.adapters import check_preset, is_adapted
 from starft_hf.configuration import StarFTConfig
 from starft_hf.models import has_batch_statistics
+from starft_hf.names import readable, unknown_name
 from starft_hf.regularizers import NO_REGULARIZER, Regularizer
 from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
 
@@ -53,6 +54,8 @@ def check_run(
                 f"the spuriosity pool holds {template!r}, which asks for a class name, and the training data set has "
                 "no labels; use a pool whose templates hold {} only"
             )
+    if pool is not None:
+        _check_restrictions(pool, class_names)
     if (
         regularizer is not None
         and regularizer.columns == "contexts"
@@ -61,6 +64,12 @@ def check_run(
         raise ValueError(
             f"regularizer={regularizer.name!r} averages templates over classes, so it needs labels with class "
             "names and captions made of them; set label_column and class_names, and no caption_column"
+        )
+    if regularizer is not None and regularizer.columns == "contexts" and pool is not None and pool.weights is not None:
+        logger.warning(
+            "regularizer=%r compares every image with every template of the pool, so the weights of the templates, "
+            "which say how often each is drawn, have no effect.",
+            regularizer.name,
         )
     if regularizer is not None and class_names is not None and len(class_names) < regularizer.fewest_classes:
         logger.warning(
@@ -83,6 +92,19 @@ def check_run(
             )
     if regularizer is not None and config.reg_weight == 0:
         logger.warning("reg_weight is 0; regularizer=%r does the same for less.", NO_REGULARIZER)
+
+
+def _check_restrictions(pool: SpuriosityPool, class_names: Sequence[str] | None) -> None:
+    """Check that every class has a template; warn of restrictions to classes that are not there."""
+    pool.check_classes(class_names)
+    known = {readable(name) for name in class_names or ()}
+    unknown = sorted({name for names in pool.classes or () for name in names or () if name not in known})
+    if unknown:
+        logger.warning(
+            "The spuriosity pool restricts templates to %d classes that the training set does not have: %s",
+            len(unknown),
+            unknown_name("class", unknown[0], sorted(known)),
+        )
 
 
 def check_model(config: StarFTConfig, regularizer: Regularizer | None, model: nn.Module) -> None:

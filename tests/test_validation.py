@@ -6,7 +6,7 @@ import pytest
 from datasets import DatasetDict, Value
 from transformers import TrainingArguments
 
-from starft_hf import StarFTConfig, StarFTTrainer
+from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer
 from tests.conftest import CLASS_NAMES, make_dataset
 
 
@@ -50,6 +50,19 @@ def test_pools_that_cannot_be_used(refused, dataset):
     refused(dataset, match="exactly one placeholder", trainer={"spuriosity": ["in the snow"]})
     refused(dataset, match="is empty", trainer={"spuriosity": []})
     refused(dataset, match="Did you mean 'texture'", trainer={"spuriosity": "textures"})
+    pool = SpuriosityPool(["{} in the snow.", "{} at night."], classes=[["owl", "truck"], ["fern"]])
+    refused(dataset, match="no template for class 'violin'", trainer={"spuriosity": pool})
+    captions = dataset.remove_columns("label")
+    restricted = {"regularizer": "kl", "caption_column": "note", "trainer": {"spuriosity": pool}}
+    refused(captions, match="no template for rows without a label", **restricted)
+
+
+def test_restrictions_and_weights_without_effect_are_warned_of(clip, processor, config, dataset, caplog):
+    templates = ["{} in the snow.", "{} at night."]
+    pool = SpuriosityPool(templates, weights=[1, 2], classes=[None, ["owls"]])
+    StarFTTrainer(clip, config(regularizer="car-ft"), dataset, processing_class=processor, spuriosity=pool)
+    assert "Did you mean 'owl'" in caplog.text
+    assert "weights of the templates" in caplog.text
 
 
 def test_settings_that_need_labels(refused, dataset):

@@ -25,7 +25,7 @@ class RunArguments:
     eval_dataset: str | None = field(default=None, metadata={"help": "Another data set to evaluate on."})
     streaming: bool = field(default=False, metadata={"help": "Read the training data as they are needed."})
     spuriosity: str = field(
-        default="background", metadata={"help": "Pool: a built-in name, a file, or a repository on the Hub."}
+        default="background", metadata={"help": "Pool: a built-in name, a file, a repository on the Hub, or auto."}
     )
     reference_model: str | None = field(default=None, metadata={"help": "Another reference than the model."})
     peft: str | None = field(default=None, metadata={"help": "Adapter: lora, lora-vision or lora-text."})

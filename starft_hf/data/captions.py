@@ -1,14 +1,13 @@
 """Captions of classes, with and without something spurious in them."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
+from starft_hf.names import readable
 from starft_hf.spuriosity.pool import SpuriosityPool
-
-
-def readable(class_name: str) -> str:
-    """A class name as words: `fire_truck` is read as `fire truck`."""
-    return " ".join(class_name.replace("_", " ").split())
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class CaptionBank:
     """The finite set of captions of a labelled data set: classes x caption templates (x spurious templates).
 
     A spurious caption has an id, its position in the order (class, caption template, spurious template), under which
-    the reference's embedding of it is remembered.
+    the reference's embedding of it is remembered. Templates that may not be drawn for a class have no captions of it.
     """
 
     class_names: Sequence[str]
@@ -32,21 +31,35 @@ class CaptionBank:
         assert self.pool is not None
         return self.pool.inject(self.caption(label, template), readable(self.class_names[label]), spurious_template)
 
+    @cached_property
+    def _eligible(self) -> list[tuple[int, ...]]:
+        """The spurious templates of every class."""
+        return [self.pool.eligible(name) if self.pool is not None else () for name in self.class_names]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first id of every class, and the number of all ids."""
+        return list(accumulate((len(self.caption_templates) * len(own) for own in self._eligible), initial=0))
+
     def spurious_id(self, label: int, template: int, spurious_template: int) -> int:
         """The id of that spurious caption."""
-        assert self.pool is not None
-        return (label * len(self.caption_templates) + template) * len(self.pool) + spurious_template
+        own = self._eligible[label]
+        return self._starts[label] + template * len(own) + own.index(spurious_template)
+
+    def parts_of(self, index: int) -> tuple[int, int, int]:
+        """Class, caption template and spurious template of the spurious caption with the id `index`."""
+        label = bisect_right(self._starts, index) - 1
+        template, place = divmod(index - self._starts[label], len(self._eligible[label]))
+        return label, template, self._eligible[label][place]
 
     def spurious_caption_of(self, index: int) -> str:
         """The spurious caption with the id `index`."""
-        caption, spurious_template = divmod(index, len(self.pool or ()))
-        label, template = divmod(caption, len(self.caption_templates))
-        return self.spurious_caption(label, template, spurious_template)
+        return self.spurious_caption(*self.parts_of(index))
 
     @property
     def num_spurious_captions(self) -> int:
         """How many ids there are."""
-        return len(self.class_names) * len(self.caption_templates) * len(self.pool or ())
+        return self._starts[-1]
 
     def spurious_captions(self) -> Iterator[str]:
         """All spurious captions, in the order of their ids."""

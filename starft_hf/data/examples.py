@@ -65,13 +65,20 @@ class TrainingExampleMaker:
             return 0
         return int(sample_generator(self.seed, self.epoch.value, sample, draw).integers(choices))
 
+    def _draw_spurious(self, sample: int, label: int | None) -> int | None:
+        pool = self.bank.pool
+        if pool is None or len(pool) == 1:
+            return None if pool is None else 0
+        generator = sample_generator(self.seed, self.epoch.value, sample, Draw.SPURIOUS_TEMPLATE)
+        return pool.draw(generator, self.bank.class_names[label] if label is not None else None)
+
     def _texts(self, row: Row, sample: int) -> Example:
         example: Example = {}
         label = None
         if self.columns.label is not None:
             label = example["label"] = self.columns.label_of(row)
         pool = self.bank.pool
-        spurious_template = self._draw(sample, Draw.SPURIOUS_TEMPLATE, len(pool)) if pool is not None else None
+        spurious_template = self._draw_spurious(sample, label)
         if self.columns.caption is not None:
             example["caption"] = row[self.columns.caption]
             if pool is not None and spurious_template is not None:

@@ -96,8 +96,12 @@ class LiveReference(Reference):
 
 
 def mean_over_classes(embeds: Tensor, bank: CaptionBank) -> Tensor:
-    """One unit row `(T, D)` per spurious template, from the rows of all spurious captions in order of their ids."""
-    return unit_rows(embeds.unflatten(0, (-1, len(bank.pool or ()))).mean(0))
+    """One unit row `(T, D)` per spurious template, from the rows of all spurious captions in order of their ids.
+
+    A template that no class may have gives none.
+    """
+    templates = torch.tensor([bank.parts_of(index)[2] for index in range(len(embeds))], device=embeds.device)
+    return unit_rows(torch.stack([embeds[templates == number].mean(0) for number in templates.unique()]))
 
 
 class FrozenReference(LiveReference):

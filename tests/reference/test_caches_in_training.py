@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from starft_hf import StarFTTrainer
+from starft_hf import SpuriosityPool, StarFTTrainer
 from starft_hf.reference import live
 from tests.conftest import make_dataset
 
@@ -83,7 +83,10 @@ def test_draws_are_the_same_with_and_without_a_cache(clip, processor, config, da
     assert len(seen[0]) == 5
 
 
+TEMPLATES = ["{} in the snow.", "{} at night."]
 CHANGES = {
+    "weights of templates change nothing": ({}, {"spuriosity": SpuriosityPool(TEMPLATES, weights=[1, 3])}, 0),
+    "a template for some classes": ({}, {"spuriosity": SpuriosityPool(TEMPLATES, classes=[["owl"], None])}, 1),
     "another seed changes nothing": ({"seed": 7}, {}, 0),
     "another pool": ({}, {"spuriosity": ["{} at noon."]}, 1),
     "another caption template": ({"caption_template": "a drawing of a {}."}, {}, 1),
@@ -96,19 +99,19 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_a_cache_depends_on_misses_it(clip, processor, config, dataset, settings, change):
     changed, kwargs, expected = CHANGES[change]
-    first = train(clip, processor, config(**settings), dataset, spuriosity="background")
-    again = train(clip, processor, config(**settings | changed), dataset, **{"spuriosity": "background"} | kwargs)
+    first = train(clip, processor, config(**settings), dataset, spuriosity=TEMPLATES)
+    again = train(clip, processor, config(**settings | changed), dataset, **{"spuriosity": TEMPLATES} | kwargs)
     assert first.reference.info.forwards == 2
     assert again.reference.info.forwards == expected
 
 
 def test_other_weights_and_other_images_miss_the_cache(clip, processor, config, dataset, settings):
-    train(clip, processor, config(**settings), dataset)
-    images = train(clip, processor, config(**settings), make_dataset(25, seed=3))
+    train(clip, processor, config(**settings), dataset, spuriosity=TEMPLATES)
+    images = train(clip, processor, config(**settings), make_dataset(25, seed=3), spuriosity=TEMPLATES)
     assert images.reference.info.forwards == 1
     with torch.no_grad():
         clip.visual_projection.weight[0, 0] += 1
-    assert train(clip, processor, config(**settings), dataset).reference.info.forwards == 2
+    assert train(clip, processor, config(**settings), dataset, spuriosity=TEMPLATES).reference.info.forwards == 2
 
 
 def test_a_damaged_cache_is_rebuilt(clip, processor, config, dataset, settings, tmp_path, caplog):

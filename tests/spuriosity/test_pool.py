@@ -1,12 +1,15 @@
 import json
 import pickle
-import re
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from starft_hf import SpuriosityPool
+from starft_hf.data.captions import CaptionBank
+from starft_hf.spuriosity.duplicates import near_duplicates
 from starft_hf.spuriosity.pool import as_pool
 
 
@@ -40,6 +43,8 @@ def test_builtin_pools_are_sound(name):
     assert len(pool) >= {"background": 60, "texture": 50, "resolution": 25}.get(name, 30)
     assert pool.name == name
     assert pool.source
+    assert pool.description
+    assert "\n" not in pool.description
     assert len({template.lower() for template in pool}) == len(pool)
     for index in range(len(pool)):
         caption = pool.inject("a photo of a dog.", "dog", index)
@@ -49,14 +54,22 @@ def test_builtin_pools_are_sound(name):
 
 
 def test_no_builtin_template_is_nearly_another():
-    """By the words they have in common, but for those that all templates are made of."""
-    common = {"a", "an", "the", "of", "in", "on", "with", "to", "by", "its", "from", "at", "photo", "class", "and"}
-    templates = list(SpuriosityPool.load("all"))
-    words = [frozenset(re.findall(r"[\w'-]+", template.lower())) - common for template in templates]
-    assert all(words), [template for template, own in zip(templates, words, strict=True) if not own]
-    for index, one in enumerate(words):
-        for other in words[:index]:
-            assert len(one & other) / len(one | other) < 0.6, (templates[index], one, other)
+    assert near_duplicates(SpuriosityPool.load("all").templates) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "near"),
+    [
+        ("{} on the sandy beach.", "{} on sandy beaches.", True),
+        ("{} on a beach.", "{} on a sandy beach.", True),
+        ("a photo of a frosted {class}.", "{} covered in frost.", True),
+        ("{} in a flower garden.", "{} in a vegetable garden.", False),
+        ("{} under a tree.", "{} behind a tree.", False),
+        ("a photo of a muddy {class}.", "{} in a muddy field.", False),
+    ],
+)
+def test_near_duplicates_share_their_content_words(one, other, near):
+    assert near_duplicates([one, other]) == ([(one, other)] if near else [])
 
 
 def test_all_is_the_union_of_the_others():
@@ -64,6 +77,8 @@ def test_all_is_the_union_of_the_others():
     others = [SpuriosityPool.load(name) for name in SpuriosityPool.builtin_names() if name != "all"]
     assert len(others) == 5
     assert set(union) == {template for pool in others for template in pool}
+    about = dict(zip(union, union.aspects, strict=True))
+    assert all(about[template] in {pool.name for pool in others if template in pool} for template in union)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -121,3 +136,84 @@ def test_unknown_names_get_the_nearest_one(tmp_path):
     (tmp_path / "bad.json").write_text('{"templates": [1, 2]}')
     with pytest.raises(ValueError, match="list of strings"):
         SpuriosityPool.load(tmp_path / "bad.json")
+
+
+def generators(count=4000):
+    return (np.random.default_rng((7, index)) for index in range(count))
+
+
+def test_without_weights_and_restrictions_the_draw_is_one_integer_of_the_generator():
+    pool = SpuriosityPool(TEMPLATES * 3)
+    expected = [int(generator.integers(6)) for generator in generators(50)]
+    assert [pool.draw(generator, "dog") for generator in generators(50)] == expected
+
+
+def test_templates_are_drawn_by_their_weights_and_for_their_classes():
+    pool = SpuriosityPool(
+        ["{} in the snow.", "{} at night.", "{} at sea."], weights=[1, 3, 4], classes=[None, None, ["water_bird"]]
+    )
+    of_bird = Counter(pool.draw(generator, "water bird") for generator in generators())
+    of_dog = Counter(pool.draw(generator, "dog") for generator in generators())
+    assert [of_bird[index] / 4000 for index in range(3)] == pytest.approx([0.125, 0.375, 0.5], abs=0.03)
+    assert [of_dog[index] / 4000 for index in range(3)] == pytest.approx([0.25, 0.75, 0], abs=0.03)
+    assert of_dog[2] == 0
+    assert pool.eligible(None) == (0, 1)
+
+
+def test_a_class_without_a_template_is_named():
+    pool = SpuriosityPool(TEMPLATES, name="mine", classes=[["dog"], ["dog", "cat"]])
+    pool.check_classes(["dog", "cat"])
+    with pytest.raises(ValueError, match=r"'mine' has no template for class 'owl' \(and 1 more"):
+        pool.check_classes(["dog", "owl", "fern"])
+    with pytest.raises(ValueError, match="rows without a label"):
+        pool.check_classes(None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"weights": [1]}, "1 entries for 2 templates"),
+        ({"weights": [1, 0]}, r"0 for the template '\{\} at night\.'"),
+        ({"weights": [1, float("nan")]}, "positive number"),
+        ({"weights": [1, "2"]}, "positive number"),
+        ({"classes": [None, "dog"]}, "list of class names"),
+        ({"classes": [None, []]}, "list of class names"),
+    ],
+)
+def test_wrong_weights_and_restrictions_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        SpuriosityPool(TEMPLATES, **settings)
+
+
+def test_weights_restrictions_and_provenance_survive_a_file(tmp_path):
+    pool = SpuriosityPool(
+        TEMPLATES,
+        name="mine",
+        weights=[1, 2.5],
+        classes=[["fire_truck", "dog"], None],
+        aspects=["weather", None],
+        description="Weather.",
+        metadata={"prompts": ["?"]},
+    )
+    pool.save(tmp_path / "pool.json")
+    loaded = SpuriosityPool.load(tmp_path / "pool.json")
+    assert loaded == pool
+    assert loaded != SpuriosityPool(TEMPLATES)
+    assert (loaded.weights, loaded.classes) == ((1, 2.5), (frozenset({"fire truck", "dog"}), None))
+    assert (loaded.aspects, loaded.description, loaded.metadata) == (("weather", None), "Weather.", pool.metadata)
+    entry = json.loads((tmp_path / "pool.json").read_text())["templates"][0]
+    assert entry == {"template": TEMPLATES[0], "weight": 1, "classes": ["dog", "fire truck"], "aspect": "weather"}
+    (tmp_path / "bad.json").write_text('[{"template": "{} fine.", "wieght": 2}]')
+    with pytest.raises(ValueError, match="Did you mean 'weight'"):
+        SpuriosityPool.load(tmp_path / "bad.json")
+
+
+def test_captions_of_a_restricted_pool_have_ids_without_gaps():
+    pool = SpuriosityPool(["{} in the snow.", "{} at sea.", "{} at night."], classes=[None, ["owl"], None])
+    bank = CaptionBank(["dog", "owl"], ["a photo of a {}.", "a drawing of a {}."], pool)
+    captions = list(bank.spurious_captions())
+    assert len(captions) == bank.num_spurious_captions == 2 * 2 + 2 * 3
+    assert "a photo of a dog at sea." not in captions
+    for index, caption in enumerate(captions):
+        assert bank.spurious_id(*bank.parts_of(index)) == index
+        assert bank.spurious_caption(*bank.parts_of(index)) == caption

@@ -1,0 +1,344 @@
+"""Finds what goes together with the labels of a data set, with the zero-shot model alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from starft_hf.adapters import base_model_of
+from starft_hf.configuration import check_caption_templates
+from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
+from starft_hf.data.examples import EvaluationExampleMaker, Example, IndexedExamples
+from starft_hf.data.images import ImagePreprocessor, stack_features
+from starft_hf.data.source import is_stream
+from starft_hf.distributed import assemble, share_of
+from starft_hf.models import DualEncoder, evaluation_mode, load_model, load_processor, unit_rows
+from starft_hf.names import readable
+from starft_hf.spuriosity.attributes import (
+    Attribute,
+    attributes_of,
+    class_subspace,
+    mean_of,
+    readable_template,
+    without_subspace,
+)
+from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
+from starft_hf.spuriosity.result import DiscoveryResult, Scorer
+from starft_hf.spuriosity.statistics import measure_associations
+
+
+# A template is averaged over no more classes than this, evenly spread: more would change the average very little.
+_CLASSES_PER_TEMPLATE = 8
+_TEXTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Significance:
+    """When an attribute counts as found.
+
+    Attributes:
+        alpha: largest p-value, corrected for the number of attributes.
+        min_effect: smallest difference that it makes to some label, as a share of the label's images. In a large data
+            set differences that do not matter are significant as well.
+        min_agreement: how far captions of one half of the classes and of the other have to agree on which images have
+            an attribute, as Cohen's kappa. Where they do not, the model answers to class names rather than to what it
+            sees.
+        permutations: of the labels, for the p-values.
+        seed: of the permutations, and of the sample.
+    """
+
+    alpha: float = 0.01
+    min_effect: float = 0.05
+    min_agreement: float = 0.8
+    permutations: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "min_effect", "min_agreement"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a number from 0 to below 1")
+        if self.permutations < 1 or self.alpha * (self.permutations + 1) < 1:
+            raise ValueError(
+                f"permutations is {self.permutations}, which gives no p-value as small as alpha={self.alpha}; take at "
+                f"least {round(1 / self.alpha) if self.alpha else 'some, and an alpha above 0'}"
+            )
+
+
+def discover_spuriosity(
+    model: str | PathLike[str] | nn.Module,
+    processor: Any,
+    dataset: Any,
+    pool: SpuriosityPool | str | PathLike[str] | Sequence[str] = "all",
+    *,
+    class_names: Sequence[str] | None = None,
+    caption_template: str | Sequence[str] = "a photo of a {}.",
+    image_column: str = "image",
+    label_column: str = "label",
+    alpha: float = 0.01,
+    min_effect: float = 0.05,
+    min_agreement: float = 0.8,
+    permutations: int = 1000,
+    max_samples: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> DiscoveryResult:
+    """Find the attributes of images that go together with their labels, by a zero-shot model and without groups.
+
+    Every image gets the attribute whose caption, without what tells classes apart, is most like it: one for each
+    aspect of the pool, or none where the plain caption is. Templates that mean the same to the model count as one
+    attribute. How an attribute goes together with the labels is measured by mutual information, and compared with what
+    permuted labels give.
+
+    That an attribute goes together with a label does not make it spurious: the wheels of cars do as well. Look at the
+    result before relying on it. What the pool does not name is not found.
+
+    Args:
+        model: a dual encoder before fine-tuning, its Hub id or its path.
+        processor: its processor, or None to load it from where the model is from.
+        dataset: labelled images; of a stream the first `max_samples` rows.
+        pool: the attributes to look for: what `StarFTTrainer(spuriosity=...)` takes.
+        class_names: names of the classes in label order; None reads them from the data set.
+        caption_template: the plain caption, with `{}` for the class name, or several.
+        image_column: column with the images.
+        label_column: column with the labels.
+        alpha: an attribute is found if its p-value, corrected for the number of attributes, is no larger,
+        min_effect: and if some label's images have it this much more or less often than others, as a share,
+        min_agreement: and if captions of one half of the classes and of the other agree so far on which images have
+            it, as Cohen's kappa. Where they do not, the model answers to class names rather than to what it sees.
+        permutations: of the labels, for the p-values.
+        max_samples: look at no more images than this, drawn at random; None looks at all.
+        seed: of the sample and the permutations.
+        batch_size: images per forward.
+        num_workers: processes that preprocess.
+        progress: whether to show a progress bar.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ValueError: if the data set has no labels or only one class, or a setting is out of range.
+    """
+    significance = Significance(alpha, min_effect, min_agreement, permutations, seed)
+    captions = [caption_template] if isinstance(caption_template, str) else list(caption_template)
+    check_caption_templates("caption_template", captions)
+    pool = as_pool(pool)
+    settings = ColumnSettings(image_column, label_column, class_names=class_names)
+    columns = resolve_columns(dataset, settings, what="dataset")
+    check_labelled(columns, "dataset")
+    rows, indices = sample_rows(dataset, max_samples, seed)
+    model = load_model(model)
+    encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
+    return discover(
+        model,
+        encoder,
+        rows,
+        indices,
+        columns,
+        pool,
+        captions,
+        significance,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+    )
+
+
+def check_labelled(columns: ImageColumns, what: str) -> None:
+    """Check that a data set has labels and class names.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    if columns.label is None or columns.class_names is None:
+        raise ValueError(
+            f"{what} has no labels with class names, so nothing can go together with them; set label_column and "
+            "class_names, or choose a pool by hand"
+        )
+    if len(columns.class_names) < 2:
+        raise ValueError(f"{what} has one class only ({columns.class_names[0]!r}); there must be at least two")
+
+
+def sample_rows(dataset: Any, max_samples: int | None, seed: int) -> tuple[Any, list[int]]:
+    """The data set, or the beginning of a stream, and the rows of it to look at, in ascending order.
+
+    Raises:
+        ValueError: if `max_samples` is no number from 1, or missing where the data set is a stream.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples is {max_samples}; it is a number from 1, or None for all images")
+    if is_stream(dataset):
+        if max_samples is None:
+            raise ValueError("dataset is a stream, whose end is not known; pass max_samples")
+        dataset = list(islice(dataset, max_samples))
+        return dataset, list(range(len(dataset)))
+    if max_samples is None or max_samples >= len(dataset):
+        return dataset, list(range(len(dataset)))
+    chosen = np.random.default_rng(seed).choice(len(dataset), max_samples, replace=False)
+    return dataset, sorted(chosen.tolist())
+
+
+def discover(
+    model: nn.Module,
+    encoder: DualEncoder,
+    dataset: Any,
+    indices: Sequence[int],
+    columns: ImageColumns,
+    pool: SpuriosityPool,
+    caption_templates: Sequence[str],
+    significance: Significance,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> DiscoveryResult:
+    """`discover_spuriosity` of a loaded model, on chosen rows of a data set. Several processes share the work."""
+    class_names = columns.class_names or ()
+    scorer = make_scorer(model, encoder, class_names, pool, caption_templates)
+    image_embeds, labels = embed_images(
+        model, encoder, dataset, indices, columns, batch_size=batch_size, num_workers=num_workers, progress=progress
+    )
+    if len(set(labels.tolist())) < 2:
+        raise ValueError(f"the {len(labels)} images that were looked at are of one class; look at more of them")
+    assigned = scorer(image_embeds)
+    associations = measure_associations(
+        labels.numpy(),
+        list(assigned.values()),
+        len(class_names),
+        len(scorer.attributes),
+        permutations=significance.permutations,
+        seed=significance.seed,
+    )
+    return DiscoveryResult(
+        class_names=tuple(readable(name) for name in class_names),
+        candidates=pool,
+        scorer=scorer,
+        associations=associations,
+        agreement=scorer.agreement(image_embeds),
+        alpha=significance.alpha,
+        min_effect=significance.min_effect,
+        min_agreement=significance.min_agreement,
+        dataset=dataset,
+        columns=columns,
+        indices=tuple(indices),
+        labels=labels.numpy(),
+        assigned=assigned,
+    )
+
+
+def make_scorer(
+    model: nn.Module,
+    encoder: DualEncoder,
+    class_names: Sequence[str],
+    pool: SpuriosityPool,
+    caption_templates: Sequence[str],
+) -> Scorer:
+    """What tells attributes of images: the embeddings of the pool's templates and of the plain captions."""
+    names = list(dict.fromkeys(readable(name) for name in class_names))
+    wanted = [[name for name in names if index in pool.eligible(name)] for index in range(len(pool))]
+    wanted = [list(_spread(own, _CLASSES_PER_TEMPLATE)) for own in wanted]
+
+    def captions(index: int | None, own: Sequence[str]) -> list[str]:
+        texts = [(caption.replace("{}", name), name) for name in own for caption in caption_templates]
+        return [text if index is None else pool.inject(text, name, index) for text, name in texts]
+
+    # The plain captions of every class; then, of all classes and of each half of them, plain captions and templates.
+    shown = _spread(names, _CLASSES_PER_TEMPLATE)
+    groups = [captions(None, [name]) for name in names]
+    for half in (slice(None), slice(None, None, 2), slice(1, None, 2)):
+        groups.append(captions(None, shown[half] or shown))
+        groups += [captions(index, own[half] or own) for index, own in enumerate(wanted)]
+    rows = _embed_texts(model, encoder, groups)
+    class_embeds, rest = rows[: len(names)], rows[len(names) :].unflatten(0, (3, 1 + len(pool)))
+    basis = class_subspace(class_embeds)
+    aspects = [aspect or pool.name or "attribute" for aspect in pool.aspects or [None] * len(pool)]
+    attributes: list[Attribute] = []
+    for aspect in dict.fromkeys(aspects):
+        members = [index for index, other in enumerate(aspects) if other == aspect and wanted[index]]
+        texts = [readable_template(pool[index]) for index in members]
+        attributes += attributes_of(rest[0, 1:][members], rest[0, 0], texts, members, aspect)
+    views = [(mean_of(attributes, view[1:]), view[0]) for view in rest]
+    whole, *halves = [(without_subspace(embeds, basis), without_subspace(plain, basis)) for embeds, plain in views]
+    told = {index for attribute in attributes for index in attribute.templates}
+    return Scorer(
+        tuple(attributes),
+        *whole,
+        halves=(halves[0], halves[1]),
+        untold=tuple(index for index in range(len(pool)) if wanted[index] and index not in told),
+    )
+
+
+def _spread(items: Sequence[str], number: int) -> Sequence[str]:
+    if len(items) <= number:
+        return items
+    return [items[round(place * (len(items) - 1) / (number - 1))] for place in range(number)]
+
+
+def _embed_texts(model: nn.Module, encoder: DualEncoder, groups: Sequence[Sequence[str]]) -> Tensor:
+    """One unit row per group of texts, the mean of theirs, `(len(groups), D)`; zeros for a group without texts."""
+    distinct = list(dict.fromkeys(text for texts in groups for text in texts))
+    # In alphabetical order, texts that begin alike share a chunk, and what they begin with where the tower can.
+    order = sorted(range(len(distinct)), key=lambda index: distinct[index])
+    mine = [distinct[order[place]] for place in share_of(len(order))]
+    with evaluation_mode(model):
+        chunks = [
+            encoder.encode(model, texts=mine[start : start + _TEXTS_AT_ONCE])
+            for start in range(0, len(mine), _TEXTS_AT_ONCE)
+        ]
+        share = torch.cat(chunks) if chunks else encoder.encode(model, texts=distinct[:1])[:0]
+    embeds = assemble(share, len(order)).float().cpu()
+    row_of = {distinct[index]: place for place, index in enumerate(order)}
+    means = [embeds[[row_of[text] for text in texts]].sum(0) for texts in groups]
+    return unit_rows(torch.stack(means))
+
+
+def embed_images(
+    model: nn.Module,
+    encoder: DualEncoder,
+    dataset: Any,
+    indices: Sequence[int],
+    columns: ImageColumns,
+    *,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """Unit embeddings `(N, D)` and labels `(N,)` of rows of a data set; processes share the work and get all of it."""
+    maker = EvaluationExampleMaker(replace(columns, groups=None), ImagePreprocessor(encoder.image_processor))
+    examples = IndexedExamples(dataset, maker)
+    mine = [indices[place] for place in share_of(len(indices))]
+    loader = DataLoader(
+        Subset(examples, mine or indices[:1]),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
+        generator=torch.Generator(),
+    )
+    device = next(model.parameters()).device
+    embeds, labels = [], []
+    with (
+        evaluation_mode(model),
+        tqdm(total=len(mine), desc="Looking for spuriosity", unit=" images", disable=not progress) as bar,
+    ):
+        for images, batch_labels in loader:
+            moved = {name: value.to(device) for name, value in images.items()}
+            embeds.append(encoder.encode(model, images=moved))
+            labels.append(batch_labels.to(device))
+            bar.update(len(batch_labels))
+    # Of a process that has nothing to do, one image gives the shapes.
+    share = [torch.cat(parts)[: len(mine)] for parts in (embeds, labels)]
+    return assemble(share[0], len(indices)).float().cpu(), assemble(share[1], len(indices)).cpu()
+
+
+def _collate(examples: Sequence[Example]) -> tuple[dict[str, Tensor], Tensor]:
+    labels = torch.tensor([example["label"] for example in examples])
+    return stack_features([example["image"] for example in examples]), labels

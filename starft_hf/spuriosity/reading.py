@@ -1,0 +1,76 @@
+"""Files and repositories that hold templates."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+# What a repository that holds nothing but a pool calls it.
+POOL_FILE = "starft_pool.json"
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _read_lines(path: Path) -> Any:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _read_tensor_file(path: Path) -> Any:
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+READERS = {
+    ".json": _read_json,
+    ".yaml": _read_yaml,
+    ".yml": _read_yaml,
+    ".txt": _read_lines,
+    ".pt": _read_tensor_file,
+    ".pth": _read_tensor_file,
+}
+
+
+def read_templates(path: Path) -> Any:
+    """What a file of templates holds, as plain lists, mappings and strings.
+
+    Raises:
+        ValueError: if its ending is not known or it cannot be read.
+    """
+    if path.suffix not in READERS:
+        raise ValueError(f"{str(path)!r} has the ending {path.suffix!r}; a pool is read from {', '.join(READERS)}")
+    try:
+        return READERS[path.suffix](path)
+    except Exception as error:
+        raise ValueError(f"{str(path)!r} could not be read as a spuriosity pool: {error}") from error
+
+
+def read_repository(source: str) -> Any:
+    """What the pool of a folder or of a repository of the Hub holds.
+
+    Raises:
+        ValueError: if it holds a run without a pool.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from starft_hf.record import RunRecord
+
+    try:
+        path = Path(source) / POOL_FILE if Path(source).is_dir() else Path(hf_hub_download(source, POOL_FILE))
+    except EntryNotFoundError:
+        path = None
+    if path is not None and path.is_file():
+        return read_templates(path)
+    pool = RunRecord.load(source).pool
+    if pool is None:
+        raise ValueError(f"the run in {source!r} had no spuriosity pool, for its regularizer takes none")
+    return pool
