@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
+from starft_hf.adapters import is_adapted
 from starft_hf.configuration import StarFTConfig
+from starft_hf.data.columns import resolve_columns
+from starft_hf.data.source import is_stream
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.models import load_model, load_processor
 from starft_hf.names import unknown_name
 from starft_hf.parallel import map_in_processes
-from starft_hf.regularizers import NO_REGULARIZER
+from starft_hf.regularizers import NO_REGULARIZER, get_regularizer
 from starft_hf.report import RobustnessReport, Run, TrainingPoint
-from starft_hf.spuriosity.pool import SpuriosityPool
+from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.trainer import StarFTTrainer
+from starft_hf.validation import check_run
 from starft_hf.weights import check_alpha
 
 
@@ -107,15 +111,31 @@ def compare(
         The report of all runs.
 
     Raises:
-        ValueError: if a method is unknown or there is no seed, before anything is trained.
+        ValueError: before anything is trained, if a method is unknown, a method or a seed is there twice, there is no
+            seed or no data set, or the settings of a method do not go together or do not fit the training set.
     """
     for method in [*methods, *(settings or {})]:
         if method != ZERO_SHOT and method not in METHODS:
             raise ValueError(unknown_name("method", method, [ZERO_SHOT, *METHODS]))
     if not methods or not seeds:
         raise ValueError("methods or seeds is empty; pass at least one of each")
-    for share in (*curve_alphas, *(() if alpha is None else (alpha,))):
+    for name, chosen in (("methods", list(methods)), ("seeds", list(seeds))):
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"{name} is {chosen}, in which one is there twice; pass each of them once")
+    shares = (*curve_alphas, *(() if alpha is None else (alpha,)))
+    for share in shares:
         check_alpha(share)
+    if processes < 1:
+        raise ValueError(f"processes is {processes}; pass how many runs there may be at a time, from 1")
+    if eval_dataset is None or (isinstance(eval_dataset, dict) and not eval_dataset):
+        raise ValueError("there is nothing to compare on; pass eval_dataset")
+    if train_dataset is None and set(methods) != {ZERO_SHOT}:
+        raise ValueError("there is nothing to train on; pass train_dataset")
+    if shares and isinstance(model, nn.Module) and is_adapted(model):
+        raise ValueError(
+            "a model with an adapter cannot be interpolated; merge the adapter first, or pass alpha=None and no "
+            "curve_alphas"
+        )
     if processes == 1:
         model = load_model(model)
     jobs = []
@@ -126,6 +146,8 @@ def compare(
             run_args = dataclasses.replace(args, **{**fixed, **own})
             shared = (model, run_args, train_dataset, eval_dataset, processing_class, spuriosity)
             jobs.append(_Job(method, seed, *shared, alpha, tuple(curve_alphas)))
+    for job in jobs:
+        _check_job(job)
     runs = _run_all(jobs, processes, on_step, show=not args.disable_tqdm)
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     first = next(iter(datasets))
@@ -134,6 +156,19 @@ def compare(
         thumbnails={name: _mistaken_images(runs, name, part, args.image_column) for name, part in datasets.items()},
         curve_axes=(f"average accuracy, {first}", f"worst group, {first}"),
     )
+
+
+def _check_job(job: _Job) -> None:
+    """Check what would otherwise fail after other methods have been trained."""
+    if job.method == ZERO_SHOT:
+        return
+    regularizer = get_regularizer(job.args.regularizer)
+    pool = as_pool(job.spuriosity) if regularizer is not None and regularizer.columns != "none" else None
+    # A function may draw the training set, which is as expensive as it likes to be.
+    if not callable(job.train_dataset):
+        columns = resolve_columns(job.train_dataset, job.args, what="train_dataset")
+        streamed = is_stream(job.train_dataset)
+        check_run(job.args, regularizer, pool, columns.class_names, streamed=streamed)
 
 
 def _run_all(jobs: Sequence[_Job], processes: int, on_step: Callable[[str], None] | None, *, show: bool) -> list[Run]:

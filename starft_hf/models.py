@@ -235,7 +235,8 @@ def logit_bias_of(model: nn.Module) -> Tensor | None:
 
 def head_logits(head: nn.Linear, image_embeds: Tensor) -> Tensor:
     """Logits `(N, classes)` of a linear head on unit image embeddings, in float32 or wider."""
-    return similarity_logits(image_embeds, whole(head.weight), 1.0) + as_float32_or_wider(whole(head.bias))
+    logits = similarity_logits(image_embeds, whole(head.weight), 1.0)
+    return logits if head.bias is None else logits + as_float32_or_wider(whole(head.bias))
 
 
 def whole(tensor: Tensor) -> Tensor:

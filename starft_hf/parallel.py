@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import pickle
 import queue
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 
@@ -33,8 +35,10 @@ def map_in_processes(
         on_progress: called here, with the item, whenever a task has got further.
 
     Raises:
+        ValueError: if the first item or the task cannot be pickled, before a worker is started.
         Exception: what the first failing task raised; tasks that have not begun are given up then.
     """
+    _check_pickled(task, *items[:1])
     context = get_context("spawn")
     progress = context.Queue()
     with (
@@ -48,6 +52,16 @@ def map_in_processes(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [future.result() for future in futures]
+
+
+def _check_pickled(*values: Any) -> None:
+    try:
+        ForkingPickler.dumps(values)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"what worker processes need cannot be sent to them ({error}); pass functions that a module has in place "
+            "of lambdas and inner ones, and a model without hooks or by its path, or use processes=1"
+        ) from error
 
 
 def _run(task: Callable[..., Result], index: int, item: Any) -> Result:

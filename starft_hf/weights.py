@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from starft_hf.adapters import is_adapted
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.models import evaluation_mode
 from starft_hf.names import unknown_name
@@ -219,6 +220,11 @@ def _mix_into(model: nn.Module, state_a: Mapping[str, Tensor], state_b: Mapping[
 
 
 def _check_models(model_a: nn.Module, model_b: nn.Module) -> None:
+    if is_adapted(model_a) or is_adapted(model_b):
+        raise ValueError(
+            "a model with an adapter cannot be interpolated, because the mean of two products of matrices is not the "
+            "product of their means; merge it first, with merge_and_unload of its PeftModel"
+        )
     traits = [
         {
             **{name: tuple(value.shape) for name, value in model.state_dict().items()},

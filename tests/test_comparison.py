@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, interpolate
+from starft_hf.adapters import with_adapter
 from starft_hf.comparison import METHODS
 from tests.conftest import make_dataset
 
@@ -117,9 +118,38 @@ def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_h
 
 @pytest.mark.parametrize(
     ("settings", "match"),
-    [({"alpha": 2}, "alpha is 2"), ({"curve_alphas": [-1]}, "alpha is -1"), ({"seeds": ()}, "at least one")],
+    [
+        ({"alpha": 2}, "alpha is 2"),
+        ({"curve_alphas": [-1]}, "alpha is -1"),
+        ({"seeds": ()}, "at least one"),
+        ({"seeds": (0, 0)}, "seeds is"),
+        ({"methods": ["zero-shot", "kl", "kl"]}, "methods is"),
+        ({"processes": 0}, "processes is 0"),
+        ({"eval_dataset": None}, "nothing to compare on"),
+        ({"eval_dataset": {}}, "nothing to compare on"),
+        ({"train_dataset": None}, "nothing to train on"),
+        ({"spuriosity": "backgroud"}, "unknown spuriosity pool"),
+        ({"settings": {"star": {"reg_schedule": "epoch_linear"}}}, "limited by max_steps"),
+        ({"settings": {"star": {"regularizer": "sta"}}}, "unknown regularizer"),
+    ],
     ids=str,
 )
-def test_what_makes_no_comparison_is_refused(clip, config, dataset, settings, match):
+def test_what_makes_no_comparison_is_refused_before_the_first_forward(clip, config, dataset, settings, match):
+    clip.forward = None
     with pytest.raises(ValueError, match=match):
-        compare(clip, config(), dataset, dataset, **settings)
+        compare(clip, config(), **{"train_dataset": dataset, "eval_dataset": dataset, **settings})
+
+
+def test_what_workers_cannot_be_sent_is_refused_before_they_start(clip, config, dataset, monkeypatch):
+    monkeypatch.setattr("starft_hf.parallel.ProcessPoolExecutor", lambda *_, **__: pytest.fail("workers were started"))
+    with pytest.raises(ValueError, match="cannot be sent to them"):
+        compare(clip, config(), lambda seed: dataset, dataset, processes=2)
+
+
+def test_weights_of_adapters_are_not_interpolated(clip, processor, config, dataset):
+    model = with_adapter(clip, "lora")
+    settings = {"methods": ["FLYP"], "processing_class": processor}
+    with pytest.raises(ValueError, match="a model with an adapter cannot be interpolated"):
+        compare(model, config(), dataset, dataset, **settings)
+    (run,) = compare(model, config(), dataset, dataset, alpha=None, **settings).runs
+    assert run.interpolated is None

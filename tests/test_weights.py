@@ -6,6 +6,7 @@ import torch
 from transformers import CLIPModel
 
 from starft_hf import interpolate, sweep
+from starft_hf.adapters import with_adapter
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.heads import head_from_weights, load_head, save_head
 from starft_hf.weights import ALPHAS, Sweep
@@ -71,6 +72,12 @@ def test_other_architectures_and_shares_are_refused(clip):
     for alpha in (1.5, -0.1, float("nan")):
         with pytest.raises(ValueError, match=f"alpha is {alpha}"):
             interpolate(clip, clip, alpha)
+
+
+def test_adapters_are_refused(clip):
+    adapted = [with_adapter(copy.deepcopy(clip), "lora") for _ in range(2)]
+    with pytest.raises(ValueError, match="a model with an adapter cannot be interpolated"):
+        interpolate(*adapted, 0.5)
 
 
 def test_the_same_shapes_under_another_activation_are_another_architecture(clip):

@@ -64,6 +64,11 @@ class ImageColumns:
             if value not in self.class_names:
                 raise ValueError(unknown_name("label", value, self.class_names))
             return self.class_names.index(value)
+        if value is None or not float(value).is_integer():
+            raise ValueError(
+                f"column {self.label!r} has a row with {value} where the index or the name of a class belongs; "
+                "fill or drop it"
+            )
         if not 0 <= int(value) < len(self.class_names):
             raise ValueError(
                 f"column {self.label!r} holds the label {value}, but there are {len(self.class_names)} class names "
@@ -121,9 +126,13 @@ def resolve_columns(
 
     feature = (getattr(dataset, "features", None) or {}).get(label)
     names: Sequence[str] | None = config.class_names
-    if names is None and isinstance(feature, ClassLabel):
+    if names is not None:
+        check_names(names)
+        if isinstance(feature, ClassLabel):
+            _check_order(feature.names, tuple(names), label, what)
+    elif isinstance(feature, ClassLabel):
         names = feature.names
-    names = names or default_class_names
+    names = names if names is not None else default_class_names
     if names is None and getattr(feature, "dtype", None) in ("string", "large_string"):
         names = distinct_values(dataset, label)
     if names is None and caption is not None:
@@ -167,6 +176,32 @@ def resolve_evaluation_columns(
     check_labels(dataset, columns, what=what, several=False)
     check_groups(dataset, columns, what=what)
     return columns
+
+
+def check_names(class_names: Sequence[str]) -> None:
+    """Check that class names are names, of which a classifier can be made.
+
+    Raises:
+        ValueError: if there are none, or naming the first that is no name.
+    """
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names is the string {class_names!r}; pass a list of names, in label order")
+    if len(class_names) == 0:
+        raise ValueError("class_names is empty; pass one name for every label, in label order")
+    for label, name in enumerate(class_names):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"class_names has {name!r} for label {label}; pass a name for every label")
+
+
+def _check_order(own: Sequence[str], class_names: Sequence[str], label: str, what: str) -> None:
+    """Check that the names a column has for its labels are not those of other labels in `class_names`."""
+    if set(own) <= set(class_names) and tuple(own) != tuple(class_names[: len(own)]):
+        index = next(index for index, name in enumerate(own) if name != class_names[index])
+        raise ValueError(
+            f"label {index} of column {label!r} of {what} is {own[index]!r} by its ClassLabel and "
+            f"{class_names[index]!r} by class_names, which has {own[index]!r} for another label; leave out "
+            "class_names to read the column's own, or bring the two into one order"
+        )
 
 
 def check_distinct(class_names: Sequence[str]) -> None:
@@ -232,7 +267,10 @@ def check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
 
 def distinct_values(dataset: Any, column: str) -> list[Any]:
     """The distinct values of a column of a `datasets` Dataset."""
-    return np.unique(np.asarray(read_column(dataset, column))).tolist()
+    values = np.asarray(read_column(dataset, column))
+    if values.dtype == object and any(value is None for value in values.flat):
+        raise ValueError(f"column {column!r} has a row without a value; fill or drop it")
+    return np.unique(values).tolist()
 
 
 def read_column(dataset: Any, column: str) -> list[Any]:

@@ -43,7 +43,7 @@ class Groups:
 
     def _name(self, column: str, value: Any) -> str:
         names = self.names.get(column)
-        if value is None:
+        if value is None or value != value:  # NaN stands for a missing number
             raise ValueError(f"column {column!r} has a row without a value, so its group is unknown; fill or drop it")
         if names is None:
             return str(value)

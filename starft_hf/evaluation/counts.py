@@ -46,13 +46,15 @@ class ClassificationCounts:
         logits, labels = as_float32_or_wider(logits).cpu(), labels.cpu()
         self.loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
         confidence, predicted = logits.softmax(-1).double().max(-1)
-        correct = predicted == labels
+        # NaN, of a model that has diverged, is no prediction, though torch finds the maximum there.
+        told = ~confidence.isnan()
+        correct = (predicted == labels) & told
         right, rows = count_groups(correct, groups)
         self.group_correct.update(right)
         self.group_total.update(rows)
         self.bins += calibration_bins(confidence, correct, self.num_bins)
         self.class_total.update(labels.tolist())
-        self.class_predicted.update(predicted.tolist())
+        self.class_predicted.update(predicted[told].tolist())
         self.class_correct.update(labels[correct].tolist())
 
     def gathered(self) -> "ClassificationCounts":

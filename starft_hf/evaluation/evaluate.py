@@ -1,10 +1,13 @@
 """Evaluation of a classifier by itself, without a trainer."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -13,7 +16,7 @@ from tqdm.auto import tqdm
 from starft_hf.adapters import base_model_of
 from starft_hf.configuration import check_caption_templates
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import ColumnSettings, check_distinct, resolve_evaluation_columns
+from starft_hf.data.columns import ColumnSettings, check_distinct, check_names, resolve_evaluation_columns
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
@@ -78,6 +81,7 @@ def evaluate_zero_shot(
     if is_stream(dataset):
         raise ValueError("a stream cannot be shared out and counted; pass a data set whose rows can be read by index")
     if class_names is not None:
+        check_names(class_names)
         check_distinct(class_names)
     own_names, default_names = class_names, None
     if class_mapping is not None:
@@ -97,6 +101,9 @@ def evaluate_zero_shot(
                 "classes; map every one of them"
             )
         names = tuple(class_names)
+    if head is not None:
+        check_head(head, names)
+    check_shares(training_shares or {})
 
     model = load_model(model)
     encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
@@ -123,14 +130,49 @@ def check_mapping(mapping: Sequence[Sequence[int]], class_names: Sequence[str]) 
     Raises:
         ValueError: naming the first label that is not.
     """
+    if isinstance(mapping, Mapping):
+        raise ValueError("class_mapping is a dictionary; pass a list with the indices for label 0, 1, ... in order")
     for label, indices in enumerate(mapping):
-        if not indices:
+        if not isinstance(indices, Sequence | np.ndarray) or not all(isinstance(index, Integral) for index in indices):
+            raise ValueError(
+                f"class_mapping has {indices!r} for label {label}; pass a list of indices into class_names for every "
+                "label, such as [[0], [1, 2]]"
+            )
+        if len(indices) == 0:
             raise ValueError(f"class_mapping has no class for label {label}")
         wrong = [index for index in indices if not 0 <= index < len(class_names)]
         if wrong:
             raise ValueError(
                 f"class_mapping has index {wrong[0]} for label {label}, but there are {len(class_names)} class names"
             )
+
+
+def check_head(head: nn.Linear, class_names: Sequence[str]) -> None:
+    """Check that a head is over these classes.
+
+    Raises:
+        ValueError: if it is no linear layer, or has more or fewer outputs.
+    """
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"head is a {type(head).__name__}; pass an nn.Linear over class_names")
+    if head.out_features != len(class_names):
+        raise ValueError(
+            f"the head has {head.out_features} outputs, but there are {len(class_names)} class names; pass the class "
+            "names of the head, and class_mapping where the labels are others"
+        )
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Check that shares of groups can weight an average.
+
+    Raises:
+        ValueError: naming the first that cannot.
+    """
+    if not isinstance(shares, Mapping):
+        raise ValueError(f"training_shares is a {type(shares).__name__}; pass the share of every group by its name")
+    for group, share in shares.items():
+        if not (math.isfinite(share) and share >= 0):
+            raise ValueError(f"training_shares[{group!r}] is {share}; pass the part of the training set in the group")
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from starft_hf.data.columns import read_column
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
@@ -15,6 +16,9 @@ from starft_hf.evaluation.mistakes import ConfidentMistakes
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.models import DualEncoder, batch_images, head_logits
+
+
+logger = logging.get_logger(__name__)
 
 
 class ClassifierEvaluation:
@@ -89,7 +93,10 @@ class ClassifierEvaluation:
 
 
 def training_group_shares(examples: Any) -> dict[str, float] | None:
-    """The share of every group of a training set, or None where it cannot be known in advance."""
+    """The share of every group of a training set, or None where it cannot be known in advance.
+
+    That is so for streams, and where the group of a row is unknown.
+    """
     if not isinstance(examples, IndexedExamples) or not hasattr(examples.dataset, "select_columns"):
         return None
     columns = examples.columns
@@ -98,5 +105,9 @@ def training_group_shares(examples: Any) -> dict[str, float] | None:
     name = EvaluationExampleMaker(columns, examples.make.preprocessor).group
     used = [column for column in columns.used if column not in (columns.image, columns.caption)]
     values = zip(*(read_column(examples.dataset, column) for column in used), strict=True)
-    counts = Counter(name(dict(zip(used, row, strict=True))) for row in values)
+    try:
+        counts = Counter(name(dict(zip(used, row, strict=True))) for row in values)
+    except ValueError as error:
+        logger.warning("The shares of the groups of the training set are unknown: %s.", error)
+        return None
     return {group: count / len(examples) for group, count in counts.items()}

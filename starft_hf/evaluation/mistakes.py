@@ -27,7 +27,8 @@ class ConfidentMistakes:
     def update(self, logits: Tensor, batch: Mapping[str, Any]) -> None:
         """Look at the logits `(N, classes)` of an evaluation batch."""
         confidences, predicted = logits.double().softmax(-1).max(-1)
-        wrong = predicted != batch["labels"]
+        # NaN can be neither more nor less confident than another.
+        wrong = (predicted != batch["labels"]) & ~confidences.isnan()
         if "valid" in batch:
             wrong &= batch["valid"]
         for row in wrong.nonzero().flatten().tolist():

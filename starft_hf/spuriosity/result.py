@@ -228,7 +228,7 @@ class DiscoveryResult:
         aspect = self.attributes[self.found[0]].aspect
         usual = [self._usual(label, aspect) for label in range(len(self.class_names))]
         rows = zip(labels.tolist(), assigned[aspect].tolist(), strict=True)
-        return [_group(self.class_names[label], *usual[label], index) for label, index in rows]
+        return [_group(self.class_names[label], usual[label], index) for label, index in rows]
 
     def _usual(self, label: int, aspect: str) -> tuple[set[int], set[int]]:
         """The attributes of an aspect that go with a label, and those that stay away from it."""
@@ -329,8 +329,9 @@ def _as_dict(row: Association) -> dict[str, Any]:
     return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(row).items()}
 
 
-def _group(class_name: str, usual: set[int], unusual: set[int], index: int) -> str:
+def _group(class_name: str, usual_and_unusual: tuple[set[int], set[int]], index: int) -> str:
     """The pseudo-group of an image of a class with an attribute."""
+    usual, unusual = usual_and_unusual
     if not usual and not unusual:
         return class_name
     aligned = index in usual if usual else index not in unusual

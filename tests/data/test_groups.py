@@ -63,7 +63,31 @@ def test_groups_that_cannot_be_told_are_refused_at_once(clip, processor, config,
     )
     notes = dataset.remove_columns("note").add_column("note", [None, *["a"] * 23])
     refused(notes, "has a row without a value", group_column="note")
+    missing = dataset.remove_columns("note").add_column("note", [float("nan"), *[1.0] * 23])
+    refused(missing, "has a row without a value", group_column="note")
     refused(dataset.remove_columns("note").add_column("note", [""] * 24), "empty name", group_column="note")
     refused(dataset, "no column 'place'; its columns are", group_column="place")
     names = ["owl", "truck", "owl", "fern"]
     refused(dataset, "class name 'owl' is there twice, for labels 0 and 2", class_names=names)
+
+
+def test_training_rows_whose_group_is_unknown_leave_the_adjusted_accuracy_out(clip, processor, config, dataset):
+    train = dataset.remove_columns("group").add_column("group", [None, *["left", "right"] * 11, "left"])
+    trainer = StarFTTrainer(clip, config(group_column="group"), train, dataset, processing_class=processor)
+    metrics = trainer.evaluate()
+    assert "eval_worst_group_accuracy" in metrics
+    assert "eval_group_adjusted_accuracy" not in metrics
+
+
+def test_part_of_the_classes_in_another_order_is_not_read_by_class_names(clip, processor, config, dataset):
+    features = dataset.features.copy()
+    features["label"] = ClassLabel(names=["truck", "owl"])
+    part = dataset.filter(lambda label: label < 2, input_columns="label").cast(features)
+    with pytest.raises(ValueError, match="is 'truck' by its ClassLabel and 'owl' by class_names"):
+        StarFTTrainer(
+            clip,
+            config(class_names=["owl", "truck", "violin", "fern"]),
+            dataset,
+            {"part": part},
+            processing_class=processor,
+        )

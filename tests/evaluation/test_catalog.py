@@ -296,6 +296,10 @@ def test_the_order_of_class_names_is_that_of_the_benchmark():
         (ClassLabel(names=["owl", "duck"]), [0, 1], "has the classes owl, duck, not landbird, waterbird"),
         (Value("int64"), [0, 2], "holds the label 2, but there are 2 classes"),
         (Value("string"), ["landbird", "waterbirds"], "Did you mean 'waterbird'"),
+        (Value("int64"), [0, None], "column 'label' has a row without a value"),
+        (Value("string"), ["landbird", None], "column 'label' has a row without a value"),
+        (ClassLabel(names=["waterbird", "landbird"]), [0, -1], "column 'label' has a row with -1"),
+        (ClassLabel(names=["waterbird", "landbird"]), [0, None], "column 'label' has a row with None"),
     ],
 )
 def test_other_classes_are_an_error(label, values, message):
@@ -303,6 +307,22 @@ def test_other_classes_are_an_error(label, values, message):
     dataset = Dataset.from_dict({"image": pictures(2), "label": values, "place": [0, 1]}, features)
     with pytest.raises(ValueError, match=message):
         load_benchmark("waterbirds").prepare(dataset)
+
+
+@pytest.mark.parametrize("value", [-1, None])
+def test_groups_without_a_name_are_an_error(value):
+    places = ClassLabel(names=["land", "water"])
+    features = Features(image=Image(), label=ClassLabel(names=["landbird", "waterbird"]), place=places)
+    dataset = Dataset.from_dict({"image": pictures(2), "label": [0, 1], "place": [0, value]}, features)
+    with pytest.raises(ValueError, match=f"column 'place' has a row with {value}"):
+        load_benchmark("waterbirds").prepare(dataset)
+
+
+def test_groups_that_are_still_indices_are_not_prepared(clip, processor):
+    features = Features(image=Image(), label=ClassLabel(names=["landbird", "waterbird"]), place=Value("int64"))
+    dataset = Dataset.from_dict({"image": pictures(2), "label": [0, 1], "place": [0, 1]}, features)
+    with pytest.raises(ValueError, match="is not prepared: column 'place' does not hold the names of groups"):
+        load_benchmark("waterbirds").evaluate(clip, processor, dataset)
 
 
 def test_data_sets_that_do_not_fit(clip, processor):

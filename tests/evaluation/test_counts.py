@@ -123,3 +123,10 @@ def test_the_counts_of_processes_add_up(monkeypatch):
     assert together.macro_f1 == pytest.approx(whole.macro_f1)
     assert together.group_accuracies == whole.group_accuracies
     assert together.loss == pytest.approx(whole.loss)
+
+
+def test_nan_predicts_nothing():
+    logits = torch.tensor([[float("nan"), 1.0], [2.0, 1.0]])
+    result = counted(logits, torch.tensor([0, 0]), ["a", "b"]).result()
+    assert result.group_accuracies == {"a": 0.0, "b": 1.0}
+    assert result.macro_f1 == pytest.approx(2 / 3)

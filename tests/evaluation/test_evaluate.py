@@ -109,12 +109,55 @@ def test_bfloat16_is_near(clip, processor, dataset):
         ({"class_mapping": [[0], [9]], "class_names": ["a", "b"]}, "index 9 for label 1"),
         ({"class_mapping": [[0], []], "class_names": ["a", "b"]}, "no class for label 1"),
         ({"class_mapping": [[0], [1]]}, "pass class_names as well"),
+        ({"class_mapping": [0, 1], "class_names": ["a", "b"]}, "has 0 for label 0; pass a list of indices"),
+        ({"class_mapping": {0: [0]}, "class_names": ["a", "b"]}, "is a dictionary"),
+        ({"class_names": "owls"}, "is the string 'owls'"),
+        ({"class_names": [1, 2, 3, 4]}, "has 1 for label 0"),
+        ({"class_names": ["a", " ", "b", "c"]}, "has ' ' for label 1"),
+        ({"class_names": []}, "class_names is empty"),
+        ({"class_names": ["truck", "owl", "violin", "fern"]}, "is 'owl' by its ClassLabel and 'truck' by class_names"),
+        ({"head": torch.nn.Linear(32, 5)}, "the head has 5 outputs, but there are 4 class names"),
+        ({"head": torch.nn.ReLU()}, "head is a ReLU"),
+        ({"training_shares": {"owl": -1.0}}, r"training_shares\['owl'\] is -1.0"),
+        ({"training_shares": [0.5, 0.5]}, "training_shares is a list"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_forward(clip, processor, dataset, settings, match):
     clip.forward = None
     with pytest.raises(ValueError, match=match):
         evaluate_zero_shot(clip, processor, dataset, **settings)
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        ([None, 1, 2, 3], "column 'label' has a row without a value"),
+        ([0, 1, 2, 4], "holds the label 4"),
+        ([0.0, 1.0, 2.0, 1.5], "has a row with 1.5 where the index or the name"),
+        ([0.0, 1.0, 2.0, float("nan")], "has a row with nan"),
+        (["owl", "truck", "fern", None], "column 'label' has a row without a value"),
+    ],
+    ids=str,
+)
+def test_labels_that_are_none_of_the_classes_are_refused_before_the_first_forward(
+    clip, processor, config, dataset, labels, match
+):
+    clip.register_forward_pre_hook(lambda *_: pytest.fail("there was a forward"))
+    rows = dataset.select(range(4)).remove_columns("label").add_column("label", labels)
+    with pytest.raises(ValueError, match=match):
+        evaluate_zero_shot(clip, processor, rows, class_names=CLASS_NAMES)
+    with pytest.raises(ValueError, match=match):
+        StarFTTrainer(clip, config(regularizer="none"), dataset, rows, processing_class=processor)
+
+
+def test_a_head_may_be_without_bias(clip, processor, dataset):
+    head = torch.nn.Linear(32, 4)
+    with torch.no_grad():
+        head.bias.zero_()
+    bare = torch.nn.Linear(32, 4, bias=False)
+    bare.weight = head.weight
+    results = [evaluate_zero_shot(clip, processor, dataset, head=each, progress=False) for each in (head, bare)]
+    assert results[0] == results[1]
 
 
 def test_streams_and_other_models_are_refused(clip, processor, dataset):

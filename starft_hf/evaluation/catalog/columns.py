@@ -93,7 +93,7 @@ def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
                 f"the latter all the same, cast it first: dataset.cast_column({column!r}, datasets.Value('int64'))"
             )
         order = [places[_plain(name)] for name in feature.names]
-        return with_values(dataset, column, [column], order.__getitem__, labels)
+        return with_values(dataset, column, [column], partial(_at, column, order), labels)
     if getattr(feature, "dtype", None) in ("string", "large_string"):
         return with_values(dataset, column, [column], partial(_index_of, column, places), labels)
     if not is_stream(dataset):
@@ -115,10 +115,21 @@ def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
         ValueError: if the column holds something else.
     """
     labels = as_class_labels(dataset, column, names)
-    return with_values(labels, column, [column], tuple(names).__getitem__, Value("string"))
+    return with_values(labels, column, [column], partial(_at, column, tuple(names)), Value("string"))
 
 
-def _index_of(column: str, places: dict[str, int], value: str) -> int:
+def _at(column: str, values: Sequence[Any], index: int | None) -> Any:
+    # -1 stands for no label in the splits that a benchmark keeps to itself.
+    if index is None or not 0 <= index < len(values):
+        raise ValueError(
+            f"column {column!r} has a row with {index} where one of {len(values)} values belongs; fill or drop it"
+        )
+    return values[index]
+
+
+def _index_of(column: str, places: dict[str, int], value: str | None) -> int:
+    if value is None:
+        raise ValueError(f"column {column!r} has a row without a value; fill or drop it")
     if _plain(value) not in places:
         raise ValueError(f"column {column!r} holds an " + unknown_name("class", value, places))
     return places[_plain(value)]

@@ -282,6 +282,12 @@ class BenchmarkEntry:
         if missing or not isinstance(label, ClassLabel) or tuple(label.names) != space.names:
             what = f"it has no column {missing[0]!r}" if missing else "its labels do not have the benchmark's names"
             raise ValueError(f"the data set for {self.name!r} is not prepared: {what}; pass entry.prepare(dataset)")
+        for column in self.group_names:
+            if column in self.group_columns and getattr(dataset.features[column], "dtype", None) != "string":
+                raise ValueError(
+                    f"the data set for {self.name!r} is not prepared: column {column!r} does not hold the names of "
+                    "groups; pass entry.prepare(dataset)"
+                )
 
     def score(self, result: EvaluationResult) -> float:
         """The measure that papers report on this benchmark, from 0 to 1.
