@@ -10,6 +10,9 @@ from starft_hf.reference import live
 from tests.conftest import make_dataset
 
 
+POOL = ["{} in the snow.", "{} at night."]
+
+
 def train(clip, processor, args, dataset, **kwargs):
     trainer = StarFTTrainer(copy.deepcopy(clip), args, dataset, processing_class=processor, **kwargs)
     trainer.train()
@@ -96,19 +99,19 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_a_cache_depends_on_misses_it(clip, processor, config, dataset, settings, change):
     changed, kwargs, expected = CHANGES[change]
-    first = train(clip, processor, config(**settings), dataset, spuriosity="background")
-    again = train(clip, processor, config(**settings | changed), dataset, **{"spuriosity": "background"} | kwargs)
+    first = train(clip, processor, config(**settings), dataset, spuriosity=POOL)
+    again = train(clip, processor, config(**settings | changed), dataset, **{"spuriosity": POOL} | kwargs)
     assert first.reference.info.forwards == 2
     assert again.reference.info.forwards == expected
 
 
 def test_other_weights_and_other_images_miss_the_cache(clip, processor, config, dataset, settings):
-    train(clip, processor, config(**settings), dataset)
-    images = train(clip, processor, config(**settings), make_dataset(25, seed=3))
+    train(clip, processor, config(**settings), dataset, spuriosity=POOL)
+    images = train(clip, processor, config(**settings), make_dataset(25, seed=3), spuriosity=POOL)
     assert images.reference.info.forwards == 1
     with torch.no_grad():
         clip.visual_projection.weight[0, 0] += 1
-    assert train(clip, processor, config(**settings), dataset).reference.info.forwards == 2
+    assert train(clip, processor, config(**settings), dataset, spuriosity=POOL).reference.info.forwards == 2
 
 
 def test_a_damaged_cache_is_rebuilt(clip, processor, config, dataset, settings, tmp_path, caplog):
