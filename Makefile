@@ -61,7 +61,7 @@ dist: $(VENV)/.installed
 lowest:
 	rm -rf $(VENV)-lowest
 	$(PYTHON) -m venv $(VENV)-lowest
-	grep -oE '"[A-Za-z0-9_.-]+>=[0-9.]+"' pyproject.toml | tr -d '"' \
+	grep -oE '"[A-Za-z0-9_.-]+>=[0-9.]+[";]' pyproject.toml | tr -d '";' \
 		| sed -e 's/>=/==/' $(if $(LOWEST_TORCH),-e 's/^torch==.*/$(LOWEST_TORCH)/') > $(VENV)-lowest/versions.txt
 	$(VENV)-lowest/$(SCRIPTS)/$(PIP) install --constraint $(VENV)-lowest/versions.txt -e ".[dev]"
 	$(VENV)-lowest/$(SCRIPTS)/python -m pytest -n auto
