@@ -2,18 +2,20 @@
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(SCRIPTS)
+PIP := python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-browser quality format bench clean
+.PHONY: demo test test-slow test-browser quality format docs dist lowest bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/$(PIP) install --upgrade pip
 	# torch first and pinned: left to the resolver it pulls gigabytes of CUDA libraries
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/$(PIP) install "$(TORCH)"
+	$(BIN)/$(PIP) install -e ".[dev]"
 	# of the extra "catalog" tests read one file, which needs nothing of what it would bring
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "open_clip_torch>=2.24"
+	$(BIN)/$(PIP) install --no-deps "open_clip_torch>=2.24"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -32,13 +34,40 @@ quality: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/zizmor --quiet --offline --persona pedantic --strict-collection .github
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed
+	$(BIN)/zensical build --clean --strict
+
+# the wheel as its users get it: in an empty environment, far from this checkout
+dist: $(VENV)/.installed
+	rm -rf dist $(VENV)-dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/$(SCRIPTS)/$(PIP) install "$(TORCH)" "$$(ls dist/*.whl)[report]"
+	$(VENV)-dist/$(SCRIPTS)/python tests/try_wheel.py
+
+# every >= of pyproject.toml as ==; LOWEST_TORCH= for another torch, where the oldest has no small build
+lowest:
+	rm -rf $(VENV)-lowest
+	$(PYTHON) -m venv $(VENV)-lowest
+	grep -oE '"[A-Za-z0-9_.-]+>=[0-9.]+[";]' pyproject.toml | tr -d '";' \
+		| sed -e 's/>=/==/' $(if $(LOWEST_TORCH),-e 's/^torch==.*/$(LOWEST_TORCH)/') > $(VENV)-lowest/versions.txt
+	$(VENV)-lowest/$(SCRIPTS)/$(PIP) install --constraint $(VENV)-lowest/versions.txt -e ".[dev]"
+	$(VENV)-lowest/$(SCRIPTS)/python -m pytest -n auto
+
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-* build site .cache dist .mypy_cache .pytest_cache .ruff_cache

@@ -22,7 +22,8 @@ from starft_hf.names import unknown_name
 from starft_hf.parallel import map_in_processes
 from starft_hf.regularizers import NO_REGULARIZER, get_regularizer
 from starft_hf.report import RobustnessReport, Run, TrainingPoint
-from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
+from starft_hf.spuriosity.auto import check_auto, given_pool
+from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.trainer import StarFTTrainer
 from starft_hf.validation import check_run
 from starft_hf.weights import check_alpha
@@ -163,10 +164,13 @@ def _check_job(job: _Job) -> None:
     if job.method == ZERO_SHOT:
         return
     regularizer = get_regularizer(job.args.regularizer)
-    pool = as_pool(job.spuriosity) if regularizer is not None and regularizer.columns != "none" else None
+    needs_pool = regularizer is not None and regularizer.columns != "none"
+    pool = given_pool(job.spuriosity, job.args) if needs_pool else None
     # A function may draw the training set, which is as expensive as it likes to be.
     if not callable(job.train_dataset):
         columns = resolve_columns(job.train_dataset, job.args, what="train_dataset")
+        if needs_pool:
+            check_auto(job.spuriosity, columns)
         streamed = is_stream(job.train_dataset)
         check_run(job.args, regularizer, pool, columns.class_names, streamed=streamed)
 

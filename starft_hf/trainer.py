@@ -123,7 +123,8 @@ class StarFTTrainer(PublishingMixin, Trainer):
         columns = None
         if train_dataset is not None:
             columns = resolve_columns(train_dataset, args, what="train_dataset", group_function=group_function)
-            check_auto(spuriosity, columns)
+            if pool is not None:
+                check_auto(spuriosity, columns)
             check_run(args, regularizer, pool, columns.class_names, streamed=is_stream(train_dataset))
             check_labels(train_dataset, columns, what="train_dataset", several=True)
             if regularizer is not None:

@@ -30,6 +30,10 @@ torch.set_num_threads(1)
 
 TINY_CLIP = Path(__file__).parent / "golden" / "contrastive_kl" / "model"
 CLASS_NAMES = ["owl", "truck", "violin", "fern"]
+# transformers 5.23 renamed it; the former name warns there.
+CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(StarFTConfig, "activation_checkpointing") else "gradient_checkpointing"
+)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from transformers import CLIPModel, pipeline
 
 from starft_hf import StarFTTrainer
 from starft_hf.adapters import base_state
-from tests.conftest import TINY_CLIP
+from tests.conftest import CHECKPOINTING, TINY_CLIP
 from tests.families import FAMILIES, family
 
 
@@ -121,7 +121,7 @@ def test_an_adapter_finds_what_full_fine_tuning_has_remembered(clip, processor, 
         assert adapted.reference.info.forwards == 0
 
 
-@pytest.mark.parametrize("settings", [{"activation_checkpointing": True}, {"mini_batch_size": 3}], ids=str)
+@pytest.mark.parametrize("settings", [{CHECKPOINTING: True}, {"mini_batch_size": 3}], ids=str)
 def test_memory_savers_change_nothing(clip, processor, config, dataset, settings):
     runs = []
     for extra in ({}, settings):

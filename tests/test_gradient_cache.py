@@ -8,6 +8,7 @@ import torch
 from starft_hf import StarFTTrainer
 from starft_hf.gradient_cache import forward_in_chunks
 from starft_hf.models import DualEncoder, differs_in_training
+from tests.conftest import CHECKPOINTING
 from tests.families import FAMILIES
 from tests.families import family as make
 
@@ -93,7 +94,7 @@ SETTINGS = [
     {"regularizer": "kl", "reference_cache": "none"},
     {"base_loss": "cross_entropy", "reference_cache": "text"},
     {"crop_scale": None, "reference_cache": "full", "gradient_accumulation_steps": 2},
-    {"activation_checkpointing": True},
+    {CHECKPOINTING: True},
     {"regularizer": "none"},
 ]
 

@@ -8,7 +8,7 @@ from transformers import AutoProcessor, CLIPModel, TrainerCallback, pipeline
 from starft_hf import StarFTTrainer, register_regularizer
 from starft_hf.heads import load_head
 from starft_hf.regularizers import Regularizer, get_regularizer
-from tests.conftest import CLASS_NAMES, make_dataset
+from tests.conftest import CHECKPOINTING, CLASS_NAMES, make_dataset
 
 
 def train(model, args, dataset, **kwargs):
@@ -185,7 +185,7 @@ def test_frozen_towers_stay_frozen(clip, processor, config, dataset):
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.text_model.state_dict().items())
 
 
-@pytest.mark.parametrize("settings", [{"bf16": True}, {"activation_checkpointing": True}], ids=lambda s: next(iter(s)))
+@pytest.mark.parametrize("settings", [{"bf16": True}, {CHECKPOINTING: True}], ids=lambda s: next(iter(s)))
 def test_memory_savers(clip, processor, config, dataset, settings):
     plain = train(copy.deepcopy(clip), config(), dataset, processing_class=processor)
     saving = train(clip, config(**settings), dataset, processing_class=processor)

@@ -8,10 +8,12 @@ import re
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import huggingface_hub.utils._http as http
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from packaging.version import Version
 from peft import PeftModel
 from transformers import AutoProcessor, CLIPModel, pipeline
 
@@ -60,10 +62,16 @@ def embeddings(model):
         return model.eval()(**inputs).logits_per_image
 
 
+def validate(card):
+    """Earlier versions ask huggingface.co for it, whatever HF_ENDPOINT says."""
+    if Version(huggingface_hub.__version__) >= Version("2.2"):
+        card.validate()
+
+
 def run_snippets(repo):
     """What the card says can be done, as it says it."""
     card = ModelCard.load(repo)
-    card.validate()
+    validate(card)
     snippets = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     assert len(snippets) == 3
     for snippet in snippets:
@@ -142,7 +150,7 @@ def branches(folder):
     trainer.train()
     trainer.push_to_hub()
     card = ModelCard.load(HfApi().hf_hub_download("lab/run", "README.md", revision="first"))
-    card.validate()
+    validate(card)
     assert card.data.base_model is None
     edited = str(card).replace("---\n<!--", "---\nOurs is the owl.\n\n<!--", 1)
     HfApi().upload_file(path_or_fileobj=edited.encode(), path_in_repo="README.md", repo_id="lab/run", revision="first")

@@ -11,14 +11,16 @@ class GroupAccuracy(base.ArrayMetric):
     """Accuracy per group, in the worst group, on average, and adjusted to the groups' shares of the training set.
 
     Args of `compute`, `add_batch` and, in the singular for the first two, `add`:
-        predictions: predicted classes, integers from 0.
-        references: true classes, integers from 0.
-        groups: the group of every row; all strings or all integers.
+
+    - `predictions`: predicted classes, integers from 0.
+    - `references`: true classes, integers from 0.
+    - `groups`: the group of every row; all strings or all integers.
 
     Further args of `compute`:
-        training_shares: share (or count) of every group in the training set, by group, for the adjusted accuracy. It
-            names every group that has rows, and every group to which it gives a share has rows. None leaves it out.
-        groups_expected: the groups there are, each of which must have rows. None: those that occur.
+
+    - `training_shares`: share (or count) of every group in the training set, by group, for the adjusted accuracy. It
+      names every group that has rows, and every group to which it gives a share has rows. None leaves it out.
+    - `groups_expected`: the groups there are, each of which must have rows. None: those that occur.
 
     Returns:
         accuracy: over all rows.

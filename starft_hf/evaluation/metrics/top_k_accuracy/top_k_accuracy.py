@@ -13,14 +13,16 @@ class TopKAccuracy(base.ArrayMetric):
     Of equal scores the class of lower index comes first, as with argmax.
 
     Args of `compute`, `add_batch` and, with `reference` in the singular, `add`:
-        scores: logits, probabilities or other scores, one per class in every row.
-        references: true classes, integers from 0.
+
+    - `scores`: logits, probabilities or other scores, one per class in every row.
+    - `references`: true classes, integers from 0.
 
     Scores of many rows and classes are best given to `compute` at once: `evaluate` keeps what is added before as
     Python numbers, one by one.
 
     Further args of `compute`:
-        k: from 1 to the number of classes; 5 by default.
+
+    - `k`: from 1 to the number of classes; 5 by default.
 
     Returns:
         top_k_accuracy: from 0 to 1.
