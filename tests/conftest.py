@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from PIL import Image as PILImage
 from transformers import AutoProcessor, CLIPModel
 
 from starft_hf import StarFTConfig
+from tests.spuriosity.endpoint import serve
 
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
@@ -123,3 +125,12 @@ def browser():
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """A language model on loopback."""
+    # The tests are offline, and huggingface_hub means loopback by that as well.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with serve() as running:
+        yield running

@@ -8,7 +8,9 @@ import starft_hf
 from starft_hf.cli.command import Command
 from starft_hf.cli.compare import CompareCommand
 from starft_hf.cli.demo import DemoCommand
+from starft_hf.cli.discover import DiscoverCommand
 from starft_hf.cli.evaluate import EvaluateCommand
+from starft_hf.cli.generate_pool import GeneratePoolCommand
 from starft_hf.cli.interpolate import InterpolateCommand
 from starft_hf.cli.merge import MergeCommand
 from starft_hf.cli.precompute import PrecomputeCommand
@@ -24,6 +26,8 @@ COMMANDS: tuple[type[Command], ...] = (
     EvaluateCommand,
     CompareCommand,
     InterpolateCommand,
+    DiscoverCommand,
+    GeneratePoolCommand,
     PrecomputeCommand,
     MergeCommand,
     PushCommand,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starft_hf import RobustnessReport
     from starft_hf.evaluation.results import EvaluationResult
+    from starft_hf.spuriosity.result import DiscoveryResult
 
 
 def print_json(content: Any) -> None:
@@ -62,3 +63,26 @@ def print_report(report: "RobustnessReport") -> None:
     console.print(table)
     for finding in report.findings:
         console.print(escape(f"{finding.lead} {finding.remarks}".strip()))
+
+
+def print_associations(result: "DiscoveryResult", top: int) -> None:
+    """The first rows of the table of a discovery; what is below the line is dim."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from starft_hf.report.text import one_line
+
+    found = len(result.found)
+    title = (
+        f"{found} of {len(result.attributes)} attributes go together with a label, in {len(result.labels):,} images"
+    )
+    table = Table(title=title, title_justify="left")
+    texts = ("label", "attribute", "aspect")
+    for heading in (*texts, "effect", "p", "agreement"):
+        table.add_column(heading, justify="left" if heading in texts else "right")
+    for row in result.table[:top]:
+        names = (escape(one_line(name)) for name in (row.class_name, row.attribute, row.aspect))
+        numbers = (f"{row.effect:+.2f}", f"{row.p_value:.3g}", f"{row.agreement:.2f}")
+        table.add_row(*names, *numbers, style=None if row.found else "dim")
+    Console().print(table)

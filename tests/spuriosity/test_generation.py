@@ -14,20 +14,11 @@ from starft_hf.spuriosity import ChatEndpoint, LocalChatModel
 from starft_hf.spuriosity.backends import BackendError
 from starft_hf.spuriosity.generation import prompt
 from tests.families import family
-from tests.spuriosity.endpoint import serve
 
 
 CLASSES = ["owl", "fire_truck"]
 PLACES = ["{} in the snow.", "{} on a beach.", "{} in a dense forest.", "{} beside a lake.", "{} on a city street."]
 LIGHTS = ["{} at dusk.", "{} lit by candles.", "a blurry photo of a {class}.", "{} seen through fog."]
-
-
-@pytest.fixture
-def endpoint(monkeypatch):
-    # The tests are offline, and huggingface_hub means loopback by that as well.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with serve() as running:
-        yield running
 
 
 @pytest.fixture
