@@ -118,6 +118,9 @@ class StarFTConfig(TrainingArguments):
     card_template: str | None = field(default=None, metadata={"help": "File with a template of the model card."})
 
     def __post_init__(self) -> None:
+        # Trainer's rule knows of losses only, and would keep the checkpoint that is calibrated worst.
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("ece"):
+            self.greater_is_better = False
         super().__post_init__()
         self._keep_batches_whole()
         self._check_choice("base_loss", BASE_LOSSES)

@@ -130,6 +130,25 @@ def check_model(config: StarFTConfig, regularizer: Regularizer | None, model: nn
         )
 
 
+def check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
+    """Check that `metric_for_best_model` is a metric of one of several evaluation sets.
+
+    Of a single one it may be whatever `compute_metrics` gives.
+
+    Raises:
+        ValueError: naming the data sets there are.
+    """
+    metric = config.metric_for_best_model
+    if metric is None or not isinstance(eval_dataset, dict) or not eval_dataset:
+        return
+    if not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_dataset)):
+        names = list(eval_dataset)
+        raise ValueError(
+            f"metric_for_best_model is {metric!r}, which is of none of the evaluation sets {names}; name the one to "
+            f"choose by, as in 'eval_{names[0]}_worst_group_accuracy'"
+        )
+
+
 def check_arguments(args: Any, model: Any, peft_config: Any, kwargs: Mapping[str, Any]) -> None:
     """Check what `StarFTTrainer` is given, before anything is loaded.
 

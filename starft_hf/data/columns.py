@@ -167,10 +167,13 @@ def resolve_evaluation_columns(
             f"{what} has no labels in column {config.label_column!r}; evaluation classifies images, so it needs "
             "labels and class_names"
         )
-    if config.group_column is not None and columns.groups is None:
+    if config.group_column and columns.groups is None:
+        wanted = [config.group_column] if isinstance(config.group_column, str) else config.group_column
+        present = column_names(dataset) or []
+        missing = next(column for column in wanted if column not in present)
         raise ValueError(
-            f"{what} has no column {config.group_column!r}; its columns are {column_names(dataset)}. Set group_column "
-            "to the right one, or to None to take the classes as groups."
+            f"{what} has no column {missing!r}; its columns are {present}. Set group_column to the right one, or to "
+            "None to take the classes as groups."
         )
     check_distinct(columns.class_names)
     check_labels(dataset, columns, what=what, several=False)
@@ -248,11 +251,11 @@ def check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
         ValueError: naming the value that has no name, or the named group that has no row.
     """
     groups = columns.groups
-    if groups is None or is_stream(dataset) or not hasattr(dataset, "features"):
+    if groups is None:
         return
-    used = [column for column in groups.columns if column != columns.image]
-    values = zip(*(read_column(dataset, column) for column in used), strict=True)
-    present = {groups.of(dict(zip(used, row, strict=True))) for row in values}
+    present = group_names(dataset, columns)
+    if present is None:
+        return
     if "" in present:
         raise ValueError(f"{what} has rows whose group has an empty name; name it in {list(groups.columns)}")
     if groups.function is None and len(groups.columns) == 1:
@@ -263,6 +266,24 @@ def check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
                 "unknown and the worst group cannot be told; evaluate on rows of every group, or cast the column to "
                 "strings to count those that occur"
             )
+
+
+def group_names(dataset: Any, columns: ImageColumns) -> set[str] | None:
+    """The groups that have rows, without reading images; None for a data set that can only be read row by row.
+
+    Raises:
+        ValueError: if the group of a row cannot be told.
+    """
+    if is_stream(dataset) or not hasattr(dataset, "features"):
+        return None
+    groups = columns.groups
+    if groups is None:
+        assert columns.label is not None
+        assert columns.class_names is not None
+        return {columns.class_names[columns.label_index(value)] for value in distinct_values(dataset, columns.label)}
+    used = [column for column in groups.columns if column != columns.image]
+    values = zip(*(read_column(dataset, column) for column in used), strict=True)
+    return {groups.of(dict(zip(used, row, strict=True))) for row in values}
 
 
 def distinct_values(dataset: Any, column: str) -> list[Any]:

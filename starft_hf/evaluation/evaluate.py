@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Integral
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from starft_hf.adapters import base_model_of
 from starft_hf.configuration import check_caption_templates
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import ColumnSettings, check_distinct, check_names, resolve_evaluation_columns
+from starft_hf.data.columns import ColumnSettings, check_distinct, check_names, group_names, resolve_evaluation_columns
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
@@ -66,7 +66,8 @@ def evaluate_zero_shot(
             set the indices into `class_names`, of which the best counts. The labels are called by the ClassLabel
             column's names, or else by the first class that stands for them.
         head: a linear head over `class_names`, in place of the zero-shot classifier.
-        training_shares: share of every group in the training set, for the group-adjusted accuracy.
+        training_shares: share of every group in the training set, for the group-adjusted accuracy. It names every
+            group that has rows, and every group to which it gives a share has rows.
         batch_size: images per forward.
         num_workers: processes that load images.
         dtype: of autocast, such as `torch.bfloat16`; None computes in the model's own.
@@ -78,6 +79,8 @@ def evaluate_zero_shot(
     """
     templates = [templates] if isinstance(templates, str) else list(templates)
     check_caption_templates("templates", templates)
+    if isinstance(dataset, Mapping):
+        raise ValueError(f"dataset is a dictionary with {sorted(dataset)}; pass one of its data sets")
     if is_stream(dataset):
         raise ValueError("a stream cannot be shared out and counted; pass a data set whose rows can be read by index")
     if class_names is not None:
@@ -103,7 +106,10 @@ def evaluate_zero_shot(
         names = tuple(class_names)
     if head is not None:
         check_head(head, names)
-    check_shares(training_shares or {})
+    check_shares(training_shares)
+    if training_shares is not None:
+        check_shared_groups(training_shares, group_names(dataset, columns))
+    check_autocast(dtype)
 
     model = load_model(model)
     encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
@@ -133,7 +139,7 @@ def check_mapping(mapping: Sequence[Sequence[int]], class_names: Sequence[str]) 
     if isinstance(mapping, Mapping):
         raise ValueError("class_mapping is a dictionary; pass a list with the indices for label 0, 1, ... in order")
     for label, indices in enumerate(mapping):
-        if not isinstance(indices, Sequence | np.ndarray) or not all(isinstance(index, Integral) for index in indices):
+        if not isinstance(indices, Sequence | np.ndarray) or not all(map(_is_index, indices)):
             raise ValueError(
                 f"class_mapping has {indices!r} for label {label}; pass a list of indices into class_names for every "
                 "label, such as [[0], [1, 2]]"
@@ -162,17 +168,62 @@ def check_head(head: nn.Linear, class_names: Sequence[str]) -> None:
         )
 
 
-def check_shares(shares: Mapping[str, float]) -> None:
+def check_shares(shares: Mapping[str, float] | None) -> None:
     """Check that shares of groups can weight an average.
 
     Raises:
         ValueError: naming the first that cannot.
     """
+    if shares is None:
+        return
     if not isinstance(shares, Mapping):
         raise ValueError(f"training_shares is a {type(shares).__name__}; pass the share of every group by its name")
     for group, share in shares.items():
-        if not (math.isfinite(share) and share >= 0):
-            raise ValueError(f"training_shares[{group!r}] is {share}; pass the part of the training set in the group")
+        if not (isinstance(share, Real) and math.isfinite(share) and share >= 0):
+            raise ValueError(
+                f"training_shares[{group!r}] is {share!r}; pass the part of the training set in the group"
+            )
+
+
+def check_shared_groups(shares: Mapping[str, float], groups: set[str] | None) -> None:
+    """Check that shares are those of the groups there are: under another name a share would not count.
+
+    Args:
+        shares: by group.
+        groups: the groups that have rows; None where they are not known yet.
+
+    Raises:
+        ValueError: naming the groups without a share, or the shares without a group.
+    """
+    if groups is None:
+        return
+    if unknown := sorted(groups - shares.keys()):
+        raise ValueError(
+            f"rows have the groups {unknown}, which training_shares does not name; it names {list(shares)}. Add them, "
+            "with 0 for groups that training did not have"
+        )
+    if empty := [group for group, share in shares.items() if share and group not in groups]:
+        raise ValueError(
+            f"training_shares names the groups {empty}, which have no rows, so that their accuracy is unknown; "
+            "evaluate on rows of every group, or take these out"
+        )
+
+
+def check_autocast(dtype: Any) -> None:
+    """Check that autocast can compute in a dtype.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"dtype is {dtype!r}; pass torch.bfloat16 or torch.float16 for autocast, or None to compute in the "
+            "model's own"
+        )
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -6,6 +6,7 @@ from torch import nn
 
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
+from starft_hf.data.source import is_stream
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.results import EvaluationResult
 
@@ -14,11 +15,16 @@ def named_probes(probes: Any, args: StarFTConfig) -> dict[str, Any]:
     """The data sets by name; a single one is called "probe".
 
     Raises:
-        ValueError: if one of them lacks labels or images.
+        ValueError: if one of them lacks labels or images, or is a stream.
     """
     named = probes if isinstance(probes, dict) else {} if probes is None else {"probe": probes}
     settings = ColumnSettings(args.image_column, args.label_column)
     for name, probe in named.items():
+        if is_stream(probe):
+            raise ValueError(
+                f"zero_shot_probe {name!r} is a stream, which cannot be shared out and counted; pass a data set whose "
+                "rows can be read by index"
+            )
         resolve_evaluation_columns(probe, settings, what=f"zero_shot_probe {name!r}")
     return named
 

@@ -30,12 +30,19 @@ def zero_shot_weights(
         chunk_size: texts per forward.
     """
     texts = [template.replace("{}", readable(name)) for name in class_names for template in templates]
+    count = len(templates)
+    rows: list[Tensor] = []
+    pending: Tensor | None = None
     with evaluation_mode(model):
-        chunks = [
-            encoder.encode(model, texts=texts[start : start + chunk_size])
-            for start in range(0, len(texts), chunk_size)
-        ]
-        embeds = torch.cat(chunks).unflatten(0, (len(class_names), len(templates)))
-        # One template needs no averaging, and its row is a unit row already.
-        rows = embeds[:, 0] if len(templates) == 1 else unit_rows(embeds.mean(1))
-        return logit_scale_of(unwrapped(model)) * rows
+        for start in range(0, len(texts), chunk_size):
+            embeds = encoder.encode(model, texts=texts[start : start + chunk_size])
+            # One template needs no averaging, and its row is a unit row already.
+            if count == 1:
+                rows.append(embeds)
+                continue
+            # A class whose prompts are all there becomes one row: memory grows with the classes, not with the prompts.
+            pending = embeds if pending is None else torch.cat([pending, embeds])
+            done = len(pending) // count
+            rows.append(unit_rows(pending[: done * count].unflatten(0, (done, count)).mean(1)))
+            pending = pending[done * count :].clone()
+        return logit_scale_of(unwrapped(model)) * torch.cat(rows)
