@@ -119,7 +119,7 @@ class StarFTConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         # Trainer's rule knows of losses only, and would keep the checkpoint that is calibrated worst.
-        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("ece"):
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("ece"):  # type: ignore[has-type]
             self.greater_is_better = False
         super().__post_init__()
         self._keep_batches_whole()

@@ -16,17 +16,18 @@ from starft_hf.callbacks import EpochCallback, RunningLosses, tell_checkpoint
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import check_labels, resolve_columns, resolve_evaluation_columns
+from starft_hf.data.columns import check_labels, resolve_columns
 from starft_hf.data.examples import (
     Epoch,
     Examples,
     IndexedExamples,
     TrainingExampleMaker,
     as_examples,
-    evaluation_examples,
+    evaluation_sets,
 )
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor, ImageTransform
+from starft_hf.data.mapping import check_mapped_sets
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import PaddedSampler, forget_preparation, padded_training_sampler
 from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_shares
@@ -43,7 +44,7 @@ from starft_hf.sharding import prepare_for_sharding, with_scalars
 from starft_hf.spuriosity.auto import check_auto, given_pool, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.step import TrainingStep, contrastive_base_loss, cross_entropy_base_loss
-from starft_hf.validation import check_arguments, check_model, check_run
+from starft_hf.validation import check_arguments, check_best_metric, check_model, check_run
 
 
 logger = logging.get_logger(__name__)
@@ -77,6 +78,9 @@ class StarFTTrainer(PublishingMixin, Trainer):
         optimizers: optimiser and learning-rate scheduler.
         group_function: names the evaluation group of a row, from its columns other than the image; in place of
             `group_column`.
+        class_mapping: for an evaluation set whose labels stand for classes of the training set, as ImageNet-R's and
+            ObjectNet's: for every label the indices into `class_names`, of which the best counts; a dictionary by the
+            names of the sets where there are several.
         zero_shot_probe: a labelled data set of another task, or a dictionary of several, that is classified zero-shot
             before and after training: what fine-tuning has made the model forget. See `retention`.
         kwargs: the rest of `Trainer`'s arguments.
@@ -114,10 +118,13 @@ class StarFTTrainer(PublishingMixin, Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         group_function: GroupFunction | None = None,
         zero_shot_probe: Any = None,
+        class_mapping: Any = None,
         **kwargs: Any,
     ):
         args = StarFTConfig(output_dir="starft_output") if args is None else args
         check_arguments(args, model, peft_config, kwargs)
+        check_best_metric(args, eval_dataset)
+        check_mapped_sets(class_mapping, eval_dataset)
         regularizer = get_regularizer(args.regularizer)
         pool = given_pool(spuriosity, args) if regularizer is not None and regularizer.columns != "none" else None
         columns = None
@@ -155,7 +162,7 @@ class StarFTTrainer(PublishingMixin, Trainer):
             preprocessor = ImagePreprocessor(self.encoder.image_processor, args.crop_scale, image_transform)
             maker = TrainingExampleMaker(columns, preprocessor, self.bank, args.seed, self.epoch)
             train_dataset = as_examples(train_dataset, maker)
-        eval_dataset = self._evaluation_examples(eval_dataset, args)
+        eval_dataset = self._evaluation_examples(eval_dataset, args, class_mapping)
         contrastive = args.base_loss == "contrastive"
         data_collator = data_collator or StarFTCollator(
             self.encoder.encode_texts, contrastive, regularizer is not None and regularizer.columns == "spurious"
@@ -284,19 +291,9 @@ class StarFTTrainer(PublishingMixin, Trainer):
 
     # Evaluation
 
-    def _evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
-        if dataset is None or isinstance(dataset, Examples):
-            return dataset
-        if isinstance(dataset, dict):
-            return {name: self._evaluation_examples(part, args) for name, part in dataset.items()}
-        columns = resolve_evaluation_columns(
-            dataset,
-            args,
-            what="eval_dataset",
-            default_class_names=self.class_names,
-            group_function=self._group_function,
-        )
-        return evaluation_examples(dataset, columns, self.encoder.image_processor)
+    def _evaluation_examples(self, dataset: Any, args: StarFTConfig, class_mapping: Any = None) -> Any:
+        classes, image_processor = self.class_names, self.encoder.image_processor
+        return evaluation_sets(dataset, args, classes, image_processor, self._group_function, class_mapping)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The data loader of an evaluation data set, given as a data set or by its name."""
@@ -317,10 +314,12 @@ class StarFTTrainer(PublishingMixin, Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """`Trainer.evaluation_loop`, with metrics out of counts; logits are kept only where they are asked for."""
-        names = cast(Examples, dataloader.dataset).columns.class_names or ()
+        columns = cast(Examples, dataloader.dataset).columns
+        names = columns.classifier or columns.class_names or ()
         head = select_classes(self.head, self.class_names or (), names) if self.head is not None else None
+        templates = self.args.zero_shot_templates
         evaluation = ClassifierEvaluation(
-            self.encoder, names, self.args.zero_shot_templates, head, keep_mistakes=_KEPT_MISTAKES
+            self.encoder, names, templates, head, columns.class_mapping, _KEPT_MISTAKES, columns.class_names
         )
         self._evaluation = evaluation
         self._keep_logits = self.compute_metrics is not None or description == "Prediction"

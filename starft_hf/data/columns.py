@@ -34,6 +34,8 @@ class ImageColumns:
         caption: column with captions, or None.
         groups: how the groups of rows are named, or None where their classes are their groups.
         class_names: names in label order, or None without labels.
+        classifier: the classes that images are classified into, where the labels stand for some of these; else None.
+        class_mapping: for every label the indices into `classifier`, or None without one.
     """
 
     image: str
@@ -41,6 +43,8 @@ class ImageColumns:
     caption: str | None
     groups: Groups | None
     class_names: tuple[str, ...] | None
+    classifier: tuple[str, ...] | None = None
+    class_mapping: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def used(self) -> list[str]:
@@ -84,6 +88,7 @@ def resolve_columns(
     what: str,
     default_class_names: Sequence[str] | None = None,
     group_function: GroupFunction | None = None,
+    own_order: bool = False,
 ) -> ImageColumns:
     """Find the columns `config` names in `dataset`, and the class names.
 
@@ -96,6 +101,8 @@ def resolve_columns(
         what: how messages call the data set.
         default_class_names: used when nothing else gives names.
         group_function: names the group of a row, instead of `config.group_column`.
+        own_order: read a ClassLabel column that has some of the class names of `config` in another order by its own;
+            otherwise that is an error.
 
     Raises:
         ValueError: if the data set is empty, a column is missing or class names are needed and missing.
@@ -128,8 +135,10 @@ def resolve_columns(
     names: Sequence[str] | None = config.class_names
     if names is not None:
         check_names(names)
-        if isinstance(feature, ClassLabel):
-            _check_order(feature.names, tuple(names), label, what)
+        if isinstance(feature, ClassLabel) and _in_other_order(feature.names, names):
+            if not own_order:
+                raise ValueError(_other_order(feature.names, names, label, what))
+            names = feature.names
     elif isinstance(feature, ClassLabel):
         names = feature.names
     names = names if names is not None else default_class_names
@@ -152,6 +161,7 @@ def resolve_evaluation_columns(
     what: str,
     default_class_names: Sequence[str] | None = None,
     group_function: GroupFunction | None = None,
+    own_order: bool = False,
 ) -> ImageColumns:
     """`resolve_columns`, and everything that evaluation asks of a data set.
 
@@ -160,7 +170,12 @@ def resolve_evaluation_columns(
             a group does not fit.
     """
     columns = resolve_columns(
-        dataset, config, what=what, default_class_names=default_class_names, group_function=group_function
+        dataset,
+        config,
+        what=what,
+        default_class_names=default_class_names,
+        group_function=group_function,
+        own_order=own_order,
     )
     if columns.class_names is None:
         raise ValueError(
@@ -196,15 +211,18 @@ def check_names(class_names: Sequence[str]) -> None:
             raise ValueError(f"class_names has {name!r} for label {label}; pass a name for every label")
 
 
-def _check_order(own: Sequence[str], class_names: Sequence[str], label: str, what: str) -> None:
-    """Check that the names a column has for its labels are not those of other labels in `class_names`."""
-    if set(own) <= set(class_names) and tuple(own) != tuple(class_names[: len(own)]):
-        index = next(index for index, name in enumerate(own) if name != class_names[index])
-        raise ValueError(
-            f"label {index} of column {label!r} of {what} is {own[index]!r} by its ClassLabel and "
-            f"{class_names[index]!r} by class_names, which has {own[index]!r} for another label; leave out "
-            "class_names to read the column's own, or bring the two into one order"
-        )
+def _in_other_order(own: Sequence[str], class_names: Sequence[str]) -> bool:
+    """Whether the names a column has for its labels are those of other labels in `class_names`."""
+    return set(own) <= set(class_names) and tuple(own) != tuple(class_names[: len(own)])
+
+
+def _other_order(own: Sequence[str], class_names: Sequence[str], label: str, what: str) -> str:
+    index = next(index for index, name in enumerate(own) if name != class_names[index])
+    return (
+        f"label {index} of column {label!r} of {what} is {own[index]!r} by its ClassLabel and {class_names[index]!r} "
+        f"by class_names, which has {own[index]!r} for another label; leave out class_names to read the column's own, "
+        "or bring the two into one order"
+    )
 
 
 def check_distinct(class_names: Sequence[str]) -> None:

@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.columns import ImageColumns
+from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.mapping import resolve_classes
 from starft_hf.data.randomness import Draw, sample_generator
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import NO_SAMPLE
@@ -214,10 +217,39 @@ def as_examples(dataset: Any, make: ExampleMaker) -> Examples:
     return StreamedExamples(dataset, make) if is_stream(dataset) else IndexedExamples(dataset, make)
 
 
-def evaluation_examples(dataset: Any, columns: ImageColumns, image_processor: Any) -> Examples:
-    """The evaluation examples of `dataset`."""
-    maker = EvaluationExampleMaker(columns, ImagePreprocessor(image_processor))
-    return as_examples(dataset, maker)
+def evaluation_sets(
+    dataset: Any,
+    config: StarFTConfig,
+    class_names: Sequence[str] | None,
+    image_processor: Any,
+    group_function: GroupFunction | None = None,
+    class_mapping: Any = None,
+) -> Any:
+    """The evaluation examples of a data set or, by name, of a dictionary of several; what are examples stays.
+
+    Args:
+        dataset: one evaluation set, several, or None.
+        config: the settings.
+        class_names: the classes of the training set.
+        image_processor: of the model.
+        group_function: names the group of a row, instead of `config.group_column`.
+        class_mapping: for every label the indices into `class_names`; by name for several data sets.
+
+    Raises:
+        ValueError: as `resolve_classes`.
+    """
+    if dataset is None or isinstance(dataset, Examples):
+        return dataset
+    if isinstance(dataset, dict):
+        mappings = class_mapping or {}
+        return {
+            name: evaluation_sets(part, config, class_names, image_processor, group_function, mappings.get(name))
+            for name, part in dataset.items()
+        }
+    columns = resolve_classes(
+        dataset, config, class_mapping, class_names, what="eval_dataset", group_function=group_function
+    )
+    return as_examples(dataset, EvaluationExampleMaker(columns, ImagePreprocessor(image_processor)))
 
 
 def image_examples(examples: IndexedExamples) -> IndexedExamples:

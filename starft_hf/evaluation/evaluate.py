@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Integral, Real
+from numbers import Real
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -20,6 +19,7 @@ from starft_hf.data.columns import ColumnSettings, check_distinct, check_names, 
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.mapping import resolve_mapped_columns
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import NO_SAMPLE, share_of, world_size
 from starft_hf.evaluation.loop import ClassifierEvaluation
@@ -86,24 +86,14 @@ def evaluate_zero_shot(
     if class_names is not None:
         check_names(class_names)
         check_distinct(class_names)
-    own_names, default_names = class_names, None
-    if class_mapping is not None:
-        if class_names is None:
-            raise ValueError("class_mapping gives indices into class_names; pass class_names as well")
-        check_mapping(class_mapping, class_names)
-        own_names, default_names = None, [class_names[indices[0]] for indices in class_mapping]
-    settings = ColumnSettings(image_column, label_column, group_column=group_column, class_names=own_names)
-    columns = resolve_evaluation_columns(
-        dataset, settings, what="dataset", default_class_names=default_names, group_function=group_function
-    )
-    names = columns.class_names or ()
-    if class_mapping is not None and class_names is not None:
-        if len(names) != len(class_mapping):
-            raise ValueError(
-                f"class_mapping is for {len(class_mapping)} labels, but column {label_column!r} has {len(names)} "
-                "classes; map every one of them"
-            )
-        names = tuple(class_names)
+    settings = ColumnSettings(image_column, label_column, group_column=group_column, class_names=class_names)
+    if class_mapping is None:
+        columns = resolve_evaluation_columns(dataset, settings, what="dataset", group_function=group_function)
+    else:
+        columns = resolve_mapped_columns(
+            dataset, settings, class_mapping, class_names, what="dataset", group_function=group_function
+        )
+    names = columns.classifier or columns.class_names or ()
     if head is not None:
         check_head(head, names)
     check_shares(training_shares)
@@ -120,7 +110,7 @@ def evaluate_zero_shot(
     mine = Subset(examples, share + [NO_SAMPLE] * (-(-len(examples) // world_size()) - len(share)))
     loader = DataLoader(mine, batch_size, num_workers=num_workers, collate_fn=StarFTCollator(encoder.encode_texts))
     evaluation = ClassifierEvaluation(
-        encoder, names, templates, head, class_mapping, keep_mistakes, columns.class_names
+        encoder, names, templates, head, columns.class_mapping, keep_mistakes, columns.class_names
     )
     device = next(model.parameters()).device
     with evaluation_mode(model), _autocast(device, dtype):
@@ -128,29 +118,6 @@ def evaluate_zero_shot(
             batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
             evaluation.step(model, batch)
     return evaluation.result(training_shares)
-
-
-def check_mapping(mapping: Sequence[Sequence[int]], class_names: Sequence[str]) -> None:
-    """Check that every class of a data set is mapped to classes that the classifier has.
-
-    Raises:
-        ValueError: naming the first label that is not.
-    """
-    if isinstance(mapping, Mapping):
-        raise ValueError("class_mapping is a dictionary; pass a list with the indices for label 0, 1, ... in order")
-    for label, indices in enumerate(mapping):
-        if not isinstance(indices, Sequence | np.ndarray) or not all(map(_is_index, indices)):
-            raise ValueError(
-                f"class_mapping has {indices!r} for label {label}; pass a list of indices into class_names for every "
-                "label, such as [[0], [1, 2]]"
-            )
-        if len(indices) == 0:
-            raise ValueError(f"class_mapping has no class for label {label}")
-        wrong = [index for index in indices if not 0 <= index < len(class_names)]
-        if wrong:
-            raise ValueError(
-                f"class_mapping has index {wrong[0]} for label {label}, but there are {len(class_names)} class names"
-            )
 
 
 def check_head(head: nn.Linear, class_names: Sequence[str]) -> None:
@@ -220,10 +187,6 @@ def check_autocast(dtype: Any) -> None:
             f"dtype is {dtype!r}; pass torch.bfloat16 or torch.float16 for autocast, or None to compute in the "
             "model's own"
         )
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -77,17 +77,3 @@ def test_training_rows_whose_group_is_unknown_leave_the_adjusted_accuracy_out(cl
     metrics = trainer.evaluate()
     assert "eval_worst_group_accuracy" in metrics
     assert "eval_group_adjusted_accuracy" not in metrics
-
-
-def test_part_of_the_classes_in_another_order_is_not_read_by_class_names(clip, processor, config, dataset):
-    features = dataset.features.copy()
-    features["label"] = ClassLabel(names=["truck", "owl"])
-    part = dataset.filter(lambda label: label < 2, input_columns="label").cast(features)
-    with pytest.raises(ValueError, match="is 'truck' by its ClassLabel and 'owl' by class_names"):
-        StarFTTrainer(
-            clip,
-            config(class_names=["owl", "truck", "violin", "fern"]),
-            dataset,
-            {"part": part},
-            processing_class=processor,
-        )
