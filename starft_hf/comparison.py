@@ -7,7 +7,6 @@ from functools import partial
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
@@ -15,6 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 from starft_hf.adapters import is_adapted
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.columns import resolve_columns
+from starft_hf.data.mapping import check_mapped_sets
 from starft_hf.data.source import is_stream
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.models import load_model, load_processor
@@ -26,7 +26,7 @@ from starft_hf.spuriosity.auto import check_auto, given_pool
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.trainer import StarFTTrainer
 from starft_hf.validation import check_run
-from starft_hf.weights import check_alpha
+from starft_hf.weights import check_alpha, mixed
 
 
 ZERO_SHOT = "zero-shot"
@@ -56,6 +56,7 @@ class _Job:
     spuriosity: Any
     alpha: float | None
     curve_alphas: tuple[float, ...]
+    class_mapping: Any
 
     def make_trainer(self) -> StarFTTrainer:
         model = copy.deepcopy(load_model(self.model))
@@ -66,6 +67,7 @@ class _Job:
             self.eval_dataset,
             processing_class=load_processor(model, self.processing_class),
             spuriosity=self.spuriosity,
+            class_mapping=self.class_mapping,
         )
         # With its bars switched off Trainer prints every metric; the report stands for them.
         trainer.remove_callback(PrinterCallback)
@@ -85,6 +87,7 @@ def compare(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     processing_class: Any = None,
     spuriosity: SpuriosityPool | str | PathLike[str] | Sequence[str] = "background",
+    class_mapping: Any = None,
     processes: int = 1,
     on_step: Callable[[str], None] | None = None,
 ) -> RobustnessReport:
@@ -104,6 +107,7 @@ def compare(
         settings: further settings by method, such as `{"star": {"reg_weight": 30}}`.
         processing_class: the model's processor.
         spuriosity: the pool of the regularizers.
+        class_mapping: of evaluation sets whose labels stand for classes of the training set, as for `StarFTTrainer`.
         processes: runs at a time, on CPUs, each in a process of one thread. What is passed is then pickled, so
             functions have to be those of a module, and the caller guarded by `if __name__ == "__main__":`.
         on_step: called with the method after every optimiser step, in place of the progress bar.
@@ -130,6 +134,7 @@ def compare(
         raise ValueError(f"processes is {processes}; pass how many runs there may be at a time, from 1")
     if eval_dataset is None or (isinstance(eval_dataset, dict) and not eval_dataset):
         raise ValueError("there is nothing to compare on; pass eval_dataset")
+    check_mapped_sets(class_mapping, eval_dataset)
     if train_dataset is None and set(methods) != {ZERO_SHOT}:
         raise ValueError("there is nothing to train on; pass train_dataset")
     if shares and isinstance(model, nn.Module) and is_adapted(model):
@@ -146,7 +151,7 @@ def compare(
             fixed = {"seed": seed, "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True}
             run_args = dataclasses.replace(args, **{**fixed, **own})
             shared = (model, run_args, train_dataset, eval_dataset, processing_class, spuriosity)
-            jobs.append(_Job(method, seed, *shared, alpha, tuple(curve_alphas)))
+            jobs.append(_Job(method, seed, *shared, alpha, tuple(curve_alphas), class_mapping))
     for job in jobs:
         _check_job(job)
     runs = _run_all(jobs, processes, on_step, show=not args.disable_tqdm)
@@ -155,7 +160,7 @@ def compare(
     return RobustnessReport(
         _with_start(runs, first),
         thumbnails={name: _mistaken_images(runs, name, part, args.image_column) for name, part in datasets.items()},
-        curve_axes=(f"average accuracy, {first}", f"worst group, {first}"),
+        curve_axes=(f"average on {first}", f"worst group on {first}"),
     )
 
 
@@ -238,7 +243,7 @@ def _interpolated(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float
 ) -> Iterator[tuple[str, Tensor]]:
     for name, value in start.items():
-        yield name, torch.lerp(value, end[name].to(value), alpha) if value.is_floating_point() else end[name]
+        yield name, mixed(value, end[name], alpha)
 
 
 def _curve_point(alpha: float, result: EvaluationResult) -> CurvePoint:

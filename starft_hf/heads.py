@@ -8,9 +8,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from starft_hf.models import whole
 
+
+logger = logging.get_logger(__name__)
 
 HEAD_FILE = "classification_head.safetensors"
 
@@ -25,10 +28,19 @@ def head_from_weights(weights: Tensor) -> nn.Linear:
 
 
 def select_classes(head: nn.Linear, class_names: Sequence[str], wanted: Sequence[str]) -> nn.Linear | None:
-    """The part of a head over `class_names` that tells the classes `wanted` apart; None if it lacks one of them."""
+    """The part of a head over `class_names` that tells the classes `wanted` apart.
+
+    None, with a warning, if it lacks one of them: such classes can only be told apart by their names.
+    """
     if tuple(wanted) == tuple(class_names):
         return head
-    if not set(wanted) <= set(class_names):
+    lacking = [name for name in wanted if name not in class_names]
+    if lacking:
+        logger.warning_once(
+            "The linear head has no class %r, so images of this evaluation set are classified zero-shot, by the "
+            "embeddings of class names, and not by the head.",
+            lacking[0],
+        )
         return None
     rows = [class_names.index(name) for name in wanted]
     part = head_from_weights(whole(head.weight)[rows].detach())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starft_hf.files import write_bytes_atomically
 from starft_hf.report import plots
 from starft_hf.report.plots import Style
-from starft_hf.report.series import pooled_bins, training_line, wise_ft_curve
+from starft_hf.report.series import FEWEST_IN_BIN, pooled_bins, training_line, wise_ft_curve
 from starft_hf.report.svg import as_svg, drawing
 from starft_hf.report.table import Entry, Row, Summary, cell, shown_groups, without_interpolations
 from starft_hf.report.text import one_line, percent
@@ -96,10 +96,12 @@ def _reliability(
     if not found:
         return None
     errors = ", ".join(f"{one_line(row.label)} {_with_deviation(row.ece)}" for _, row, _ in found)
+    rare = any((bins.count[~bins.shown] > 0).any() for _, _, bins in found)
+    left_out = f"Points of less than {FEWEST_IN_BIN:.0%} of the predictions are left out. " if rare else ""
     number = len(found[0][2].count)
     caption = (
         f"Predictions in {number} bins of confidence. Below the dashed line a model is surer than it is right, above "
-        f"it less sure. Below: predictions per bin. Expected calibration error in %: {errors}."
+        f"it less sure. {left_out}Below: predictions per bin. Expected calibration error in %: {errors}."
     )
     with drawing():
         figure = plots.draw_reliability([entry for entry, _, _ in found], [bins for _, _, bins in found], styles)
@@ -165,11 +167,12 @@ def wise_ft_figure(
         ((entry, point) for entry, curve in found for point in curve), key=lambda pair: pair[1].out_of_distribution
     )
     highest = (
-        f"{one_line(entry.method)} at {best.alpha:g}, {one_line(axes[1])} {percent(best.out_of_distribution)}%, "
-        f"{one_line(axes[0])} {percent(best.in_distribution)}%"
+        f"{one_line(entry.method)} with a share of {best.alpha:g} of the fine-tuned weights, "
+        f"{one_line(axes[1])} {percent(best.out_of_distribution)}%, {one_line(axes[0])} "
+        f"{percent(best.in_distribution)}%"
     )
     caption = (
-        "Each point is a model between the zero-shot weights (0) and the fine-tuned weights (1). "
+        "Each point is a model between the zero-shot weights and the fine-tuned weights, whose points have an edge. "
         f"Highest: {highest}. A share picked on this curve looks better than it is; pick it on "
         "a validation set."
     )

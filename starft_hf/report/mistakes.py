@@ -13,8 +13,9 @@ from starft_hf.evaluation.results import Mistake
 from starft_hf.report.table import Entry, without_interpolations
 
 
-# Pictures on the page, per data set.
+# Pictures on the page, per data set, where that leaves a few for every model.
 MAX_PICTURES = 12
+_FEWEST = 3
 
 _PIXELS = 128
 
@@ -65,10 +66,9 @@ def galleries_of(entries: Sequence[Entry], dataset: str, images: Mapping[int, An
         run = next((run for run in entry.runs if run.results[dataset].mistakes), None)
         if run is not None:
             found.append((entry.label, run))
-    found = found[:MAX_PICTURES]
     galleries = []
-    for label, run in found:
-        mistakes = run.results[dataset].mistakes[: MAX_PICTURES // len(found)]
+    for label, run in found[:MAX_PICTURES]:
+        mistakes = run.results[dataset].mistakes[: max(_FEWEST, MAX_PICTURES // len(found))]
         tiles = tuple((mistake, _picture(images.get(mistake.sample))) for mistake in mistakes)
         galleries.append(Gallery(label, run.seed, mistakes[0].group, tiles))
     return galleries

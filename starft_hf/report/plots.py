@@ -197,10 +197,9 @@ def draw_reliability(entries: Sequence[Entry], bins: Sequence[Bins], styles: Map
     handles = []
     for entry, part in zip(entries, bins, strict=True):
         style = styles[entry.method]
-        filled = part.count > 0
         handles += diagram.plot(
-            _in_percent(part.confidence[filled]),
-            _in_percent(part.accuracy[filled]),
+            _in_percent(part.confidence[part.shown]),
+            _in_percent(part.accuracy[part.shown]),
             color=style.colour,
             linestyle=style.dash,
             linewidth=1.6,
@@ -272,33 +271,32 @@ def draw_wise_ft(
         styles: by method.
         axes: what the two accuracies are called.
     """
-    labels = [short(entry.label) for entry in entries]
+    # Marks rather than numbers at the ends: of several curves these would cover one another.
+    ends = {0.0: "zero-shot", 1.0: "fine-tuned"}
+    present = [alpha for alpha in ends if any(point.alpha == alpha for curve in curves for point in curve)]
+    labels = [*(short(entry.label) for entry in entries), *(ends[alpha] for alpha in present)]
     figure = _figure(4.1, labels)
     axis = figure.subplots()
     handles = []
-    ends: set[tuple[float, float, float]] = set()
     for entry, curve in zip(entries, curves, strict=True):
         style = styles[entry.method]
         x = _in_percent([point.in_distribution for point in curve])
         y = _in_percent([point.out_of_distribution for point in curve])
-        look: dict[str, Any] = {
-            "marker": style.marker,
-            "markersize": 6.5,
-            "markeredgecolor": PAPER,
-            "markeredgewidth": 0.6,
-        }
-        handles += axis.plot(x, y, color=style.colour, linestyle=style.dash, linewidth=1.6, **look)
-        # Curves usually begin in one point, which is named once.
-        ends |= {
-            (point.alpha, *place)
-            for point, place in zip(curve, zip(x.round(2), y.round(2), strict=True), strict=True)
-            if point.alpha in (0, 1)
-        }
-    for alpha, x_end, y_end in sorted(ends):
-        offset = (7, 5) if alpha == 0 else (7, -11)
-        axis.annotate(f"{alpha:g}", (x_end, y_end), offset, textcoords="offset points", fontsize=10)
+        look: dict[str, Any] = {"marker": style.marker, "markeredgecolor": PAPER, "markeredgewidth": 0.6}
+        handles += axis.plot(x, y, color=style.colour, linestyle=style.dash, linewidth=1.6, markersize=6, **look)
+        for point, x_end, y_end in zip(curve, x, y, strict=True):
+            if point.alpha == 1:
+                look = {"s": 80, "marker": style.marker, "color": style.colour, "edgecolors": INK, "linewidths": 1.2}
+                axis.scatter(x_end, y_end, zorder=4, **look)
+            elif point.alpha == 0:
+                axis.scatter(x_end, y_end, zorder=5, **_START)
+    marks = {0.0: _START, 1.0: {"s": 70, "color": PAPER, "edgecolors": INK, "linewidths": 1.2}}
+    handles += [axis.scatter([], [], **marks[alpha]) for alpha in present]
     axis.margins(0.1)
-    axis.set(xlabel=f"{short(axes[0], 26)}, accuracy in %", ylabel=f"{short(axes[1], 26)}, accuracy in %")
+    axis.set(xlabel=f"{short(axes[0], 34)}, in %", ylabel=f"{short(axes[1], 34)}, in %")
     axis.grid(linewidth=0.8)
     _legend(figure, handles, labels)
     return figure
+
+
+_START: dict[str, Any] = {"s": 60, "marker": "D", "color": SERIES[0], "edgecolors": INK, "linewidths": 1.2}

@@ -75,6 +75,15 @@ class Bins:
     confidence: np.ndarray
     accuracy: np.ndarray
 
+    @property
+    def shown(self) -> np.ndarray:
+        """Which bins have enough predictions for their accuracy to mean something, `(bins,)`."""
+        return (self.count > 0) & (self.count >= FEWEST_IN_BIN * self.count.sum())
+
+
+# Bins with a smaller share of the predictions are left out of diagrams: few predictions make any accuracy.
+FEWEST_IN_BIN = 0.01
+
 
 def pooled_bins(entry: Entry, dataset: str) -> Bins | None:
     """The reliability bins of a model on a data set, or None where no seed has any."""
