@@ -67,6 +67,23 @@ def test_a_run_is_what_the_trainer_gives_and_its_interpolation_what_interpolate_
     assert [point.step for point in tuned.log] == [1, 2, 3]
 
 
+def test_labels_that_stand_for_classes_are_mapped_in_every_run(clip, processor, config, dataset):
+    part, mapping = make_dataset(class_names=["instrument", "alive"]), [[2], [0, 3]]
+    report = compare(
+        clip,
+        config(max_steps=2),
+        dataset,
+        {"part": part},
+        methods=["zero-shot", "CE"],
+        processing_class=processor,
+        class_mapping={"part": mapping},
+    )
+    names = dataset.features["label"].names
+    expected = evaluate_zero_shot(clip, processor, part, class_names=names, class_mapping=mapping, progress=False)
+    assert report.runs[0].results["part"].group_accuracies == expected.group_accuracies
+    assert len(report.runs) == 3
+
+
 def test_settings_by_method_reach_it(clip, processor, config, dataset, sets):
     def star(**settings):
         report = compare(
@@ -128,6 +145,7 @@ def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_h
         ({"eval_dataset": None}, "nothing to compare on"),
         ({"eval_dataset": {}}, "nothing to compare on"),
         ({"train_dataset": None}, "nothing to train on"),
+        ({"class_mapping": {"eval": [[0]]}, "eval_dataset": {"set": "of a name"}}, "unknown evaluation set 'eval'"),
         ({"spuriosity": "backgroud"}, "unknown spuriosity pool"),
         ({"settings": {"star": {"reg_schedule": "epoch_linear"}}}, "limited by max_steps"),
         ({"settings": {"star": {"regularizer": "sta"}}}, "unknown regularizer"),

@@ -1,5 +1,6 @@
 """Evaluation of a classifier by itself, without a trainer."""
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,7 @@ from starft_hf.data.source import is_stream
 from starft_hf.distributed import NO_SAMPLE, share_of, world_size
 from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.models import DualEncoder, evaluation_mode, load_model, load_processor
+from starft_hf.models import DualEncoder, evaluation_mode, floating_dtype, load_model, load_processor
 
 
 def evaluate_zero_shot(
@@ -49,8 +50,9 @@ def evaluate_zero_shot(
 ) -> EvaluationResult:
     """Classify the images of a labelled data set zero-shot, or with a linear head, and say how well.
 
-    With several processes (`torchrun`, `accelerate launch`), each takes its share of the images, and all of them get
-    the result of the whole set. Memory grows with the classes, not with the images.
+    With several processes (`torchrun`, `accelerate launch`) that know of each other, as a Trainer or
+    `accelerate.PartialState()` sees to, each takes its share of the images, and all of them get the result of the
+    whole set. Memory grows with the classes, not with the images.
 
     Args:
         model: a dual encoder, a Hub id or a path.
@@ -102,6 +104,10 @@ def evaluate_zero_shot(
     check_autocast(dtype)
 
     model = load_model(model)
+    device = next(model.parameters()).device
+    if head is not None:
+        # Embeddings are in float32 or wider.
+        head = copy.deepcopy(head).to(device, torch.promote_types(floating_dtype(model), torch.float32))
     encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
     examples = IndexedExamples(dataset, EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor)))
     # Every process takes part in as many forwards, for the sake of wrappers that exchange parameters in them.
@@ -112,7 +118,6 @@ def evaluate_zero_shot(
     evaluation = ClassifierEvaluation(
         encoder, names, templates, head, columns.class_mapping, keep_mistakes, columns.class_names
     )
-    device = next(model.parameters()).device
     with evaluation_mode(model), _autocast(device, dtype):
         for batch in _shown(loader, len(mine), progress):
             batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}

@@ -277,7 +277,7 @@ def draw_wise_ft(
     labels = [*(short(entry.label) for entry in entries), *(ends[alpha] for alpha in present)]
     figure = _figure(4.1, labels)
     axis = figure.subplots()
-    handles = []
+    handles: list[Any] = []
     for entry, curve in zip(entries, curves, strict=True):
         style = styles[entry.method]
         x = _in_percent([point.in_distribution for point in curve])

@@ -93,10 +93,11 @@ def test_nothing_counted_is_an_error():
         ClassificationCounts().result().metrics()
 
 
-def test_a_zero_shot_classifier_averages_prompts_on_the_sphere(clip, processor):
+@pytest.mark.parametrize("chunk_size", [1, 3, 256])
+def test_a_zero_shot_classifier_averages_prompts_on_the_sphere(clip, processor, chunk_size):
     clip = clip.double().eval()
     names, templates = ["owl", "fire_truck"], ["a photo of a {}.", "a photo of a {} in the snow."]
-    weights = zero_shot_weights(clip, DualEncoder.of(clip, processor), names, templates, chunk_size=3)
+    weights = zero_shot_weights(clip, DualEncoder.of(clip, processor), names, templates, chunk_size=chunk_size)
     for row, name in enumerate(["owl", "fire truck"]):
         tokens = processor.tokenizer(
             [template.format(name) for template in templates], padding=True, return_tensors="pt"

@@ -1,9 +1,14 @@
 import copy
+import pickle
 
 import pytest
 import torch
+from datasets import DatasetDict, concatenate_datasets
+from transformers.utils import logging
 
 from starft_hf import StarFTTrainer, evaluate_zero_shot
+from starft_hf.adapters import with_adapter
+from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.heads import head_from_weights
 from tests.conftest import CLASS_NAMES, TINY_CLIP, make_dataset
@@ -120,6 +125,18 @@ def test_bfloat16_is_near(clip, processor, dataset):
         ({"head": torch.nn.ReLU()}, "head is a ReLU"),
         ({"training_shares": {"owl": -1.0}}, r"training_shares\['owl'\] is -1.0"),
         ({"training_shares": [0.5, 0.5]}, "training_shares is a list"),
+        ({"training_shares": {"owl": "most"}}, r"training_shares\['owl'\] is 'most'"),
+        (
+            {"training_shares": dict.fromkeys(["Owl", "truck", "violin", "fern"], 0.25)},
+            r"rows have the groups \['owl'\], which training_shares does not name",
+        ),
+        (
+            {"training_shares": {"left": 0.5, "right": 0.4, "top": 0.1}, "group_column": "group"},
+            r"training_shares names the groups \['top'\], which have no rows",
+        ),
+        ({"group_column": ["group", "place"]}, "no column 'place'"),
+        ({"dtype": "bfloat16"}, "dtype is 'bfloat16'; pass torch.bfloat16"),
+        ({"dtype": torch.float32}, "dtype is torch.float32"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_forward(clip, processor, dataset, settings, match):
@@ -165,6 +182,84 @@ def test_streams_and_other_models_are_refused(clip, processor, dataset):
         evaluate_zero_shot(clip, processor, dataset.to_iterable_dataset())
     with pytest.raises(ValueError, match="is no dual encoder"):
         evaluate_zero_shot(clip.vision_model, processor, dataset)
+    for several in ({"test": dataset}, DatasetDict(test=dataset)):
+        with pytest.raises(ValueError, match=r"dataset is a dictionary with \['test'\]"):
+            evaluate_zero_shot(clip, processor, several)
+
+
+def test_names_of_any_script_are_fine(clip, processor):
+    names = ["フクロウ", "crème brûlée", "🦉", "x" * 300]
+    dataset = make_dataset(class_names=names).remove_columns("group").add_column("group", ["Ä", "日本"] * 12)
+    result = evaluate_zero_shot(clip, processor, dataset, group_column="group", keep_mistakes=3, progress=False)
+    assert result.group_sizes == {"Ä": 12, "日本": 12}
+    assert set(result.group_accuracies) == {"Ä", "日本"}
+    logits = predictions(clip, processor, dataset, names)
+    expected = (logits.argmax(-1) == torch.tensor(dataset["label"])).double().mean().item()
+    assert result.accuracy == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_models_of_other_dtypes_are_evaluated_as_they_are(clip, processor, dataset, dtype):
+    whole = evaluate_zero_shot(clip, processor, dataset, progress=False)
+    other = evaluate_zero_shot(clip.to(dtype), processor, dataset, progress=False)
+    assert other.loss == pytest.approx(whole.loss, rel=1e-5 if dtype == torch.float64 else 0.05)
+    head = torch.nn.Linear(32, 4)
+    losses = [evaluate_zero_shot(clip, processor, dataset, head=head, progress=False).loss for _ in range(2)]
+    assert losses[0] == losses[1] > 0
+    assert head.weight.dtype == torch.float32
+
+
+def test_an_adapter_is_evaluated_as_the_model_that_it_makes(clip, processor, dataset, tmp_path):
+    adapted = with_adapter(copy.deepcopy(clip), "lora")
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name:
+                value.normal_(generator=torch.Generator().manual_seed(0), std=0.5)
+    adapted.save_pretrained(tmp_path)
+    result = evaluate_zero_shot(adapted, processor, dataset, progress=False)
+    assert result.loss != pytest.approx(evaluate_zero_shot(clip, processor, dataset, progress=False).loss)
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = str(TINY_CLIP)
+    config.save_pretrained(tmp_path)
+    assert evaluate_zero_shot(tmp_path, None, dataset, progress=False).loss == pytest.approx(result.loss)
+    merged = adapted.merge_and_unload()
+    assert evaluate_zero_shot(merged, processor, dataset, progress=False).loss == pytest.approx(result.loss, rel=1e-5)
+
+
+def test_neither_images_nor_prompts_are_kept(clip, processor, dataset, monkeypatch):
+    """What an evaluation holds at its end grows with the classes alone."""
+    held = []
+    ended = ClassifierEvaluation.result
+
+    def result(self, *args):
+        kept = [len(mistakes) for mistakes in self.mistakes._by_group.values()]
+        held.append((len(pickle.dumps(vars(self.counts))), max(kept), tuple(self._weights.shape)))
+        return ended(self, *args)
+
+    monkeypatch.setattr(ClassifierEvaluation, "result", result)
+    for copies in (1, 8):
+        many = concatenate_datasets([dataset] * copies)
+        templates = [f"{number} photos of {{}}." for number in range(copies * 10)]
+        evaluate_zero_shot(clip, processor, many, templates=templates, keep_mistakes=2, progress=False)
+    (one, *_), (eight, kept, shape) = held
+    assert eight < 1.1 * one
+    assert kept <= 2
+    assert shape == (4, 32)
+
+
+def test_a_head_without_a_class_says_that_names_take_its_place(clip, processor, config, dataset, caplog):
+    other = make_dataset(class_names=["owl", "cat"])
+    args = config(base_loss="cross_entropy", regularizer="none")
+    trainer = StarFTTrainer(clip, args, dataset, {"other": other}, processing_class=processor)
+    logger = logging.get_logger("starft_hf.heads")
+    logger.addHandler(caplog.handler)
+    try:
+        logger.warning_once.cache_clear()
+        metrics = trainer.evaluate()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "The linear head has no class 'cat'" in caplog.text
+    assert metrics["eval_other_loss"] == pytest.approx(evaluate_zero_shot(clip, processor, other, progress=False).loss)
 
 
 def test_evaluation_sets_may_have_part_of_the_classes(clip, processor, config, dataset):
@@ -211,6 +306,27 @@ def test_the_best_checkpoint_is_that_of_the_best_worst_group(clip, processor, co
     assert trainer.evaluate()["eval_shifted_worst_group_accuracy"] == pytest.approx(max(seen))
 
 
+def test_the_best_calibration_error_is_the_lowest(config):
+    def better(**settings):
+        return config(**settings).greater_is_better
+
+    assert better(metric_for_best_model="eval_shifted_ece") is False
+    assert better(metric_for_best_model="eval_shifted_loss") is False
+    assert better(metric_for_best_model="eval_shifted_worst_group_accuracy") is True
+    assert better(metric_for_best_model="eval_ece", greater_is_better=True) is True
+
+
+@pytest.mark.parametrize("metric", ["eval_worst_group_accuracy", "eval_shited_accuracy", "loss"])
+def test_a_best_metric_of_no_evaluation_set_is_refused_at_once(clip, processor, config, dataset, metric):
+    sets = {"plain": dataset, "shifted": dataset}
+    with pytest.raises(
+        ValueError, match=rf"is '{metric}', which is of none of the evaluation sets .*eval_plain_worst"
+    ):
+        StarFTTrainer(clip, config(metric_for_best_model=metric), dataset, sets, processing_class=processor)
+    for name in ("shifted_accuracy", "eval_plain_made_by_compute_metrics"):
+        StarFTTrainer(clip, config(metric_for_best_model=name), dataset, sets, processing_class=processor)
+
+
 def test_probes_tell_what_was_forgotten(clip, processor, config, dataset):
     probe = make_dataset(class_names=["cup", "spoon", "plate"], seed=8)
     before = evaluate_zero_shot(clip, processor, probe, progress=False)
@@ -231,3 +347,5 @@ def test_probes_tell_what_was_forgotten(clip, processor, config, dataset):
         StarFTTrainer(
             clip, config(), dataset, processing_class=processor, zero_shot_probe=probe.remove_columns("label")
         )
+    with pytest.raises(ValueError, match="zero_shot_probe 'probe' is a stream"):
+        StarFTTrainer(clip, config(), dataset, processing_class=processor, zero_shot_probe=probe.to_iterable_dataset())

@@ -156,6 +156,13 @@ def test_a_mistake_without_a_picture_is_told_all_the_same():
     assert "99% sure" in page
 
 
+def test_every_one_of_many_models_has_some_pictures():
+    names = ["zero-shot", "CE", "FLYP", "kl", "star", "L2-SP", "CAR-FT"]
+    page = RobustnessReport([run(name, mistakes=mistakes(9)) for name in names]).as_html()
+    assert figures(page).count("mistakes") == len(names)
+    assert page.count("no picture") == 3 * len(names)
+
+
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
 def test_a_missing_package_is_named_before_anything_is_written(package, monkeypatch, tmp_path):
     report = RobustnessReport([run("zero-shot")])
@@ -187,6 +194,24 @@ def test_reliability_bins_pool_the_predictions_of_all_seeds():
     assert bins.accuracy[1] == pytest.approx(0.8)
 
 
+def test_a_handful_of_predictions_is_no_point_of_the_diagram():
+    base = result(0.8, 0.6)
+    part = type(base.bins[0])
+
+    def page(*counts):
+        bins = tuple(part(count, 0.5, 1.0) for count in counts)
+        one = type(base)(0.8, 0.6, {"left": 0.6}, {"left": 9}, 0.7, 0.05, bins=bins)
+        found = pooled_bins(entry(Run("kl", 0, {"birds": one})), "birds")
+        return found.shown.tolist(), RobustnessReport([Run("kl", 0, {"birds": one})]).as_html()
+
+    shown, text = page(0, 1, 199)
+    assert shown == [False, False, True]
+    assert "Points of less than 1% of the predictions are left out." in text
+    shown, text = page(0, 1, 23)
+    assert shown == [False, True, True]
+    assert "left out" not in text
+
+
 def test_training_lines_are_means_over_the_steps_that_all_seeds_have():
     logs = [{1: 2.0, 2: 1.0, 3: 0.5}, {1: 4.0, 3: 1.5}]
     runs = [
@@ -212,3 +237,15 @@ def test_wise_ft_curves_are_means_over_the_shares_that_all_seeds_have():
     curves = [[CurvePoint(0, 0.5, 0.4), CurvePoint(1, 0.7, 0.2)], [CurvePoint(0, 0.5, 0.6), CurvePoint(0.5, 0.6, 0.6)]]
     mean = wise_ft_curve(entry(*(run("kl", seed, curve=curve) for seed, curve in enumerate(curves))))
     assert mean == [CurvePoint(0, 0.5, 0.5)]
+
+
+def test_the_ends_of_wise_ft_curves_are_marked_and_what_is_best_is_told():
+    points = [CurvePoint(0, 0.7, 0.6), CurvePoint(0.5, 0.8, 0.72), CurvePoint(1, 0.9, 0.4)]
+    page = RobustnessReport([run("FLYP", curve=points)], curve_axes=("average on birds", "worst group on birds"))
+    text = " ".join(Elements(page.as_html()).text.split())
+    assert "Highest: FLYP with a share of 0.5 of the fine-tuned weights, worst group on birds 72.0%" in text
+    assert "average on birds, in %" in text
+    # The legend has the two ends; without the zero-shot model in the curve there is one.
+    assert re.search("FLYP ?zero-shot ?fine-tuned", text)
+    half = RobustnessReport([run("FLYP", curve=points[1:])]).as_html()
+    assert not re.search("FLYP ?zero-shot ?fine-tuned", " ".join(Elements(half).text.split()))
