@@ -85,15 +85,13 @@ def as_markdown(seconds: dict[str, list[float]], metrics: dict[str, dict[str, fl
         "",
         "## Metrics",
         "",
-        f"Seconds for {ROWS:,} rows of {NUM_CLASSES} classes. In batches of {METRIC_BATCH_SIZE:,}, rows pass through "
-        "the Arrow files of `evaluate`.",
+        f"Seconds for {ROWS:,} rows of {NUM_CLASSES} classes; batches are of {METRIC_BATCH_SIZE:,}.",
         "",
         "| | function | class, at once | class, in batches |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name, ways in metrics.items():
         lines.append(f"| {name} | {' | '.join(f'{value:.2f}' for value in ways.values())} |")
-    lines += ["", "Top-k accuracy in batches is of 10,000 rows, for the table of scores would not fit into memory."]
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """Seconds of the metrics over a million predictions.
 
 Each metric is timed three ways: its function, its class given all columns at once, and its class given them in
-batches, which pass through the Arrow files of `evaluate`.
+batches.
 """
 
 import statistics
@@ -19,8 +19,6 @@ from starft_hf.evaluation.metrics import functions
 ROWS = 1_000_000
 NUM_CLASSES = 100
 BATCH_SIZE = 1000
-# Through Arrow every score becomes a Python number: fewer rows, or the table would not fit into memory.
-SCORE_ROWS_IN_BATCHES = 10_000
 
 # Class, function, columns.
 METRICS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
@@ -68,12 +66,10 @@ def measure_metrics(folder: str) -> dict[str, dict[str, float]]:
     for name, function, names in METRICS:
         columns = {column: everything[column] for column in names}
         metric = getattr(metrics, name)(cache_dir=folder)
-        rows = SCORE_ROWS_IN_BATCHES if "scores" in names else ROWS
-        first = {column: values[:rows] for column, values in columns.items()}
         ways = {
             "function": partial(function, **columns),
             "class at once": partial(metric.compute, **columns),
-            "class in batches": partial(in_batches, metric, first),
+            "class in batches": partial(in_batches, metric, columns),
         }
         found[name] = {way: median_seconds(task) for way, task in ways.items()}
     return found

@@ -223,6 +223,21 @@ def test_rows_one_by_one_and_a_last_batch():
     assert metric.compute(**rest)["group_sizes"] == {"land": 2, "water": 3}
 
 
+def test_arrays_that_are_filled_again_are_no_matter():
+    metric, reused = MacroF1(), np.array([0, 1])
+    metric.add_batch(predictions=reused, references=[0, 1])
+    reused[:] = 0
+    assert metric.compute() == {"macro_f1": 1.0}
+
+
+def test_what_was_added_is_there_for_another_try():
+    metric = GroupAccuracy()
+    metric.add_batch(**BIRDS)
+    with pytest.raises(ValueError, match=r"training_shares\['land'\] is -1"):
+        metric.compute(training_shares={"land": -1, "water": 2})
+    assert metric.compute(predictions=None) == GroupAccuracy().compute(**BIRDS)
+
+
 def in_process(process, folder):
     metric = GroupAccuracy(num_process=2, process_id=process, experiment_id="split", cache_dir=folder)
     return metric.compute(**{name: column[4 * process : 4 * process + 4] for name, column in BIRDS.items()})

@@ -112,6 +112,21 @@ def test_groups_that_change_their_type_between_batches(first, second):
         metric.add_batch(predictions=[0], references=[0], groups=[second])
 
 
+def test_scores_that_change_their_classes_between_batches():
+    metric = TopKAccuracy()
+    metric.add_batch(scores=[[0.1, 0.9]], references=[0])
+    with pytest.raises(ValueError, match=r"scores hold rows of \(3,\) numbers after rows of \(2,\) numbers"):
+        metric.add_batch(scores=[[0.1, 0.9, 0.0]], references=[0])
+    assert metric.compute(k=1) == {"top_k_accuracy": 0.0}
+
+
+def test_columns_that_a_metric_does_not_have():
+    with pytest.raises(ValueError, match=r"macro_f1 takes .*\['groups'\]"):
+        MacroF1().add_batch(predictions=[0], references=[0], groups=["a"])
+    with pytest.raises(ValueError, match=r"\['groups'\] did not come"):
+        GroupAccuracy().add(prediction=0, reference=0)
+
+
 def test_nothing_added_is_an_error():
     with pytest.raises(ValueError, match="add"):
         MacroF1().compute()

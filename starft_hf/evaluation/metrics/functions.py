@@ -134,7 +134,7 @@ def expected_calibration_error(
     """
     _check_positive("num_bins", num_bins)
     predicted, labels = _pairs(predictions, references)
-    values = _as_array("confidences", confidences)
+    values = as_array("confidences", confidences)
     if values.ndim != 1 or values.dtype.kind not in "fiu":
         raise ValueError(
             f"confidences have shape {values.shape} and dtype {values.dtype}; pass one probability per row"
@@ -185,7 +185,7 @@ def top_k_accuracy(scores: ArrayLike, references: ArrayLike, k: int = 5) -> floa
         ValueError: if `k` or a true class is outside the classes, if a score is NaN, or if the columns do not fit.
     """
     _check_positive("k", k)
-    table = _as_array("scores", scores)
+    table = as_array("scores", scores)
     if table.ndim != 2 or not table.shape[1] or table.dtype.kind not in "fiu":
         raise ValueError(
             f"scores have shape {table.shape} and dtype {table.dtype}; pass one row of numbers per sample, "
@@ -248,7 +248,7 @@ def class_indices(name: str, values: ArrayLike, num_classes: int | None = None) 
     Raises:
         ValueError: if there are none, or if one is no integer from 0 to the number of classes.
     """
-    array = _as_array(name, values)
+    array = as_array(name, values)
     if array.ndim != 1:
         raise ValueError(f"{name} have shape {array.shape}; pass one class index per row")
     if not array.size:
@@ -306,7 +306,12 @@ def _check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; pass a whole number from 1")
 
 
-def _as_array(name: str, values: ArrayLike) -> NDArray[Any]:
+def as_array(name: str, values: ArrayLike) -> NDArray[Any]:
+    """`values` as an array.
+
+    Raises:
+        ValueError: if rows differ in their lengths.
+    """
     try:
         return np.asarray(values)
     except ValueError as error:

@@ -17,9 +17,6 @@ class TopKAccuracy(base.ArrayMetric):
     - `scores`: logits, probabilities or other scores, one per class in every row.
     - `references`: true classes, integers from 0.
 
-    Scores of many rows and classes are best given to `compute` at once: `evaluate` keeps what is added before as
-    Python numbers, one by one.
-
     Further args of `compute`:
 
     - `k`: from 1 to the number of classes; 5 by default.
