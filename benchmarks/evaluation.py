@@ -85,7 +85,7 @@ def as_markdown(seconds: dict[str, list[float]], metrics: dict[str, dict[str, fl
         "",
         "## Metrics",
         "",
-        f"Seconds for {ROWS:,} rows of {NUM_CLASSES} classes; batches are of {METRIC_BATCH_SIZE:,}.",
+        f"CPU seconds for {ROWS:,} rows of {NUM_CLASSES} classes; batches are of {METRIC_BATCH_SIZE:,}.",
         "",
         "| | function | class, at once | class, in batches |",
         "| --- | ---: | ---: | ---: |",

@@ -1,4 +1,4 @@
-"""Seconds of the metrics over a million predictions.
+"""CPU seconds of the metrics over a million predictions.
 
 Each metric is timed three ways: its function, its class given all columns at once, and its class given them in
 batches.
@@ -43,12 +43,12 @@ def make_columns(rows: int = ROWS) -> dict[str, np.ndarray]:
 
 
 def median_seconds(task: Callable[[], Any], repetitions: int = 3) -> float:
-    """Median seconds of `task`."""
+    """Median CPU seconds of `task`, which what else the machine does changes little."""
     times = []
     for _ in range(repetitions):
-        start = time.perf_counter()
+        start = time.process_time()
         task()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return statistics.median(times)
 
 
@@ -60,7 +60,7 @@ def in_batches(metric: Any, columns: dict[str, np.ndarray]) -> Any:
 
 
 def measure_metrics(folder: str) -> dict[str, dict[str, float]]:
-    """Seconds of every metric, three ways; `folder` is for the files of `evaluate`."""
+    """CPU seconds of every metric, three ways; `folder` is for the files of `evaluate`."""
     everything = make_columns()
     found: dict[str, dict[str, float]] = {}
     for name, function, names in METRICS:
