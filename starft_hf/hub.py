@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from starft_hf.card_edits import CARD_FILE, keep_published_edits
 
 
 # Not for publication: what the last holds of the arguments are paths and the token.
@@ -32,6 +39,8 @@ def push_folder(
 ) -> Any:
     """Publish a folder that a run has saved; the repository and the branch are made where they do not exist.
 
+    What people have written into the card on the Hub is brought into the folder first.
+
     Args:
         folder: with the model, its processor, `starft.json` and its card. Checkpoints in it stay where they are.
         repo_id: "name" or "organisation/name".
@@ -51,6 +60,8 @@ def push_folder(
     """
     try:
         repo_id = open_repository(repo_id, private=private, revision=revision, token=token)
+        if path_in_repo is None and (Path(folder) / CARD_FILE).is_file():
+            keep_published_edits(Path(folder), _published_card(repo_id, revision, token))
         settings: dict[str, Any] = {"run_as_future": not blocking}
         commit = HfApi(token=token).upload_folder(
             repo_id=repo_id,
@@ -77,6 +88,18 @@ def open_repository(
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     return repo_id
+
+
+def _published_card(repo_id: str, revision: str | None, token: str | None) -> str | None:
+    """The card on the Hub, or None where there is none. One that was downloaded before may be out of date."""
+    try:
+        path = HfApi(token=token).hf_hub_download(repo_id, CARD_FILE, revision=revision, force_download=True)
+    except LocalEntryNotFoundError:
+        # The Hub does not answer: what is not known would be overwritten.
+        raise
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return None
+    return Path(path).read_text(encoding="utf-8")
 
 
 def reason(error: BaseException, repo_id: str | None) -> str:

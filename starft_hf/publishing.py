@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
@@ -16,10 +16,11 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from starft_hf.adapters import base_model_of, base_state, is_adapted, merge_and_save
+from starft_hf.card_edits import update_card
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.heads import HEAD_FILE
 from starft_hf.hub import PushError, advice, open_repository, push_folder, reason
-from starft_hf.model_card import CARD_FILE, CardContent, render_card, update_card
+from starft_hf.model_card import CardContent, render_card
 from starft_hf.record import RunRecord, make_record, public_id
 from starft_hf.reference.fingerprint import model_fingerprint
 
@@ -139,8 +140,8 @@ class PublishingMixin(Trainer):
             tags=tags or (),
             figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
         )
-        published = _published_card(repo_id, self.args.hub_revision, self.args.hub_token)
-        update_card(folder, render_card(content, self.args.card_template), published)
+        stated = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]
+        update_card(folder, render_card(content, self.args.card_template, stated))
 
     # Publishing
 
@@ -176,6 +177,7 @@ class PublishingMixin(Trainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        tag: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Save and publish the model with its processor, `starft.json`, card and plots.
@@ -186,7 +188,8 @@ class PublishingMixin(Trainer):
             token: with the right to write.
             revision: the branch; None is `hub_revision`, or main.
             private: whether a new repository is private.
-            kwargs: of `create_model_card`, such as `tags`.
+            tag: a tag of Git for the commit.
+            kwargs: of `create_model_card`, such as `tags` for the card.
 
         Returns:
             The commit, or with `blocking=False` a future of it; None in all processes but one.
@@ -208,6 +211,7 @@ class PublishingMixin(Trainer):
             private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,
             token=token or self.args.hub_token,
+            tag=tag,
             message=commit_message or "End of training",
             blocking=blocking,
         )
@@ -287,17 +291,6 @@ class PublishingMixin(Trainer):
                 in_progress.jobs.remove(job)
                 kept = advice(str(self.args.output_dir), self.hub_model_id)
                 logger.error("%s %s", reason(error, self.hub_model_id), kept)
-
-
-def _published_card(repo_id: str | None, revision: str | None, token: str | None) -> str | None:
-    if repo_id is None:
-        return None
-    try:
-        path = hf_hub_download(repo_id, CARD_FILE, revision=revision, token=token)
-        return Path(path).read_text(encoding="utf-8")
-    except Exception:
-        # None there yet, or the Hub does not answer, which the push will tell.
-        return None
 
 
 def _license_of(model_id: str | None) -> str | None:
