@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from starft_hf.models import whole
 
 
+# What the head is called as a module of the model.
+HEAD_NAME = "classification_head"
 HEAD_FILE = "classification_head.safetensors"
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -53,7 +52,7 @@ class CardContent:
     @property
     def base_model(self) -> str | None:
         """The id of the model that was fine-tuned; None where it is not on the Hub."""
-        found: str | None = self.record.reference["id"]
+        found: str | None = self.record.start["id"]
         return found
 
 
@@ -63,9 +62,7 @@ def default_template() -> Path:
     return inside if inside.is_file() else Path(__file__).parents[1] / "model_card_template.md"
 
 
-def render_card(
-    content: CardContent, template: str | Path | None = None, stated: Collection[str] = ()
-) -> ModelCard:
+def render_card(content: CardContent, template: str | Path | None = None, stated: Collection[str] = ()) -> ModelCard:
     """The card of a run.
 
     Args:

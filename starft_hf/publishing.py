@@ -18,11 +18,11 @@ from transformers.utils.hub import PushInProgress
 from starft_hf.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.card_edits import update_card
 from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.heads import HEAD_FILE
+from starft_hf.heads import HEAD_FILE, HEAD_NAME
 from starft_hf.hub import PushError, advice, open_repository, push_folder, reason
 from starft_hf.model_card import CardContent, render_card
-from starft_hf.record import RunRecord, make_record, public_id
-from starft_hf.reference.fingerprint import model_fingerprint
+from starft_hf.record import RunRecord, identity_of, make_record, public_id
+from starft_hf.reference.fingerprint import tensors_digest
 
 
 logger = logging.get_logger(__name__)
@@ -41,19 +41,21 @@ class PublishingMixin(Trainer):
     zero_shot_results: dict[str, EvaluationResult]
     _pool: Any = None
     _start: str | None = None
+    _reference_model: dict[str, Any] | None = None
 
     @property
     def record(self) -> RunRecord:
         """What someone needs to repeat the run, as `starft.json` keeps it."""
         examples: Any = self.train_dataset
         dataset = getattr(examples, "dataset", None)
-        model = base_model_of(self.model)
-        return make_record(self.args, self._pool, self.class_names, model, self._start, dataset)
+        start = identity_of(base_model_of(self.model), self._start)
+        return make_record(self.args, self._pool, self.class_names, start, self._reference_model, dataset)
 
     def note_start(self) -> None:
         """Remember which weights training starts from."""
         if self._start is None and self.args.should_save:
-            self._start = model_fingerprint(base_model_of(self.model).config, base_state(self.model))
+            state = base_state(self.model)
+            self._start = tensors_digest({name: state[name] for name in state if not name.startswith(HEAD_NAME)})
 
     # Saving
 
@@ -135,7 +137,7 @@ class PublishingMixin(Trainer):
             zero_shot=self.zero_shot_results,
             adapter=adapter,
             head=(folder / HEAD_FILE).is_file(),
-            license=license or _license_of(record.reference["id"]),
+            license=license or _license_of(record.start["id"], self.args.hub_token),
             datasets=datasets if datasets is not None else _dataset_ids(getattr(self.train_dataset, "dataset", None)),
             tags=tags or (),
             figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
@@ -258,6 +260,7 @@ class PublishingMixin(Trainer):
                     shutil.copy(file, output / file.name)
             self.create_model_card()
             settings: dict[str, Any] = {
+                "private": self.args.hub_private_repo,
                 "revision": self.args.hub_revision,
                 "token": self.args.hub_token,
                 "message": f"Training in progress, step {self.state.global_step}",
@@ -289,15 +292,20 @@ class PublishingMixin(Trainer):
         for job in list(in_progress.jobs):
             if job.done() and (error := job.exception()) is not None:
                 in_progress.jobs.remove(job)
-                kept = advice(str(self.args.output_dir), self.hub_model_id)
+                kept = advice(
+                    str(self.args.output_dir),
+                    self.hub_model_id,
+                    private=self.args.hub_private_repo,
+                    revision=self.args.hub_revision,
+                )
                 logger.error("%s %s", reason(error, self.hub_model_id), kept)
 
 
-def _license_of(model_id: str | None) -> str | None:
+def _license_of(model_id: str | None, token: str | None) -> str | None:
     if model_id is None:
         return None
     try:
-        license: str | None = ModelCard.load(model_id, ignore_metadata_errors=True).data.license
+        license: str | None = ModelCard.load(model_id, token=token, ignore_metadata_errors=True).data.license
         return license
     except Exception:
         # A card without it is better than none.
