@@ -15,6 +15,8 @@ from starft_hf.models import whole
 
 logger = logging.get_logger(__name__)
 
+# What the head is called as a module of the model.
+HEAD_NAME = "classification_head"
 HEAD_FILE = "classification_head.safetensors"
 
 

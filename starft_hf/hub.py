@@ -1,13 +1,21 @@
 """Publishing folders on the Hub, and saying what went wrong and how to go on."""
 
 import os
+import shlex
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from starft_hf.card_edits import CARD_FILE, keep_published_edits
 
 
 # Not for publication: what the last holds of the arguments are paths and the token.
@@ -32,6 +40,8 @@ def push_folder(
 ) -> Any:
     """Publish a folder that a run has saved; the repository and the branch are made where they do not exist.
 
+    What people have written into the card on the Hub is brought into the folder first.
+
     Args:
         folder: with the model, its processor, `starft.json` and its card. Checkpoints in it stay where they are.
         repo_id: "name" or "organisation/name".
@@ -51,21 +61,27 @@ def push_folder(
     """
     try:
         repo_id = open_repository(repo_id, private=private, revision=revision, token=token)
-        settings: dict[str, Any] = {"run_as_future": not blocking}
-        commit = HfApi(token=token).upload_folder(
-            repo_id=repo_id,
-            folder_path=Path(folder),
-            path_in_repo=path_in_repo,
-            commit_message=message,
-            revision=revision,
-            ignore_patterns=_IGNORED,
-            **settings,
-        )
-        if tag is not None:
-            HfApi(token=token).create_tag(repo_id, tag=tag, revision=revision)
-        return commit
+        if path_in_repo is None and (Path(folder) / CARD_FILE).is_file():
+            keep_published_edits(Path(folder), _published_card(repo_id, revision, token))
+        api = HfApi(token=token)
+
+        def upload() -> Any:
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=Path(folder),
+                path_in_repo=path_in_repo,
+                commit_message=message,
+                revision=revision,
+                ignore_patterns=_IGNORED,
+            )
+            if tag is not None:
+                api.create_tag(repo_id, tag=tag, revision=commit.oid)
+            return commit
+
+        return upload() if blocking else api.run_as_future(upload)
     except Exception as error:
-        raise PushError(f"{reason(error, repo_id)} {advice(folder, repo_id)}") from error
+        kept = advice(folder, repo_id, private=private, revision=revision, tag=tag)
+        raise PushError(f"{reason(error, repo_id)} {kept}") from error
 
 
 def open_repository(
@@ -77,6 +93,18 @@ def open_repository(
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     return repo_id
+
+
+def _published_card(repo_id: str, revision: str | None, token: str | None) -> str | None:
+    """The card on the Hub, or None where there is none. One that was downloaded before may be out of date."""
+    try:
+        path = HfApi(token=token).hf_hub_download(repo_id, CARD_FILE, revision=revision, force_download=True)
+    except LocalEntryNotFoundError:
+        # The Hub does not answer: what is not known would be overwritten.
+        raise
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return None
+    return Path(path).read_text(encoding="utf-8")
 
 
 def reason(error: BaseException, repo_id: str | None) -> str:
@@ -92,7 +120,19 @@ def reason(error: BaseException, repo_id: str | None) -> str:
     return what + f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
 
 
-def advice(folder: str | PathLike[str], repo_id: str | None) -> str:
-    """Where everything is kept, and how to publish it."""
-    where = os.fspath(folder)
-    return f"Everything is kept in {where}; publish it with: starft push {where} --repo-id {repo_id}"
+def advice(
+    folder: str | PathLike[str],
+    repo_id: str | None,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    tag: str | None = None,
+) -> str:
+    """Where everything is kept, and how to publish it to the same place."""
+    where = shlex.quote(os.fspath(folder))
+    command = ["starft", "push", where, "--repo-id", str(repo_id)]
+    # Without it, a repository that could not be made yet would be made for all to see.
+    command += ["--private"] if private else []
+    command += ["--revision", shlex.quote(revision)] if revision else []
+    command += ["--tag", shlex.quote(tag)] if tag else []
+    return f"Everything is kept in {where}; publish it with: {' '.join(command)}"

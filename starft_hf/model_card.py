@@ -1,31 +1,19 @@
-"""The model card: rendered from a template, kept up to date, and never written over what a person has written."""
+"""The model card, rendered from a template."""
 
-import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers.utils import logging
 
+from starft_hf.card_edits import BEGIN, END, signed
 from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.files import write_text_atomically
-from starft_hf.record import RunRecord, public_id
+from starft_hf.record import RunRecord
 from starft_hf.report.text import markdown, percent, points
 
 
-logger = logging.get_logger(__name__)
-
-CARD_FILE = "README.md"
 TAGS = ("starft", "robust-fine-tuning", "zero-shot-image-classification")
 TASK = "zero-shot-image-classification"
-
-_END = "<!-- starft_hf: end of what is generated -->"
-_BEGIN = re.compile(r"<!-- starft_hf: what follows is generated (\w+) -->\n")
-# What the cards of other libraries hold, which stand for nothing a person has written.
-_GENERATED_ELSEWHERE = ("# Model Card for Model ID", "generated automatically according to the information the")
 
 # Longer lists of classes make no sentence.
 _MOST_CLASSES = 30
@@ -64,7 +52,7 @@ class CardContent:
     @property
     def base_model(self) -> str | None:
         """The id of the model that was fine-tuned; None where it is not on the Hub."""
-        found: str | None = self.record.reference["id"]
+        found: str | None = self.record.start["id"]
         return found
 
 
@@ -74,19 +62,24 @@ def default_template() -> Path:
     return inside if inside.is_file() else Path(__file__).parents[1] / "model_card_template.md"
 
 
-def render_card(content: CardContent, template: str | Path | None = None) -> ModelCard:
+def render_card(content: CardContent, template: str | Path | None = None, stated: Collection[str] = ()) -> ModelCard:
     """The card of a run.
 
     Args:
         content: what it says.
         template: a file in Jinja, with what the package's own uses; None takes that one.
+        stated: keys of metadata that the caller has stated rather than the package, which are kept like edits.
+
+    Raises:
+        ValueError: if the template has `begin` without `end`, or the other way round.
     """
     record = content.record
+    metadata = _metadata(content)
     card: ModelCard = ModelCard.from_template(
-        _metadata(content),
+        metadata,
         template_path=str(template or default_template()),
-        begin="<!-- starft_hf: what follows is generated HASH -->",
-        end=_END,
+        begin=BEGIN,
+        end=END,
         title=markdown(content.title),
         adapter=content.adapter,
         class_names=_sentence(record.class_names),
@@ -102,84 +95,10 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         frameworks=_frameworks(record),
         config=record.config,
     )
-    text = card.content
-    match = _BEGIN.search(text)
-    if match is not None:
-        text = text.replace("generated HASH -->", f"generated {_hash(_generated(text) or '')} -->", 1)
-    return ModelCard(text)
-
-
-def update_card(folder: Path, card: ModelCard, published: str | None = None) -> None:
-    """Write a card to `folder`, keeping what a person has written there or on the Hub.
-
-    What stands before and after the generated part stays. If the generated part itself was edited, all of the text
-    stays, and only the metadata are brought up to date; metadata that a person has added stay as well.
-
-    Args:
-        folder: where the card goes.
-        card: as rendered.
-        published: the card on the Hub, or None.
-    """
-    path = folder / CARD_FILE
-    local = path.read_text(encoding="utf-8") if path.is_file() else None
-    candidates = [text for text in (local, published) if text is not None and not _is_foreign(text)]
-    known = next((text for text in candidates if _is_edited(text)), candidates[0] if candidates else None)
-    if known is not None:
-        card = _merged(ModelCard(known, ignore_metadata_errors=True), card)
-    write_text_atomically(path, str(card))
-
-
-def _merged(known: ModelCard, card: ModelCard) -> ModelCard:
-    kept = _without_paths(known.data.to_dict())
-    metadata = {**kept, **card.data.to_dict()}
-    metadata["tags"] = list(dict.fromkeys([*kept["tags"], *(card.data.get("tags") or ())]))
-    generated = _generated(known.text)
-    if generated is None:
-        text = f"{known.text.rstrip()}\n\n{card.text.strip()}\n"
-    elif _hash(generated) != _BEGIN.search(known.text).group(1):  # type: ignore[union-attr]
-        logger.warning(
-            "The text of the model card was edited by hand, so it stays as it is; only its metadata are brought up to "
-            "date. Remove the generated part, with both of its comments, to have it written again."
-        )
-        text = known.text
-    else:
-        before, after = _BEGIN.split(known.text)[0], known.text.split(_END, 1)[1]
-        text = before + card.text.lstrip("\n").rstrip() + after
-    data = ModelCardData(**metadata, ignore_metadata_errors=True)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
-
-
-def _without_paths(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Metadata without the local base models that PEFT writes into them, which the Hub refuses."""
-    base = metadata.get("base_model")
-    if isinstance(base, str) and public_id(base) is None:
-        metadata.pop("base_model")
-    tags = [tag for tag in metadata.get("tags") or () if not (base and public_id(base) is None and str(base) in tag)]
-    return {**metadata, "tags": tags}
-
-
-def _is_foreign(text: str) -> bool:
-    return _BEGIN.search(text) is None and any(part in text for part in _GENERATED_ELSEWHERE)
-
-
-def _is_edited(text: str) -> bool:
-    match, generated = _BEGIN.search(text), _generated(text)
-    if match is None or generated is None:
-        return True
-    body = ModelCard(text, ignore_metadata_errors=True).text
-    around = _BEGIN.split(body)[0] + body.split(_END, 1)[1]
-    return bool(around.strip()) or _hash(generated) != match.group(1)
-
-
-def _generated(text: str) -> str | None:
-    match = _BEGIN.search(text)
-    return text[match.end() :].split(_END)[0] if match is not None and _END in text[match.end() :] else None
-
-
-def _hash(text: str) -> str:
-    # Line by line, because libraries that add something to a card write it anew.
-    lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
-    return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
+    if not card.data.to_dict():
+        # A template that is about the text only.
+        card.data = metadata
+    return signed(card, stated)
 
 
 def _metadata(content: CardContent) -> ModelCardData:

@@ -5,10 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -134,7 +137,30 @@ class DualEncoder:
 
 def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
     """`model` itself, or the model of that Hub id or path, in float32 so that small updates are not lost."""
-    return model if isinstance(model, nn.Module) else AutoModel.from_pretrained(model, dtype=torch.float32)
+    if isinstance(model, nn.Module):
+        return model
+    loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+    # Transformers said so itself before 5.24.
+    if getattr(loaded.config, "_commit_hash", None) is None and not Path(model).exists():
+        loaded.config._commit_hash = cached_commit(str(model))
+    return loaded
+
+
+def cached_commit(model_id: str, *, unambiguous: bool = False) -> str | None:
+    """The commit of the main branch of a model of the Hub as it was last downloaded; None where it is not known.
+
+    Args:
+        model_id: of the model.
+        unambiguous: answer only where no other commit of the model was ever downloaded.
+    """
+    try:
+        path = try_to_load_from_cache(model_id, "config.json")
+    except HFValidationError:
+        return None
+    if not isinstance(path, str):
+        return None
+    commit = Path(path).parent
+    return None if unambiguous and len(list(commit.parent.iterdir())) > 1 else commit.name
 
 
 def load_processor(model: nn.Module, processor: Any = None) -> Any:

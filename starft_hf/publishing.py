@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
@@ -16,12 +16,13 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from starft_hf.adapters import base_model_of, base_state, is_adapted, merge_and_save
+from starft_hf.card_edits import update_card
 from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.heads import HEAD_FILE
+from starft_hf.heads import HEAD_FILE, HEAD_NAME
 from starft_hf.hub import PushError, advice, open_repository, push_folder, reason
-from starft_hf.model_card import CARD_FILE, CardContent, render_card, update_card
-from starft_hf.record import RunRecord, make_record, public_id
-from starft_hf.reference.fingerprint import model_fingerprint
+from starft_hf.model_card import CardContent, render_card
+from starft_hf.record import RunRecord, identity_of, make_record, public_id
+from starft_hf.reference.fingerprint import tensors_digest
 
 
 logger = logging.get_logger(__name__)
@@ -40,19 +41,21 @@ class PublishingMixin(Trainer):
     zero_shot_results: dict[str, EvaluationResult]
     _pool: Any = None
     _start: str | None = None
+    _reference_model: dict[str, Any] | None = None
 
     @property
     def record(self) -> RunRecord:
         """What someone needs to repeat the run, as `starft.json` keeps it."""
         examples: Any = self.train_dataset
         dataset = getattr(examples, "dataset", None)
-        model = base_model_of(self.model)
-        return make_record(self.args, self._pool, self.class_names, model, self._start, dataset)
+        start = identity_of(base_model_of(self.model), self._start)
+        return make_record(self.args, self._pool, self.class_names, start, self._reference_model, dataset)
 
     def note_start(self) -> None:
         """Remember which weights training starts from."""
         if self._start is None and self.args.should_save:
-            self._start = model_fingerprint(base_model_of(self.model).config, base_state(self.model))
+            state = base_state(self.model)
+            self._start = tensors_digest({name: state[name] for name in state if not name.startswith(HEAD_NAME)})
 
     # Saving
 
@@ -134,13 +137,13 @@ class PublishingMixin(Trainer):
             zero_shot=self.zero_shot_results,
             adapter=adapter,
             head=(folder / HEAD_FILE).is_file(),
-            license=license or _license_of(record.reference["id"]),
+            license=license or _license_of(record.start["id"], self.args.hub_token),
             datasets=datasets if datasets is not None else _dataset_ids(getattr(self.train_dataset, "dataset", None)),
             tags=tags or (),
             figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
         )
-        published = _published_card(repo_id, self.args.hub_revision, self.args.hub_token)
-        update_card(folder, render_card(content, self.args.card_template), published)
+        stated = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]
+        update_card(folder, render_card(content, self.args.card_template, stated))
 
     # Publishing
 
@@ -176,6 +179,7 @@ class PublishingMixin(Trainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        tag: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Save and publish the model with its processor, `starft.json`, card and plots.
@@ -186,7 +190,8 @@ class PublishingMixin(Trainer):
             token: with the right to write.
             revision: the branch; None is `hub_revision`, or main.
             private: whether a new repository is private.
-            kwargs: of `create_model_card`, such as `tags`.
+            tag: a tag of Git for the commit.
+            kwargs: of `create_model_card`, such as `tags` for the card.
 
         Returns:
             The commit, or with `blocking=False` a future of it; None in all processes but one.
@@ -208,6 +213,7 @@ class PublishingMixin(Trainer):
             private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,
             token=token or self.args.hub_token,
+            tag=tag,
             message=commit_message or "End of training",
             blocking=blocking,
         )
@@ -254,6 +260,7 @@ class PublishingMixin(Trainer):
                     shutil.copy(file, output / file.name)
             self.create_model_card()
             settings: dict[str, Any] = {
+                "private": self.args.hub_private_repo,
                 "revision": self.args.hub_revision,
                 "token": self.args.hub_token,
                 "message": f"Training in progress, step {self.state.global_step}",
@@ -285,26 +292,20 @@ class PublishingMixin(Trainer):
         for job in list(in_progress.jobs):
             if job.done() and (error := job.exception()) is not None:
                 in_progress.jobs.remove(job)
-                kept = advice(str(self.args.output_dir), self.hub_model_id)
+                kept = advice(
+                    str(self.args.output_dir),
+                    self.hub_model_id,
+                    private=self.args.hub_private_repo,
+                    revision=self.args.hub_revision,
+                )
                 logger.error("%s %s", reason(error, self.hub_model_id), kept)
 
 
-def _published_card(repo_id: str | None, revision: str | None, token: str | None) -> str | None:
-    if repo_id is None:
-        return None
-    try:
-        path = hf_hub_download(repo_id, CARD_FILE, revision=revision, token=token)
-        return Path(path).read_text(encoding="utf-8")
-    except Exception:
-        # None there yet, or the Hub does not answer, which the push will tell.
-        return None
-
-
-def _license_of(model_id: str | None) -> str | None:
+def _license_of(model_id: str | None, token: str | None) -> str | None:
     if model_id is None:
         return None
     try:
-        license: str | None = ModelCard.load(model_id, ignore_metadata_errors=True).data.license
+        license: str | None = ModelCard.load(model_id, token=token, ignore_metadata_errors=True).data.license
         return license
     except Exception:
         # A card without it is better than none.

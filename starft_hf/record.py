@@ -7,15 +7,17 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import re
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from transformers import TrainingArguments
 
 from starft_hf.files import write_text_atomically
+from starft_hf.models import cached_commit
 
 
 RECORD_FILE = "starft.json"
@@ -45,6 +47,9 @@ _TRAINING_SETTINGS = (
 # Of StarFT's own, what does not change it.
 _NOT_RECORDED = ("reference_cache_dir", "card_template", "discovery_pool")
 
+# A path from a root, a home or the current folder; not an address on the web, nor "owner/name".
+_PATH = re.compile(r"(?<![\w:/\\.~])(?:file://)?(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?(?:[\\/][^\s'\"\\/,;]+)+[\\/]?")
+
 _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets", "peft")
 
 
@@ -56,8 +61,11 @@ class RunRecord:
         config: settings by name: those of StarFT and those of `TrainingArguments` that change the outcome.
         pool: name, source and templates of the spuriosity pool; None where no regularizer takes one.
         class_names: of the training set, in label order; None without labels.
-        reference: "id", "revision" and "fingerprint" of the model that training started from; None where unknown.
-        data: "fingerprint" and "rows" of the training set; None where unknown.
+        start: "id", "revision" and "fingerprint" (of the weights) of the model that training started from; None where
+            unknown.
+        reference: the same of the frozen reference, which is that model unless another one was given.
+        data: "fingerprint" (of `datasets`, of the columns that are used) and "rows" of the training set; None where
+            unknown.
         processes: how many shared the batches.
         versions: of the libraries.
     """
@@ -65,6 +73,7 @@ class RunRecord:
     config: dict[str, Any]
     pool: dict[str, Any] | None
     class_names: tuple[str, ...] | None
+    start: dict[str, Any]
     reference: dict[str, Any]
     data: dict[str, Any]
     processes: int
@@ -132,8 +141,8 @@ def make_record(
     args: TrainingArguments,
     pool: Any,
     class_names: Sequence[str] | None,
-    model: Any,
-    fingerprint: str | None,
+    start: dict[str, Any],
+    reference: dict[str, Any] | None,
     dataset: Any,
 ) -> RunRecord:
     """The record of a run.
@@ -142,33 +151,45 @@ def make_record(
         args: its settings.
         pool: its spuriosity pool, or None.
         class_names: of the training set, or None.
-        model: the dual encoder; its configuration says where it is from.
-        fingerprint: of the weights that training started from, or None.
+        start: the `identity_of` the model that training started from.
+        reference: that of the frozen reference, if it is another model.
         dataset: the training set as it was given, or None.
     """
-    config = getattr(model, "config", None)
     rows = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
     return RunRecord(
         config=settings_of(args),
         pool=None if pool is None else _pool_of(pool),
         class_names=None if class_names is None else tuple(class_names),
-        reference={
-            "id": public_id(getattr(config, "_name_or_path", None)),
-            "revision": getattr(config, "_commit_hash", None),
-            "fingerprint": fingerprint,
-        },
+        start=start,
+        reference=start if reference is None else reference,
         data={"fingerprint": getattr(dataset, "_fingerprint", None), "rows": rows},
         processes=args.world_size,
         versions={package: importlib.metadata.version(package) for package in _PACKAGES},
     )
 
 
+def identity_of(model: Any, fingerprint: str | None) -> dict[str, Any]:
+    """Which model this is: its id and commit on the Hub, where it is from there, and the digest of its weights.
+
+    Args:
+        model: the dual encoder; its configuration says where it is from.
+        fingerprint: of its weights, or None.
+    """
+    config = getattr(model, "config", None)
+    name = public_id(getattr(config, "_name_or_path", None))
+    # A model that was loaded elsewhere may be of any revision.
+    revision = getattr(config, "_commit_hash", None) or (name and cached_commit(name, unambiguous=True))
+    return {"id": name, "revision": revision, "fingerprint": fingerprint}
+
+
 def _pool_of(pool: Any) -> dict[str, Any]:
     """The pool without its metadata, which may tell of a machine, and without the version, which stands elsewhere."""
     content = {key: value for key, value in pool.to_dict().items() if key not in ("metadata", "starft_hf_version")}
-    return {**content, "name": _name(pool.name), "source": _name(pool.source)}
+    return {**content, **{key: _name(content.get(key)) for key in ("name", "source", "description") if key in content}}
 
 
 def _name(text: str | None) -> str | None:
-    """The last part of what may be a path."""
-    return Path(text).name if text and os.path.isabs(text) else text
+    """`text` with the last parts of paths in place of the paths, which would tell of a machine and a person."""
+    if text and (os.path.isabs(text) or PureWindowsPath(text).is_absolute()):
+        return PureWindowsPath(text).name
+    return _PATH.sub(lambda match: PureWindowsPath(match.group()).name, text) if text else text

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
-from starft_hf.adapters import base_model_of, is_adapted, save_temperature, with_adapter
+from starft_hf.adapters import base_model_of, base_state, is_adapted, save_temperature, with_adapter
 from starft_hf.callbacks import EpochCallback, RunningLosses, tell_checkpoint
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
@@ -34,10 +34,12 @@ from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_share
 from starft_hf.evaluation.probes import evaluate_probes, named_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.heads import head_from_weights, load_head, save_head, select_classes
+from starft_hf.heads import HEAD_NAME, head_from_weights, load_head, save_head, select_classes
 from starft_hf.models import DualEncoder, check_dual_encoder, load_model, load_processor, logit_scale_of
 from starft_hf.publishing import PublishingMixin
+from starft_hf.record import identity_of
 from starft_hf.reference import Reference, make_reference, plan_cache
+from starft_hf.reference.fingerprint import tensors_digest
 from starft_hf.regularizers import get_regularizer
 from starft_hf.schedules import Progress, reg_weight_at
 from starft_hf.sharding import prepare_for_sharding, with_scalars
@@ -49,7 +51,6 @@ from starft_hf.validation import check_arguments, check_best_metric, check_model
 
 logger = logging.get_logger(__name__)
 
-_HEAD = "classification_head"
 _KEPT_MISTAKES = 12
 
 
@@ -172,6 +173,8 @@ class StarFTTrainer(PublishingMixin, Trainer):
         if regularizer is not None and train_dataset is not None and columns is not None:
             source = model if reference_model is None else load_model(reference_model)
             source_encoder = DualEncoder.of(source, processing_class, packed=args.mini_batch_size is None)
+            if reference_model is not None:
+                self._reference_model = identity_of(source, tensors_digest(base_state(source)))
             self.reference = make_reference(source, source_encoder, args, cache_plan, self.bank, train_dataset)
 
         super().__init__(
@@ -192,7 +195,7 @@ class StarFTTrainer(PublishingMixin, Trainer):
             weights = zero_shot_weights(self.model, self.encoder, self.class_names, args.caption_templates)
             self.head = head_from_weights(weights)
             # A submodule, so that the optimiser, clipping and gradient scaling treat it as part of the model.
-            self.model.add_module(_HEAD, self.head)
+            self.model.add_module(HEAD_NAME, self.head)
         self.training_losses = TrainingStep(
             self.encoder,
             contrastive_base_loss if contrastive else cross_entropy_base_loss,
@@ -360,7 +363,9 @@ class StarFTTrainer(PublishingMixin, Trainer):
         state_dict = with_scalars(state_dict, self._scalars)
         # The encoder is saved as what it was given as; its head goes into a file of its own.
         head = (
-            {name: state_dict.pop(f"{_HEAD}.{name}") for name in ("weight", "bias")} if self.head is not None else {}
+            {name: state_dict.pop(f"{HEAD_NAME}.{name}") for name in ("weight", "bias")}
+            if self.head is not None
+            else {}
         )
         super()._save(output_dir, state_dict)
         if head:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -145,8 +146,9 @@ class LocalChatModel:
                 f"the tokenizer of {name!r} has no chat template, so it is no chat model; choose one whose name ends "
                 "in -Instruct or -it"
             )
-        self.model_id = name
-        self.address = "this process"
+        # A pool is for others as well, whom a path tells nothing.
+        self.model_id = Path(name).name if Path(name).exists() else name
+        self.address = f"this process, {name}"
 
     def __call__(self, messages: Sequence[Message], *, temperature: float, max_tokens: int, seed: int) -> str:
         inputs = self.tokenizer.apply_chat_template(

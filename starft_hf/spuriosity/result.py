@@ -15,7 +15,7 @@ from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
 from starft_hf.files import write_bytes_atomically, write_text_atomically
 from starft_hf.spuriosity.attributes import Attribute, assign
 from starft_hf.spuriosity.pool import SpuriosityPool
-from starft_hf.spuriosity.statistics import Associations, agreement
+from starft_hf.spuriosity.statistics import Associations, agreement, labels_concerned
 
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Association:
         attribute_information: mutual information of all labels and having the attribute, in nats.
         attribute_p_value: how often permuted labels give any attribute as much of it.
         agreement: how far captions of other classes tell the attribute in the same images, as Cohen's kappa.
-        found: whether the attribute is above the line and makes a difference to this label.
+        found: whether the attribute is above the line and makes a difference to this label, beyond what chance does.
     """
 
     class_name: str
@@ -139,11 +139,14 @@ class DiscoveryResult:
     def found(self) -> tuple[int, ...]:
         """The attributes above the line, those with most mutual information first."""
         associations = self.associations
-        largest = np.abs(associations.effects).max(0, initial=0)
-        above = (associations.p_values <= self.alpha) & (largest >= self.min_effect)
+        above = (associations.p_values <= self.alpha) & self._concerned.any(0)
         above &= self.agreement >= self.min_agreement
         order = np.argsort(-associations.information, kind="stable")
         return tuple(int(index) for index in order if above[index])
+
+    @cached_property
+    def _concerned(self) -> NDArray[np.bool_]:
+        return labels_concerned(self.associations, self.min_effect)
 
     @cached_property
     def table(self) -> list[Association]:
@@ -167,7 +170,7 @@ class DiscoveryResult:
             attribute_information=float(numbers.information[index]),
             attribute_p_value=float(numbers.p_values[index]),
             agreement=float(self.agreement[index]),
-            found=index in self.found and abs(effect) >= self.min_effect,
+            found=index in self.found and bool(self._concerned[label, index]),
         )
 
     def pool(self, top: int | None = None) -> SpuriosityPool:
@@ -232,10 +235,11 @@ class DiscoveryResult:
 
     def _usual(self, label: int, aspect: str) -> tuple[set[int], set[int]]:
         """The attributes of an aspect that go with a label, and those that stay away from it."""
-        found = [index for index in self.found if self.attributes[index].aspect == aspect]
+        found = [
+            index for index in self.found if self.attributes[index].aspect == aspect and self._concerned[label, index]
+        ]
         effects = self.associations.effects[label]
-        with_it = {index for index in found if effects[index] >= self.min_effect}
-        return with_it, {index for index in found if effects[index] <= -self.min_effect}
+        return {index for index in found if effects[index] > 0}, {index for index in found if effects[index] < 0}
 
     def _look_at(
         self, dataset: Any, model: str | PathLike[str] | nn.Module | None, processor: Any

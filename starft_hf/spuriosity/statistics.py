@@ -7,6 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+# What is the same number up to rounding is as large.
+_ROUNDING = 1e-12
+
+# Of the labels that an attribute is said to go with or to stay away from, this share at most is expected to be chance.
+_FALSE_LABELS = 0.05
+
+
 @dataclass(frozen=True)
 class Associations:
     """How C labels go together with A attributes.
@@ -18,6 +25,7 @@ class Associations:
         information: mutual information of the label and having an attribute, in nats, `(A,)`.
         cell_p_values: how often chance gives a cell, anywhere in the table, as much information, `(C, A)`.
         p_values: how often chance gives any attribute as much information, `(A,)`.
+        label_p_values: how often chance gives this very cell as much information, `(C, A)`; not corrected.
     """
 
     effects: NDArray[np.float64]
@@ -26,6 +34,7 @@ class Associations:
     information: NDArray[np.float64]
     cell_p_values: NDArray[np.float64]
     p_values: NDArray[np.float64]
+    label_p_values: NDArray[np.float64]
 
 
 def count_cells(
@@ -113,10 +122,12 @@ def measure_associations(
     information = Information(class_sizes, attribute_sizes)
     cells, attributes = information(counts)
     largest = np.empty((permutations, 2))
+    as_large = np.ones(cells.shape)
     generator = np.random.default_rng(seed)
     for row in largest:
         shuffled = generator.permutation(labels)
         by_chance = information(count_cells(shuffled, assigned, num_classes, num_attributes))
+        as_large += by_chance[0] >= cells - _ROUNDING
         row[:] = [values.max(initial=0) for values in by_chance]
     shares = counts / np.maximum(class_sizes, 1)[:, None]
     others = (attribute_sizes - counts) / np.maximum(len(labels) - class_sizes, 1)[:, None]
@@ -128,14 +139,37 @@ def measure_associations(
         information=attributes,
         cell_p_values=_p_values(cells, largest[:, 0]),
         p_values=_p_values(attributes, largest[:, 1]),
+        label_p_values=as_large / (1 + permutations),
     )
 
 
 def _p_values(values: NDArray[np.float64], largest: NDArray[np.float64]) -> NDArray[np.float64]:
-    # What is the same number up to rounding is as large.
-    as_large = len(largest) - np.searchsorted(np.sort(largest), values - 1e-12)
+    as_large = len(largest) - np.searchsorted(np.sort(largest), values - _ROUNDING)
     p_values: NDArray[np.float64] = (1 + as_large) / (1 + len(largest))
     return p_values
+
+
+def labels_concerned(associations: Associations, min_effect: float) -> NDArray[np.bool_]:
+    """Which labels an attribute makes a difference to, `(C, A)`, for attributes that go together with the labels.
+
+    Of many labels with few images each, some differ by chance. Labels of small p-values are chosen per attribute such
+    that of those chosen 5% at most are expected to be chance; the one with most information always is.
+
+    Args:
+        associations: as measured.
+        min_effect: differences that are smaller do not count.
+
+    Source: Benjamini and Hochberg, Controlling the false discovery rate, 1995.
+    """
+    p_values, (labels, attributes) = associations.label_p_values, associations.effects.shape
+    if not associations.effects.size:
+        return np.zeros((labels, attributes), dtype=bool)
+    bounds = _FALSE_LABELS * np.arange(1, labels + 1)[:, None] / labels
+    ascending = np.sort(p_values, axis=0)
+    limit = np.where(ascending <= bounds, ascending, 0).max(0)
+    most = np.arange(labels)[:, None] == associations.cell_information.argmax(0)
+    chosen: NDArray[np.bool_] = ((p_values <= limit) | most) & (np.abs(associations.effects) >= min_effect)
+    return chosen
 
 
 def agreement(

@@ -21,6 +21,8 @@ from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer, load
 from starft_hf.cli import main
 from starft_hf.heads import load_head
 from starft_hf.hub import PushError, push_folder
+from starft_hf.record import RunRecord
+from starft_hf.reference.fingerprint import tensors_digest
 from tests.conftest import TINY_CLIP, make_dataset
 
 
@@ -28,7 +30,7 @@ DATA, TEST = make_dataset(), make_dataset(seed=3)
 POOL = ["{} in the snow.", "{} at night."]
 
 
-def make_trainer(folder, model=TINY_CLIP, peft_config=None, **settings):
+def make_trainer(folder, model=str(TINY_CLIP), peft_config=None, **settings):
     args = StarFTConfig(
         output_dir=str(folder),
         max_steps=2,
@@ -43,7 +45,7 @@ def make_trainer(folder, model=TINY_CLIP, peft_config=None, **settings):
         disable_tqdm=True,
         **settings,
     )
-    return StarFTTrainer(str(model), args, DATA, TEST, spuriosity=POOL, peft_config=peft_config)
+    return StarFTTrainer(model, args, DATA, TEST, spuriosity=POOL, peft_config=peft_config)
 
 
 def listen():
@@ -164,20 +166,113 @@ def branches(folder):
     assert main(["push", str(folder)]) == 2
 
 
+def edits(folder):
+    """What people write into the card on the Hub, again and again, stays whoever pushes and wherever to."""
+    api = HfApi()
+    trainer = make_trainer(folder / "run", push_to_hub=True, hub_model_id="lab/run")
+    trainer.train()
+
+    def card(revision="main"):
+        return Path(api.hf_hub_download("lab/run", "README.md", revision=revision)).read_text()
+
+    def edit(old, new, revision="main"):
+        text = card(revision)
+        assert old in text
+        text = text.replace(old, new, 1).encode()
+        api.upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id="lab/run", revision=revision)
+
+    # Metadata alone, of keys that are generated as well.
+    edit("pipeline_tag: zero-shot-image-classification", "pipeline_tag: image-classification\nlanguage: en")
+    trainer.push_to_hub()
+    for words in ("First.", "First, and second.", "Third."):
+        edit(
+            *{"First.": ("---\n<!--", "---\nFirst.\n\n<!--"), "Third.": ("First, and second.", words)}.get(
+                words, ("First.", words)
+            )
+        )
+        trainer.push_to_hub()
+        assert words in card()
+    # Here, where the card on the Hub has not changed since.
+    local = folder / "run" / "README.md"
+    local.write_text(local.read_text().replace("Third.", "Fourth."))
+    trainer.push_to_hub(license="mit")
+    assert "Fourth." in card()
+    # On another branch, and by another way.
+    api.create_branch("lab/run", branch="second")
+    edit("Fourth.", "Of the second branch.", "second")
+    trainer.push_to_hub(revision="second", tag="v1")
+    assert "Of the second branch." in card("second") == card("v1")
+    edit("Of the second branch.", "Once more.", "second")
+    assert main(["push", str(folder / "run"), "--repo-id", "lab/run", "--revision", "second"]) == 0
+    assert "Once more." in card("second")
+    data = ModelCard(card("second")).data
+    assert (data.pipeline_tag, data.language, data.license) == ("image-classification", "en", "mit")
+    validate(ModelCard(card("second")))
+    # In both places: what is here is published, which is told.
+    edit("Fourth.", "On the Hub.")
+    trainer.push_to_hub()
+    edit("Once more." if "Once more." in card() else "On the Hub.", "There.")
+    local.write_text(local.read_text().replace("On the Hub.", "Here.").replace("Once more.", "Here."))
+    messages = listen()
+    trainer.push_to_hub()
+    assert "Here." in card()
+    assert any("in the history of the repository" in message for message in messages)
+
+
+def checkpoints(folder):
+    """A run whose checkpoints are on the Hub goes on elsewhere; nothing in them tells of where it began."""
+    settings = {"push_to_hub": True, "hub_model_id": "lab/run", "hub_strategy": "checkpoint"}
+    trainer = make_trainer(folder / "here", **settings)
+    trainer.train()
+    files = HfApi().list_repo_files("lab/run")
+    assert "last-checkpoint/optimizer.pt" in files
+    assert not any("training_args" in file for file in files)
+    folder_of_hub = Path(huggingface_hub.snapshot_download("lab/run"))
+    there = make_trainer(folder / "there")
+    there.train(resume_from_checkpoint=str(folder_of_hub / "last-checkpoint"))
+    for name, value in there.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+
+
+def identity(folder):
+    """What a record says of where a run began: ids, commits and weights, of what is on the Hub."""
+    push_folder(TINY_CLIP, "lab/base")
+    commit = HfApi().model_info("lab/base").sha
+    weights = CLIPModel.from_pretrained("lab/base")
+    digest = tensors_digest(weights.state_dict())
+    for number, (model, settings) in enumerate(
+        [("lab/base", {}), ("lab/base", {"base_loss": "cross_entropy"}), (weights, {"hub_revision": "second"})]
+    ):
+        trainer = make_trainer(folder / str(number), model, push_to_hub=True, hub_model_id="lab/owls", **settings)
+        trainer.train()
+        trainer.push_to_hub()
+        record = RunRecord.load("lab/owls", settings.get("hub_revision"))
+        assert record.start == record.reference == {"id": "lab/base", "revision": commit, "fingerprint": digest}
+    used = DATA.select_columns(trainer.train_dataset.columns.used)
+    assert record.data == {"fingerprint": used._fingerprint, "rows": len(DATA)}
+    assert record.config["seed"] == 42
+    assert record.config["caption_template"] == "a photo of a {}."
+    assert set(record.versions) == {"starft_hf", "torch", "transformers", "accelerate", "datasets", "peft"}
+    assert (record.pool["templates"], record.pool["source"]) == (POOL, None)
+    assert record.class_names == tuple(DATA.features["label"].names)
+
+
 def failures(folder):
     """A Hub that fails in every way: training goes on, nothing is lost, and it is said how to push again."""
     messages = listen()
     # The client waits longer and longer before it tries again.
     http.time.sleep = lambda seconds: None
-    for name in ("no-commit", "no-preupload", "no-upload"):
+    for name in ("no-commit", "no-preupload", "no-upload", "no-token", "no-right", "no-parent", "no-card"):
         run = folder / name
-        trainer = make_trainer(run, push_to_hub=True, hub_model_id=f"flaky/{name}", hub_always_push=True)
+        trainer = make_trainer(
+            run, push_to_hub=True, hub_model_id=f"flaky/{name}", hub_always_push=True, hub_private_repo=True
+        )
         trainer.train()
         assert trainer.state.global_step == 2
         trainer.save_model()
         assert (run / "checkpoint-2" / "model.safetensors").is_file()
         assert (run / "model.safetensors").is_file()
-        told = [message for message in messages if f"starft push {run} --repo-id flaky/{name}" in message]
+        told = [message for message in messages if f"starft push {run} --repo-id flaky/{name} --private" in message]
         assert told, messages
         messages.clear()
     with pytest.raises(PushError, match="Everything is kept in"):
@@ -209,7 +304,9 @@ def refused(folder):
         make_trainer(folder / "run", push_to_hub=True, hub_model_id="lab/refused")
 
 
-SCENARIOS = {part.__name__: part for part in (kinds, branches, failures, late, recovered, refused)}
+SCENARIOS = {
+    part.__name__: part for part in (kinds, branches, edits, checkpoints, identity, failures, late, recovered, refused)
+}
 
 if __name__ == "__main__":
     SCENARIOS[sys.argv[1]](Path(sys.argv[2]))

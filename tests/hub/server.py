@@ -147,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def tag(self, body, query, repo, revision):
         if self.authorised():
-            self.hub.tags[repo, json.loads(body)["tag"]] = self.hub.commits[repo, revision]
+            self.hub.tags[repo, json.loads(body)["tag"]] = self.hub.commits.get((repo, revision), revision)
             self.answer({})
 
     def info(self, body, query, repo, revision=None):

@@ -1,5 +1,6 @@
 """The card and the record: what they say, what they keep to themselves, and what they leave alone."""
 
+import copy
 import getpass
 import json
 import logging
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer, load
 from starft_hf.model_card import default_template
 from starft_hf.record import RunRecord, public_id
+from starft_hf.reference.fingerprint import tensors_digest
 from tests.conftest import TINY_CLIP, make_dataset
 from tests.hub.server import card_errors
 
@@ -65,14 +67,25 @@ def test_nothing_tells_of_the_machine_or_the_person(train, tmp_path, monkeypatch
     model = tmp_path / "someones" / "base"
     shutil.copytree(TINY_CLIP, model)
     pool = tmp_path / "someones" / "pool.json"
-    SpuriosityPool(["{} in the snow."], name=str(pool), source=str(pool)).save(pool)
+    source = f"written by {tmp_path}/someones/model, from ~someones/notes and C:\\Users\\someones\\pool.json"
+    SpuriosityPool(["{} in the snow."], name=str(pool), source=source, description=f"Of {pool}.").save(pool)
     settings = {
         "hub_token": "hf_planted_setting",
         "hub_model_id": "lab/owls",
         "reference_cache_dir": str(tmp_path / "someones"),
+        "logging_dir": str(tmp_path / "someones"),
+        "card_template": str(tmp_path / "someones" / "card.md"),
+        "resume_from_checkpoint": str(tmp_path / "someones"),
+        "discovery_pool": str(pool),
+        "project": "someones",
     }
-    for kind, peft_config in (("full", None), ("adapter", "lora")):
-        trainer = train(tmp_path / kind, model, peft_config, str(pool), run_name=str(tmp_path), **settings)
+    settings = {name: value for name, value in settings.items() if name in StarFTConfig.__dataclass_fields__}
+    shutil.copy(default_template(), tmp_path / "someones" / "card.md")
+    images = make_dataset()
+    images.save_to_disk(tmp_path / "someones" / "images")
+    kinds = {"full": (None, str(pool)), "adapter": ("lora", str(pool)), "auto": (None, "auto")}
+    for kind, (peft_config, spuriosity) in kinds.items():
+        trainer = train(tmp_path / kind, model, peft_config, spuriosity, run_name=str(tmp_path), **settings)
         trainer.create_model_card()
         card_of(tmp_path / kind)
         written = (tmp_path / kind / "starft.json").read_text() + (tmp_path / kind / "README.md").read_text()
@@ -192,6 +205,55 @@ def test_a_template_of_ones_own(train, tmp_path, config):
     assert "Owls by 0.001." in card_of(tmp_path / "run").text
     with pytest.raises(ValueError, match="no such file"):
         config(card_template="nowhere.md")
+
+
+@pytest.mark.parametrize("front", ["", "---\n{{ card_data }}\n---\n"])
+def test_a_template_without_marks_is_written_once_however_often(train, tmp_path, front, config):
+    template = tmp_path / "card.md"
+    template.write_text(front + "Owls by {{ config.learning_rate }}.\n")
+    trainer = train(tmp_path / "run", card_template=str(template), learning_rate=1e-3)
+    for _ in range(3):
+        trainer.create_model_card()
+    card = card_of(tmp_path / "run")
+    assert card.text.count("Owls by 0.001.") == 1
+    assert card.data.pipeline_tag == "zero-shot-image-classification"
+    template.write_text("{{ begin }}\nOwls.\n")
+    with pytest.raises(ValueError, match="needs both or neither"):
+        trainer.create_model_card()
+
+
+def test_metadata_that_cannot_be_read_are_told_of_and_kept(train, tmp_path):
+    trainer = train(tmp_path / "run")
+    broken = "---\nlicense: [mit\n---\n# Our owls\n"
+    (tmp_path / "run" / "README.md").write_text(broken)
+    with pytest.raises(ValueError, match="correct or remove them"):
+        trainer.create_model_card()
+    assert (tmp_path / "run" / "README.md").read_text() == broken
+
+
+def test_what_is_stated_goes_before_what_was_edited(train, tmp_path):
+    trainer = train(tmp_path / "run")
+    trainer.create_model_card(license="mit")
+    trainer.create_model_card()
+    assert card_of(tmp_path / "run").data.license == "mit"
+    path = tmp_path / "run" / "README.md"
+    path.write_text(path.read_text().replace("license: mit", "license: other"))
+    trainer.create_model_card()
+    assert card_of(tmp_path / "run").data.license == "other"
+    trainer.create_model_card(license="apache-2.0")
+    assert card_of(tmp_path / "run").data.license == "apache-2.0"
+
+
+def test_another_reference_is_recorded_as_what_it_is(config, dataset, clip, tmp_path):
+    reference = copy.deepcopy(clip)
+    reference.logit_scale.data += 1
+    trainer = StarFTTrainer(
+        str(TINY_CLIP), config(output_dir=str(tmp_path / "run"), max_steps=1), dataset, reference_model=reference
+    )
+    expected = tensors_digest(reference.state_dict())
+    trainer.train()
+    assert trainer.record.reference["fingerprint"] == expected
+    assert trainer.record.start["fingerprint"] == tensors_digest(clip.state_dict())
 
 
 def test_where_the_training_data_is_from(config, dataset, tmp_path):

@@ -49,10 +49,20 @@ def test_branches_tags_and_what_people_write_into_cards(hub, tmp_path):
     assert set(hub.repos["lab/run"]) == {"main", "first", "second"}
 
 
+@pytest.mark.parametrize("scenario", ["edits", "checkpoints", "identity"])
+def test_of_what_is_on_the_hub(hub, tmp_path, scenario):
+    run(hub, tmp_path, scenario)
+
+
 def test_training_does_not_end_because_a_push_fails(hub, tmp_path):
     hub.failures = {
         "flaky/no-commit/commit": [500, 429, 503] * 30,
         "flaky/no-preupload/preupload": [429, 500] * 60,
+        "flaky/no-token/commit": [401] * 30,
+        "flaky/no-right/commit": [403] * 30,
+        "flaky/no-parent/commit": [409] * 30,
+        # What people may have written there is not known, so nothing is written over it.
+        "flaky/no-card/resolve": [500] * 90,
         # A connection that breaks in the middle of an upload.
         "PUT /objects/": ["cut"] * 200,
     }

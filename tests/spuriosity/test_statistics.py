@@ -1,10 +1,12 @@
 """Mutual information, permutation tests and agreement, against other ways of computing them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score, mutual_info_score
 
-from starft_hf.spuriosity.statistics import agreement, count_cells, measure_associations
+from starft_hf.spuriosity.statistics import agreement, count_cells, labels_concerned, measure_associations
 
 
 @pytest.fixture
@@ -53,6 +55,44 @@ def test_chance_alone_is_rarely_significant_however_many_attributes_there_are():
         smallest.append((found.p_values.min(), found.cell_p_values.min()))
     # 5 of 100 are expected; 12 or more have a probability below 0.5%.
     assert all(count < 12 for count in (np.array(smallest) <= 0.05).sum(0))
+
+
+def test_of_many_small_labels_those_that_chance_explains_are_not_named():
+    """An attribute that goes with one label differs by chance from label to label for the others, too."""
+    named, missed = 0, 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = np.repeat(np.arange(50), 40)
+        shares = np.where(labels == 0, 0.9, 0.25)
+        found = measure_associations(labels, [(rng.random(2000) >= shares).astype(int)], 50, 2, permutations=400)
+        assert found.p_values[0] <= 0.01
+        assert (np.abs(found.effects[:, 0]) >= 0.05).sum() > 15
+        chosen = labels_concerned(found, 0.05)
+        named += chosen[1:, 0].sum()
+        missed += not chosen[0, 0]
+    assert missed == 0
+    assert named <= 5
+
+
+def test_labels_are_chosen_by_benjamini_and_hochberg(data):
+    labels, assigned = data
+    found = measure_associations(labels, assigned, 4, 5, permutations=200, seed=3)
+    generator, background = np.random.default_rng(3), assigned[0]
+    shuffles = [generator.permutation(labels) for _ in range(200)]
+    for label in range(4):
+        chance = [mutual_info_score(shuffled == label, background == 0) for shuffled in shuffles]
+        own = mutual_info_score(labels == label, background == 0)
+        expected = (1 + sum(value >= own - 1e-12 for value in chance)) / 201
+        assert found.label_p_values[label, 0] == pytest.approx(expected)
+    made = replace(
+        found,
+        effects=np.array([[0.5], [0.2], [0.04], [0.1]]),
+        label_p_values=np.array([[0.001], [0.037], [0.02], [0.3]]),
+        cell_information=np.array([[0.3], [0.2], [0.1], [0.1]]),
+    )
+    assert labels_concerned(made, 0.05)[:, 0].tolist() == [True, True, False, False]
+    made = replace(made, label_p_values=np.full((4, 1), 0.6))
+    assert labels_concerned(made, 0.05)[:, 0].tolist() == [True, False, False, False]
 
 
 def test_agreement_is_cohens_kappa(data):
