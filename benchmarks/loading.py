@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from benchmarks.setup import class_names, make_images, make_scene
+from benchmarks.setup import CAPTION_TEMPLATE, class_names, make_images, make_scene
 from benchmarks.steps import make_trainer
 from starft_hf import SpuriosityPool
 from starft_hf.data.captions import CaptionBank
@@ -31,7 +31,7 @@ def loading_seconds(batch_size: int, batches: int = 4) -> float:
 def captions_per_second(num_classes: int = 20) -> dict[str, float]:
     """Captions per second while the text cache of the built-in pool is filled, with and without shared beginnings."""
     scene = make_scene("ViT-B/32", num_classes=num_classes, num_images=1)
-    bank = CaptionBank(class_names(num_classes), ["a photo of a {}."], SpuriosityPool.load("background"))
+    bank = CaptionBank(class_names(num_classes), [CAPTION_TEMPLATE], SpuriosityPool.load("background"))
     rates = {}
     for name, packed in (("packed", True), ("padded", False)):
         live = FrozenReference(scene.model, DualEncoder.of(scene.model, scene.processor, packed=packed))

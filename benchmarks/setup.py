@@ -1,5 +1,7 @@
 """Models of real shapes with random weights, and data that goes with them."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +10,16 @@ from datasets import ClassLabel, Dataset, Features, Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
+from starft_hf import SpuriosityPool
+
 
 PATCH_SIZES = {"ViT-B/32": 32, "ViT-B/16": 16}
 MAX_LENGTH = 77
+MOST_CLASSES = 1000
+CAPTION_TEMPLATE = "a photo of a {}."
+
+# A step draws one template per row however many there are; two keep the time that fills the cache short.
+POOL = ("{} in the snow.", "{} on a beach at night.")
 
 _SYLLABLES = ("ba", "ko", "lu", "mi", "ra", "ste", "tor", "vin", "wel", "zan")
 
@@ -56,8 +65,14 @@ def make_scene(shape: str, num_classes: int, num_images: int, image_size: int = 
         projection_dim=512,
     )
     model = CLIPModel(config).to("cuda" if torch.cuda.is_available() else "cpu").train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1)
-    return Scene(model, optimizer, processor, make_images(num_classes, num_images, image_size))
+    return Scene(
+        model, make_optimizer(model.parameters()), processor, make_images(num_classes, num_images, image_size)
+    )
+
+
+def make_optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """What `Trainer` takes by default: AdamW as one kernel."""
+    return torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.1, fused=True)
 
 
 def class_names(num_classes: int) -> list[str]:
@@ -78,8 +93,12 @@ def make_images(num_classes: int, num_images: int, image_size: int) -> Dataset:
 
 
 def _make_processor() -> CLIPProcessor:
-    # One token per word: about as many as CLIP's byte pairs give for English. Which ids they are does not matter.
+    # One token per word: about as many as CLIP's byte pairs give for English. Words that differ must differ as tokens,
+    # because texts that begin alike share what they begin with.
+    texts = [CAPTION_TEMPLATE, *POOL, *SpuriosityPool.load("all"), *class_names(MOST_CLASSES)]
+    words = dict.fromkeys(re.findall(r"\w+|[^\w\s]+", " ".join(texts)))
     vocabulary = {"<pad>": 0, "<unk>": 1, "<s>": 49406, "</s>": 49407}
+    vocabulary |= {word: index for index, word in enumerate(words, start=2)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -4,22 +4,22 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from transformers import CLIPModel
 
-from benchmarks.setup import MAX_LENGTH, Scene
+from benchmarks.setup import MAX_LENGTH, POOL, Scene, make_optimizer
 from starft_hf import StarFTConfig, StarFTTrainer, alignment_loss, contrastive_loss
 from starft_hf.distributed import world_size
 
 
 Step = Callable[[], None]
 
-# A step draws one template per row however many there are; two keep the time that fills the cache short.
-POOL = ("{} in the snow.", "{} on a beach at night.")
 VARIANTS = ("paper", "plain", "none", "text", "full", "no regularizer")
+# On GPUs alone, where they are what one would use.
+GPU_VARIANTS = ("full, bf16", "full, bf16, compiled")
 
 
 def make_trainer(scene: Scene, folder: str, peft_config: str | None = None, **settings: Any) -> StarFTTrainer:
@@ -53,7 +53,7 @@ def make_batch(trainer: StarFTTrainer, batch_size: int) -> dict[str, Any]:
 
 
 @contextmanager
-def our_step(scene: Scene, batch_size: int, **settings: Any) -> Iterator[Step]:
+def our_step(scene: Scene, batch_size: int, compiled: bool = False, **settings: Any) -> Iterator[Step]:
     """One step of `StarFTTrainer`: forward, backward, AdamW. `batch_size` is that of this process."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(scene, folder, **settings)
@@ -64,7 +64,9 @@ def our_step(scene: Scene, batch_size: int, **settings: Any) -> Iterator[Step]:
         optimizer = scene.optimizer
         if "peft_config" in settings:
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.1)
+            optimizer = make_optimizer(trained)
+        if compiled:
+            model = cast(torch.nn.Module, torch.compile(model))
         if world_size() > 1:
             model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 
@@ -154,11 +156,13 @@ def plain_step(scene: Scene, batch_size: int) -> Iterator[Step]:
 
 
 def open_step(variant: str, scene: Scene, batch_size: int) -> Any:
-    """The step of one of `VARIANTS`, as a context manager."""
+    """The step of one of `VARIANTS` or `GPU_VARIANTS`, as a context manager."""
     if variant == "paper":
         return paper_step(scene, batch_size)
     if variant == "plain":
         return plain_step(scene, batch_size)
     if variant == "no regularizer":
         return our_step(scene, batch_size, regularizer="none")
+    if variant in GPU_VARIANTS:
+        return our_step(scene, batch_size, variant.endswith("compiled"), reference_cache="full", bf16=True)
     return our_step(scene, batch_size, reference_cache=variant)
