@@ -80,6 +80,11 @@ class StarFTConfig(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: columns are chosen by the *_column settings."}
     )
+    logging_nan_inf_filter: bool = field(
+        # Filtering waits for the device in every batch, for something that ends the run anyway.
+        default=False,
+        metadata={"help": "Of no use here: NaN and infinity in the loss end the run."},
+    )
 
     base_loss: str = field(default="contrastive", metadata={"help": "'contrastive' or 'cross_entropy'."})
     regularizer: str = field(default="star", metadata={"help": "'star', 'kl', 'none' or a registered name."})

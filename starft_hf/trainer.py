@@ -33,6 +33,7 @@ from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_share
 from starft_hf.evaluation.probes import evaluate_probes, named_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.finiteness import FinitenessMixin
 from starft_hf.heads import head_from_weights, load_head, save_head, select_classes
 from starft_hf.models import DualEncoder, check_dual_encoder, load_model, load_processor, logit_scale_of
 from starft_hf.publishing import PublishingMixin
@@ -52,7 +53,7 @@ _HEAD = "classification_head"
 _KEPT_MISTAKES = 12
 
 
-class StarFTTrainer(PublishingMixin, Trainer):
+class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
     """Fine-tunes a dual encoder such as CLIP so that it stays robust (arXiv 2505.13232).
 
     Args:
@@ -239,6 +240,7 @@ class StarFTTrainer(PublishingMixin, Trainer):
         self._reg_weight = reg_weight_at(self.args.reg_schedule, self.args.reg_weight, self._progress())
         losses = self.training_losses(model, inputs, self._reg_weight)
         self._running.add(losses)
+        self.finiteness.add(losses.parts)
         return (losses.loss, losses) if return_outputs else losses.loss
 
     def _progress(self) -> Progress:
