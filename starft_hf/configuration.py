@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 from typing_extensions import Self
 
+from starft_hf.data.opening import ON_BAD_IMAGE, RAISE
 from starft_hf.names import unknown_name
 from starft_hf.regularizers import NO_REGULARIZER, get_regularizer
 from starft_hf.schedules import SCHEDULE_NAMES
@@ -44,6 +45,10 @@ class StarFTConfig(TrainingArguments):
             combinations are the groups. Without one, the classes are the groups.
         crop_scale: range of the share of the image's area that a random crop keeps; None switches random crops off,
             and images are preprocessed as the processor does by itself.
+        on_bad_image: what to do about a row whose image cannot be read: damaged, no image at all, missing, without
+            pixels, or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" names it in a
+            warning and leaves it out: its place in the batch stays empty, so that all other rows are drawn, augmented
+            and compared as ever, and evaluations count and report it as skipped. `predict` gives it the label -100.
         discovery_pool: what `spuriosity="auto"` looks for: a name, a path or a Hub repository of a pool.
         discovery_samples: how many training images it looks at, drawn at random; of a stream the first ones.
         reference_cache: what is remembered of the frozen reference. "text": the embeddings of every spurious caption
@@ -108,6 +113,7 @@ class StarFTConfig(TrainingArguments):
         default_factory=lambda: (0.9, 1.0),  # type: ignore[assignment]
         metadata={"help": "Share of the area a random crop keeps: two numbers."},
     )
+    on_bad_image: str = field(default=RAISE, metadata={"help": "'raise' or 'skip' rows whose image is unreadable."})
     discovery_pool: str = field(default="all", metadata={"help": "What spuriosity='auto' looks for."})
     discovery_samples: int = field(default=2000, metadata={"help": "Training images that spuriosity='auto' looks at."})
     reference_cache: str = field(default="auto", metadata={"help": "'auto', 'text', 'full' or 'none'."})
@@ -128,6 +134,7 @@ class StarFTConfig(TrainingArguments):
         self._check_choice("base_loss", BASE_LOSSES)
         self._check_choice("reg_schedule", SCHEDULE_NAMES)
         self._check_choice("reference_cache", REFERENCE_CACHES)
+        self._check_choice("on_bad_image", ON_BAD_IMAGE)
         self._check_choice("reference_dtype", REFERENCE_DTYPES)
         self._check_choice("reference_cache_dtype", REFERENCE_CACHE_DTYPES)
         if self.discovery_samples < 1:

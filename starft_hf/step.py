@@ -206,4 +206,5 @@ def _mean(terms: Tensor, batch: Mapping[str, Any], columns: Columns) -> Tensor:
     """
     if columns.valid is None:
         return terms.mean()
-    return torch.where(batch["valid"], terms, 0).sum() * world_size() / columns.valid.sum()
+    # Of a batch whose images are all bad, nothing is learnt.
+    return torch.where(batch["valid"], terms, 0).sum() * world_size() / columns.valid.sum().clamp(min=1)

@@ -27,9 +27,10 @@ from starft_hf.data.examples import (
 )
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor, ImageTransform
+from starft_hf.data.opening import SkippedImages
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import PaddedSampler, forget_preparation, padded_training_sampler
-from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_shares
+from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
 from starft_hf.evaluation.probes import evaluate_probes, named_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.evaluation.zero_shot import zero_shot_weights
@@ -87,6 +88,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
         class_names: the classes of the training set, or None without labels or training set.
         retention: accuracy on the probes before and after training, by their names.
         evaluation_results: what the latest evaluations found, by the name of the data set ("eval" for a single one).
+        skipped_images: which training images this process has left out (`on_bad_image="skip"`), and why.
         zero_shot_results: the same of the model before its first step, where it was evaluated (`eval_on_start=True`).
 
     Raises:
@@ -155,7 +157,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
         if train_dataset is not None and columns is not None:
             preprocessor = ImagePreprocessor(self.encoder.image_processor, args.crop_scale, image_transform)
             maker = TrainingExampleMaker(columns, preprocessor, self.bank, args.seed, self.epoch)
-            train_dataset = as_examples(train_dataset, maker)
+            train_dataset = as_examples(train_dataset, maker, args.on_bad_image)
         eval_dataset = self._evaluation_examples(eval_dataset, args)
         contrastive = args.base_loss == "contrastive"
         data_collator = data_collator or StarFTCollator(
@@ -197,6 +199,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
             self.bank,
         )
         self._running = RunningLosses()
+        self.skipped_images = SkippedImages()
         self._reg_weight = args.reg_weight
         self.evaluation_results: dict[str, EvaluationResult] = {}
         self.zero_shot_results: dict[str, EvaluationResult] = {}
@@ -240,6 +243,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
         self._reg_weight = reg_weight_at(self.args.reg_schedule, self.args.reg_weight, self._progress())
         losses = self.training_losses(model, inputs, self._reg_weight)
         self._running.add(losses)
+        self.skipped_images.note(inputs)
         self.finiteness.add(losses.parts)
         return (losses.loss, losses) if return_outputs else losses.loss
 
@@ -298,7 +302,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
             default_class_names=self.class_names,
             group_function=self._group_function,
         )
-        return evaluation_examples(dataset, columns, self.encoder.image_processor)
+        return evaluation_examples(dataset, columns, self.encoder.image_processor, args.on_bad_image)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The data loader of an evaluation data set, given as a data set or by its name."""
@@ -350,7 +354,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
         batch = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             logits = self._evaluation.step(model, batch)
-        return (None, logits, batch["labels"]) if self._keep_logits else (None, None, None)
+        return (None, logits, labels_that_count(batch)) if self._keep_logits else (None, None, None)
 
     # Saving and loading
 

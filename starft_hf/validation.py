@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from starft_hf.adapters import check_preset, is_adapted
 from starft_hf.configuration import StarFTConfig
+from starft_hf.data.opening import RAISE, SKIP
 from starft_hf.models import has_batch_statistics
 from starft_hf.names import readable, unknown_name
 from starft_hf.regularizers import NO_REGULARIZER, Regularizer
@@ -122,6 +123,11 @@ def check_model(config: StarFTConfig, regularizer: Regularizer | None, model: nn
         raise ValueError(
             f"reference_dtype={config.reference_dtype!r} needs a second copy of the weights, but with an adapter the "
             "reference is the model itself with the adapter switched off; leave reference_dtype at None"
+        )
+    if config.on_bad_image == SKIP and has_batch_statistics(model):
+        raise ValueError(
+            f"on_bad_image={SKIP!r} leaves an empty place in the batch, and this {type(model).__name__} normalises by "
+            f"the statistics of a batch, which that would change; use on_bad_image={RAISE!r} and remove bad images"
         )
     if config.mini_batch_size is not None and has_batch_statistics(model):
         raise ValueError(
