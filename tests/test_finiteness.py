@@ -86,7 +86,7 @@ def test_the_weights_are_those_of_the_step_before(trainer, clip):
 def test_images_that_a_transform_has_ruined_are_named(trainer):
     ruined = trainer(image_transform=lambda image: torch.full((3, 16, 16), float("nan")))
     with pytest.raises(
-        FloatingPointError, match="step 1, .*begins with this: the preprocessed images.*image_transform"
+        FloatingPointError, match=r"step 1, .*begins with this: the preprocessed images.*image_transform"
     ):
         ruined.train()
 
@@ -96,7 +96,7 @@ def test_a_regularizer_is_named(trainer):
         Regularizer("broken", lambda inputs: (inputs.image_embeds - inputs.image_embeds).log().sum(-1))
     )
     try:
-        with pytest.raises(FloatingPointError, match="begins with this: the regularizer.*reg_weight"):
+        with pytest.raises(FloatingPointError, match=r"begins with this: the regularizer.*reg_weight"):
             trainer(regularizer="broken").train()
     finally:
         del _REGISTRY["broken"]
@@ -106,7 +106,7 @@ def test_a_reference_in_half_precision_that_overflows_is_named(trainer, clip):
     running = trainer(reference_cache="none", reference_dtype="float16")
     projection = running.reference.model.visual_projection
     projection.register_forward_hook(lambda module, inputs, output: output * 1e6)
-    with pytest.raises(FloatingPointError, match="begins with this: the reference's image embeddings.*bfloat16"):
+    with pytest.raises(FloatingPointError, match=r"begins with this: the reference's image embeddings.*bfloat16"):
         running.train()
 
 
