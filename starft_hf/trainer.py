@@ -45,7 +45,7 @@ from starft_hf.sharding import prepare_for_sharding, with_scalars
 from starft_hf.spuriosity.auto import check_auto, given_pool, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.step import TrainingStep, contrastive_base_loss, cross_entropy_base_loss
-from starft_hf.validation import check_arguments, check_model, check_run
+from starft_hf.validation import check_arguments, check_model, check_run, check_size
 
 
 logger = logging.get_logger(__name__)
@@ -130,6 +130,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
                 check_auto(spuriosity, columns)
             check_run(args, regularizer, pool, columns.class_names, streamed=is_stream(train_dataset))
             check_labels(train_dataset, columns, what="train_dataset", several=True)
+            check_size(args, train_dataset)
             if regularizer is not None:
                 cache_plan = plan_cache(
                     args,
@@ -153,7 +154,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
         self._probes = named_probes(zero_shot_probe, args)
         self.retention: dict[str, Retention] = {}
         self.epoch = Epoch()
-        self.bank = CaptionBank(self.class_names or (), args.caption_templates, pool)
+        self.bank = CaptionBank(self.class_names or (), args.caption_templates, pool, self.encoder.encode_texts)
         if train_dataset is not None and columns is not None:
             preprocessor = ImagePreprocessor(self.encoder.image_processor, args.crop_scale, image_transform)
             maker = TrainingExampleMaker(columns, preprocessor, self.bank, args.seed, self.epoch)

@@ -9,6 +9,7 @@ from transformers.utils import logging
 from starft_hf.adapters import check_preset, is_adapted
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.opening import RAISE, SKIP
+from starft_hf.data.source import is_stream
 from starft_hf.models import has_batch_statistics
 from starft_hf.names import readable, unknown_name
 from starft_hf.regularizers import NO_REGULARIZER, Regularizer
@@ -133,6 +134,20 @@ def check_model(config: StarFTConfig, regularizer: Regularizer | None, model: nn
         raise ValueError(
             f"mini_batch_size={config.mini_batch_size} would change what this {type(model).__name__} computes: it "
             "normalises by the statistics of a batch, which a part of the batch does not have. Leave it at None."
+        )
+
+
+def check_size(config: StarFTConfig, dataset: Any) -> None:
+    """Check that a training set fills a batch, where smaller ones are dropped.
+
+    Raises:
+        ValueError: if not a single batch would be left.
+    """
+    batch = config.train_batch_size * config.world_size
+    if config.dataloader_drop_last and not is_stream(dataset) and len(dataset) < batch:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} rows, fewer than the {batch} of a batch, and dataloader_drop_last=True "
+            "drops what does not fill one; set dataloader_drop_last=False or a smaller per_device_train_batch_size"
         )
 
 

@@ -265,8 +265,14 @@ def make_scorer(
     wanted = [list(_spread(own, _CLASSES_PER_TEMPLATE)) for own in wanted]
 
     def captions(index: int | None, own: Sequence[str]) -> list[str]:
-        texts = [(caption.replace("{}", name), name) for name in own for caption in caption_templates]
-        return [text if index is None else pool.inject(text, name, index) for text, name in texts]
+        return [caption_of(index, name, caption) for name in own for caption in caption_templates]
+
+    def caption_of(index: int | None, name: str, template: str) -> str:
+        def fill(name: str) -> str:
+            caption = template.replace("{}", name)
+            return caption if index is None else pool.inject(caption, name, index)
+
+        return encoder.encode_texts.fit(fill, name)
 
     # The plain captions of every class; then, of all classes and of each half of them, plain captions and templates.
     shown = _spread(names, _CLASSES_PER_TEMPLATE)
