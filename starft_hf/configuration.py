@@ -1,7 +1,7 @@
 """The settings of a StarFT run."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -179,11 +179,14 @@ class StarFTConfig(TrainingArguments):
             FileNotFoundError: if there is no `starft.json` in the folder.
             ValueError: if it cannot be read.
         """
-        from starft_hf.record import RunRecord
+        from starft_hf.record import RECORD_FILE, RunRecord, recorded_settings
 
         saved = RunRecord.load(source, revision).config
-        known = {part.name for part in fields(cls) if part.init}
-        return cls(**{**{name: value for name, value in saved.items() if name in known}, **changes})
+        settings = {name: saved[name] for name in recorded_settings(cls) if name in saved}
+        try:
+            return cls(**{**settings, **changes})
+        except (TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"the settings in {RECORD_FILE} of {str(source)!r} cannot be used: {error!r}") from error
 
     def _keep_batches_whole(self) -> None:
         # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.

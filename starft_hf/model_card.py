@@ -13,7 +13,7 @@ from transformers.utils import logging
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.files import write_text_atomically
 from starft_hf.record import RunRecord, public_id
-from starft_hf.report.text import markdown, percent, points
+from starft_hf.report.text import markdown, one_line, percent, points
 
 
 logger = logging.get_logger(__name__)
@@ -96,7 +96,8 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         figures=[{"alt": markdown(alt), "path": path} for alt, path in content.figures],
         snippets=_snippets(content),
         settings_table=_settings_table(record),
-        templates=[template.replace("`", "'") for template in record.templates],
+        # Within backticks nothing is markup, as long as it stays on its line.
+        templates=[one_line(template).replace("`", "'") for template in record.templates],
         pool_name=markdown(record.pool["name"]) if record.pool and record.pool["name"] else None,
         versions=record.versions,
         frameworks=_frameworks(record),
