@@ -6,7 +6,7 @@ SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 BIN := $(VENV)/$(SCRIPTS)
 PIP := python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-browser quality format docs dist lowest bench clean
+.PHONY: demo test test-slow test-browser quality format docs dist lowest fuzz soak bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +65,13 @@ lowest:
 		| sed -e 's/>=/==/' $(if $(LOWEST_TORCH),-e 's/^torch==.*/$(LOWEST_TORCH)/') > $(VENV)-lowest/versions.txt
 	$(VENV)-lowest/$(SCRIPTS)/$(PIP) install --constraint $(VENV)-lowest/versions.txt -e ".[dev]"
 	$(VENV)-lowest/$(SCRIPTS)/python -m pytest -n auto
+
+# long ones by hand: files from strangers for ten minutes, and 2,000 steps of training
+fuzz: $(VENV)/.installed
+	STARFT_FUZZ_SECONDS=600 $(BIN)/python -m pytest -m slow -s tests/fuzz
+
+soak: $(VENV)/.installed
+	$(BIN)/python -m pytest -m soak -s tests/test_soak.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

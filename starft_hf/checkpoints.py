@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from starft_hf.files import folder_in_place_of
+from starft_hf.files import folder_in_place_of, read_text
 from starft_hf.heads import HEAD_FILE, save_head
 from starft_hf.weights import computation_of, difference
 
@@ -228,7 +228,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
             f"{str(folder)!r} has neither {_WHOLE} nor {_INDEX}; pass a folder that save_pretrained has written"
         )
     shards: dict[Path, set[str] | None] = {}
-    for name, file in json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].items():
+    for name, file in _weight_map(folder / _INDEX).items():
         if Path(file).name != file:
             raise ValueError(f"{_INDEX} in {str(folder)!r} names {file!r}, which is outside of the folder")
         if not (folder / file).is_file():
@@ -237,6 +237,16 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
         assert names is not None
         names.add(name)
     return shards
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads(read_text(path))["weight_map"]
+        if not all(isinstance(file, str) for file in found.values()):
+            raise TypeError("a name of a file is no string")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read ({error!r}); copy or download it again") from error
+    return found
 
 
 def _entries(file: Path, expected: set[str] | None = None) -> dict[str, Entry]:

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 
+from starft_hf.configuration import check_caption_templates
 from starft_hf.data.images import ImagePreprocessor, stack_features
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.heads import HEAD_FILE, load_head
@@ -130,7 +131,8 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
         record = RunRecord.load(folder)
         names, config = record.class_names, record.config
         prompts = config.get("eval_templates") or config.get("caption_template") or templates
-        templates = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        templates = (prompts,) if isinstance(prompts, str) else prompts
+        check_caption_templates(f"{RECORD_FILE} of {str(source)!r}", list(templates))
     head = None
     if (folder / HEAD_FILE).is_file():
         head, names = load_head(folder)

@@ -1,7 +1,7 @@
 """The settings of a StarFT run."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 from typing_extensions import Self
 
+from starft_hf.data.opening import ON_BAD_IMAGE, RAISE
 from starft_hf.names import unknown_name
 from starft_hf.regularizers import NO_REGULARIZER, get_regularizer
 from starft_hf.schedules import SCHEDULE_NAMES
@@ -44,6 +45,10 @@ class StarFTConfig(TrainingArguments):
             combinations are the groups. Without one, the classes are the groups.
         crop_scale: range of the share of the image's area that a random crop keeps; None switches random crops off,
             and images are preprocessed as the processor does by itself.
+        on_bad_image: what to do about a row whose image cannot be read: damaged, no image at all, missing, without
+            pixels, or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" names it in a
+            warning and leaves it out: its place in the batch stays empty, so that all other rows are drawn, augmented
+            and compared as ever, and evaluations count and report it as skipped. `predict` gives it the label -100.
         discovery_pool: what `spuriosity="auto"` looks for: a name, a path or a Hub repository of a pool.
         discovery_samples: how many training images it looks at, drawn at random; of a stream the first ones.
         reference_cache: what is remembered of the frozen reference. "text": the embeddings of every spurious caption
@@ -80,6 +85,11 @@ class StarFTConfig(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: columns are chosen by the *_column settings."}
     )
+    logging_nan_inf_filter: bool = field(
+        # Filtering waits for the device in every batch, for something that ends the run anyway.
+        default=False,
+        metadata={"help": "Of no use here: NaN and infinity in the loss end the run."},
+    )
 
     base_loss: str = field(default="contrastive", metadata={"help": "'contrastive' or 'cross_entropy'."})
     regularizer: str = field(default="star", metadata={"help": "'star', 'kl', 'none' or a registered name."})
@@ -103,6 +113,7 @@ class StarFTConfig(TrainingArguments):
         default_factory=lambda: (0.9, 1.0),  # type: ignore[assignment]
         metadata={"help": "Share of the area a random crop keeps: two numbers."},
     )
+    on_bad_image: str = field(default=RAISE, metadata={"help": "'raise' or 'skip' rows whose image is unreadable."})
     discovery_pool: str = field(default="all", metadata={"help": "What spuriosity='auto' looks for."})
     discovery_samples: int = field(default=2000, metadata={"help": "Training images that spuriosity='auto' looks at."})
     reference_cache: str = field(default="auto", metadata={"help": "'auto', 'text', 'full' or 'none'."})
@@ -126,6 +137,7 @@ class StarFTConfig(TrainingArguments):
         self._check_choice("base_loss", BASE_LOSSES)
         self._check_choice("reg_schedule", SCHEDULE_NAMES)
         self._check_choice("reference_cache", REFERENCE_CACHES)
+        self._check_choice("on_bad_image", ON_BAD_IMAGE)
         self._check_choice("reference_dtype", REFERENCE_DTYPES)
         self._check_choice("reference_cache_dtype", REFERENCE_CACHE_DTYPES)
         if self.discovery_samples < 1:
@@ -170,11 +182,14 @@ class StarFTConfig(TrainingArguments):
             FileNotFoundError: if there is no `starft.json` in the folder.
             ValueError: if it cannot be read.
         """
-        from starft_hf.record import RunRecord
+        from starft_hf.record import RECORD_FILE, RunRecord, recorded_settings
 
         saved = RunRecord.load(source, revision).config
-        known = {part.name for part in fields(cls) if part.init}
-        return cls(**{**{name: value for name, value in saved.items() if name in known}, **changes})
+        settings = {name: saved[name] for name in recorded_settings(cls) if name in saved}
+        try:
+            return cls(**{**settings, **changes})
+        except (TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"the settings in {RECORD_FILE} of {str(source)!r} cannot be used: {error!r}") from error
 
     def _keep_batches_whole(self) -> None:
         # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.

@@ -8,6 +8,31 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+# No pool, record or file of settings comes near it.
+MOST_BYTES = 32 * 2**20
+
+
+def check_size(path: Path, most: int = MOST_BYTES) -> None:
+    """Check that a file, which may be a stranger's, is not too large to be read as a whole.
+
+    Raises:
+        ValueError: if it is.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"{str(path)!r} has {size:,} bytes; what it should hold takes no more than {most:,}")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, which may be a stranger's.
+
+    Raises:
+        ValueError: if it is too large or not in UTF-8.
+    """
+    check_size(path)
+    return path.read_text(encoding="utf-8")
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` under a temporary name in the same folder, then rename it."""
     write_bytes_atomically(path, text.encode("utf-8"))

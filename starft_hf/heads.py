@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from starft_hf.data.columns import check_names
 from starft_hf.models import whole
 
 
@@ -65,13 +66,20 @@ def load_head(folder: str | Path) -> tuple[nn.Linear, list[str]]:
 
     Raises:
         FileNotFoundError: if the folder holds no head; only runs with base_loss="cross_entropy" save one.
+        ValueError: if it is damaged.
     """
     path = Path(folder) / HEAD_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no {HEAD_FILE}; only base_loss='cross_entropy' runs save one")
-    with safe_open(path, framework="pt") as file:
-        class_names = json.loads(file.metadata()["class_names"])
-        weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+    try:
+        with safe_open(path, framework="pt") as file:
+            class_names = json.loads((file.metadata() or {})["class_names"])
+            weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+        check_names(class_names)
+        if weight.ndim != 2 or weight.shape[0] != len(class_names) or bias.shape != weight.shape[:1]:
+            raise ValueError(f"shapes {tuple(weight.shape)} and {tuple(bias.shape)} for {len(class_names)} classes")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read ({error!r}); copy or download it again") from error
     head = head_from_weights(weight)
     with torch.no_grad():
         head.bias.copy_(bias)

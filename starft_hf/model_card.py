@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from starft_hf.card_edits import BEGIN, END, signed
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.record import RunRecord
-from starft_hf.report.text import markdown, percent, points
+from starft_hf.report.text import markdown, one_line, percent, points
 
 
 TAGS = ("starft", "robust-fine-tuning", "zero-shot-image-classification")
@@ -89,7 +89,8 @@ def render_card(content: CardContent, template: str | Path | None = None, stated
         figures=[{"alt": markdown(alt), "path": path} for alt, path in content.figures],
         snippets=_snippets(content),
         settings_table=_settings_table(record),
-        templates=[template.replace("`", "'") for template in record.templates],
+        # Within backticks nothing is markup, as long as it stays on its line.
+        templates=[one_line(template).replace("`", "'") for template in record.templates],
         pool_name=markdown(record.pool["name"]) if record.pool and record.pool["name"] else None,
         versions=record.versions,
         frameworks=_frameworks(record),

@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from transformers import TrainingArguments
 
-from starft_hf.files import write_text_atomically
+from starft_hf.files import read_text, write_text_atomically
 from starft_hf.models import cached_commit
 
 
@@ -49,6 +49,8 @@ _NOT_RECORDED = ("reference_cache_dir", "card_template", "discovery_pool")
 
 # A path from a root, a home or the current folder; not an address on the web, nor "owner/name".
 _PATH = re.compile(r"(?<![\w:/\\.~])(?:file://)?(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?(?:[\\/][^\s'\"\\/,;]+)+[\\/]?")
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets", "peft")
 
@@ -83,7 +85,7 @@ class RunRecord:
     def templates(self) -> tuple[str, ...]:
         """The spurious templates, if any."""
         entries = self.pool["templates"] if self.pool else ()
-        return tuple(entry if isinstance(entry, str) else entry["template"] for entry in entries)
+        return tuple(_template_of(entry) for entry in entries)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write `starft.json` into `folder`, at once or not at all."""
@@ -105,11 +107,12 @@ class RunRecord:
         elif not path.is_file():
             raise FileNotFoundError(f"{str(source)!r} has no {RECORD_FILE}; StarFTTrainer writes one when it saves")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
             version = content.pop("format")
             names = content.pop("class_names")
             record = cls(**content, class_names=None if names is None else tuple(names))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            _check_types(record)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{RECORD_FILE} of {str(source)!r} cannot be read: {error!r}") from error
         if version != _FORMAT:
             raise ValueError(
@@ -119,11 +122,44 @@ class RunRecord:
         return record
 
 
+def _check_types(record: RunRecord) -> None:
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "config": dict,
+        "pool": (dict, type(None)),
+        "class_names": (tuple, type(None)),
+        "reference": dict,
+        "data": dict,
+        "processes": int,
+        "versions": dict,
+    }
+    for name, kind in kinds.items():
+        if not isinstance(getattr(record, name), kind):
+            raise TypeError(f"{name} is a {type(getattr(record, name)).__name__}")
+    if not all(isinstance(name, str) for name in record.class_names or ()):
+        raise TypeError("class_names has something else than names")
+    entries = record.pool.get("templates") if record.pool is not None else []
+    if not isinstance(entries, list) or not all(isinstance(_template_of(entry), str) for entry in entries):
+        raise TypeError("the templates of the pool are no list of templates")
+
+
+def _template_of(entry: Any) -> Any:
+    return entry.get("template") if isinstance(entry, dict) else entry
+
+
+def recorded_settings(kind: type[TrainingArguments]) -> tuple[str, ...]:
+    """The names of the settings that a record keeps.
+
+    A stranger's record is asked for these alone: others say where a run writes, what it publishes and under whose
+    name, and what it loads.
+    """
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    own = [field.name for field in dataclasses.fields(kind) if field.name not in known and field.init]
+    return tuple(name for name in (*own, *_TRAINING_SETTINGS) if name not in _NOT_RECORDED)
+
+
 def settings_of(args: TrainingArguments) -> dict[str, Any]:
     """The settings that a record keeps, by name."""
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    own = [field.name for field in dataclasses.fields(args) if field.name not in known]
-    values = {name: getattr(args, name) for name in (*own, *_TRAINING_SETTINGS) if name not in _NOT_RECORDED}
+    values = {name: getattr(args, name) for name in recorded_settings(type(args))}
     # Enumerations by their values.
     return {name: getattr(value, "value", value) for name, value in sorted(values.items())}
 
@@ -132,9 +168,7 @@ def public_id(name: str | None) -> str | None:
     """`name` if it can be the id of a repository on the Hub; None for paths, which mean nothing elsewhere."""
     if not name or os.path.isabs(name) or Path(name).expanduser().exists():
         return None
-    owner, _, rest = name.partition("/")
-    plain = all(part and part[0].isalnum() and "/" not in part and "\\" not in part for part in (owner, rest or "x"))
-    return name if plain else None
+    return name if _REPOSITORY.fullmatch(name) else None
 
 
 def make_record(

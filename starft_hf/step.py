@@ -1,13 +1,14 @@
 """One training step's losses, from one forward of the model."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from starft_hf import finiteness
 from starft_hf.data.captions import CaptionBank
 from starft_hf.distributed import gather_columns, gather_values, rank, world_size
 from starft_hf.gradient_cache import forward_in_chunks
@@ -19,11 +20,15 @@ from starft_hf.regularizers import Regularizer, RegularizerInputs
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Scalars, in nats: `loss = base_loss + reg_weight * reg_loss`. Their mean over processes is the batch's."""
+    """Scalars, in nats: `loss = base_loss + reg_weight * reg_loss`. Their mean over processes is the batch's.
+
+    `parts` are scalars by the names of what they were made of: where that is not finite, neither are they.
+    """
 
     loss: Tensor
     base_loss: Tensor
     reg_loss: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,16 +136,20 @@ class TrainingStep:
         spurious = self.regularizer is not None and self.regularizer.columns == "spurious"
         columns = gather_batch(batch, outputs, spurious=spurious)
         base = _mean(self.base_loss(outputs, columns, batch), batch, columns)
+        parts = _parts(batch, outputs, columns) | {finiteness.BASE_LOSS: base}
         if self.regularizer is None or self.reference is None:
-            return StepLosses(base, base, torch.zeros_like(base))
-        terms = self.regularizer.compute(self._regularizer_inputs(self.regularizer, inner, batch, outputs, columns))
+            return StepLosses(base, base, torch.zeros_like(base), parts)
+        inputs = self._regularizer_inputs(self.regularizer, inner, batch, outputs, columns)
+        terms = self.regularizer.compute(inputs)
         reg = _mean(terms, batch, columns) if terms.ndim else terms
         if self.regularizer.minimal_at_reference and self.reference.equals(inner):
             # The gradient is 0 here. What rounding leaves of it must not reach Adam, which would scale it up to full
             # steps in every parameter that only the spurious captions reach. It is made 0 rather than None, so that
             # Adam counts the step and decays the weights of these parameters like all others.
             reg = reg.detach() + 0 * reg
-        return StepLosses(base + reg_weight * reg, base, reg)
+        parts[finiteness.REFERENCE_IMAGES] = inputs.reference_image_embeds.sum()
+        parts[finiteness.REFERENCE_COLUMNS] = inputs.reference_column_embeds.sum()
+        return StepLosses(base + reg_weight * reg, base, reg, parts | {finiteness.REGULARIZER: reg})
 
     def _regularizer_inputs(
         self,
@@ -178,6 +187,18 @@ class TrainingStep:
         )
 
 
+@torch.no_grad()
+def _parts(batch: Mapping[str, Any], outputs: DualOutput, columns: Columns) -> dict[str, Tensor]:
+    parts = {
+        finiteness.PIXELS: batch["pixel_values"],
+        finiteness.IMAGES: outputs.image_embeds,
+        finiteness.CAPTIONS: columns.captions,
+        finiteness.SPURIOUS: columns.spurious,
+        finiteness.SCALE: outputs.logit_scale,
+    }
+    return {name: part.float().sum() for name, part in parts.items() if part is not None}
+
+
 def _mean(terms: Tensor, batch: Mapping[str, Any], columns: Columns) -> Tensor:
     """This process's share of the mean over all rows that are samples.
 
@@ -185,4 +206,5 @@ def _mean(terms: Tensor, batch: Mapping[str, Any], columns: Columns) -> Tensor:
     """
     if columns.valid is None:
         return terms.mean()
-    return torch.where(batch["valid"], terms, 0).sum() * world_size() / columns.valid.sum()
+    # Of a batch whose images are all bad, nothing is learnt.
+    return torch.where(batch["valid"], terms, 0).sum() * world_size() / columns.valid.sum().clamp(min=1)

@@ -28,12 +28,14 @@ from starft_hf.data.examples import (
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor, ImageTransform
 from starft_hf.data.mapping import check_mapped_sets
+from starft_hf.data.opening import SkippedImages
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import PaddedSampler, forget_preparation, padded_training_sampler
-from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_shares
+from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
 from starft_hf.evaluation.probes import evaluate_probes, named_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.finiteness import FinitenessMixin
 from starft_hf.heads import HEAD_NAME, head_from_weights, load_head, save_head, select_classes
 from starft_hf.models import DualEncoder, check_dual_encoder, load_model, load_processor, logit_scale_of
 from starft_hf.publishing import PublishingMixin
@@ -46,7 +48,7 @@ from starft_hf.sharding import prepare_for_sharding, with_scalars
 from starft_hf.spuriosity.auto import check_auto, given_pool, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.step import TrainingStep, contrastive_base_loss, cross_entropy_base_loss
-from starft_hf.validation import check_arguments, check_best_metric, check_model, check_run
+from starft_hf.validation import check_arguments, check_best_metric, check_model, check_run, check_size
 
 
 logger = logging.get_logger(__name__)
@@ -54,7 +56,7 @@ logger = logging.get_logger(__name__)
 _KEPT_MISTAKES = 12
 
 
-class StarFTTrainer(PublishingMixin, Trainer):
+class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
     """Fine-tunes a dual encoder such as CLIP so that it stays robust (arXiv 2505.13232).
 
     Args:
@@ -91,6 +93,7 @@ class StarFTTrainer(PublishingMixin, Trainer):
         class_names: the classes of the training set, or None without labels or training set.
         retention: accuracy on the probes before and after training, by their names.
         evaluation_results: what the latest evaluations found, by the name of the data set ("eval" for a single one).
+        skipped_images: which training images this process has left out (`on_bad_image="skip"`), and why.
         zero_shot_results: the same of the model before its first step, where it was evaluated (`eval_on_start=True`).
 
     Raises:
@@ -135,6 +138,7 @@ class StarFTTrainer(PublishingMixin, Trainer):
                 check_auto(spuriosity, columns)
             check_run(args, regularizer, pool, columns.class_names, streamed=is_stream(train_dataset))
             check_labels(train_dataset, columns, what="train_dataset", several=True)
+            check_size(args, train_dataset)
             if regularizer is not None:
                 cache_plan = plan_cache(
                     args,
@@ -158,11 +162,11 @@ class StarFTTrainer(PublishingMixin, Trainer):
         self._probes = named_probes(zero_shot_probe, args)
         self.retention: dict[str, Retention] = {}
         self.epoch = Epoch()
-        self.bank = CaptionBank(self.class_names or (), args.caption_templates, pool)
+        self.bank = CaptionBank(self.class_names or (), args.caption_templates, pool, self.encoder.encode_texts)
         if train_dataset is not None and columns is not None:
             preprocessor = ImagePreprocessor(self.encoder.image_processor, args.crop_scale, image_transform)
             maker = TrainingExampleMaker(columns, preprocessor, self.bank, args.seed, self.epoch)
-            train_dataset = as_examples(train_dataset, maker)
+            train_dataset = as_examples(train_dataset, maker, args.on_bad_image)
         eval_dataset = self._evaluation_examples(eval_dataset, args, class_mapping)
         contrastive = args.base_loss == "contrastive"
         data_collator = data_collator or StarFTCollator(
@@ -206,6 +210,7 @@ class StarFTTrainer(PublishingMixin, Trainer):
             self.bank,
         )
         self._running = RunningLosses()
+        self.skipped_images = SkippedImages()
         self._reg_weight = args.reg_weight
         self.evaluation_results: dict[str, EvaluationResult] = {}
         self.zero_shot_results: dict[str, EvaluationResult] = {}
@@ -249,6 +254,8 @@ class StarFTTrainer(PublishingMixin, Trainer):
         self._reg_weight = reg_weight_at(self.args.reg_schedule, self.args.reg_weight, self._progress())
         losses = self.training_losses(model, inputs, self._reg_weight)
         self._running.add(losses)
+        self.skipped_images.note(inputs)
+        self.finiteness.add(losses.parts)
         return (losses.loss, losses) if return_outputs else losses.loss
 
     def _progress(self) -> Progress:
@@ -350,7 +357,7 @@ class StarFTTrainer(PublishingMixin, Trainer):
         batch = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             logits = self._evaluation.step(model, batch)
-        return (None, logits, batch["labels"]) if self._keep_logits else (None, None, None)
+        return (None, logits, labels_that_count(batch)) if self._keep_logits else (None, None, None)
 
     # Saving and loading
 

@@ -8,6 +8,8 @@ from transformers.utils import logging
 
 from starft_hf.adapters import check_preset, is_adapted
 from starft_hf.configuration import StarFTConfig
+from starft_hf.data.opening import RAISE, SKIP
+from starft_hf.data.source import is_stream
 from starft_hf.models import has_batch_statistics
 from starft_hf.names import readable, unknown_name
 from starft_hf.regularizers import NO_REGULARIZER, Regularizer
@@ -123,6 +125,11 @@ def check_model(config: StarFTConfig, regularizer: Regularizer | None, model: nn
             f"reference_dtype={config.reference_dtype!r} needs a second copy of the weights, but with an adapter the "
             "reference is the model itself with the adapter switched off; leave reference_dtype at None"
         )
+    if config.on_bad_image == SKIP and has_batch_statistics(model):
+        raise ValueError(
+            f"on_bad_image={SKIP!r} leaves an empty place in the batch, and this {type(model).__name__} normalises by "
+            f"the statistics of a batch, which that would change; use on_bad_image={RAISE!r} and remove bad images"
+        )
     if config.mini_batch_size is not None and has_batch_statistics(model):
         raise ValueError(
             f"mini_batch_size={config.mini_batch_size} would change what this {type(model).__name__} computes: it "
@@ -146,6 +153,20 @@ def check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
         raise ValueError(
             f"metric_for_best_model is {metric!r}, which is of none of the evaluation sets {names}; name the one to "
             f"choose by, as in 'eval_{names[0]}_worst_group_accuracy'"
+        )
+
+
+def check_size(config: StarFTConfig, dataset: Any) -> None:
+    """Check that a training set fills a batch, where smaller ones are dropped.
+
+    Raises:
+        ValueError: if not a single batch would be left.
+    """
+    batch = config.train_batch_size * config.world_size
+    if config.dataloader_drop_last and not is_stream(dataset) and len(dataset) < batch:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} rows, fewer than the {batch} of a batch, and dataloader_drop_last=True "
+            "drops what does not fill one; set dataloader_drop_last=False or a smaller per_device_train_batch_size"
         )
 
 

@@ -59,11 +59,12 @@ def training_parser(
         def _read(self, file: str) -> dict[str, Any]:
             import yaml
 
+            from starft_hf.files import read_text
             from starft_hf.names import unknown_name
 
             try:
-                content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                content = yaml.safe_load(read_text(Path(file)))
+            except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
                 self.error(f"--config {file} cannot be read: {' '.join(str(error).split())}")
             if not isinstance(content, dict):
                 self.error(f"--config {file} holds no settings; expected lines such as `reg_weight: 1.0`")
@@ -100,6 +101,8 @@ def build(kind: type, options: argparse.Namespace, **changes: Any) -> Any:
         return kind(**{**values, **changes})
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    except (TypeError, AttributeError) as error:
+        raise argparse.ArgumentTypeError(f"a setting has a value of the wrong kind: {error}") from error
 
 
 def settings_of(options: argparse.Namespace, **changes: Any) -> Any:

@@ -31,6 +31,17 @@ class Command(ABC):
         """
 
 
+def add_on_bad_image(parser: argparse.ArgumentParser) -> None:
+    """Add what to do about images that cannot be read."""
+    parser.add_argument(
+        "--on-bad-image",
+        "--on_bad_image",
+        choices=("raise", "skip"),
+        default="raise",
+        help="stop at an image that cannot be read, or leave it out (default: raise)",
+    )
+
+
 def positive_int(text: str) -> int:
     """A whole number from 1.
 

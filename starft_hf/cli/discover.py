@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from starft_hf.cli.command import Command, positive_int
+from starft_hf.cli.command import Command, add_on_bad_image, positive_int
 
 
 class DiscoverCommand(Command):
@@ -26,6 +26,7 @@ class DiscoverCommand(Command):
         parser.add_argument("--max-samples", "--max_samples", type=positive_int, help="look at this many images only")
         parser.add_argument("--batch-size", "--batch_size", type=positive_int, default=64)
         parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
+        add_on_bad_image(parser)
         parser.add_argument("--seed", type=int, default=0, help="of the sample and the permutations")
         parser.add_argument("--top", type=positive_int, default=20, help="rows to print (default: 20)")
         parser.add_argument(
@@ -61,6 +62,7 @@ class DiscoverCommand(Command):
             max_samples=options.max_samples,
             batch_size=options.batch_size,
             num_workers=options.workers,
+            on_bad_image=options.on_bad_image,
             seed=options.seed,
             progress=not options.json,
             **columns,

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from starft_hf.cli.command import Command, positive_int
+from starft_hf.cli.command import Command, add_on_bad_image, positive_int
 
 
 class EvaluateCommand(Command):
@@ -28,6 +28,7 @@ class EvaluateCommand(Command):
         )
         parser.add_argument("--batch-size", "--batch_size", type=positive_int, default=64)
         parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
+        add_on_bad_image(parser)
         parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
         parser.add_argument("--no-head", action="store_true", help="zero-shot, even if there is a linear head")
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -47,6 +48,7 @@ class EvaluateCommand(Command):
         settings: dict[str, Any] = {
             "batch_size": options.batch_size,
             "num_workers": options.workers,
+            "on_bad_image": options.on_bad_image,
             "dtype": torch.bfloat16 if options.bf16 else None,
             "progress": not options.json,
         }

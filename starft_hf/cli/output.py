@@ -37,6 +37,8 @@ def print_result(result: "EvaluationResult", title: str) -> None:
     if result.group_adjusted_accuracy is not None:
         table.add_row("group-adjusted average", "", percent(result.group_adjusted_accuracy))
     table.add_row("expected calibration error", "", percent(result.ece))
+    if result.skipped:
+        table.add_row("left out, image unreadable", f"{result.skipped:,}", "")
     Console().print(table)
 
 

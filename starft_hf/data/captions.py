@@ -1,13 +1,14 @@
 """Captions of classes, with and without something spurious in them."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
 from starft_hf.names import readable
 from starft_hf.spuriosity.pool import SpuriosityPool
+from starft_hf.texts import TextEncoding
 
 
 @dataclass(frozen=True)
@@ -16,20 +17,51 @@ class CaptionBank:
 
     A spurious caption has an id, its position in the order (class, caption template, spurious template), under which
     the reference's embedding of it is remembered. Templates that may not be drawn for a class have no captions of it.
+
+    Args:
+        class_names: in label order.
+        caption_templates: with `{}` for the class name.
+        pool: the spurious templates, or None.
+        encode_texts: of the model whose text tower has to see the whole class name; None looks at no lengths.
+
+    Raises:
+        ValueError: if a class name is too long for the text tower.
     """
 
     class_names: Sequence[str]
     caption_templates: Sequence[str]
     pool: SpuriosityPool | None = None
+    encode_texts: TextEncoding | None = None
+
+    def __post_init__(self) -> None:
+        if self.encode_texts is not None:
+            for name in self.class_names:
+                self.encode_texts.check_name(readable(name))
+            self._look_at_longest()
+
+    def _look_at_longest(self) -> None:
+        """Have it said before the run, rather than by a worker process in the middle of it, that texts are cut."""
+        if self.class_names:
+            label = max(range(len(self.class_names)), key=lambda label: len(self.class_names[label]))
+            template = max(range(len(self.caption_templates)), key=lambda index: len(self.caption_templates[index]))
+            self.caption(label, template)
+            if self.pool is not None:
+                pool = self.pool.templates
+                self.spurious_caption(label, template, max(range(len(pool)), key=lambda index: len(pool[index])))
 
     def caption(self, label: int, template: int) -> str:
         """The caption of class `label` under caption template `template`."""
-        return self.caption_templates[template].replace("{}", readable(self.class_names[label]))
+        return self._filled(lambda name: self.caption_templates[template].replace("{}", name), label)
+
+    def _filled(self, fill: Callable[[str], str], label: int) -> str:
+        name = readable(self.class_names[label])
+        return fill(name) if self.encode_texts is None else self.encode_texts.fit(fill, name)
 
     def spurious_caption(self, label: int, template: int, spurious_template: int) -> str:
         """The same with spurious template `spurious_template` of the pool put in."""
-        assert self.pool is not None
-        return self.pool.inject(self.caption(label, template), readable(self.class_names[label]), spurious_template)
+        pool, caption = self.pool, self.caption_templates[template]
+        assert pool is not None
+        return self._filled(lambda name: pool.inject(caption.replace("{}", name), name, spurious_template), label)
 
     @cached_property
     def _eligible(self) -> list[tuple[int, ...]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from starft_hf.data.images import stack_features
+from starft_hf.data.opening import BAD_IMAGES
 from starft_hf.texts import TextEncoding
 
 
@@ -18,7 +19,8 @@ class StarFTCollator:
     A batch holds the arguments of the model's forward and, where the examples have them:
         labels: class indices, `(N,)`.
         groups: names of the evaluation groups, a list of N strings.
-        valid: whether a row is a sample rather than filling, `(N,)`, with several processes.
+        valid: whether a row is a sample rather than filling, `(N,)`, with several processes or on_bad_image="skip".
+        bad_images: for every row that is left out because of its image, the reason.
         sample_index: `(N,)`, under which the reference's image features are remembered.
         caption_rows, spurious_rows: `(N,)`, the rows of the batch's texts that hold the (spurious) caption of a row.
         spurious_ids: `(N,)`, the ids of the spurious captions in the caption bank.
@@ -40,6 +42,10 @@ class StarFTCollator:
                 batch[key] = torch.tensor([example[name] for example in examples])
         if "group" in examples[0]:
             batch["groups"] = [example["group"] for example in examples]
+
+        reasons = [example["bad_image"] for example in examples if "bad_image" in example]
+        if reasons:
+            batch[BAD_IMAGES] = reasons
 
         rows: dict[str, int] = {}
         for name, key, wanted in (

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,12 @@ from starft_hf.data.columns import ImageColumns
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.mapping import resolve_classes
+from starft_hf.data.opening import RAISE, SKIP, BadImageError, PictureReader, Row, blank_picture
 from starft_hf.data.randomness import Draw, sample_generator
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import NO_SAMPLE
 
 
-Row = dict[str, Any]
 Example = dict[str, Any]
 
 
@@ -57,11 +58,16 @@ class TrainingExampleMaker:
         generators = None
         if not self.preprocessor.deterministic:
             generators = [sample_generator(self.seed, self.epoch.value, n, Draw.TRANSFORM) for n in samples]
-        images = self.preprocessor([row[self.columns.image] for row in rows], generators)
+        images = self.preprocessor.of_pictures([row[self.columns.image] for row in rows], generators)
         return [
             {"image": image, "sample": sample, **self._texts(row, sample)}
             for row, sample, image in zip(rows, samples, images, strict=True)
         ]
+
+    def blank(self, sample: int) -> Example:
+        """What takes the place of an example that does not count."""
+        row = {self.columns.label: 0, self.columns.caption: "", self.columns.image: blank_picture()}
+        return self([row], [sample])[0]  # type: ignore[list-item]
 
     def _draw(self, sample: int, draw: Draw, choices: int) -> int:
         if choices == 1:
@@ -105,12 +111,17 @@ class EvaluationExampleMaker:
     preprocessor: ImagePreprocessor
 
     def __call__(self, rows: Sequence[Row], samples: Sequence[int]) -> list[Example]:
-        images = self.preprocessor([row[self.columns.image] for row in rows])
+        images = self.preprocessor.of_pictures([row[self.columns.image] for row in rows])
         examples = []
         for row, sample, image in zip(rows, samples, images, strict=True):
             label = self.columns.label_of(row)
             examples.append({"image": image, "sample": sample, "label": label, "group": self.group(row)})
         return examples
+
+    def blank(self, sample: int) -> Example:
+        """What takes the place of an example that does not count."""
+        image = self.preprocessor.of_pictures([blank_picture()])[0]
+        return {"image": image, "sample": sample, "label": 0, "group": ""}
 
     def group(self, row: Row) -> str:
         """The name of the group of a row; where no column says, its class."""
@@ -128,8 +139,12 @@ class ImageExampleMaker:
     preprocessor: ImagePreprocessor
 
     def __call__(self, rows: Sequence[Row], samples: Sequence[int]) -> list[Example]:
-        images = self.preprocessor([row[self.columns.image] for row in rows])
+        images = self.preprocessor.of_pictures([row[self.columns.image] for row in rows])
         return [{"image": image, "sample": sample} for image, sample in zip(images, samples, strict=True)]
+
+    def blank(self, sample: int) -> Example:
+        """What takes the place of an example that does not count."""
+        return self([{self.columns.image: blank_picture()}], [sample])[0]
 
 
 ExampleMaker = TrainingExampleMaker | EvaluationExampleMaker | ImageExampleMaker
@@ -138,14 +153,23 @@ ExampleMaker = TrainingExampleMaker | EvaluationExampleMaker | ImageExampleMaker
 class IndexedExamples(Dataset[Example]):
     """Examples of a data set whose rows can be read in any order; a sample is known by its index.
 
+    Args:
+        dataset: the rows, whose pictures need not be RGB nor upright.
+        make: makes examples of them.
+        on_bad_image: with "raise", a picture that cannot be read is an error. With "skip", its row keeps its place and
+            does not count: a blank example stands there, `False` under "valid" and with the reason under "bad_image".
+
     Attributes:
-        padded: whether a sampler may ask for `NO_SAMPLE`. It then gets the first sample, and every example says under
-            "valid" whether it is one.
+        padded: whether a sampler may ask for `NO_SAMPLE`. It then gets a blank example. Every example says under
+            "valid" whether it is a sample, here and with "skip".
+        unreadable: samples that count as unreadable without another look, so that all parts of a run agree on them.
     """
 
-    def __init__(self, dataset: Any, make: ExampleMaker):
+    def __init__(self, dataset: Any, make: ExampleMaker, on_bad_image: str = RAISE):
         self.make = make
+        self.on_bad_image = on_bad_image
         self.padded = False
+        self.unreadable: set[int] = set()
         if hasattr(dataset, "select_columns"):
             dataset = dataset.select_columns(make.columns.used)
         self.dataset = dataset
@@ -154,6 +178,14 @@ class IndexedExamples(Dataset[Example]):
     def columns(self) -> ImageColumns:
         return self.make.columns
 
+    @cached_property
+    def _reader(self) -> PictureReader:
+        return PictureReader(self.dataset, self.columns.image, self.make.preprocessor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes make it anew, rather than being sent a second data set.
+        return {name: value for name, value in vars(self).items() if name != "_reader"}
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -161,12 +193,40 @@ class IndexedExamples(Dataset[Example]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        samples = [0 if index == NO_SAMPLE else int(index) for index in indices]
-        examples = self.make([self.dataset[sample] for sample in samples], samples)
-        if self.padded:
-            for example, index in zip(examples, indices, strict=True):
-                example["valid"] = index != NO_SAMPLE
+        rows: dict[int, Row] = {}
+        reasons: dict[int, str] = {}
+        for place, index in enumerate(indices):
+            if index == NO_SAMPLE:
+                continue
+            if index in self.unreadable:
+                reasons[place] = (
+                    f"the image of row {index} could not be read when the reference's was to be remembered"
+                )
+                continue
+            try:
+                rows[place] = self._reader.row(int(index))
+            except BadImageError as error:
+                if self.on_bad_image != SKIP:
+                    raise
+                reasons[place] = str(error)
+        made = dict(zip(rows, self.make(list(rows.values()), [int(indices[place]) for place in rows]), strict=True))
+        examples = []
+        for place, index in enumerate(indices):
+            example = made[place] if place in made else self.make.blank(max(0, int(index)))
+            if self.padded or self.on_bad_image == SKIP:
+                example["valid"] = place in made
+            if place in reasons:
+                example["bad_image"] = reasons[place]
+            examples.append(example)
         return examples
+
+    def is_readable(self, index: int) -> bool:
+        """Whether the picture of a row can be read now."""
+        try:
+            self._reader.row(index)
+        except BadImageError:
+            return False
+        return True
 
     def set_epoch(self, epoch: int) -> None:
         set_epoch(self.make, epoch)
@@ -176,19 +236,34 @@ class StreamedExamples(IterableDataset[Example]):
     """Examples of a data set that can only be read in order; a sample is known by a hash of its pixels.
 
     Numbering the rows would not do: their order depends on shards, workers and the shuffle buffer.
+
+    Args:
+        dataset: the rows.
+        make: makes examples of them.
+        on_bad_image: as in `IndexedExamples`.
     """
 
-    def __init__(self, dataset: Any, make: ExampleMaker):
+    def __init__(self, dataset: Any, make: ExampleMaker, on_bad_image: str = RAISE):
         self.make = make
-        self.dataset = dataset
+        self.on_bad_image = on_bad_image
+        self.reader = PictureReader(dataset, make.columns.image, make.preprocessor)
+        self.dataset = self.reader.dataset
 
     @property
     def columns(self) -> ImageColumns:
         return self.make.columns
 
     def __iter__(self) -> Iterator[Example]:
-        for row in self.dataset:
-            yield self.make([row], [content_hash(row[self.columns.image])])[0]
+        for row, where in self.reader.rows():
+            try:
+                opened = self.reader.opened(row, where)
+            except BadImageError as error:
+                if self.on_bad_image != SKIP:
+                    raise
+                yield {**self.make.blank(0), "valid": False, "bad_image": str(error)}
+                continue
+            example = self.make([opened], [content_hash(opened[self.columns.image])])[0]
+            yield {**example, "valid": True} if self.on_bad_image == SKIP else example
 
     def set_epoch(self, epoch: int) -> None:
         set_epoch(self.make, epoch)
@@ -212,9 +287,10 @@ def content_hash(image: Any) -> int:
 Examples = IndexedExamples | StreamedExamples
 
 
-def as_examples(dataset: Any, make: ExampleMaker) -> Examples:
+def as_examples(dataset: Any, make: ExampleMaker, on_bad_image: str = RAISE) -> Examples:
     """The examples that `make` makes of the rows of `dataset`."""
-    return StreamedExamples(dataset, make) if is_stream(dataset) else IndexedExamples(dataset, make)
+    kind = StreamedExamples if is_stream(dataset) else IndexedExamples
+    return kind(dataset, make, on_bad_image)
 
 
 def evaluation_sets(
@@ -249,10 +325,15 @@ def evaluation_sets(
     columns = resolve_classes(
         dataset, config, class_mapping, class_names, what="eval_dataset", group_function=group_function
     )
-    return as_examples(dataset, EvaluationExampleMaker(columns, ImagePreprocessor(image_processor)))
+    return as_examples(
+        dataset, EvaluationExampleMaker(columns, ImagePreprocessor(image_processor)), config.on_bad_image
+    )
 
 
 def image_examples(examples: IndexedExamples) -> IndexedExamples:
-    """The images of `examples` alone, preprocessed as they are."""
+    """The images of `examples` alone, preprocessed as they are; both agree on which are unreadable."""
     columns = ImageColumns(examples.columns.image, label=None, caption=None, groups=None, class_names=None)
-    return IndexedExamples(examples.dataset, ImageExampleMaker(columns, examples.make.preprocessor))
+    maker = ImageExampleMaker(columns, examples.make.preprocessor)
+    images = IndexedExamples(examples.dataset, maker, examples.on_bad_image)
+    images.unreadable = examples.unreadable
+    return images

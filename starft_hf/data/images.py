@@ -75,7 +75,12 @@ class ImagePreprocessor:
         Returns:
             For every image the tensors the vision tower takes, without a batch dimension.
         """
-        pictures: list[Any] = [as_rgb(image) for image in images]
+        return self.of_pictures([as_rgb(image) for image in images], generators)
+
+    def of_pictures(
+        self, pictures: Sequence[Any], generators: Sequence[np.random.Generator] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """The same for upright RGB pictures."""
         if not self.deterministic:
             if generators is None:
                 raise ValueError("random preprocessing needs one generator per image")
@@ -87,6 +92,22 @@ class ImagePreprocessor:
             features = self.image_processor(images=pictures[start : start + _AT_ONCE], return_tensors="pt")
             examples += [dict(zip(features, values, strict=True)) for values in zip(*features.values(), strict=True)]
         return examples
+
+    def check(self, picture: Image.Image) -> None:
+        """Check that a picture can be brought to the size of the vision tower.
+
+        Raises:
+            ValueError: if it would take more pixels on the way than a picture may have. That is so for very long ones
+                where the shortest edge is scaled to a given length.
+        """
+        size = getattr(self.image_processor, "size", None)
+        edge = dict(size).get("shortest_edge") if size else None
+        limit = Image.MAX_IMAGE_PIXELS
+        if edge and limit and edge**2 * max(picture.size) / min(picture.size) > limit:
+            raise ValueError(
+                f"it has {picture.width} x {picture.height} pixels, and scaling its shortest edge to {edge} would "
+                f"give more than {limit} (PIL.Image.MAX_IMAGE_PIXELS)"
+            )
 
     def _augment(self, image: Image.Image, generator: np.random.Generator) -> Image.Image | Tensor:
         if self.transform is not None:
@@ -118,7 +139,10 @@ def as_rgb(image: Any) -> Image.Image:
 
     Raises:
         TypeError: if it is neither a PIL image nor such an array.
+        ValueError: if it has no pixels.
     """
+    if isinstance(image, np.ndarray) and image.size == 0:
+        raise ValueError(f"it is an array of shape {image.shape}, without any pixels")
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
@@ -126,6 +150,8 @@ def as_rgb(image: Any) -> Image.Image:
             f"an image is of type {type(image).__name__}; expected a PIL image or an array of unsigned bytes. "
             "Cast the column to datasets.Image(), or give the data set a transform that opens its files."
         )
+    if not all(image.size):
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
     # Cameras write down how they were held instead of turning the picture.
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":

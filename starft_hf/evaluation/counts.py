@@ -34,6 +34,7 @@ class ClassificationCounts:
     def __init__(self, num_bins: int = 15):
         self.num_bins = num_bins
         self.loss_sum = 0.0
+        self.skipped = 0
         self.group_correct: Counter[str] = Counter()
         self.group_total: Counter[str] = Counter()
         self.bins = np.zeros((3, num_bins))
@@ -66,6 +67,7 @@ class ClassificationCounts:
         total = ClassificationCounts(self.num_bins)
         for counts in everyone:
             total.loss_sum += counts["loss_sum"]
+            total.skipped += counts["skipped"]
             total.bins += counts["bins"]
             total.group_correct.update(counts["group_correct"])
             total.group_total.update(counts["group_total"])
@@ -108,7 +110,10 @@ class ClassificationCounts:
             ValueError: if nothing was counted.
         """
         if not self.total:
-            raise ValueError("the evaluation data set gave no rows; there is nothing to compute metrics from")
+            left_out = f" ({self.skipped} were left out because of their images)" if self.skipped else ""
+            raise ValueError(
+                f"the evaluation data set gave no rows{left_out}; there is nothing to compute metrics from"
+            )
         accuracies = self.group_accuracies()
         rows, right, confidence = self.bins
         means = zip(rows, confidence / rows.clip(1), right / rows.clip(1), strict=True)
@@ -122,4 +127,5 @@ class ClassificationCounts:
             group_adjusted_accuracy=adjusted_accuracy(accuracies, training_shares or {}),
             bins=tuple(ReliabilityBin(int(count), float(mean), float(hits)) for count, mean, hits in means),
             macro_f1=self.macro_f1(),
+            skipped=self.skipped,
         )

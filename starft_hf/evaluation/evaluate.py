@@ -21,6 +21,7 @@ from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.mapping import resolve_mapped_columns
+from starft_hf.data.opening import RAISE, check_on_bad_image
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import NO_SAMPLE, share_of, world_size
 from starft_hf.evaluation.loop import ClassifierEvaluation
@@ -46,6 +47,7 @@ def evaluate_zero_shot(
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
     keep_mistakes: int = 0,
+    on_bad_image: str = RAISE,
     progress: bool = True,
 ) -> EvaluationResult:
     """Classify the images of a labelled data set zero-shot, or with a linear head, and say how well.
@@ -74,11 +76,14 @@ def evaluate_zero_shot(
         num_workers: processes that load images.
         dtype: of autocast, such as `torch.bfloat16`; None computes in the model's own.
         keep_mistakes: how many of the worst group's most confident mistakes to keep.
+        on_bad_image: what to do about a row whose image cannot be read: "raise" stops and names it; "skip" leaves it
+            out, says so, and counts it in the result's `skipped`.
         progress: whether to show a progress bar.
 
     Raises:
         ValueError: if data, classes, groups or model do not fit, before the first forward.
     """
+    check_on_bad_image(on_bad_image)
     templates = [templates] if isinstance(templates, str) else list(templates)
     check_caption_templates("templates", templates)
     if isinstance(dataset, Mapping):
@@ -109,7 +114,8 @@ def evaluate_zero_shot(
         # Embeddings are in float32 or wider.
         head = copy.deepcopy(head).to(device, torch.promote_types(floating_dtype(model), torch.float32))
     encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
-    examples = IndexedExamples(dataset, EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor)))
+    maker = EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor))
+    examples = IndexedExamples(dataset, maker, on_bad_image)
     # Every process takes part in as many forwards, for the sake of wrappers that exchange parameters in them.
     examples.padded = True
     share = list(share_of(len(examples)))

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from starft_hf.data.columns import read_column
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
+from starft_hf.data.opening import SkippedImages
 from starft_hf.evaluation.counts import ClassificationCounts
 from starft_hf.evaluation.mistakes import ConfidentMistakes
 from starft_hf.evaluation.results import EvaluationResult
@@ -19,6 +20,8 @@ from starft_hf.models import DualEncoder, batch_images, head_logits
 
 
 logger = logging.get_logger(__name__)
+
+_IGNORED = -100
 
 
 class ClassifierEvaluation:
@@ -51,6 +54,7 @@ class ClassifierEvaluation:
         self.head = head
         self.class_mapping = class_mapping
         self.counts = ClassificationCounts()
+        self.skipped = SkippedImages()
         self.mistakes = ConfidentMistakes(keep_mistakes, class_names if label_names is None else label_names)
         self._weights: Tensor | None = None
 
@@ -64,6 +68,7 @@ class ClassifierEvaluation:
                 logits = image_embeds @ self._zero_shot_weights(model).to(image_embeds).T
         if self.class_mapping is not None:
             logits = torch.stack([logits[:, list(classes)].amax(-1) for classes in self.class_mapping], dim=-1)
+        self.counts.skipped += self.skipped.note(batch)
         rows = batch["valid"].nonzero().flatten() if "valid" in batch else torch.arange(len(logits))
         groups = [batch["groups"][row] for row in rows.tolist()]
         rows = rows.to(logits.device)
@@ -90,6 +95,12 @@ class ClassifierEvaluation:
         if self._weights is None:
             self._weights = zero_shot_weights(model, self.encoder, self.class_names, self.templates)
         return self._weights
+
+
+def labels_that_count(batch: Mapping[str, Any]) -> Tensor:
+    """The labels of a batch, `(N,)`, with -100 for rows that are left out: what losses and metrics ignore."""
+    labels: Tensor = batch["labels"]
+    return labels.masked_fill(~batch["valid"], _IGNORED) if "valid" in batch else labels
 
 
 def training_group_shares(examples: Any) -> dict[str, float] | None:

@@ -43,6 +43,7 @@ def evaluate_probes(
             label_column=args.label_column,
             batch_size=args.eval_batch_size,
             num_workers=args.dataloader_num_workers,
+            on_bad_image=args.on_bad_image,
             progress=not args.disable_tqdm,
         )
         for name, dataset in probes.items()

@@ -54,6 +54,7 @@ class EvaluationResult:
         bins: reliability bins of equal width, from confidence 0 to 1; empty ones have count 0.
         mistakes: the most confident mistakes of the worst group.
         macro_f1: mean of F1 over the classes that occur among the labels; None where it was not counted.
+        skipped: rows that were left out because their images cannot be read; they are in none of the figures.
     """
 
     accuracy: float
@@ -66,6 +67,7 @@ class EvaluationResult:
     bins: tuple[ReliabilityBin, ...] = ()
     mistakes: tuple[Mistake, ...] = field(default=())
     macro_f1: float | None = None
+    skipped: int = 0
 
     @property
     def worst_group(self) -> str:
@@ -83,6 +85,8 @@ class EvaluationResult:
         if self.group_adjusted_accuracy is not None:
             metrics["group_adjusted_accuracy"] = self.group_adjusted_accuracy
         metrics["ece"] = self.ece
+        if self.skipped:
+            metrics["skipped_images"] = self.skipped
         return metrics | {f"accuracy_{group}": accuracy for group, accuracy in self.group_accuracies.items()}
 
     def as_dict(self) -> dict[str, Any]:

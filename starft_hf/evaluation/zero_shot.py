@@ -28,8 +28,15 @@ def zero_shot_weights(
         class_names: names of the classes.
         templates: prompts with `{}` for the class name.
         chunk_size: texts per forward.
+
+    Raises:
+        ValueError: if a class name is too long for the text tower.
     """
-    texts = [template.replace("{}", readable(name)) for name in class_names for template in templates]
+    texts = [
+        encoder.encode_texts.fit(lambda name, template=template: template.replace("{}", name), readable(name))  # type: ignore[misc]
+        for name in class_names
+        for template in templates
+    ]
     count = len(templates)
     rows: list[Tensor] = []
     pending: Tensor | None = None

@@ -1,6 +1,6 @@
 """The reference's embeddings of the training images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from starft_hf.data.examples import IndexedExamples
 from starft_hf.data.images import stack_features
+from starft_hf.data.opening import BAD_IMAGES, SKIP, SkippedImages
 from starft_hf.distributed import assemble, share_of
 from starft_hf.reference.fingerprint import digest, images_fingerprint, preprocessing_fingerprint
 from starft_hf.reference.live import LiveReference
@@ -52,19 +53,26 @@ class CachedImages:
     def prepare(self, live: LiveReference, device: torch.device) -> None:
         """Load the features, or compute and store them."""
         if self._embeds is None:
-            key = digest(
-                [
-                    live.fingerprint,
-                    preprocessing_fingerprint(live.encoder.image_processor),
-                    images_fingerprint(self.examples.dataset, self.examples.columns.image),
-                    str(self.dtype),
-                ]
-            )
+            depends_on = [
+                live.fingerprint,
+                preprocessing_fingerprint(live.encoder.image_processor),
+                images_fingerprint(self.examples.dataset, self.examples.columns.image),
+                str(self.dtype),
+            ]
+            skips = self.examples.on_bad_image == SKIP
+            # Only with "skip" can there be rows of nothing.
+            key = digest([*depends_on, SKIP] if skips else depends_on)
             self._embeds, self.file = self.store.load_or_build(
-                KIND, key, len(self.examples), device, lambda: self._encode(live, device)
+                KIND, key, len(self.examples), device, lambda: self._encode(live, device), self._is_up_to_date
             )
+            if skips:
+                self.examples.unreadable.update(_unreadable(self._embeds))
         if self._embeds.nbytes <= _BYTES_ON_DEVICE:
             self._embeds = self._embeds.to(device)
+
+    def _is_up_to_date(self, embeds: Tensor) -> bool:
+        """Whether images that could not be read when the features were computed still cannot be."""
+        return not any(self.examples.is_readable(index) for index in _unreadable(embeds))
 
     def _encode(self, live: LiveReference, device: torch.device) -> Tensor:
         live.prepare(device)
@@ -77,15 +85,18 @@ class CachedImages:
             # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
             generator=torch.Generator(),
         )
-        chunks = []
+        chunks, skipped = [], SkippedImages()
         with tqdm(total=len(mine), desc="Reference images", unit=" images", disable=not self.progress) as bar:
             for batch in loader:
-                rows = live.embed_images({name: value.to(device) for name, value in batch.items()})
+                skipped.note(batch)
+                rows = live.embed_images(_to(batch, device))
+                if "valid" in batch:
+                    # What is no unit row tells of an image that could not be read.
+                    rows = rows.masked_fill(~batch["valid"].to(device)[:, None], 0)
                 chunks.append(rows.to(self.dtype or rows.dtype))
                 bar.update(len(rows))
         if not chunks:
-            first = _collate([self.examples[0]])
-            rows = live.embed_images({name: value.to(device) for name, value in first.items()})
+            rows = live.embed_images(_to(_collate([self.examples[0]]), device))
             chunks.append(rows.to(self.dtype or rows.dtype)[:0])
         return assemble(torch.cat(chunks), len(self.examples))
 
@@ -101,5 +112,19 @@ class CachedImages:
         return (0, 0) if self._embeds is None else (len(self._embeds), self._embeds.nbytes)
 
 
-def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    return stack_features([example["image"] for example in examples])
+def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    batch: dict[str, Any] = stack_features([example["image"] for example in examples])
+    if "valid" in examples[0]:
+        batch["valid"] = torch.tensor([example["valid"] for example in examples])
+    batch[BAD_IMAGES] = [example["bad_image"] for example in examples if "bad_image" in example]
+    return batch
+
+
+def _to(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+
+
+def _unreadable(embeds: Tensor) -> list[int]:
+    """The samples whose images could not be read when their features were computed."""
+    found: list[int] = (embeds == 0).all(-1).nonzero().flatten().tolist()
+    return found

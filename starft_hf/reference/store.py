@@ -49,21 +49,40 @@ class FeatureStore:
         return self.folder / f"{kind}-{key}.safetensors"
 
     def load_or_build(
-        self, kind: str, key: str, rows: int, device: torch.device, build: Callable[[], Tensor]
+        self,
+        kind: str,
+        key: str,
+        rows: int,
+        device: torch.device,
+        build: Callable[[], Tensor],
+        is_up_to_date: Callable[[Tensor], bool] | None = None,
     ) -> tuple[Tensor, Path | None]:
         """The features under a key from their file, else from `build`, which all processes then call together.
+
+        Args:
+            kind: what they are of.
+            key: of everything they depend on.
+            rows: how many there are.
+            device: where processes exchange what they have found.
+            build: computes them, `(rows, D)`.
+            is_up_to_date: looks at features from a file once more; those it refuses are built again.
 
         Returns:
             The features `(rows, D)`, and the file they are in, or None if they could not be written.
         """
-        embeds = self.load(kind, key, rows)
+
+        def kept() -> Tensor | None:
+            embeds = self.load(kind, key, rows)
+            return embeds if embeds is None or is_up_to_date is None or is_up_to_date(embeds) else None
+
+        embeds = kept()
         # Processes may see different files, on machines of their own or while another run is writing them.
         if not all_agree(embeds is not None, device):
             built = build().cpu()
             if is_first_on_machine():
                 self.save(kind, key, built)
             all_agree(True, device)
-            embeds = self.load(kind, key, rows) if self.path(kind, key).exists() else None
+            embeds = kept()
             if embeds is None:
                 return built, None
         assert embeds is not None
@@ -75,7 +94,8 @@ class FeatureStore:
         A file that is damaged, truncated or not what its name says is passed over with a warning.
         """
         path = self.path(kind, key)
-        if not path.exists():
+        found = _identity(path)
+        if found is None:
             return None
         try:
             with safe_open(path, framework="pt") as file:
@@ -85,9 +105,15 @@ class FeatureStore:
                 if wrong:
                     raise ValueError(f"its header has another {wrong[0]}")
                 embeds = file.get_tensor(_TENSOR)
+            if embeds.ndim != 2 or not embeds.is_floating_point():
+                raise ValueError(f"it holds {embeds.dtype} of shape {tuple(embeds.shape)} instead of rows of features")
             if len(embeds) != rows or tensors_digest({_TENSOR: embeds}) != header.get("checksum"):
                 raise ValueError("its checksum is wrong")
         except (OSError, ValueError, SafetensorError) as error:
+            if _identity(path) != found:
+                # Another process has published its own in between, and what was read was half of each: safetensors
+                # opens a file once for the header and once for the tensor.
+                return self.load(kind, key, rows)
             logger.warning("The cached reference features in %s are not used (%s); they are rebuilt.", path, error)
             return None
         return embeds
@@ -111,3 +137,12 @@ class FeatureStore:
             )
             return False
         return True
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from the one that takes its place; None if there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size

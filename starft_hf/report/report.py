@@ -104,17 +104,16 @@ class RobustnessReport:
         try:
             content = json.loads(text)
             version = content["starft_report"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{text[:40]!r}... is not a report; pass the content of a report.json") from error
         if version != _FORMAT:
             raise ValueError(f"the report has format {version!r}, this version reads {_FORMAT}; update starft_hf")
-        return cls(
-            [Run.from_dict(run) for run in content["runs"]],
-            baseline=content["baseline"],
-            title=content["title"],
-            thumbnails=thumbnails,
-            curve_axes=tuple(content["curve_axes"]),
-        )
+        try:
+            runs = [Run.from_dict(run) for run in content["runs"]]
+            baseline, title, axes = content["baseline"], content["title"], tuple(content["curve_axes"])
+            return cls(runs, baseline=baseline, title=title, thumbnails=thumbnails, curve_axes=axes)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"the report cannot be read: {error!r}") from error
 
     def as_html(self) -> str:
         """The page, in one piece: it loads nothing from anywhere and runs no script.

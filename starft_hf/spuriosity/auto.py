@@ -108,6 +108,7 @@ def _discovered(
             Significance(seed=config.seed),
             batch_size=config.per_device_eval_batch_size,
             num_workers=config.dataloader_num_workers,
+            on_bad_image=config.on_bad_image,
             progress=not config.disable_tqdm,
         )
     finally:

@@ -14,12 +14,14 @@ from tqdm.auto import tqdm
 
 from starft_hf.adapters import base_model_of
 from starft_hf.configuration import check_caption_templates
+from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
-from starft_hf.data.examples import EvaluationExampleMaker, Example, IndexedExamples
-from starft_hf.data.images import ImagePreprocessor, stack_features
+from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
+from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.opening import RAISE, SkippedImages, check_on_bad_image
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import assemble, share_of
-from starft_hf.models import DualEncoder, evaluation_mode, load_model, load_processor, unit_rows
+from starft_hf.models import DualEncoder, batch_images, evaluation_mode, load_model, load_processor, unit_rows
 from starft_hf.names import readable
 from starft_hf.spuriosity.attributes import (
     Attribute,
@@ -89,6 +91,7 @@ def discover_spuriosity(
     seed: int = 0,
     batch_size: int = 64,
     num_workers: int = 0,
+    on_bad_image: str = RAISE,
     progress: bool = True,
 ) -> DiscoveryResult:
     """Find the attributes of images that go together with their labels, by a zero-shot model and without groups.
@@ -119,6 +122,8 @@ def discover_spuriosity(
         seed: of the sample and the permutations.
         batch_size: images per forward.
         num_workers: processes that preprocess.
+        on_bad_image: what to do about a row whose image cannot be read: "raise" stops and names it, "skip" leaves it
+            out and says so.
         progress: whether to show a progress bar.
 
     Returns:
@@ -127,6 +132,7 @@ def discover_spuriosity(
     Raises:
         ValueError: if the data set has no labels or only one class, or a setting is out of range.
     """
+    check_on_bad_image(on_bad_image)
     significance = Significance(alpha, min_effect, min_agreement, permutations, seed)
     captions = [caption_template] if isinstance(caption_template, str) else list(caption_template)
     check_caption_templates("caption_template", captions)
@@ -148,6 +154,7 @@ def discover_spuriosity(
         significance,
         batch_size=batch_size,
         num_workers=num_workers,
+        on_bad_image=on_bad_image,
         progress=progress,
     )
 
@@ -198,14 +205,25 @@ def discover(
     *,
     batch_size: int = 64,
     num_workers: int = 0,
+    on_bad_image: str = RAISE,
     progress: bool = True,
 ) -> DiscoveryResult:
     """`discover_spuriosity` of a loaded model, on chosen rows of a data set. Several processes share the work."""
     class_names = columns.class_names or ()
     scorer = make_scorer(model, encoder, class_names, pool, caption_templates)
-    image_embeds, labels = embed_images(
-        model, encoder, dataset, indices, columns, batch_size=batch_size, num_workers=num_workers, progress=progress
+    image_embeds, labels, known = embed_images(
+        model,
+        encoder,
+        dataset,
+        indices,
+        columns,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        on_bad_image=on_bad_image,
+        progress=progress,
     )
+    image_embeds, labels = image_embeds[known], labels[known]
+    indices = [index for index, is_known in zip(indices, known.tolist(), strict=True) if is_known]
     if len(set(labels.tolist())) < 2:
         raise ValueError(f"the {len(labels)} images that were looked at are of one class; look at more of them")
     assigned = scorer(image_embeds)
@@ -247,8 +265,14 @@ def make_scorer(
     wanted = [list(_spread(own, _CLASSES_PER_TEMPLATE)) for own in wanted]
 
     def captions(index: int | None, own: Sequence[str]) -> list[str]:
-        texts = [(caption.replace("{}", name), name) for name in own for caption in caption_templates]
-        return [text if index is None else pool.inject(text, name, index) for text, name in texts]
+        return [caption_of(index, name, caption) for name in own for caption in caption_templates]
+
+    def caption_of(index: int | None, name: str, template: str) -> str:
+        def fill(name: str) -> str:
+            caption = template.replace("{}", name)
+            return caption if index is None else pool.inject(caption, name, index)
+
+        return encoder.encode_texts.fit(fill, name)
 
     # The plain captions of every class; then, of all classes and of each half of them, plain captions and templates.
     shown = _spread(names, _CLASSES_PER_TEMPLATE)
@@ -309,36 +333,39 @@ def embed_images(
     *,
     batch_size: int,
     num_workers: int,
+    on_bad_image: str,
     progress: bool,
-) -> tuple[Tensor, Tensor]:
-    """Unit embeddings `(N, D)` and labels `(N,)` of rows of a data set; processes share the work and get all of it."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit embeddings `(N, D)` and labels `(N,)` of rows of a data set, and which of them could be read, `(N,)`.
+
+    Processes share the work and get all of it.
+    """
     maker = EvaluationExampleMaker(replace(columns, groups=None), ImagePreprocessor(encoder.image_processor))
-    examples = IndexedExamples(dataset, maker)
+    examples = IndexedExamples(dataset, maker, on_bad_image)
     mine = [indices[place] for place in share_of(len(indices))]
     loader = DataLoader(
         Subset(examples, mine or indices[:1]),
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=_collate,
+        collate_fn=StarFTCollator(encoder.encode_texts),
         # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
         generator=torch.Generator(),
     )
     device = next(model.parameters()).device
-    embeds, labels = [], []
+    skipped = SkippedImages()
+    embeds, labels, known = [], [], []
     with (
         evaluation_mode(model),
         tqdm(total=len(mine), desc="Looking for spuriosity", unit=" images", disable=not progress) as bar,
     ):
-        for images, batch_labels in loader:
-            moved = {name: value.to(device) for name, value in images.items()}
-            embeds.append(encoder.encode(model, images=moved))
-            labels.append(batch_labels.to(device))
-            bar.update(len(batch_labels))
+        for batch in loader:
+            skipped.note(batch)
+            moved = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+            embeds.append(encoder.encode(model, images=batch_images(moved)))
+            labels.append(moved["labels"])
+            known.append(moved.get("valid", torch.ones_like(moved["labels"], dtype=torch.bool)))
+            bar.update(len(moved["labels"]))
     # Of a process that has nothing to do, one image gives the shapes.
-    share = [torch.cat(parts)[: len(mine)] for parts in (embeds, labels)]
-    return assemble(share[0], len(indices)).float().cpu(), assemble(share[1], len(indices)).cpu()
-
-
-def _collate(examples: Sequence[Example]) -> tuple[dict[str, Tensor], Tensor]:
-    labels = torch.tensor([example["label"] for example in examples])
-    return stack_features([example["image"] for example in examples]), labels
+    share = [torch.cat(parts)[: len(mine)] for parts in (embeds, labels, known)]
+    rows, numbers, is_known = (assemble(part, len(indices)).cpu() for part in share)
+    return rows.float(), numbers, is_known

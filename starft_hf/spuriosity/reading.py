@@ -1,8 +1,11 @@
 """Files and repositories that hold templates."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
+
+from starft_hf.files import MOST_BYTES, check_size, read_text
 
 
 # What a repository that holds nothing but a pool calls it.
@@ -10,22 +13,39 @@ POOL_FILE = "starft_pool.json"
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_text(path))
 
 
 def _read_yaml(path: Path) -> Any:
     import yaml
 
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, *args: Any) -> Any:
+            # A few lines of references to references are billions of entries.
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("it refers to parts of itself (*name); write them out")
+            return super().compose_node(*args)
+
+    loader = Loader(read_text(path))
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _read_lines(path: Path) -> Any:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _read_tensor_file(path: Path) -> Any:
     import torch
 
+    check_size(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MOST_BYTES:
+            raise ValueError(f"it unpacks to {size:,} bytes; templates take no more than {MOST_BYTES:,}")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
+from starft_hf.data.opening import RAISE
 from starft_hf.files import write_bytes_atomically, write_text_atomically
 from starft_hf.spuriosity.attributes import Attribute, assign
 from starft_hf.spuriosity.pool import SpuriosityPool
@@ -260,13 +261,24 @@ class DiscoveryResult:
                 f"the data set has the classes {list(names)}, but {list(self.class_names)} were looked at"
             )
         encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
-        embeds, labels = embed_images(
-            model, encoder, dataset, range(len(dataset)), columns, batch_size=64, num_workers=0, progress=False
+        embeds, labels, _ = embed_images(
+            model,
+            encoder,
+            dataset,
+            range(len(dataset)),
+            columns,
+            batch_size=64,
+            num_workers=0,
+            # Every row has to have a group.
+            on_bad_image=RAISE,
+            progress=False,
         )
         return labels.numpy(), self.scorer(embeds)
 
     def as_markdown(self, top: int = 20) -> str:
         """The first rows of the table, with the line between what was found and what was not."""
+        from starft_hf.report.text import markdown
+
         lines = [
             f"{len(self.found)} of {len(self.attributes)} attributes go together with a label "
             f"(p <= {self.alpha:g}, a difference of {self.min_effect:.0%} or more, agreement of "
@@ -276,7 +288,7 @@ class DiscoveryResult:
             "| ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for number, row in enumerate(self.table[:top], 1):
-            words = [text.replace("|", "\\|") for text in (row.class_name, row.attribute, row.aspect)]
+            words = [markdown(text) for text in (row.class_name, row.attribute, row.aspect)]
             if not row.found:
                 words[1] = f"({words[1]})"
             numbers = f"{row.effect:+.2f} | {row.share:.2f} | {row.information:.4f}"
@@ -284,7 +296,7 @@ class DiscoveryResult:
             lines.append(f"| {number} | {' | '.join(words)} | {numbers} | {chance} |")
         lines += ["", "In brackets: below the line."]
         if self.scorer.untold:
-            names = ", ".join(f"`{self.candidates[index]}`" for index in self.scorer.untold)
+            names = ", ".join(markdown(self.candidates[index]) for index in self.scorer.untold)
             lines.append(f"The model cannot tell from the plain caption: {names}.")
         return "\n".join([*lines, ""])
 
