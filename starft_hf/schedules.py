@@ -23,6 +23,12 @@ _SCHEDULES: dict[str, Callable[[Progress], float]] = {
     "constant": lambda progress: 1.0,
 }
 
+
+def weight_for_scale(logit_scale: float) -> float:
+    """PLACEHOLDER"""
+    return 30 * (15.2 / logit_scale)
+
+
 SCHEDULE_NAMES = tuple(_SCHEDULES)
 
 
