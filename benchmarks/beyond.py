@@ -8,6 +8,7 @@ can be broken off at any time. At the end BEYOND.md, beyond.png and beyond_scale
 
 import argparse
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from unittest.mock import patch
 import torch
 from datasets import Dataset
 from tqdm import tqdm
+from transformers import AutoProcessor, CLIPModel
 
 from starft_hf import StarFTConfig, compare
 from starft_hf.demo.pretrain import MODEL_FOLDER, pretrain
@@ -61,9 +63,10 @@ METHODS = {
     "both, pool misses the bias": ("conditional + attribution", "misses"),
 }
 
-SCALES = (0, 50, 100)
+# Models of other logit scales: pre-trained at one, or the package's own with another one put in afterwards.
+SCALES = {"seed-0": 15, "scale-50": 50, "scale-100": 100, "rescaled-50": 50, "rescaled-100": 100}
 SCALE_METHODS = ("kl", "star", "conditional")
-SCALE_WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+SCALE_WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 PER_GROUP = 200
 SCORING_SEED = 1000
@@ -80,7 +83,7 @@ class Cell:
         correlation: share of a class's training images at home.
         base: the pre-trained model.
         method: a key of `METHODS`.
-        weight: of the regularizer, or "auto"; of "FLYP" in the test the share of fine-tuned weights that "WiSE-FT,
+        weight: of the regularizer; of "FLYP" in the test the share of fine-tuned weights that "WiSE-FT,
             tuned" takes of the same run.
         seed: of the training images and of the run.
     """
@@ -90,7 +93,7 @@ class Cell:
     correlation: float
     base: str
     method: str
-    weight: float | str | None
+    weight: float | None
     seed: int
 
     @property
@@ -191,7 +194,7 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_base(name: str, work: str) -> None:
-    """Pre-train a model of the demo into the working folder, unless it is there: "seed-1", "scale-50"."""
+    """Make a model in the working folder, unless it is there: "seed-1", "scale-50", "rescaled-50"."""
     folder = Path(work) / name
     kind, number = name.split("-")
     if name == "seed-0" or (folder / "config.json").is_file():
@@ -199,8 +202,11 @@ def make_base(name: str, work: str) -> None:
     torch.set_num_threads(1)
     if kind == "seed":
         model, processor = pretrain(int(number), progress=False)
-    else:
+    elif kind == "scale":
         model, processor = pretrain(0, progress=False, logit_scale=float(number))
+    else:
+        model, processor = CLIPModel.from_pretrained(MODEL_FOLDER), AutoProcessor.from_pretrained(MODEL_FOLDER)
+        model.logit_scale.data.fill_(math.log(float(number)))
     processor.save_pretrained(folder)
     model.save_pretrained(folder)
 
@@ -274,11 +280,10 @@ def firsts(runs: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
 
 
 def scale_cells() -> Iterator[Cell]:
-    """Weights by logit scale, and what "auto" makes of it."""
-    for scale in SCALES:
-        base = f"scale-{scale}" if scale else "seed-0"
+    """Weights by logit scale."""
+    for base in SCALES:
         for method in SCALE_METHODS:
-            for weight in (*SCALE_WEIGHTS, "auto"):
+            for weight in SCALE_WEIGHTS:
                 for seed in CHOICE_SEEDS:
                     yield Cell("scale", 6, CHOICE["correlation"], base, method, weight, seed)
 

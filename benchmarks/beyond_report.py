@@ -22,8 +22,11 @@ from benchmarks.beyond import (
     chosen,
 )
 from starft_hf.files import file_in_place_of, write_text_atomically
+from starft_hf.regularizers import get_regularizer
 
 
+_KL = get_regularizer("kl")
+AUTO = _KL.weight("auto") if _KL is not None else None
 TUNED = "WiSE-FT, tuned"
 ROWS = [*list(METHODS)[:2], TUNED, *list(METHODS)[2:]]
 DRAWN = ("zero-shot", "FLYP", TUNED, "kl", "star", "conditional", "attribution", "conditional + attribution")
@@ -99,27 +102,36 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def scale_values(store: Store, scale: int, method: str, weight: float | str) -> list[float]:
-    """Worst group on validation, in %."""
-    base = f"scale-{scale}" if scale else "seed-0"
+def scale_values(store: Store, base: str, method: str, weight: float, what: str = "worst") -> list[float]:
+    """A figure of every seed on validation, in %."""
     cells = [Cell("scale", 6, CHOICE["correlation"], base, method, weight, seed) for seed in CHOICE_SEEDS]
-    return [100 * store[cell]["worst"] for cell in cells if cell in store]
+    return [100 * store[cell][what] for cell in cells if cell in store]
+
+
+def scale_name(base: str) -> str:
+    """How a model is called for people."""
+    kind = base.split("-")[0]
+    return f"{SCALES[base]}{', put in afterwards' if kind == 'rescaled' else ', pre-trained at it'}"
 
 
 def scale_table(store: Store) -> list[str]:
-    """The sweep of weights by logit scale, beside what "auto" gives."""
+    """Worst group / average by model, regularizer and weight; the best worst group of a row in bold."""
     lines = [
-        f"| s0 | Regularizer | {' | '.join(f'{weight:g}' for weight in SCALE_WEIGHTS)} | auto |",
-        f"| ---: | --- | {' | '.join('---:' for _ in SCALE_WEIGHTS)} | ---: |",
+        f"| s0 | Regularizer | {' | '.join(f'{weight:g}' for weight in SCALE_WEIGHTS)} |",
+        f"| --- | --- | {' | '.join('---:' for _ in SCALE_WEIGHTS)} |",
     ]
-    for scale in SCALES:
+    for base in SCALES:
         for method in SCALE_METHODS:
-            found = [scale_values(store, scale, method, weight) for weight in (*SCALE_WEIGHTS, "auto")]
-            if all(found):
-                best = max(statistics.fmean(own) for own in found[:-1])
-                means = [statistics.fmean(own) for own in found]
-                cells = [f"**{mean:.1f}**" if mean == best else f"{mean:.1f}" for mean in means]
-                lines.append(f"| {scale or 15} | {method} | {' | '.join(cells)} |")
+            found = [scale_values(store, base, method, weight) for weight in SCALE_WEIGHTS]
+            if not all(found):
+                continue
+            best = max(statistics.fmean(own) for own in found)
+            cells = []
+            for weight, own in zip(SCALE_WEIGHTS, found, strict=True):
+                worst = f"{statistics.fmean(own):.1f}"
+                average = statistics.fmean(scale_values(store, base, method, weight, "average"))
+                cells.append(f"{f'**{worst}**' if statistics.fmean(own) == best else worst} / {average:.1f}")
+            lines.append(f"| {scale_name(base)} | {method} | {' | '.join(cells)} |")
     return lines
 
 
@@ -161,24 +173,18 @@ def draw(entries: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_scale(store: Store, path: Path) -> None:
-    """Worst group on validation by weight, a panel per logit scale; crosses are what "auto" gives."""
-    from starft_hf.schedules import weight_for_scale
-
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    """Worst group on validation by weight, a panel per model; the line is what "auto" takes."""
+    figure = Figure(figsize=(15, 3.6), layout="constrained")
     axes = figure.subplots(1, len(SCALES), sharey=True)
-    for panel, scale in zip(axes, SCALES, strict=True):
+    for panel, base in zip(axes, SCALES, strict=True):
         for method in SCALE_METHODS:
-            found = [scale_values(store, scale, method, weight) for weight in SCALE_WEIGHTS]
-            if not all(found):
-                continue
-            means = [statistics.fmean(own) for own in found]
-            panel.plot(SCALE_WEIGHTS, means, marker="o", ms=4, color=COLOURS[method], label=method)
-            if auto := scale_values(store, scale, method, "auto"):
-                panel.plot(
-                    [weight_for_scale(scale or 15.2)], [statistics.fmean(auto)], "X", ms=10, color=COLOURS[method]
-                )
+            found = [scale_values(store, base, method, weight) for weight in SCALE_WEIGHTS]
+            if all(found):
+                means = [statistics.fmean(own) for own in found]
+                panel.plot(SCALE_WEIGHTS, means, marker="o", ms=4, color=COLOURS[method], label=method)
+        panel.axvline(AUTO, color="0.6", ls=":")
         panel.set_xscale("log")
-        panel.set_title(f"s0 = {scale or 15}")
+        panel.set_title(f"s0 = {scale_name(base)}", fontsize=10)
         panel.set_xlabel("reg_weight")
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("worst group, %")
@@ -222,7 +228,9 @@ def write_report(store: Store, folder: Path) -> None:
         "",
         "## Weights and the logit scale",
         "",
-        "Worst group in % on validation, six classes, correlation 0.95, on models pre-trained at three logit scales.",
+        f"Worst group / average in % on validation, six classes, correlation {CHOICE['correlation']},",
+        f"{len(CHOICE_SEEDS)} seeds, by weight.",
+        'The dotted line is what `reg_weight="auto"` takes.',
         "",
         "![Worst group by weight](beyond_scale.png)",
         "",

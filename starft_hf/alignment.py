@@ -74,7 +74,10 @@ def make_alignment(
         bank: the captions.
         examples: the training examples, or None without a training set.
     """
-    reg_weight = 0.0 if config.reg_weight == AUTO_WEIGHT else float(config.reg_weight)
+    if regularizer is not None:
+        reg_weight = regularizer.weight(config.reg_weight)
+    else:
+        reg_weight = 0.0 if config.reg_weight == AUTO_WEIGHT else float(config.reg_weight)
     if examples is None or (regularizer is None and config.reweight == "none"):
         return Alignment(reg_weight=reg_weight)
     source = model if reference_model is None else load_model(reference_model)
@@ -87,5 +90,4 @@ def make_alignment(
     if regularizer.columns == "classes":
         columns = ClassColumns(bank, encoder.encode_texts, config.seed, config.reg_max_classes)
     reference = make_reference(live, config, cache_plan, bank, examples)
-    reg_weight = regularizer.weight(config.reg_weight, live.logit_scale.item())
     return Alignment(reference, weights, columns, reg_weight)

@@ -39,8 +39,8 @@ class StarFTConfig(TrainingArguments):
         base_loss: "contrastive" (images against captions, as FLYP) or "cross_entropy" (a linear head on the image
             embeddings, initialised from the class captions and trained with the encoder).
         regularizer: name of a registered regularizer, "star", "kl" or "conditional", or "none" for plain fine-tuning.
-        reg_weight: weight of the regularizer at the start of the run; "auto" takes what its rule says for the
-            reference's logit scale (`starft_hf.schedules.weight_for_scale`).
+        reg_weight: weight of the regularizer at the start of the run; "auto" takes one that did well on the
+            demo whatever the model's logit scale (30), with reg_schedule="constant"; nobody has measured it elsewhere.
         reg_schedule: "linear" (falls to 0 with every optimiser step), "epoch_linear" (the paper's: falls with every
             epoch and is 0 in the last one) or "constant".
         reg_max_classes: where a regularizer compares classes ("conditional"), how many of them at most. With more, a
@@ -231,11 +231,11 @@ def check_reg_weight(reg_weight: float | str, regularizer: Regularizer | None) -
     """`reg_weight` as a finite number that is not negative, or "auto".
 
     Raises:
-        ValueError: if it is anything else, or there is no rule for "auto".
+        ValueError: if it is anything else, or no weight is known for "auto".
     """
     if reg_weight == AUTO_WEIGHT:
         if regularizer is not None:
-            regularizer.weight(reg_weight, 1.0)
+            regularizer.weight(reg_weight)
         return AUTO_WEIGHT
     try:
         value = float(reg_weight)

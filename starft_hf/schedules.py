@@ -24,11 +24,6 @@ _SCHEDULES: dict[str, Callable[[Progress], float]] = {
 }
 
 
-def weight_for_scale(logit_scale: float) -> float:
-    """PLACEHOLDER"""
-    return 30 * (15.2 / logit_scale)
-
-
 SCHEDULE_NAMES = tuple(_SCHEDULES)
 
 

@@ -85,7 +85,7 @@ def test_what_this_version_does_not_do(refused, dataset):
         ({"reg_weight": -1}, "reg_weight is -1"),
         ({"reg_weight": float("nan")}, "finite"),
         ({"reg_weight": "automatic"}, "finite number that is not negative, or 'auto'"),
-        ({"reg_weight": "auto", "regularizer": "l2-sp"}, "no rule for reg_weight='auto'"),
+        ({"reg_weight": "auto", "regularizer": "l2-sp"}, "no weight for reg_weight='auto'"),
         ({"regularizer": "starr"}, "unknown regularizer 'starr'. Did you mean 'star'?"),
         ({"base_loss": "crossentropy"}, "Did you mean 'cross_entropy'?"),
         ({"reg_schedule": "epoch-linear"}, "Did you mean 'epoch_linear'?"),
