@@ -201,8 +201,9 @@ def write_report(store: Store, folder: Path) -> None:
     lines = [
         "# Beyond the paper",
         "",
-        "By `python -m benchmarks.beyond`, on the demo's world: 480 training images, two backgrounds, 100 steps;",
-        f"{len(runs)} runs per figure, over {len({base for base, _ in runs})} pre-trained models and",
+        "By `python -m benchmarks.beyond`, on the demo's world: 480 training images, two backgrounds, 100 steps. "
+        "Figures",
+        f"are of {len(runs)} runs each, over {len({base for base, _ in runs})} pre-trained models and "
         f"{len({seed for _, seed in runs})} seeds, scored on {PER_GROUP} images of every group.",
         "",
         "![Worst group and average by correlation](beyond.png)",
@@ -215,9 +216,10 @@ def write_report(store: Store, folder: Path) -> None:
         "",
         *table(entries),
         "",
-        "Weights (of FLYP the share of WiSE-FT) with the best worst group on validation, at a correlation of",
-        f"{CHOICE['correlation']} on the model that comes with the package, with {len(CHOICE_SEEDS)} seeds that are",
-        "not tested; kept for all correlations and models:",
+        "Weights (of FLYP the share of WiSE-FT) with the best worst group on validation, at a correlation of "
+        f"{CHOICE['correlation']}, on the",
+        f"model that comes with the package, with {len(CHOICE_SEEDS)} seeds that are not tested; kept for all "
+        "correlations and models:",
         "",
         f"| Classes | {' | '.join(methods)} |",
         f"| ---: | {' | '.join('---:' for _ in methods)} |",
@@ -228,9 +230,9 @@ def write_report(store: Store, folder: Path) -> None:
         "",
         "## Weights and the logit scale",
         "",
-        f"Worst group / average in % on validation, six classes, correlation {CHOICE['correlation']},",
-        f"{len(CHOICE_SEEDS)} seeds, by weight.",
-        'The dotted line is what `reg_weight="auto"` takes.',
+        f"Worst group / average in % on validation, six classes, correlation {CHOICE['correlation']}, "
+        f"{len(CHOICE_SEEDS)} seeds, by weight. The",
+        'dotted line is what `reg_weight="auto"` takes.',
         "",
         "![Worst group by weight](beyond_scale.png)",
         "",
