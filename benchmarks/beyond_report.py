@@ -26,7 +26,7 @@ from starft_hf.regularizers import get_regularizer
 
 
 _KL = get_regularizer("kl")
-AUTO = _KL.weight("auto") if _KL is not None else None
+AUTO = _KL.weight("auto", 6) if _KL is not None else None
 TUNED = "WiSE-FT, tuned"
 ROWS = [*list(METHODS)[:2], TUNED, *list(METHODS)[2:]]
 DRAWN = ("zero-shot", "FLYP", TUNED, "kl", "star", "conditional", "attribution", "conditional + attribution")
@@ -37,20 +37,20 @@ NOTES = """\
 ## What was tried and did not help
 
 - A weight that falls as the logit scale grows, as 1 / s0 or slower: what it takes at 50 and 100 does worse there.
-- Attribution by one softmax over classes x templates, with the classes summed out. Templates that the model cannot tell
-  from the plain caption take their share of the probability: with 15 of them beside the 15 of the backgrounds, images
-  that are not at home weigh 4.4 on average in place of 9.1 (by true groups 10). `discover_spuriosity` leaves such
-  templates out, takes away what tells classes apart and counts the plain caption as "none of them": its attribution is
-  the one that is used.
+- Attribution by one softmax over classes x templates, with the classes summed out. Templates that the model cannot
+  tell from the plain caption take their share of the probability: with 15 of them beside the 15 of the backgrounds,
+  images that are not at home weigh 4.4 on average in place of 9.1 (by true groups 10). `discover_spuriosity` leaves
+  such templates out, takes away what tells classes apart and counts the plain caption as "none of them": its
+  attribution is the one that is used.
 
 ## What a toy world cannot show
 
-There is one shortcut here, of two values, which the pre-trained model knows well and has words for, so that attribution
-is nearly perfect, and validation data have group labels to choose weights by. Real data have several shortcuts at once,
-known to the model in part; captions of a class under a template may make no sense ("a photo of a whale in the desert"),
-and nobody has shown what the reference answers to them is worth keeping. The model has 0.6 million parameters and sees
-480 pictures for 13 epochs at a learning rate that lets it forget; a large model at 1e-5 may need other weights. Spreads
-are over seeds and models of one world, and say nothing about other worlds."""
+There is one shortcut here, of two values, which the pre-trained model knows well and has words for, so that
+attribution is nearly perfect, and validation data have group labels to choose weights by. Real data have several
+shortcuts at once, known to the model in part; captions of a class under a template may make no sense ("a photo of a
+whale in the desert"), and what the reference answers to them may not be worth keeping. The model has 0.6 million
+parameters and sees 480 pictures 13 times, at a learning rate that lets it forget; a large model at 1e-5 may need other
+weights. Spreads are over seeds and models of one world, and say nothing about other worlds."""
 
 
 def tested(store: Store) -> list[dict[str, Any]]:

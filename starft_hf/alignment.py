@@ -75,7 +75,7 @@ def make_alignment(
         examples: the training examples, or None without a training set.
     """
     if regularizer is not None:
-        reg_weight = regularizer.weight(config.reg_weight)
+        reg_weight = regularizer.weight(config.reg_weight, len(bank.class_names) or None)
     else:
         reg_weight = 0.0 if config.reg_weight == AUTO_WEIGHT else float(config.reg_weight)
     if examples is None or (regularizer is None and config.reweight == "none"):

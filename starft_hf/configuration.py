@@ -39,8 +39,9 @@ class StarFTConfig(TrainingArguments):
         base_loss: "contrastive" (images against captions, as FLYP) or "cross_entropy" (a linear head on the image
             embeddings, initialised from the class captions and trained with the encoder).
         regularizer: name of a registered regularizer, "star", "kl" or "conditional", or "none" for plain fine-tuning.
-        reg_weight: weight of the regularizer at the start of the run; "auto" takes one that did well on the
-            demo whatever the model's logit scale (30), with reg_schedule="constant"; nobody has measured it elsewhere.
+        reg_weight: weight of the regularizer at the start of the run; "auto" takes one by the number of
+            classes that did well on the demo with reg_schedule="constant", as
+            `starft_hf.regularizers.divergence_weight` says.
         reg_schedule: "linear" (falls to 0 with every optimiser step), "epoch_linear" (the paper's: falls with every
             epoch and is 0 in the last one) or "constant".
         reg_max_classes: where a regularizer compares classes ("conditional"), how many of them at most. With more, a
@@ -235,7 +236,7 @@ def check_reg_weight(reg_weight: float | str, regularizer: Regularizer | None) -
     """
     if reg_weight == AUTO_WEIGHT:
         if regularizer is not None:
-            regularizer.weight(reg_weight)
+            regularizer.weight(reg_weight, None)
         return AUTO_WEIGHT
     try:
         value = float(reg_weight)

@@ -62,7 +62,8 @@ class Regularizer:
         fewest_classes: below this number of classes it constrains too little to be of use.
         minimal_at_reference: whether it is at a minimum, with a gradient of exactly 0, where the tuned model equals
             the reference.
-        auto_weight: what `StarFTConfig(reg_weight="auto")` stands for; None: it is refused.
+        auto_weight: what `StarFTConfig(reg_weight="auto")` stands for, by the number of classes (None without labels);
+            None: it is refused.
     """
 
     name: str
@@ -72,15 +73,15 @@ class Regularizer:
     needs_labels: bool = False
     fewest_classes: int = 1
     minimal_at_reference: bool = True
-    auto_weight: float | None = None
+    auto_weight: Callable[[int | None], float] | None = None
 
     @property
     def finite_captions(self) -> bool:
         """Whether it needs captions made of class names, of which there are finitely many."""
         return self.columns in ("classes", "contexts")
 
-    def weight(self, setting: float | str) -> float:
-        """The number that a setting of `reg_weight` stands for.
+    def weight(self, setting: float | str, num_classes: int | None) -> float:
+        """The number that a setting of `reg_weight` stands for, with so many classes (None without labels).
 
         Raises:
             ValueError: if it is "auto", and no weight is known.
@@ -92,7 +93,7 @@ class Regularizer:
                 f"regularizer={self.name!r} has no weight for reg_weight='auto', because none was measured; "
                 "pass a number"
             )
-        return self.auto_weight
+        return self.auto_weight(num_classes)
 
 
 NO_REGULARIZER = "none"
@@ -150,13 +151,23 @@ def _star(inputs: RegularizerInputs) -> Tensor:
     return _align(inputs, inputs.labels[:, None] == inputs.column_labels[None, :])
 
 
-# At or near the best of a sweep on the demo's validation data for all three of them, with models whose s0 is 15, 50
-# and 100; what a rule that lowers it as s0 grows would take did worse there. See benchmarks/BEYOND.md.
-_DIVERGENCE_WEIGHT = 30.0
+def divergence_weight(num_classes: int | None) -> float:
+    """What `reg_weight="auto"` takes for the mean of divergences: 30 from six classes on, 120 for three, 270 for two.
+
+    It is at or near the best of sweeps on the demo's validation data with the contrastive base loss and
+    reg_schedule="constant" (benchmarks/BEYOND.md). With fewer classes more of a batch's captions are the same, and the
+    base loss, which cannot get them right, pulls harder. The logit scale turned out not to matter. Nothing else was
+    measured.
+
+    Args:
+        num_classes: of the training set; None without labels.
+    """
+    return 30.0 * max(1.0, (6 / num_classes) ** 2) if num_classes else 30.0
+
 
 # A row of star sees the captions of other classes only: with two or three classes that is next to nothing.
-register_regularizer(Regularizer("star", _star, needs_labels=True, fewest_classes=4, auto_weight=_DIVERGENCE_WEIGHT))
-register_regularizer(Regularizer("kl", lambda inputs: _align(inputs, None), auto_weight=_DIVERGENCE_WEIGHT))
+register_regularizer(Regularizer("star", _star, needs_labels=True, fewest_classes=4, auto_weight=divergence_weight))
+register_regularizer(Regularizer("kl", lambda inputs: _align(inputs, None), auto_weight=divergence_weight))
 # The distribution over classes, given what is spurious: what a shortcut from the background to the label moves most.
 register_regularizer(
     Regularizer(
@@ -164,7 +175,7 @@ register_regularizer(
         lambda inputs: _align(inputs, None),
         columns="classes",
         fewest_classes=2,
-        auto_weight=_DIVERGENCE_WEIGHT,
+        auto_weight=divergence_weight,
     )
 )
 
