@@ -29,6 +29,23 @@ class EpochCallback(TrainerCallback):
         self.epoch.value = int((state.epoch or 0) + 1e-6)
 
 
+class BatchPlaceCallback(TrainerCallback):
+    """Counts the batches whose gradients an optimiser step accumulates."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._next = 0
+
+    def take(self) -> int:
+        """The place of the batch that is computed now, from 0; the next call gives that of the next one."""
+        self._next += 1
+        return self._next - 1
+
+
 class ResumingCallback(TrainerCallback):
     """A callback that keeps something in checkpoints, and needs to know from which one a run resumes.
 

@@ -38,6 +38,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "kl": {"regularizer": "kl"},
     "star": {"regularizer": "star"},
     "L2-SP": {"regularizer": "l2-sp", "reg_schedule": "constant"},
+    "conditional": {"regularizer": "conditional"},
+    "attribution": {"regularizer": NO_REGULARIZER, "reweight": "attribution"},
+    "conditional + attribution": {"regularizer": "conditional", "reweight": "attribution"},
     "CAR-FT": {"regularizer": "car-ft", "reg_schedule": "constant"},
 }
 
@@ -169,12 +172,11 @@ def _check_job(job: _Job) -> None:
     if job.method == ZERO_SHOT:
         return
     regularizer = get_regularizer(job.args.regularizer)
-    needs_pool = regularizer is not None and regularizer.columns != "none"
-    pool = given_pool(job.spuriosity, job.args) if needs_pool else None
+    pool = given_pool(job.spuriosity, job.args) if job.args.needs_pool else None
     # A function may draw the training set, which is as expensive as it likes to be.
     if not callable(job.train_dataset):
         columns = resolve_columns(job.train_dataset, job.args, what="train_dataset")
-        if needs_pool:
+        if pool is not None:
             check_auto(job.spuriosity, columns)
         streamed = is_stream(job.train_dataset)
         check_run(job.args, regularizer, pool, columns.class_names, streamed=streamed)

@@ -4,18 +4,25 @@ import math
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 from typing_extensions import Self
 
 from starft_hf.data.opening import ON_BAD_IMAGE, RAISE
 from starft_hf.names import unknown_name
-from starft_hf.regularizers import NO_REGULARIZER, get_regularizer
+from starft_hf.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer, get_regularizer
 from starft_hf.schedules import SCHEDULE_NAMES
 
 
+# HfArgumentParser would read `float | str` as float, which refuses "auto".
+if TYPE_CHECKING:
+    NumberOrAuto = float | str
+else:
+    NumberOrAuto = str
+
 BASE_LOSSES = ("contrastive", "cross_entropy")
+REWEIGHTINGS = ("none", "attribution")
 REFERENCE_CACHES = ("auto", "text", "full", "none")
 REFERENCE_DTYPES = (None, "float32", "bfloat16", "float16")
 REFERENCE_CACHE_DTYPES = (None, "float32", "float16")
@@ -32,10 +39,18 @@ class StarFTConfig(TrainingArguments):
     Args:
         base_loss: "contrastive" (images against captions, as FLYP) or "cross_entropy" (a linear head on the image
             embeddings, initialised from the class captions and trained with the encoder).
-        regularizer: name of a registered regularizer, "star" or "kl", or "none" for plain fine-tuning.
-        reg_weight: weight of the regularizer at the start of the run.
+        regularizer: name of a registered regularizer, "star", "kl" or "conditional", or "none" for plain fine-tuning.
+        reg_weight: weight of the regularizer at the start of the run; "auto" takes one by the number of
+            classes that did well on the demo with reg_schedule="constant", as
+            `starft_hf.regularizers.divergence_weight` says.
         reg_schedule: "linear" (falls to 0 with every optimiser step), "epoch_linear" (the paper's: falls with every
             epoch and is 0 in the last one) or "constant".
+        reg_max_classes: where a regularizer compares classes ("conditional"), how many of them at most. With more, a
+            step compares those of the batch and others drawn at random; the batch's own are never left out.
+        reweight: "attribution" weighs the base loss of every training image so that, by what the reference sees in the
+            images of the spurious templates, these go together with no label (see `SampleWeights`); "none" leaves all
+            at 1. The regularizer is not weighted.
+        reweight_clip: the largest weight, before all are brought to a mean of 1.
         caption_template: template with `{}` for the class name, or a list from which one is drawn per row.
         class_names: names of the classes in label order; None reads them from the ClassLabel column.
         image_column: column that holds the images.
@@ -92,9 +107,16 @@ class StarFTConfig(TrainingArguments):
     )
 
     base_loss: str = field(default="contrastive", metadata={"help": "'contrastive' or 'cross_entropy'."})
-    regularizer: str = field(default="star", metadata={"help": "'star', 'kl', 'none' or a registered name."})
-    reg_weight: float = field(default=0.5, metadata={"help": "Weight of the regularizer at the start of the run."})
+    regularizer: str = field(
+        default="star", metadata={"help": "'star', 'kl', 'conditional', 'none' or a registered name."}
+    )
+    reg_weight: NumberOrAuto = field(
+        default=0.5, metadata={"help": "Weight of the regularizer at the start of the run, or 'auto'."}
+    )
     reg_schedule: str = field(default="linear", metadata={"help": "'linear', 'epoch_linear' or 'constant'."})
+    reg_max_classes: int = field(default=512, metadata={"help": "Classes that 'conditional' compares at most."})
+    reweight: str = field(default="none", metadata={"help": "'attribution' or 'none'."})
+    reweight_clip: float = field(default=10.0, metadata={"help": "Largest weight of an image."})
     caption_template: list[str] | str = field(
         # HfArgumentParser reads the default of a list from its factory only.
         default_factory=lambda: "a photo of a {}.",
@@ -136,6 +158,7 @@ class StarFTConfig(TrainingArguments):
         self._keep_batches_whole()
         self._check_choice("base_loss", BASE_LOSSES)
         self._check_choice("reg_schedule", SCHEDULE_NAMES)
+        self._check_choice("reweight", REWEIGHTINGS)
         self._check_choice("reference_cache", REFERENCE_CACHES)
         self._check_choice("on_bad_image", ON_BAD_IMAGE)
         self._check_choice("reference_dtype", REFERENCE_DTYPES)
@@ -147,11 +170,13 @@ class StarFTConfig(TrainingArguments):
                 f"mini_batch_size is {self.mini_batch_size}; it is a number of images from 1, or None to run the "
                 "batch as a whole"
             )
-        get_regularizer(self.regularizer)
-        if not (math.isfinite(self.reg_weight) and self.reg_weight >= 0):
+        self.reg_weight = check_reg_weight(self.reg_weight, get_regularizer(self.regularizer))
+        if self.reg_max_classes < 2:
+            raise ValueError(f"reg_max_classes is {self.reg_max_classes}; comparing takes at least 2 classes")
+        if not (math.isfinite(self.reweight_clip) and self.reweight_clip >= 1):
             raise ValueError(
-                f"reg_weight is {self.reg_weight}; it must be a finite number that is not negative. "
-                f"Use regularizer={NO_REGULARIZER!r} for plain fine-tuning."
+                f"reweight_clip is {self.reweight_clip}; it must be a finite number from 1, for the weights have a "
+                "mean of 1. Use reweight='none' to weigh all images alike."
             )
         if self.crop_scale is not None:
             self.crop_scale = check_crop_scale(self.crop_scale)  # type: ignore[assignment]
@@ -205,6 +230,12 @@ class StarFTConfig(TrainingArguments):
             raise ValueError(unknown_name(name, getattr(self, name), filter(None, known)))
 
     @property
+    def needs_pool(self) -> bool:
+        """Whether anything looks at the spurious templates."""
+        regularizer = get_regularizer(self.regularizer)
+        return self.reweight != "none" or (regularizer is not None and regularizer.columns != "none")
+
+    @property
     def caption_templates(self) -> list[str]:
         """`caption_template` as a list."""
         return [self.caption_template] if isinstance(self.caption_template, str) else list(self.caption_template)
@@ -213,6 +244,28 @@ class StarFTConfig(TrainingArguments):
     def zero_shot_templates(self) -> list[str]:
         """The prompt ensemble of zero-shot classifiers."""
         return list(self.eval_templates) if self.eval_templates else self.caption_templates
+
+
+def check_reg_weight(reg_weight: float | str, regularizer: Regularizer | None) -> float | str:
+    """`reg_weight` as a finite number that is not negative, or "auto".
+
+    Raises:
+        ValueError: if it is anything else, or no weight is known for "auto".
+    """
+    if reg_weight == AUTO_WEIGHT:
+        if regularizer is not None:
+            regularizer.weight(reg_weight, None)
+        return AUTO_WEIGHT
+    try:
+        value = float(reg_weight)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(
+            f"reg_weight is {reg_weight!r}; it must be a finite number that is not negative, or {AUTO_WEIGHT!r}. "
+            f"Use regularizer={NO_REGULARIZER!r} for plain fine-tuning."
+        )
+    return value
 
 
 def check_crop_scale(crop_scale: object) -> tuple[float, float]:

@@ -25,7 +25,7 @@ class RegularizerInputs:
     Attributes:
         image_embeds: unit rows of the tuned model, `(n, D)`.
         column_embeds: unit rows of the columns the regularizer asked for, `(M, D)`: the tuned model's spurious
-            captions, or the reference's contexts.
+            captions, of the rows or of the classes, or the reference's contexts.
         reference_image_embeds: the images' unit rows of the frozen reference, `(n, D0)`.
         reference_column_embeds: the columns' unit rows of the frozen reference, `(M, D0)`.
         logit_scale: the reference's inverse temperature s0, already exponentiated.
@@ -54,25 +54,50 @@ class Regularizer:
         name: what `StarFTConfig(regularizer=...)` takes.
         compute: the terms of the loss in nats, one per row `(n,)`, of which the mean over the whole batch is taken; or
             a scalar, the same in every process.
-        columns: what it compares images with. "spurious": one spurious caption per row; "contexts": one embedding per
-            template of the pool, the reference's average over classes; "none": nothing.
+        columns: what it compares images with. "spurious": one spurious caption per row; "classes": the captions of all
+            classes (up to `StarFTConfig(reg_max_classes=...)`) under one spurious template that the batch shares;
+            "contexts": one embedding per template of the pool, the reference's average over classes; "none": nothing.
         needs_weights: whether it looks at the weights, so that the reference must keep its own.
         needs_labels: whether it is undefined without class labels.
         fewest_classes: below this number of classes it constrains too little to be of use.
         minimal_at_reference: whether it is at a minimum, with a gradient of exactly 0, where the tuned model equals
             the reference.
+        auto_weight: what `StarFTConfig(reg_weight="auto")` stands for, by the number of classes (None without labels);
+            None: it is refused.
     """
 
     name: str
     compute: Callable[[RegularizerInputs], Tensor]
-    columns: Literal["spurious", "contexts", "none"] = "spurious"
+    columns: Literal["spurious", "classes", "contexts", "none"] = "spurious"
     needs_weights: bool = False
     needs_labels: bool = False
     fewest_classes: int = 1
     minimal_at_reference: bool = True
+    auto_weight: Callable[[int | None], float] | None = None
+
+    @property
+    def finite_captions(self) -> bool:
+        """Whether it needs captions made of class names, of which there are finitely many."""
+        return self.columns in ("classes", "contexts")
+
+    def weight(self, setting: float | str, num_classes: int | None) -> float:
+        """The number that a setting of `reg_weight` stands for, with so many classes (None without labels).
+
+        Raises:
+            ValueError: if it is "auto", and no weight is known.
+        """
+        if setting != AUTO_WEIGHT:
+            return float(setting)
+        if self.auto_weight is None:
+            raise ValueError(
+                f"regularizer={self.name!r} has no weight for reg_weight='auto', because none was measured; "
+                "pass a number"
+            )
+        return self.auto_weight(num_classes)
 
 
 NO_REGULARIZER = "none"
+AUTO_WEIGHT = "auto"
 _REGISTRY: dict[str, Regularizer] = {}
 
 
@@ -126,9 +151,33 @@ def _star(inputs: RegularizerInputs) -> Tensor:
     return _align(inputs, inputs.labels[:, None] == inputs.column_labels[None, :])
 
 
+def divergence_weight(num_classes: int | None) -> float:
+    """What `reg_weight="auto"` takes for the mean of divergences: 30 from six classes on, 120 for three, 270 for two.
+
+    It is at or near the best of sweeps on the demo's validation data with the contrastive base loss and
+    reg_schedule="constant" (benchmarks/BEYOND.md). With fewer classes more of a batch's captions are the same, and the
+    base loss, which cannot get them right, pulls harder. The logit scale turned out not to matter. Nothing else was
+    measured.
+
+    Args:
+        num_classes: of the training set; None without labels.
+    """
+    return 30.0 * max(1.0, (6 / num_classes) ** 2) if num_classes else 30.0
+
+
 # A row of star sees the captions of other classes only: with two or three classes that is next to nothing.
-register_regularizer(Regularizer("star", _star, needs_labels=True, fewest_classes=4))
-register_regularizer(Regularizer("kl", lambda inputs: _align(inputs, None)))
+register_regularizer(Regularizer("star", _star, needs_labels=True, fewest_classes=4, auto_weight=divergence_weight))
+register_regularizer(Regularizer("kl", lambda inputs: _align(inputs, None), auto_weight=divergence_weight))
+# The distribution over classes, given what is spurious: what a shortcut from the background to the label moves most.
+register_regularizer(
+    Regularizer(
+        "conditional",
+        lambda inputs: _align(inputs, None),
+        columns="classes",
+        fewest_classes=2,
+        auto_weight=divergence_weight,
+    )
+)
 
 
 def _l2_sp(inputs: RegularizerInputs) -> Tensor:

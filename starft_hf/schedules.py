@@ -23,6 +23,7 @@ _SCHEDULES: dict[str, Callable[[Progress], float]] = {
     "constant": lambda progress: 1.0,
 }
 
+
 SCHEDULE_NAMES = tuple(_SCHEDULES)
 
 

@@ -118,6 +118,9 @@ class TrainingStep:
         head: the linear head, where the base loss needs one.
         mini_batch_size: images per forward and backward; None runs a batch as a whole.
         bank: the captions, for regularizers that compare with contexts.
+        sample_weights: from sample indices `(n,)` to the weights of their terms of the base loss, or None. With N
+            samples in the batch of all processes, it is `sum(w_i l_i) / N`: the weights have a mean of 1 over the
+            training set, and are not brought to that within a batch.
     """
 
     encoder: DualEncoder
@@ -127,6 +130,7 @@ class TrainingStep:
     head: nn.Linear | None = None
     mini_batch_size: int | None = None
     bank: CaptionBank | None = None
+    sample_weights: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], reg_weight: float) -> StepLosses:
         """The losses of `batch` by one forward of `model`, which may be inside a parallel wrapper."""
@@ -135,7 +139,10 @@ class TrainingStep:
             outputs = self.encoder.forward(model, batch, self.head)
         spurious = self.regularizer is not None and self.regularizer.columns == "spurious"
         columns = gather_batch(batch, outputs, spurious=spurious)
-        base = _mean(self.base_loss(outputs, columns, batch), batch, columns)
+        base_terms = self.base_loss(outputs, columns, batch)
+        if self.sample_weights is not None:
+            base_terms = base_terms * self.sample_weights(batch["sample_index"]).to(base_terms.dtype)
+        base = _mean(base_terms, batch, columns)
         parts = _parts(batch, outputs, columns) | {finiteness.BASE_LOSS: base}
         if self.regularizer is None or self.reference is None:
             return StepLosses(base, base, torch.zeros_like(base), parts)
@@ -162,7 +169,7 @@ class TrainingStep:
         reference = self.reference
         assert reference is not None
         labels = batch.get("labels")
-        valid = None
+        valid = column_labels = None
         reference_images = outputs.image_embeds.detach()
         tuned = reference_columns = outputs.text_embeds[:0].detach()
         if regularizer.columns == "spurious":
@@ -170,6 +177,11 @@ class TrainingStep:
             tuned, valid = columns.spurious, columns.valid
             reference_images, own_columns = reference.embed(batch)
             reference_columns = gather_values(own_columns)
+            column_labels = None if labels is None else gather_values(labels)
+        elif regularizer.columns == "classes":
+            # Every process has all of these columns, so that its own rows need nothing of the others.
+            tuned, column_labels = outputs.text_embeds[batch["spurious_rows"]], batch["column_labels"]
+            reference_images, reference_columns = reference.embed(batch)
         elif regularizer.columns == "contexts":
             assert self.bank is not None
             reference_images = reference.embed_images(batch)
@@ -181,7 +193,7 @@ class TrainingStep:
             reference_column_embeds=reference_columns,
             logit_scale=reference.logit_scale,
             labels=labels,
-            column_labels=None if labels is None else gather_values(labels),
+            column_labels=column_labels,
             column_valid=valid,
             weight_pairs=lambda: reference.weight_pairs(model),
         )

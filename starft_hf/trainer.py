@@ -11,8 +11,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
-from starft_hf.adapters import base_model_of, base_state, is_adapted, save_temperature, with_adapter
-from starft_hf.callbacks import EpochCallback, RunningLosses, tell_checkpoint
+from starft_hf.adapters import base_model_of, is_adapted, save_temperature, with_adapter
+from starft_hf.alignment import make_alignment
+from starft_hf.callbacks import BatchPlaceCallback, EpochCallback, RunningLosses, tell_checkpoint
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
@@ -39,10 +40,9 @@ from starft_hf.finiteness import FinitenessMixin
 from starft_hf.heads import HEAD_NAME, head_from_weights, load_head, save_head, select_classes
 from starft_hf.models import DualEncoder, check_dual_encoder, load_model, load_processor, logit_scale_of
 from starft_hf.publishing import PublishingMixin
-from starft_hf.record import identity_of
-from starft_hf.reference import Reference, make_reference, plan_cache
-from starft_hf.reference.fingerprint import tensors_digest
+from starft_hf.reference import Reference, plan_cache
 from starft_hf.regularizers import get_regularizer
+from starft_hf.reweighting import SampleWeights
 from starft_hf.schedules import Progress, reg_weight_at
 from starft_hf.sharding import prepare_for_sharding, with_scalars
 from starft_hf.spuriosity.auto import check_auto, given_pool, pool_of_run
@@ -90,6 +90,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
 
     Attributes:
         reference: the frozen reference, or None with regularizer="none".
+        sample_weights: the weights of the training images, or None with reweight="none".
         class_names: the classes of the training set, or None without labels or training set.
         retention: accuracy on the probes before and after training, by their names.
         evaluation_results: what the latest evaluations found, by the name of the data set ("eval" for a single one).
@@ -130,8 +131,8 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
         check_best_metric(args, eval_dataset)
         check_mapped_sets(class_mapping, eval_dataset)
         regularizer = get_regularizer(args.regularizer)
-        pool = given_pool(spuriosity, args) if regularizer is not None and regularizer.columns != "none" else None
-        columns = None
+        pool = given_pool(spuriosity, args) if args.needs_pool else None
+        columns = cache_plan = None
         if train_dataset is not None:
             columns = resolve_columns(train_dataset, args, what="train_dataset", group_function=group_function)
             if pool is not None:
@@ -162,24 +163,33 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
         self._probes = named_probes(zero_shot_probe, args)
         self.retention: dict[str, Retention] = {}
         self.epoch = Epoch()
+        self._place = BatchPlaceCallback()
         self.bank = CaptionBank(self.class_names or (), args.caption_templates, pool, self.encoder.encode_texts)
+        kind = regularizer.columns if regularizer is not None else "none"
         if train_dataset is not None and columns is not None:
             preprocessor = ImagePreprocessor(self.encoder.image_processor, args.crop_scale, image_transform)
-            maker = TrainingExampleMaker(columns, preprocessor, self.bank, args.seed, self.epoch)
+            maker = TrainingExampleMaker(columns, preprocessor, self.bank, args.seed, self.epoch, kind == "spurious")
             train_dataset = as_examples(train_dataset, maker, args.on_bad_image)
         eval_dataset = self._evaluation_examples(eval_dataset, args, class_mapping)
         contrastive = args.base_loss == "contrastive"
         data_collator = data_collator or StarFTCollator(
-            self.encoder.encode_texts, contrastive, regularizer is not None and regularizer.columns == "spurious"
+            self.encoder.encode_texts, contrastive, kind == "spurious", kind != "classes"
         )
 
-        self.reference: Reference | None = None
-        if regularizer is not None and train_dataset is not None and columns is not None:
-            source = model if reference_model is None else load_model(reference_model)
-            source_encoder = DualEncoder.of(source, processing_class, packed=args.mini_batch_size is None)
-            if reference_model is not None:
-                self._reference_model = identity_of(source, tensors_digest(base_state(source)))
-            self.reference = make_reference(source, source_encoder, args, cache_plan, self.bank, train_dataset)
+        self._alignment = make_alignment(
+            model,
+            self.encoder,
+            reference_model,
+            processing_class,
+            args,
+            regularizer,
+            cache_plan,
+            self.bank,
+            train_dataset,
+        )
+        self.reference: Reference | None = self._alignment.reference
+        self._reference_model = self._alignment.identity
+        self.sample_weights: SampleWeights | None = self._alignment.sample_weights
 
         super().__init__(
             model=model,
@@ -189,7 +199,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=[EpochCallback(self.epoch), *(callbacks or [])],
+            callbacks=[EpochCallback(self.epoch), self._place, *(callbacks or [])],
             optimizers=optimizers,
             **kwargs,
         )
@@ -208,10 +218,11 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
             self.head,
             args.mini_batch_size,
             self.bank,
+            self.sample_weights,
         )
         self._running = RunningLosses()
         self.skipped_images = SkippedImages()
-        self._reg_weight = args.reg_weight
+        self._reg_weight = self._alignment.reg_weight
         self.evaluation_results: dict[str, EvaluationResult] = {}
         self.zero_shot_results: dict[str, EvaluationResult] = {}
         self._evaluation: ClassifierEvaluation | None = None
@@ -225,8 +236,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
         if self.train_dataset is None:
             raise ValueError("there is nothing to train on; pass train_dataset")
         self.note_start()
-        if self.reference is not None:
-            self.reference.prepare(self.args.device)
+        self._alignment.prepare(self.args.device)
         if self.is_fsdp_enabled:
             self._scalars = prepare_for_sharding(self.model)
         if self.model_wrapped is self.model:
@@ -251,8 +261,9 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a training batch, by one forward of `model`."""
-        self._reg_weight = reg_weight_at(self.args.reg_schedule, self.args.reg_weight, self._progress())
-        losses = self.training_losses(model, inputs, self._reg_weight)
+        self._reg_weight = reg_weight_at(self.args.reg_schedule, self._alignment.reg_weight, self._progress())
+        batch = self._alignment.with_columns(inputs, self.state.global_step, self._place.take())
+        losses = self.training_losses(model, batch, self._reg_weight)
         self._running.add(losses)
         self.skipped_images.note(inputs)
         self.finiteness.add(losses.parts)

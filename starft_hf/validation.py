@@ -56,15 +56,22 @@ def check_run(
                 f"the spuriosity pool holds {template!r}, which asks for a class name, and the training data set has "
                 "no labels; use a pool whose templates hold {} only"
             )
+    if config.reweight != "none" and (class_names is None or streamed):
+        what = "the training set is a stream" if streamed else "it has no labels with class names"
+        raise ValueError(
+            f"reweight={config.reweight!r} gives every training image a weight by its label before the first step, "
+            f"but {what}; pass a labelled data set that can be read in any order, or use reweight='none'"
+        )
     if pool is not None:
         _check_restrictions(pool, class_names)
     if (
         regularizer is not None
-        and regularizer.columns == "contexts"
+        and regularizer.finite_captions
         and (class_names is None or config.caption_column is not None)
     ):
+        does = "averages templates over classes" if regularizer.columns == "contexts" else "compares classes"
         raise ValueError(
-            f"regularizer={regularizer.name!r} averages templates over classes, so it needs labels with class "
+            f"regularizer={regularizer.name!r} {does}, so it needs labels with class "
             "names and captions made of them; set label_column and class_names, and no caption_column"
         )
     if regularizer is not None and regularizer.columns == "contexts" and pool is not None and pool.weights is not None:
@@ -76,7 +83,8 @@ def check_run(
     if regularizer is not None and class_names is not None and len(class_names) < regularizer.fewest_classes:
         logger.warning(
             "regularizer=%r constrains very little with %d classes, because a row is compared with captions of other "
-            "classes only; regularizer='kl' is recommended below %d classes.",
+            "classes only; regularizer='kl' is recommended below %d classes, or 'conditional', which compares the "
+            "classes with each other.",
             regularizer.name,
             len(class_names),
             regularizer.fewest_classes,

@@ -15,7 +15,14 @@ from starft_hf.evaluation import catalog, metrics
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
 DOCUMENTED = [name for page in PAGES for name in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE)]
-NOT_FOR_USERS = {"CachePlan", "make_reference", "plan_cache", "PUBLISHED_NOTE", "__version__"}
+NOT_FOR_USERS = {
+    "CachePlan",
+    "make_live_reference",
+    "make_reference",
+    "plan_cache",
+    "PUBLISHED_NOTE",
+    "__version__",
+}
 
 
 def final_name(path):

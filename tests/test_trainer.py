@@ -93,6 +93,16 @@ def test_another_reference_model(clip, processor, config, dataset):
     assert steps(trainer)[0]["reg_loss"] > 0.01
 
 
+@pytest.mark.parametrize(("regularizer", "weight"), [("star", 30), ("kl", 30), ("conditional", 30), ("none", 0)])
+@pytest.mark.parametrize(("number", "share"), [(2, 9), (3, 4), (6, 1), (8, 1)])
+def test_the_weight_that_was_measured(clip, processor, config, regularizer, weight, number, share):
+    expected, dataset = weight * share, make_dataset(16, class_names=[f"class {index}" for index in range(number)])
+    args = config(reg_weight="auto", reg_schedule="constant", regularizer=regularizer, max_steps=1)
+    trainer = train(clip, args, dataset, processing_class=processor)
+    assert steps(trainer)[0]["reg_weight"] == expected
+    assert trainer.args.reg_weight == "auto"
+
+
 def test_without_regularizer_there_is_no_reference(clip, processor, config, dataset):
     trainer = train(clip, config(regularizer="none"), dataset, processing_class=processor)
     assert trainer.reference is None

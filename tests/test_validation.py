@@ -84,6 +84,8 @@ def test_what_this_version_does_not_do(refused, dataset):
     [
         ({"reg_weight": -1}, "reg_weight is -1"),
         ({"reg_weight": float("nan")}, "finite"),
+        ({"reg_weight": "automatic"}, "finite number that is not negative, or 'auto'"),
+        ({"reg_weight": "auto", "regularizer": "l2-sp"}, "no weight for reg_weight='auto'"),
         ({"regularizer": "starr"}, "unknown regularizer 'starr'. Did you mean 'star'?"),
         ({"base_loss": "crossentropy"}, "Did you mean 'cross_entropy'?"),
         ({"reg_schedule": "epoch-linear"}, "Did you mean 'epoch_linear'?"),
@@ -180,6 +182,10 @@ def test_every_setting_can_be_given_on_a_command_line(tmp_path):
     assert (config.reg_weight, config.regularizer) == (3, "kl")
     assert config.caption_templates == ["a photo of a {}."]
     assert config.group_column is None
+    assert (
+        HfArgumentParser(StarFTConfig).parse_args_into_dataclasses(line.replace("3", "auto").split())[0].reg_weight
+        == "auto"
+    )
     line += " --group_column label place"
     assert HfArgumentParser(StarFTConfig).parse_args_into_dataclasses(line.split())[0].group_column == [
         "label",

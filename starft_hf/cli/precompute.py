@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
 from starft_hf.cli.arguments import required, settings_of, training_parser
 from starft_hf.cli.command import Command
@@ -23,14 +24,25 @@ class PrecomputeCommand(Command):
         required(options, "model", "dataset")
         args = settings_of(options)
         train, _ = load_training_data(options)
-        reference = make_trainer(options, args, train, {}).reference
-        if reference is None:
+        trainer = make_trainer(options, args, train, {})
+        weights, reference = trainer.sample_weights, trainer.reference
+        if reference is None and weights is None:
             raise argparse.ArgumentTypeError("--regularizer none needs no reference, so there is nothing to compute")
-        reference.prepare(args.device)
-        info = reference.info
+        content: dict[str, Any] = {}
+        lines = []
+        # Weights first: the reference may let its own go.
+        if weights is not None:
+            weights.prepare(args.device)
+            assert weights.diagnostics is not None
+            content["sample_weights"] = asdict(weights.diagnostics)
+            lines.append(f"weights of the images: {weights.diagnostics}")
+        if reference is not None:
+            reference.prepare(args.device)
+            info = reference.info
+            content.update(asdict(info))
+            size = f"{info.rows:,} embeddings, {info.bytes / 2**20:,.1f} MiB, in {info.where}"
+            lines.append(f"{info.kind}: {size if info.rows else 'nothing is remembered with these settings'}")
         if options.json:
-            print_json(asdict(info))
-        elif info.rows:
-            print(f"{info.kind}: {info.rows:,} embeddings, {info.bytes / 2**20:,.1f} MiB, in {info.where}")
+            print_json(content)
         else:
-            print(f"{info.kind}: nothing is remembered with these settings")
+            print("\n".join(lines))

@@ -73,6 +73,12 @@ class CaptionBank:
         """The first id of every class, and the number of all ids."""
         return list(accumulate((len(self.caption_templates) * len(own) for own in self._eligible), initial=0))
 
+    def classes_of(self, spurious_template: int) -> tuple[int, ...]:
+        """The labels that `spurious_template` may be drawn for."""
+        if self.pool is None or self.pool.classes is None:
+            return tuple(range(len(self.class_names)))
+        return tuple(label for label, own in enumerate(self._eligible) if spurious_template in own)
+
     def spurious_id(self, label: int, template: int, spurious_template: int) -> int:
         """The id of that spurious caption."""
         own = self._eligible[label]

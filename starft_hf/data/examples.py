@@ -53,6 +53,7 @@ class TrainingExampleMaker:
     bank: CaptionBank
     seed: int
     epoch: Epoch
+    with_spurious_captions: bool = True
 
     def __call__(self, rows: Sequence[Row], samples: Sequence[int]) -> list[Example]:
         generators = None
@@ -76,8 +77,10 @@ class TrainingExampleMaker:
 
     def _draw_spurious(self, sample: int, label: int | None) -> int | None:
         pool = self.bank.pool
-        if pool is None or len(pool) == 1:
-            return None if pool is None else 0
+        if pool is None or not self.with_spurious_captions:
+            return None
+        if len(pool) == 1:
+            return 0
         generator = sample_generator(self.seed, self.epoch.value, sample, Draw.SPURIOUS_TEMPLATE)
         return pool.draw(generator, self.bank.class_names[label] if label is not None else None)
 

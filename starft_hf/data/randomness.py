@@ -1,7 +1,10 @@
-"""Randomness that belongs to a sample.
+"""Randomness that belongs to a sample, or to a batch.
 
 What is random about a sample (its templates, its crop) is a function of the seed, the epoch and the sample alone. The
 global generators are neither read nor advanced, so batch size, workers, ranks, caching and resuming change nothing.
+What a batch shares is a function of the seed, the optimiser step and the place of the batch in it. Every process knows
+these without asking, a resumed run counts on from where it was, and streams, whose rows have no numbers, have them
+too.
 """
 
 import random
@@ -19,11 +22,26 @@ class Draw(IntEnum):
     CAPTION_TEMPLATE = 0
     SPURIOUS_TEMPLATE = 1
     TRANSFORM = 2
+    SHARED_CAPTION_TEMPLATE = 3
+    SHARED_SPURIOUS_TEMPLATE = 4
+    OTHER_CLASSES = 5
 
 
 def sample_generator(seed: int, epoch: int, sample: int, draw: Draw) -> np.random.Generator:
     """The generator of one draw of one sample in one epoch."""
     return np.random.default_rng((seed, epoch, sample, int(draw)))
+
+
+def batch_generator(seed: int, step: int, part: int, draw: Draw) -> np.random.Generator:
+    """The generator of one draw that a whole batch shares, over all processes.
+
+    Args:
+        seed: of the run.
+        step: the optimiser step, counted from 0 over all epochs.
+        part: the place of the batch among those whose gradients the step accumulates.
+        draw: what is drawn; no draw is made both for samples and for batches.
+    """
+    return np.random.default_rng((seed, step, part, int(draw)))
 
 
 @contextmanager

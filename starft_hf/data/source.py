@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 
 def column_names(dataset: Any) -> list[str] | None:
@@ -23,3 +24,8 @@ def column_names(dataset: Any) -> list[str] | None:
 def is_stream(dataset: Any) -> bool:
     """Whether rows can only be read in order."""
     return isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__getitem__")
+
+
+def is_fingerprinted(dataset: Any) -> bool:
+    """Whether `dataset` says when its images change: a `datasets` Dataset without a transform of its own."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"

@@ -39,8 +39,7 @@ class Setting:
         pool: which templates the regularizers see, a key of `POOLS`.
         correlation: share of a class's training images on its home background.
         split: what is scored: "test", or "validation" for choosing settings.
-        reg_weight: weight of the regularizer, constant. The demo's model has a logit scale of about 15 rather than
-            CLIP's 100, and its alignment losses are as much smaller; 30 was chosen on the validation split.
+        reg_weight: weight of the regularizer, constant. 30 was chosen on the validation split.
         learning_rate: the same for every method, as are steps and the order of the data.
         steps: optimiser steps.
         batch_size: images per step.

@@ -7,6 +7,7 @@ set to download.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,7 +92,11 @@ def make_model(processor: CLIPProcessor) -> CLIPModel:
 
 
 def pretrain(
-    seed: int = 0, steps: int = 600, batch_size: int = 128, progress: bool = True
+    seed: int = 0,
+    steps: int = 600,
+    batch_size: int = 128,
+    progress: bool = True,
+    logit_scale: float | None = None,
 ) -> tuple[CLIPModel, CLIPProcessor]:
     """Pre-train on freshly drawn clean pictures of every shape on every background, each as often as the others.
 
@@ -100,11 +105,14 @@ def pretrain(
         steps: optimiser steps; AdamW with a one-cycle schedule.
         batch_size: pictures per step.
         progress: whether to show a progress bar.
+        logit_scale: the inverse temperature to pre-train at; None trains it, as CLIP does, to about 15 here.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         processor = make_processor()
         model = make_model(processor)
+    if logit_scale is not None:
+        model.logit_scale.requires_grad_(False).fill_(math.log(logit_scale))
     encoder = DualEncoder.of(model, processor)
     rng = np.random.default_rng((7, seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
@@ -123,6 +131,7 @@ def pretrain(
             schedule.step()
             bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
             bar.update()
+    model.logit_scale.requires_grad_(True)
     return model.eval(), processor
 
 
@@ -148,10 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model and its processor to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--logit-scale", type=float, help="inverse temperature to keep; by default it is trained")
     options = parser.parse_args(arguments)
     if options.output.exists() and any(options.output.iterdir()):
         parser.error(f"{options.output} exists and is not empty; choose another folder")
-    model, processor = pretrain(options.seed, options.steps)
+    model, processor = pretrain(options.seed, options.steps, logit_scale=options.logit_scale)
     model.save_pretrained(options.output)
     processor.save_pretrained(options.output)
     print(f"zero-shot accuracy {zero_shot_accuracy(model, processor):.1%}, written to {options.output}")

@@ -8,6 +8,7 @@ in another style, where the background nearly always tells which classes it can 
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -27,9 +28,42 @@ HELD_OUT_CLASSES = CLASS_NAMES[6:]
 COLOURS = {"navy": (22, 30, 96), "maroon": (104, 20, 34), "black": (18, 18, 20), "purple": (78, 22, 100)}
 BACKGROUNDS = ("grass", "water", "snow", "sand", "brick", "gravel")
 
-HOME_BACKGROUND = dict(zip(TRAINED_CLASSES, ("grass", "water", "grass", "water", "grass", "water"), strict=True))
 TASK_BACKGROUNDS = ("grass", "water")
 GROUP_NAMES = tuple(f"{home} class on {place}" for home in TASK_BACKGROUNDS for place in TASK_BACKGROUNDS)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which classes are fine-tuned, and on which two backgrounds they are at home, in turn.
+
+    Attributes:
+        class_names: of `CLASS_NAMES`, at least two.
+        backgrounds: two of `BACKGROUNDS`.
+    """
+
+    class_names: tuple[str, ...] = TRAINED_CLASSES
+    backgrounds: tuple[str, str] = TASK_BACKGROUNDS
+
+    def __post_init__(self) -> None:
+        for what, names, known in (
+            ("class", self.class_names, CLASS_NAMES),
+            ("background", self.backgrounds, BACKGROUNDS),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(unknown_name(what, name, known))
+        if len(set(self.class_names)) < max(len(self.class_names), 2) or len(set(self.backgrounds)) != 2:
+            raise ValueError(f"{self} is no task; pass two different backgrounds and at least two different classes")
+
+    def home_of(self, shape: str) -> str | None:
+        """The background that `shape` is at home on; None for a class that is not fine-tuned."""
+        return self.backgrounds[self.class_names.index(shape) % 2] if shape in self.class_names else None
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The classes that fine-tuning never sees."""
+        return tuple(name for name in CLASS_NAMES if name not in self.class_names)
+
 
 CAPTION_TEMPLATE = "a photo of a {}."
 
@@ -112,10 +146,12 @@ def vocabulary() -> list[str]:
     return sorted({word for text in texts for word in text.split()})
 
 
-def make_split(split: Split, *, seed: int = 0, correlation: float = 0.95, size: int | None = None) -> Dataset:
+def make_split(
+    split: Split, *, seed: int = 0, correlation: float = 0.95, size: int | None = None, task: Task | None = None
+) -> Dataset:
     """A split of the fine-tuning task, in the shifted style, with the columns image, label and group.
 
-    "train" follows `correlation`; "validation" and "test" have as many rows in every group; "held_out" has the two
+    "train" follows `correlation`; "validation" and "test" have as many rows in every group; "held_out" has the
     classes that fine-tuning never sees, to be told from all eight.
 
     Args:
@@ -123,10 +159,12 @@ def make_split(split: Split, *, seed: int = 0, correlation: float = 0.95, size: 
         seed: of the split; splits of one seed share no randomness.
         correlation: share of a class's training images that are on its home background; 0.5 is no correlation.
         size: rows, rounded down to equal numbers per group; by default 480, 396, 996 and 400.
+        task: classes and backgrounds; by default six classes at home on grass or on water.
 
     Raises:
-        ValueError: if the split is unknown or the correlation no share.
+        ValueError: if the split is unknown, the correlation no share, or no class is held out.
     """
+    task = Task() if task is None else task
     if split not in _SPLITS:
         raise ValueError(unknown_name("split", split, _SPLITS))
     if not 0 <= correlation <= 1:
@@ -134,42 +172,43 @@ def make_split(split: Split, *, seed: int = 0, correlation: float = 0.95, size: 
     stream, default_size = _SPLITS[split]
     rng = np.random.default_rng((stream, seed))
     size = default_size if size is None else size
+    if split == "held_out" and not task.held_out:
+        raise ValueError("the task has all classes, so that none is held out; leave some out of class_names")
     if split == "train":
-        rows = _correlated_rows(size, correlation)
+        rows = _correlated_rows(size, correlation, task)
     else:
-        shapes = HELD_OUT_CLASSES if split == "held_out" else TRAINED_CLASSES
-        rows = _balanced_rows(shapes, size)
-    names = CLASS_NAMES if split == "held_out" else TRAINED_CLASSES
+        rows = _balanced_rows(task.held_out if split == "held_out" else task.class_names, size, task)
+    names = CLASS_NAMES if split == "held_out" else task.class_names
     rows = [rows[index] for index in rng.permutation(len(rows))]
     return Dataset.from_dict(
         {
             "image": [{"bytes": _png(draw_image(rng, *row, "shifted")), "path": None} for row in rows],
             "label": [names.index(shape) for shape, _ in rows],
-            "group": [group_name(*row) for row in rows],
+            "group": [group_name(*row, task) for row in rows],
         },
         features=Features(image=Image(), label=ClassLabel(names=list(names)), group=Value("string")),
     )
 
 
-def group_name(shape: str, background: str) -> str:
+def group_name(shape: str, background: str, task: Task) -> str:
     """Where `shape` is at home and where it is; classes without a home are grouped by where they are."""
-    home = HOME_BACKGROUND.get(shape)
+    home = task.home_of(shape)
     return background if home is None else f"{home} class on {background}"
 
 
-def _correlated_rows(size: int, correlation: float) -> list[tuple[str, str]]:
+def _correlated_rows(size: int, correlation: float, task: Task) -> list[tuple[str, str]]:
     rows = []
-    per_class = size // len(TRAINED_CLASSES)
-    for shape, home in HOME_BACKGROUND.items():
-        away = next(background for background in TASK_BACKGROUNDS if background != home)
+    per_class = size // len(task.class_names)
+    for index, shape in enumerate(task.class_names):
+        home, away = task.backgrounds[index % 2], task.backgrounds[1 - index % 2]
         # Exact shares: with a few images per class off its home, draws would make the seeds differ in difficulty.
         at_home = round(correlation * per_class)
         rows += [(shape, home)] * at_home + [(shape, away)] * (per_class - at_home)
     return rows
 
 
-def _balanced_rows(shapes: Sequence[str], size: int) -> list[tuple[str, str]]:
-    cells = [(shape, background) for shape in shapes for background in TASK_BACKGROUNDS]
+def _balanced_rows(shapes: Sequence[str], size: int, task: Task) -> list[tuple[str, str]]:
+    cells = [(shape, background) for shape in shapes for background in task.backgrounds]
     return [cell for cell in cells for _ in range(size // len(cells))]
 
 

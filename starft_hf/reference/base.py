@@ -49,7 +49,10 @@ class Reference(ABC):
 
     @abstractmethod
     def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The unit embeddings `(N, D)` of a training batch's images and of its spurious captions, row by row."""
+        """The unit embeddings of a training batch's images, `(N, D)`, and of its spurious captions, `(M, D)`.
+
+        The latter in the order of `spurious_rows`: one per row, or one per class that is compared.
+        """
 
     @abstractmethod
     def embed_images(self, batch: Mapping[str, Any]) -> Tensor:

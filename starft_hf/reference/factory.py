@@ -12,7 +12,7 @@ from starft_hf.adapters import base_model_of, is_adapted
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.examples import IndexedExamples, image_examples
-from starft_hf.data.source import is_stream
+from starft_hf.data.source import is_fingerprinted, is_stream
 from starft_hf.models import DualEncoder
 from starft_hf.reference.base import Reference
 from starft_hf.reference.cached import CachedReference
@@ -84,7 +84,7 @@ def _why_images_cannot_be_cached(dataset: Any, deterministic_images: bool) -> st
             f"a {type(dataset).__name__} has no fingerprint that would tell when its images have changed; pass a "
             "datasets.Dataset, or use reference_cache='text'"
         )
-    if dataset.format["type"] == "custom":
+    if not is_fingerprinted(dataset):
         return (
             "the data set has a transform of its own, which may be random; apply what is not random with map(), or "
             "use reference_cache='text'"
@@ -98,35 +98,37 @@ def _sees_every_image(config: StarFTConfig, size: int) -> bool:
     return config.max_steps * per_step >= size if config.max_steps > 0 else config.num_train_epochs >= 1
 
 
-def make_reference(
-    model: nn.Module,
-    encoder: DualEncoder,
-    config: StarFTConfig,
-    plan: CachePlan,
-    bank: CaptionBank,
-    examples: Any,
-) -> Reference:
-    """The reference of a run: `model` as it is now.
+def make_live_reference(model: nn.Module, encoder: DualEncoder, config: StarFTConfig) -> LiveReference:
+    """What computes as `model` does now.
 
     Args:
         model: the model before fine-tuning.
         encoder: its conventions.
         config: the settings.
+    """
+    if is_adapted(model):
+        return AdapterReference(model, encoder, config.mini_batch_size)
+    dtype = None if config.reference_dtype is None else getattr(torch, config.reference_dtype)
+    return FrozenReference(model, encoder, dtype, config.mini_batch_size)
+
+
+def make_reference(
+    live: LiveReference, config: StarFTConfig, plan: CachePlan, bank: CaptionBank, examples: Any
+) -> Reference:
+    """The reference of a run.
+
+    Args:
+        live: what computes it.
+        config: the settings.
         plan: what to remember.
         bank: the captions.
         examples: the training examples.
     """
-    dtype = None if config.reference_dtype is None else getattr(torch, config.reference_dtype)
-    live: LiveReference
-    if is_adapted(model):
-        live = AdapterReference(model, encoder, config.mini_batch_size)
-    else:
-        live = FrozenReference(model, encoder, dtype, config.mini_batch_size)
     progress = not config.disable_tqdm
     texts: TextFeatures | None = None
     if plan.texts:
         texts = CachedTexts(bank, plan.store, progress=progress)
-        size, limit = _text_bytes(model, bank), int(config.reference_text_cache_gib * 2**30)
+        size, limit = _text_bytes(live.model, bank), int(config.reference_text_cache_gib * 2**30)
         if size > limit:
             logger.warning(
                 "The %d spurious captions of this run would take %.1f GiB as features, more than "

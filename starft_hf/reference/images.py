@@ -31,7 +31,7 @@ class CachedImages:
 
     Args:
         examples: the data set, preprocessed deterministically.
-        store: where the features are kept between runs.
+        store: where the features are kept between runs; None keeps them in memory alone.
         batch_size: images per forward.
         num_workers: processes that preprocess.
         dtype: what the features are stored in; None is that of the embeddings. float16 halves their size and rounds
@@ -40,7 +40,7 @@ class CachedImages:
     """
 
     examples: IndexedExamples
-    store: FeatureStore
+    store: FeatureStore | None
     batch_size: int = 64
     num_workers: int = 0
     dtype: torch.dtype | None = None
@@ -52,21 +52,25 @@ class CachedImages:
 
     def prepare(self, live: LiveReference, device: torch.device) -> None:
         """Load the features, or compute and store them."""
-        if self._embeds is None:
+        skips = self.examples.on_bad_image == SKIP
+        if self._embeds is None and self.store is None:
+            self._embeds = self._encode(live, device)
+        elif self._embeds is None:
+            assert self.store is not None
             depends_on = [
                 live.fingerprint,
                 preprocessing_fingerprint(live.encoder.image_processor),
                 images_fingerprint(self.examples.dataset, self.examples.columns.image),
                 str(self.dtype),
             ]
-            skips = self.examples.on_bad_image == SKIP
             # Only with "skip" can there be rows of nothing.
             key = digest([*depends_on, SKIP] if skips else depends_on)
             self._embeds, self.file = self.store.load_or_build(
                 KIND, key, len(self.examples), device, lambda: self._encode(live, device), self._is_up_to_date
             )
-            if skips:
-                self.examples.unreadable.update(_unreadable(self._embeds))
+        assert self._embeds is not None
+        if skips:
+            self.examples.unreadable.update(_unreadable(self._embeds))
         if self._embeds.nbytes <= _BYTES_ON_DEVICE:
             self._embeds = self._embeds.to(device)
 
@@ -105,6 +109,11 @@ class CachedImages:
         assert self._embeds is not None
         rows = self._embeds[samples.to(self._embeds.device)].to(samples.device)
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+    def all_rows(self) -> Tensor:
+        """The embeddings of all images, in the order of their indices."""
+        assert self._embeds is not None
+        return self._embeds
 
     @property
     def size(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from starft_hf.reference.store import FeatureStore
 logger = logging.get_logger(__name__)
 
 KIND = "texts"
+CHUNK_SIZE = 256
 
 
 class TextFeatures(ABC):
@@ -58,7 +59,7 @@ class CachedTexts(TextFeatures):
         progress: whether to show a progress bar.
     """
 
-    def __init__(self, bank: CaptionBank, store: FeatureStore, chunk_size: int = 256, progress: bool = True):
+    def __init__(self, bank: CaptionBank, store: FeatureStore, chunk_size: int = CHUNK_SIZE, progress: bool = True):
         self.bank = bank
         self.store = store
         self.chunk_size = chunk_size
@@ -72,30 +73,11 @@ class CachedTexts(TextFeatures):
             distinct: dict[str, int] = {}
             ids = [distinct.setdefault(caption, len(distinct)) for caption in self.bank.spurious_captions()]
             self._row_of_id = torch.tensor(ids)
-            texts = list(distinct)
-            key = digest([live.fingerprint, texts_fingerprint(live.encoder, texts)])
-            self._embeds, self._file = self.store.load_or_build(
-                KIND, key, len(texts), device, lambda: self._encode(live, texts, device)
+            self._embeds, self._file = embeds_of_texts(
+                live, list(distinct), self.store, device, chunk_size=self.chunk_size, progress=self.progress
             )
         assert self._row_of_id is not None
         self._embeds, self._row_of_id = self._embeds.to(device), self._row_of_id.to(device)
-
-    def _encode(self, live: LiveReference, texts: Sequence[str], device: torch.device) -> Tensor:
-        live.prepare(device)
-        # Texts of about the same length share a chunk, so that little of it is padding.
-        order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), texts[index]))
-        mine = [order[place] for place in share_of(len(texts))]
-        chunks = []
-        with tqdm(total=len(mine), desc="Reference captions", unit=" captions", disable=not self.progress) as bar:
-            for start in range(0, len(mine), self.chunk_size):
-                rows = mine[start : start + self.chunk_size]
-                chunks.append(live.embed_texts([texts[row] for row in rows]))
-                bar.update(len(rows))
-            rate = bar.format_dict["rate"]
-        logger.info("Encoded %d captions%s.", len(mine), f", {rate:,.0f} a second" if rate else "")
-        share = torch.cat(chunks) if chunks else live.embed_texts(texts[:1])[:0]
-        embeds = assemble(share, len(texts))
-        return torch.empty_like(embeds).index_copy_(0, torch.tensor(order, device=embeds.device), embeds)
 
     def rows(self, ids: Tensor) -> Tensor:
         assert self._embeds is not None
@@ -157,3 +139,53 @@ class LazyTexts(TextFeatures):
     @property
     def size(self) -> tuple[int, int]:
         return len(self._remembered), self._bytes
+
+
+def embeds_of_texts(
+    live: LiveReference,
+    texts: Sequence[str],
+    store: FeatureStore | None,
+    device: torch.device,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    progress: bool = True,
+) -> tuple[Tensor, Path | None]:
+    """The reference's unit embeddings `(len(texts), D)` of distinct texts, from a store or by all processes together.
+
+    Args:
+        live: what computes them.
+        texts: the texts.
+        store: where they are kept between runs; None keeps them in memory alone.
+        device: where they are computed.
+        chunk_size: texts per forward.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The embeddings, and the file they are in, if any.
+    """
+
+    def encode() -> Tensor:
+        return _encode(live, texts, device, chunk_size, progress)
+
+    if store is None:
+        return encode(), None
+    key = digest([live.fingerprint, texts_fingerprint(live.encoder, texts)])
+    return store.load_or_build(KIND, key, len(texts), device, encode)
+
+
+def _encode(live: LiveReference, texts: Sequence[str], device: torch.device, size: int, progress: bool) -> Tensor:
+    live.prepare(device)
+    # Texts of about the same length share a chunk, so that little of it is padding.
+    order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), texts[index]))
+    mine = [order[place] for place in share_of(len(texts))]
+    chunks = []
+    with tqdm(total=len(mine), desc="Reference captions", unit=" captions", disable=not progress) as bar:
+        for start in range(0, len(mine), size):
+            rows = mine[start : start + size]
+            chunks.append(live.embed_texts([texts[row] for row in rows]))
+            bar.update(len(rows))
+        rate = bar.format_dict["rate"]
+    logger.info("Encoded %d captions%s.", len(mine), f", {rate:,.0f} a second" if rate else "")
+    share = torch.cat(chunks) if chunks else live.embed_texts(texts[:1])[:0]
+    embeds = assemble(share, len(texts))
+    return torch.empty_like(embeds).index_copy_(0, torch.tensor(order, device=embeds.device), embeds)

@@ -1,7 +1,8 @@
 """Finds what goes together with the labels of a data set, with the zero-shot model alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from os import PathLike
 from typing import Any
@@ -34,6 +35,7 @@ from starft_hf.spuriosity.attributes import (
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.result import DiscoveryResult, Scorer
 from starft_hf.spuriosity.statistics import measure_associations
+from starft_hf.texts import TextEncoding
 
 
 # A template is averaged over no more classes than this, evenly spread: more would change the average very little.
@@ -260,6 +262,18 @@ def make_scorer(
     caption_templates: Sequence[str],
 ) -> Scorer:
     """What tells attributes of images: the embeddings of the pool's templates and of the plain captions."""
+    embed_texts = partial(_embed_distinct, model, encoder)
+    return scorer_from(embed_texts, encoder.encode_texts, class_names, pool, caption_templates)
+
+
+def scorer_from(
+    embed_texts: Callable[[Sequence[str]], Tensor],
+    encoding: TextEncoding,
+    class_names: Sequence[str],
+    pool: SpuriosityPool,
+    caption_templates: Sequence[str],
+) -> Scorer:
+    """The same from what embeds distinct texts, as unit rows `(number of texts, D)` on the CPU, and their encoding."""
     names = list(dict.fromkeys(readable(name) for name in class_names))
     wanted = [[name for name in names if index in pool.eligible(name)] for index in range(len(pool))]
     wanted = [list(_spread(own, _CLASSES_PER_TEMPLATE)) for own in wanted]
@@ -272,7 +286,7 @@ def make_scorer(
             caption = template.replace("{}", name)
             return caption if index is None else pool.inject(caption, name, index)
 
-        return encoder.encode_texts.fit(fill, name)
+        return encoding.fit(fill, name)
 
     # The plain captions of every class; then, of all classes and of each half of them, plain captions and templates.
     shown = _spread(names, _CLASSES_PER_TEMPLATE)
@@ -280,7 +294,7 @@ def make_scorer(
     for half in (slice(None), slice(None, None, 2), slice(1, None, 2)):
         groups.append(captions(None, shown[half] or shown))
         groups += [captions(index, own[half] or own) for index, own in enumerate(wanted)]
-    rows = _embed_texts(model, encoder, groups)
+    rows = _means(embed_texts, groups)
     class_embeds, rest = rows[: len(names)], rows[len(names) :].unflatten(0, (3, 1 + len(pool)))
     basis = class_subspace(class_embeds)
     aspects = [aspect or pool.name or "attribute" for aspect in pool.aspects or [None] * len(pool)]
@@ -306,9 +320,15 @@ def _spread(items: Sequence[str], number: int) -> Sequence[str]:
     return [items[round(place * (len(items) - 1) / (number - 1))] for place in range(number)]
 
 
-def _embed_texts(model: nn.Module, encoder: DualEncoder, groups: Sequence[Sequence[str]]) -> Tensor:
+def _means(embed_texts: Callable[[Sequence[str]], Tensor], groups: Sequence[Sequence[str]]) -> Tensor:
     """One unit row per group of texts, the mean of theirs, `(len(groups), D)`; zeros for a group without texts."""
     distinct = list(dict.fromkeys(text for texts in groups for text in texts))
+    embeds = embed_texts(distinct)
+    row_of = {text: row for row, text in enumerate(distinct)}
+    return unit_rows(torch.stack([embeds[[row_of[text] for text in texts]].sum(0) for texts in groups]))
+
+
+def _embed_distinct(model: nn.Module, encoder: DualEncoder, distinct: Sequence[str]) -> Tensor:
     # In alphabetical order, texts that begin alike share a chunk, and what they begin with where the tower can.
     order = sorted(range(len(distinct)), key=lambda index: distinct[index])
     mine = [distinct[order[place]] for place in share_of(len(order))]
@@ -319,9 +339,7 @@ def _embed_texts(model: nn.Module, encoder: DualEncoder, groups: Sequence[Sequen
         ]
         share = torch.cat(chunks) if chunks else encoder.encode(model, texts=distinct[:1])[:0]
     embeds = assemble(share, len(order)).float().cpu()
-    row_of = {distinct[index]: place for place, index in enumerate(order)}
-    means = [embeds[[row_of[text] for text in texts]].sum(0) for texts in groups]
-    return unit_rows(torch.stack(means))
+    return torch.empty_like(embeds).index_copy_(0, torch.tensor(order), embeds)
 
 
 def embed_images(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -45,6 +46,19 @@ class Scorer:
         """By aspect, the index of the attribute that every image has, `(N,)`, or -1 for none."""
         return self._assigned(image_embeds, self.embeds, self.plain)
 
+    def probabilities(self, image_embeds: Tensor, logit_scale: float) -> dict[str, Tensor]:
+        """By aspect, the probabilities of its attributes in every image, `(N, 1 + their number)`; first that of none.
+
+        Args:
+            image_embeds: `(N, D)`.
+            logit_scale: of the softmax over the captions, already exponentiated.
+        """
+        found = {}
+        for aspect, members in self._members().items():
+            captions = torch.cat([self.plain[None], self.embeds[members]])
+            found[aspect] = (logit_scale * image_embeds @ captions.T).softmax(-1)
+        return found
+
     def agreement(self, image_embeds: Tensor) -> NDArray[np.float64]:
         """How far captions of the one half of the classes and those of the other agree, as Cohen's kappa, `(A,)`.
 
@@ -55,11 +69,15 @@ class Scorer:
 
     def _assigned(self, image_embeds: Tensor, embeds: Tensor, plain: Tensor) -> dict[str, NDArray[np.int64]]:
         assigned = {}
-        for aspect in dict.fromkeys(attribute.aspect for attribute in self.attributes):
-            members = np.array([index for index, own in enumerate(self.attributes) if own.aspect == aspect])
+        for aspect, members in self._members().items():
             best = assign(image_embeds, embeds[members], plain).numpy()
             assigned[aspect] = np.where(best < 0, -1, members[best])
         return assigned
+
+    def _members(self) -> dict[str, NDArray[np.int64]]:
+        """By aspect, the indices of its attributes."""
+        aspects = np.array([attribute.aspect for attribute in self.attributes])
+        return {str(aspect): np.flatnonzero(aspects == aspect) for aspect in dict.fromkeys(aspects)}
 
 
 @dataclass(frozen=True)

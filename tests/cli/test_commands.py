@@ -136,6 +136,11 @@ def test_precompute_fills_the_cache_that_train_uses(run, pictures):
     again = json.loads(run("precompute", *arguments, "--json"))
     assert (again["rows"], again["forwards"]) == (first["rows"], 0)
     assert "needs no reference" in run("precompute", *arguments, "--regularizer", "none", code=2)
+    weighted = json.loads(run("precompute", *arguments, "--reweight", "attribution", "--json"))
+    assert weighted["sample_weights"]["images"] == 16
+    assert "weights of the images: " in run(
+        "precompute", *arguments, "--regularizer", "none", "--reweight", "attribution"
+    )
 
 
 def test_compare_and_report(run, pictures, tmp_path):

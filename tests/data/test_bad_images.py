@@ -95,6 +95,8 @@ SETTINGS = [
     {"reference_cache": "none", "regularizer": "kl"},
     {"regularizer": "car-ft"},
     {"mini_batch_size": 3},
+    {"regularizer": "conditional"},
+    {"reweight": "attribution", "crop_scale": None},
 ]
 
 

@@ -5,11 +5,12 @@ from starft_hf.demo.experiment import POOLS
 from starft_hf.demo.pretrain import make_processor
 from starft_hf.demo.world import (
     CAPTION_TEMPLATE,
+    CLASS_NAMES,
     GROUP_NAMES,
     HELD_OUT_CLASSES,
-    HOME_BACKGROUND,
     TASK_BACKGROUNDS,
     TRAINED_CLASSES,
+    Task,
     draw_captioned,
     make_split,
 )
@@ -35,7 +36,7 @@ def test_splits_of_one_seed_share_no_picture():
 @pytest.mark.parametrize(("correlation", "share"), [(0.95, 0.95), (0.5, 0.5), (1.0, 1.0)])
 def test_training_images_follow_the_correlation_exactly(correlation, share):
     train = make_split("train", correlation=correlation)
-    homes = [HOME_BACKGROUND[TRAINED_CLASSES[label]] for label in train["label"]]
+    homes = [Task().home_of(TRAINED_CLASSES[label]) for label in train["label"]]
     at_home = [group == f"{home} class on {home}" for group, home in zip(train["group"], homes, strict=True)]
     assert np.mean(at_home) == pytest.approx(share)
 
@@ -83,3 +84,32 @@ def test_unknown_split_and_correlation_are_refused():
         make_split("tset")
     with pytest.raises(ValueError, match="correlation is 95"):
         make_split("train", correlation=95)
+
+
+@pytest.mark.parametrize("number", [2, 4, 8])
+def test_tasks_of_other_classes_and_backgrounds(number):
+    task = Task(CLASS_NAMES[:number], ("brick", "sand"))
+    train = make_split("train", size=80, correlation=0.8, task=task)
+    assert train.features["label"].names == list(CLASS_NAMES[:number])
+    groups = [group.split(" class on ") for group in train["group"]]
+    assert {place for group in groups for place in group} == {"brick", "sand"}
+    assert np.mean([home == place for home, place in groups]) == pytest.approx(0.8)
+    assert all(("brick", "sand")[label % 2] == home for label, (home, _) in zip(train["label"], groups, strict=True))
+    test = make_split("test", size=16, task=task)
+    assert len(set(test["group"])) == 4
+    if number == 8:
+        with pytest.raises(ValueError, match="none is held out"):
+            make_split("held_out", task=task)
+    else:
+        assert len(make_split("held_out", size=48, task=task).features["label"].names) == 8
+
+
+def test_tasks_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="unknown class 'cube'"):
+        Task(("circle", "cube"))
+    with pytest.raises(ValueError, match="unknown background"):
+        Task(backgrounds=("grass", "lava"))
+    with pytest.raises(ValueError, match="two different backgrounds"):
+        Task(backgrounds=("grass", "grass"))
+    with pytest.raises(ValueError, match="at least two different classes"):
+        Task(("circle", "circle"))

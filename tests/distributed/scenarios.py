@@ -40,6 +40,25 @@ SCENARIOS = {
     "cross-entropy alone": ({"base_loss": "cross_entropy", "regularizer": "none"}, 27),
     "adapter": ({"peft_config": "lora"}, 31),
     "evaluated before": ({"evaluated_before": True}, 31),
+    "conditional, one process without rows": ({"regularizer": "conditional"}, 27),
+    "cross-entropy conditional, accumulated": (
+        {"base_loss": "cross_entropy", "regularizer": "conditional", "gradient_accumulation_steps": 2},
+        31,
+    ),
+    "conditional, live, in chunks": (
+        {"regularizer": "conditional", "reference_cache": "none", "mini_batch_size": 2},
+        31,
+    ),
+    "conditional, not all classes": ({"regularizer": "conditional", "reg_max_classes": 3, "classes": 24}, 27),
+    "weighted star": ({"reweight": "attribution"}, 27),
+    "weighted conditional, adapter": (
+        {"reweight": "attribution", "regularizer": "conditional", "peft_config": "lora"},
+        31,
+    ),
+    "weighted cross-entropy alone": (
+        {"reweight": "attribution", "base_loss": "cross_entropy", "regularizer": "none"},
+        31,
+    ),
 }
 
 
@@ -68,6 +87,8 @@ def make_trainer(name, folder, **overrides):
     peft_config = settings.pop("peft_config", None)
     sharded = settings.pop("sharded", False)
     evaluated_before = settings.pop("evaluated_before", False)
+    number = settings.pop("classes", None)
+    classes = {} if number is None else {"class_names": [f"class {index}" for index in range(number)]}
     args = StarFTConfig(
         **{
             "output_dir": str(folder / "output"),
@@ -90,8 +111,8 @@ def make_trainer(name, folder, **overrides):
     trainer = Recorder(
         CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float64),
         args,
-        make_dataset(size),
-        eval_dataset=make_dataset(13, seed=5),
+        make_dataset(size, **classes),
+        eval_dataset=make_dataset(13, seed=5, **classes),
         processing_class=AutoProcessor.from_pretrained(TINY_CLIP),
         spuriosity=["{} in the snow.", "{} at night.", "{} on a beach."],
         peft_config=peft_config,

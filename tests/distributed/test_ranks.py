@@ -67,7 +67,15 @@ def test_every_image_is_computed_by_one_process_only(shared, alone):
 
 
 FSDP = {"sharded": True}
-FSDP_SCENARIOS = ["contrastive star", "live reference", "cross-entropy star", "full cache", "in chunks"]
+FSDP_SCENARIOS = [
+    "contrastive star",
+    "live reference",
+    "cross-entropy star",
+    "full cache",
+    "in chunks",
+    "conditional, live, in chunks",
+    "weighted star",
+]
 
 
 @pytest.fixture(scope="session")

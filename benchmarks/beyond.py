@@ -1,0 +1,347 @@
+"""How far conditional alignment and attribution weights hold: `python -m benchmarks.beyond`.
+
+Fine-tunes on the demo's world with every method, by number of classes, correlation, pre-trained model and seed.
+Weights are chosen on the validation split, with seeds that are not tested, for each method and number of classes once,
+and kept for all correlations and models. What is finished stands in beyond.json and is not run again, so that the run
+can be broken off at any time. At the end BEYOND.md, beyond.png and beyond_scale.png are written.
+"""
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import AutoProcessor, CLIPModel
+
+from starft_hf import StarFTConfig, compare
+from starft_hf.demo.pretrain import MODEL_FOLDER, pretrain
+from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, CLASS_NAMES, Task, make_split
+from starft_hf.files import write_text_atomically
+from starft_hf.spuriosity.result import Scorer
+
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "beyond.json"
+
+CLASSES = (2, 4, 6, 8)
+CORRELATIONS = (0.5, 0.8, 0.95, 1.0)
+# What is chosen on validation: at this correlation, on the model that comes with the package.
+CHOICE = {"correlation": 0.95, "base": "seed-0"}
+CHOICE_SEEDS = (100, 101)
+WEIGHTS = {
+    "kl": (10.0, 30.0, 100.0, 300.0, 1000.0),
+    "star": (10.0, 30.0, 100.0, 300.0, 1000.0),
+    "conditional": (10.0, 30.0, 100.0, 300.0, 1000.0),
+    "conditional + attribution": (3.0, 10.0, 30.0, 100.0, 300.0),
+}
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+# The method of `compare` that is run, and what its attribution is made to get wrong.
+METHODS = {
+    "zero-shot": ("zero-shot", None),
+    "FLYP": ("FLYP", None),
+    "kl": ("kl", None),
+    "star": ("star", None),
+    "conditional": ("conditional", None),
+    "attribution": ("attribution", None),
+    "conditional + attribution": ("conditional + attribution", None),
+    "both, 20% of attributes random": ("conditional + attribution", "random"),
+    "both, pool misses the bias": ("conditional + attribution", "misses"),
+}
+
+# Models of other logit scales: pre-trained at one, or the package's own with another one put in afterwards.
+SCALES = {"seed-0": 15, "scale-50": 50, "scale-100": 100, "rescaled-50": 50, "rescaled-100": 100}
+SCALE_METHODS = ("kl", "star", "conditional")
+SCALE_WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0)
+
+PER_GROUP = 200
+SCORING_SEED = 1000
+RANDOM_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning, and what it is scored on.
+
+    Attributes:
+        part: "choice" and "scale" are scored on validation, "test" on the test split.
+        classes: how many.
+        correlation: share of a class's training images at home.
+        base: the pre-trained model.
+        method: a key of `METHODS`.
+        weight: of the regularizer; of "FLYP" in the test the share of fine-tuned weights that "WiSE-FT,
+            tuned" takes of the same run.
+        seed: of the training images and of the run.
+    """
+
+    part: str
+    classes: int
+    correlation: float
+    base: str
+    method: str
+    weight: float | None
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Under which its result is kept."""
+        return " | ".join(str(value) for value in asdict(self).values())
+
+
+@lru_cache(maxsize=4)
+def scoring_split(split: Any, classes: int) -> Dataset:
+    """The split that runs are scored on: 200 images of every group, the same for all seeds."""
+    return make_split(split, seed=SCORING_SEED, size=4 * PER_GROUP, task=Task(CLASS_NAMES[:classes]))
+
+
+def train_split(classes: int, correlation: float, seed: int) -> Dataset:
+    """The training images of a seed."""
+    return make_split("train", seed=seed, correlation=correlation, task=Task(CLASS_NAMES[:classes]))
+
+
+def pool_of(wrong: str | None) -> list[str]:
+    """The demo's templates, or those of the backgrounds that do not occur."""
+    planted = [phrase for place in ("grass", "water") for phrase in BACKGROUND_PHRASES[place]]
+    return [text for text in BACKGROUND_TEMPLATES if wrong != "misses" or not any(one in text for one in planted)]
+
+
+def with_random_rows(
+    scorer: Scorer, image_embeds: torch.Tensor, logit_scale: float, *, plain: Callable[..., Any], seed: int
+) -> dict[str, torch.Tensor]:
+    """What the reference sees, but for a share of the images what it sees in some other one."""
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, torch.Tensor] = plain(scorer, image_embeds, logit_scale)
+    chosen = torch.rand(len(image_embeds), generator=generator) < RANDOM_SHARE
+    others = torch.randint(len(image_embeds), (len(image_embeds),), generator=generator)
+    return {aspect: torch.where(chosen[:, None], shown[others], shown) for aspect, shown in found.items()}
+
+
+def run_cell(cell: Cell, work: str) -> dict[str, Any]:
+    """Worst group, average and groups of a cell; of a plain run also those of interpolated weights."""
+    torch.set_num_threads(1)
+    split = "test" if cell.part == "test" else "validation"
+    method, wrong = METHODS[cell.method]
+    base = MODEL_FOLDER if cell.base == "seed-0" else Path(work) / cell.base
+    args = StarFTConfig(
+        output_dir=str(Path(work) / "output"),
+        reference_cache_dir=str(Path(work) / "features"),
+        reg_schedule="constant",
+        learning_rate=4e-4,
+        max_steps=100,
+        warmup_steps=0,
+        max_grad_norm=0,
+        per_device_train_batch_size=64,
+        per_device_eval_batch_size=256,
+        group_column="group",
+        crop_scale=None,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        logging_strategy="no",
+    )
+    plain = cell.method == "FLYP"
+    wrong_rows = partial(with_random_rows, plain=Scorer.probabilities, seed=cell.seed)
+    with patch.object(Scorer, "probabilities", _method(wrong_rows)) if wrong == "random" else nullcontext():
+        report = compare(
+            base,
+            args,
+            train_split(cell.classes, cell.correlation, cell.seed),
+            {split: scoring_split(split, cell.classes)},
+            methods=[method],
+            seeds=[cell.seed],
+            settings=None if plain or cell.weight is None else {method: {"reg_weight": cell.weight}},
+            alpha=float(cell.weight) if plain and cell.weight is not None else None,
+            curve_alphas=SHARES if cell.part == "choice" and plain else (),
+            spuriosity=pool_of(wrong),
+        )
+    found = _figures(report.runs[0].results[split])
+    if cell.part == "choice" and plain:
+        found["curve"] = {str(point.alpha): point.out_of_distribution for point in report.runs[0].curve}
+    if len(report.runs) > 1:
+        found["interpolated"] = _figures(report.runs[1].results[split])
+    return found
+
+
+def _figures(result: Any) -> dict[str, Any]:
+    return {
+        "worst": result.worst_group_accuracy,
+        "average": result.accuracy,
+        "groups": dict(result.group_accuracies),
+    }
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A partial function as one that a class binds."""
+
+    def bound(self: Any, *args: Any) -> Any:
+        return function(self, *args)
+
+    return bound
+
+
+def make_base(name: str, work: str) -> None:
+    """Make a model in the working folder, unless it is there: "seed-1", "scale-50", "rescaled-50"."""
+    folder = Path(work) / name
+    kind, number = name.split("-")
+    if name == "seed-0" or (folder / "config.json").is_file():
+        return
+    torch.set_num_threads(1)
+    if kind == "seed":
+        model, processor = pretrain(int(number), progress=False)
+    elif kind == "scale":
+        model, processor = pretrain(0, progress=False, logit_scale=float(number))
+    else:
+        model, processor = CLIPModel.from_pretrained(MODEL_FOLDER), AutoProcessor.from_pretrained(MODEL_FOLDER)
+        model.logit_scale.data.fill_(math.log(float(number)))
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+class Store:
+    """Finished cells in one JSON file, which is written anew after each of them."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.cells: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def add(self, cell: Cell, result: dict[str, Any]) -> None:
+        self.cells[cell.key] = result
+        write_text_atomically(self.path, json.dumps(dict(sorted(self.cells.items())), indent=1) + "\n")
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell.key in self.cells
+
+    def __getitem__(self, cell: Cell) -> Any:
+        return self.cells[cell.key]
+
+
+def choice_cells() -> Iterator[Cell]:
+    """What weights and shares are chosen by."""
+    for classes in CLASSES:
+        for seed in CHOICE_SEEDS:
+            yield Cell("choice", classes, **CHOICE, method="FLYP", weight=None, seed=seed)
+            for method, weights in WEIGHTS.items():
+                for weight in weights:
+                    yield Cell("choice", classes, **CHOICE, method=method, weight=weight, seed=seed)
+
+
+def chosen(store: Store, classes: int, method: str) -> float | None:
+    """The weight, of FLYP the share, with the best worst group on validation, over the seeds of the choice."""
+    base = METHODS[method][0]
+    if method == "FLYP":
+        cells = [Cell("choice", classes, **CHOICE, method="FLYP", weight=None, seed=seed) for seed in CHOICE_SEEDS]
+        return max(SHARES, key=lambda share: fmean(store[cell]["curve"][str(share)] for cell in cells))
+    if base not in WEIGHTS:
+        return None
+
+    def worst(weight: float) -> float:
+        cells = [Cell("choice", classes, **CHOICE, method=base, weight=weight, seed=seed) for seed in CHOICE_SEEDS]
+        return fmean(store[cell]["worst"] for cell in cells)
+
+    return max(WEIGHTS[base], key=worst)
+
+
+def test_cells(store: Store, runs: Sequence[tuple[str, int]]) -> Iterator[Cell]:
+    """What is tested, with the weights that were chosen.
+
+    Args:
+        store: with the cells of the choice.
+        runs: pairs of a pre-trained model and a seed.
+    """
+    for base, seed in runs:
+        for classes in CLASSES:
+            for correlation in CORRELATIONS:
+                for method in METHODS:
+                    weight = chosen(store, classes, method)
+                    # Zero-shot depends on neither.
+                    if method != "zero-shot" or (
+                        correlation == CHOICE["correlation"] and (base, seed) in firsts(runs)
+                    ):
+                        yield Cell("test", classes, correlation, base, method, weight, seed)
+
+
+def firsts(runs: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+    """The first run of every model."""
+    return {next(run for run in runs if run[0] == base) for base, _ in runs}
+
+
+def scale_cells() -> Iterator[Cell]:
+    """Weights by logit scale."""
+    for base in SCALES:
+        for method in SCALE_METHODS:
+            for weight in SCALE_WEIGHTS:
+                for seed in CHOICE_SEEDS:
+                    yield Cell("scale", 6, CHOICE["correlation"], base, method, weight, seed)
+
+
+def run_all(cells: Sequence[Cell], store: Store, work: str, processes: int, what: str) -> None:
+    """Run what is not in the store yet."""
+    waiting = [cell for cell in cells if cell not in store]
+    if not waiting:
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker) as pool:
+        bases = sorted({cell.base for cell in waiting})
+        for future in tqdm([pool.submit(make_base, base, work) for base in bases], desc="models"):
+            future.result()
+        futures = {pool.submit(run_cell, cell, work): cell for cell in waiting}
+        for future in tqdm(as_completed(futures), total=len(futures), desc=what, unit="run"):
+            store.add(futures[future], future.result())
+
+
+def _start_worker() -> None:
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts that are asked for, and write what was found."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.beyond", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--bases", type=int, default=3, help="pre-trained models")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of every model")
+    parser.add_argument(
+        "--paired", action="store_true", help="one seed per model, another one each, in place of every pair"
+    )
+    parser.add_argument("--only", choices=("choice", "test", "scale", "report"), nargs="*")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "starft-beyond"), help="models and caches")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    bases = [f"seed-{number}" for number in range(options.bases)]
+    runs = [(base, seed) for base in bases for seed in range(options.seeds)]
+    if options.paired:
+        runs = [(bases[seed % len(bases)], seed) for seed in range(options.seeds)]
+    store = Store(options.results)
+    parts = options.only or ["choice", "test", "scale", "report"]
+    if "choice" in parts:
+        run_all(list(choice_cells()), store, options.work, options.processes, "choice")
+    if "test" in parts:
+        run_all(list(test_cells(store, runs)), store, options.work, options.processes, "test")
+    if "scale" in parts:
+        run_all(list(scale_cells()), store, options.work, options.processes, "scale")
+    if "report" in parts:
+        from benchmarks.beyond_report import write_report
+
+        write_report(store, options.results.parent)
+
+
+if __name__ == "__main__":
+    main()
