@@ -24,6 +24,8 @@ SETTINGS_FILE = "space.json"
 REPORT_FILE = "report.html"
 _TEMPLATES = ("app.py", "requirements.txt", "README.md")
 _SHOWN_CLASSES = 5
+# In pixels: small pictures and large ones leave the columns where they are.
+_IMAGE_HEIGHT = 320
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def build(folder: str | PathLike[str]) -> "gradio.Blocks":
     with gradio.Blocks(title=settings.title) as page:
         gradio.Markdown(f"# {html.escape(settings.title)}")
         with gradio.Tab("Compare"):
-            image = gradio.Image(type="pil", label="Image")
+            image = gradio.Image(type="pil", label="Image", height=_IMAGE_HEIGHT)
             with gradio.Row():
                 labels = [gradio.Label(label=name, num_top_classes=_SHOWN_CLASSES) for name in classifiers]
             image.change(classify, image, labels)

@@ -119,8 +119,7 @@ class TemplateCheck:
 
     def __init__(self, class_names: Sequence[str]):
         names = sorted({readable(name) for name in class_names}, key=len, reverse=True)
-        # With the usual plurals.
-        self._names = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})(?:s|es)?\b", re.IGNORECASE)
+        self._names = re.compile(rf"\b(?:{'|'.join(map(_as_written, names))})\b", re.IGNORECASE)
 
     def __call__(self, item: str) -> str:
         """The template that `item` is, or means.
@@ -147,6 +146,12 @@ class TemplateCheck:
         if invisible_words().search(words):
             raise UnusableError("not about appearance")
         return text if text.endswith(".") else f"{text}."
+
+
+def _as_written(name: str) -> str:
+    """A pattern of a class name with the usual plurals, as one word, several or with hyphens."""
+    words = "[ -]?".join(map(re.escape, re.split(r"[\s-]+", name)))
+    return rf"(?:{words}(?:s|es)?|{words[:-1]}ies)" if words.lower().endswith("y") else rf"{words}(?:s|es)?"
 
 
 def _with_field(text: str) -> str:

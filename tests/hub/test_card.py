@@ -4,6 +4,7 @@ import copy
 import getpass
 import json
 import logging
+import shlex
 import shutil
 import socket
 
@@ -11,6 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer, load
+from starft_hf.hub import advice
 from starft_hf.model_card import default_template
 from starft_hf.record import RunRecord, public_id
 from starft_hf.reference.fingerprint import tensors_digest
@@ -279,6 +281,16 @@ def test_names_that_would_break_the_card(config, tmp_path):
     assert "<script>" not in text.replace("'<script>alert(1)</script>'", "")
     assert "49" not in text.split("## Training")[0]
     assert "x \\| y" in text
+
+
+def test_a_failed_push_is_repeated_to_the_same_place():
+    told = advice("my runs/owls", "lab/owls", private=True, revision="v 2", tag="first")
+    command = told.split("publish it with: ")[1]
+    assert shlex.split(command) == [
+        *("starft", "push", "my runs/owls", "--repo-id", "lab/owls"),
+        *("--private", "--revision", "v 2", "--tag", "first"),
+    ]
+    assert "--private" not in advice("owls", "lab/owls")
 
 
 def test_the_template_stands_at_the_root():

@@ -60,7 +60,7 @@ def test_an_endless_list_is_cut():
 
 @pytest.fixture
 def check():
-    return TemplateCheck(["water_bird", "dog", "fox"])
+    return TemplateCheck(["pony", "water_bird", "dog", "fox"])
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,9 @@ def test_what_can_be_used_becomes_a_template(check, item, template):
         ("{} beside another dog.", "names a class"),
         ("{} with Foxes behind.", "names a class"),
         ("{} near a water bird.", "names a class"),
+        ("{} near waterbirds.", "names a class"),
+        ("{} near a water-bird.", "names a class"),
+        ("{} beside ponies.", "names a class"),
         ("{} taken on a Monday.", "not about appearance"),
         ("{} that smells good.", "not about appearance"),
         ("", "not plain text"),
