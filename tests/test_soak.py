@@ -32,7 +32,11 @@ class Measure(TrainerCallback):
 @pytest.mark.soak
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"crop_scale": None, "reference_cache": "full"}, {"reference_cache": "none", "dataloader_num_workers": 2}],
+    [
+        {},
+        {"crop_scale": None, "reference_cache": "full"},
+        {"reference_cache": "none", "dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+    ],
 )
 def test_memory_and_open_files_do_not_grow_and_checkpoints_are_rotated(clip, processor, config, settings):
     args = config(
