@@ -32,7 +32,11 @@ class Measure(TrainerCallback):
 @pytest.mark.soak
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"crop_scale": None, "reference_cache": "full"}, {"reference_cache": "none", "dataloader_num_workers": 2}],
+    [
+        {},
+        {"crop_scale": None, "reference_cache": "full"},
+        {"reference_cache": "none", "dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+    ],
 )
 def test_memory_and_open_files_do_not_grow_and_checkpoints_are_rotated(clip, processor, config, settings):
     args = config(
@@ -61,6 +65,8 @@ def test_memory_and_open_files_do_not_grow_and_checkpoints_are_rotated(clip, pro
     )
     # A batch that is kept, of 8 images of 16 x 16 pixels, would be 24 MiB per 1,000 steps.
     assert slope < 5
-    assert len(set(measure.files[len(measure.files) // 4 :])) == 1
+    # Workers that are about to end hold some, so that the number goes up and down; it must not go further up.
+    half = len(measure.files) // 2
+    assert max(measure.files[half:]) <= max(measure.files[:half])
     kept = {path.name for path in Path(args.output_dir).iterdir() if path.name.startswith("checkpoint-")}
     assert kept == {f"checkpoint-{step}" for step in (STEPS - 2 * EVERY, STEPS - EVERY, STEPS)}

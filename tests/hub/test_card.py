@@ -273,11 +273,15 @@ def test_names_that_would_break_the_card(config, tmp_path):
     names = ["a|b", "<script>alert(1)</script>", "```", "{{ 7 * 7 }}"]
     rows = make_dataset(class_names=names)
     args = config(output_dir=str(tmp_path / "run"), max_steps=1)
-    trainer = StarFTTrainer(str(TINY_CLIP), args, rows, {"x | y": rows}, spuriosity=["{} `in` the snow."])
+    trainer = StarFTTrainer(
+        str(TINY_CLIP), args, rows, {"x | y": rows}, spuriosity=["{} `in` the snow.\n\n<script>alert(2)</script>"]
+    )
     trainer.train()
     trainer.evaluate()
     trainer.create_model_card()
     text = card_of(tmp_path / "run").text
+    # In code, and on a line of its own.
+    text = text.replace("- `{} 'in' the snow. <script>alert(2)</script>`\n", "")
     assert "<script>" not in text.replace("'<script>alert(1)</script>'", "")
     assert "49" not in text.split("## Training")[0]
     assert "x \\| y" in text

@@ -255,3 +255,14 @@ def test_of_many_labels_those_with_the_largest_effects_are_drawn(discover):
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert len(labels) == 24
     assert labels[:6] == names[:6]
+
+
+def test_names_are_escaped_in_the_table(discover):
+    names = ["<script>alert(1)</script>", "a|b [x](javascript:y)", "c`", "d", "e", "f"]
+    dataset = make_split("train", size=60)
+    names = names[: dataset.features["label"].num_classes]
+    pool = [template.replace("{}", "{} <img src=x>") for template in UNRELATED_TEMPLATES[:4]]
+    text = discover(dataset, pool, class_names=names).as_markdown()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "[x](" not in text
