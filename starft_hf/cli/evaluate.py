@@ -30,7 +30,6 @@ class EvaluateCommand(Command):
         parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
         parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
         parser.add_argument("--no-head", action="store_true", help="zero-shot, even if there is a linear head")
-        parser.add_argument("--json", action="store_true", help="print the result as JSON")
         return parser
 
     def run(self, options: argparse.Namespace) -> None:

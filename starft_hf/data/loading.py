@@ -69,7 +69,16 @@ def load_splits(
                 f"no data set could be read from {str(source)!r} ({error}); expected images in one folder per class, "
                 f"*.parquet, *.tar or what save_to_disk writes, found files with {', '.join(found) or 'nothing'}"
             ) from error
-    return _with_standard_columns(splits, image_column, label_column, local=True)
+    splits = _with_standard_columns(splits, image_column, label_column, local=True)
+    if isinstance(splits, IterableDatasetDict) and label_column not in _columns(splits) and _has_metadata(folder):
+        # The folders tell the labels, and of pictures in folders only the paths are read in advance.
+        whole = load_splits(folder, config, image_column=image_column, label_column=label_column)
+        return IterableDatasetDict({name: part.to_iterable_dataset() for name, part in whole.items()})
+    return splits
+
+
+def _has_metadata(folder: Path) -> bool:
+    return any(next(folder.rglob(f"metadata.{ending}"), None) for ending in ("csv", "jsonl", "parquet"))
 
 
 def choose_split(splits: Any, name: str, source: str) -> Any:
