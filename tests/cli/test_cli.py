@@ -111,6 +111,7 @@ def test_the_traceback_with_debug_alone(tmp_path, capsys):
         main([*arguments, "--debug"])
 
 
+@pytest.mark.slow
 def test_the_demo_for_machines(tmp_path):
     done = starft("demo", "--quick", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
