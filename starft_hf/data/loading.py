@@ -45,16 +45,20 @@ def load_splits(
         where a metadata file has no labels, they are the names of the folders.
 
     Raises:
-        FileNotFoundError: if `source` looks like a path and there is nothing.
+        FileNotFoundError: if there is nothing, here and on the Hub, where `source` does not look like a path.
         ValueError: if nothing in the folder can be read as a data set.
     """
     folder = Path(source).expanduser()
     if not folder.exists():
         if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
             raise FileNotFoundError(f"there is no folder {str(source)!r}; pass a folder or a data set of the Hub")
-        return _with_standard_columns(
-            load_dataset(str(source), config, streaming=streaming), image_column, label_column, local=False
-        )
+        try:
+            splits = load_dataset(str(source), config, streaming=streaming)
+        except (FileNotFoundError, ConnectionError) as error:
+            raise FileNotFoundError(
+                f"there is no folder {str(source)!r} here, and no such data set could be had from the Hub ({error})"
+            ) from error
+        return _with_standard_columns(splits, image_column, label_column, local=False)
     if folder.is_file():
         raise ValueError(f"{str(source)!r} is a file; pass the folder it is in")
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():

@@ -120,6 +120,14 @@ def test_a_folder_of_pictures_as_a_stream(places, folder, clip, processor, confi
     assert trainer.class_names == tuple(sorted(CLASS_NAMES))
 
 
+def test_what_is_neither_here_nor_on_the_hub_is_said_to_be_neither(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no folder 'photos' here, and no such data set"):
+        load_splits("photos")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '\./photos'; pass a folder"):
+        load_splits("./photos")
+
+
 def test_pictures_side_by_side_have_no_labels(tmp_path):
     (tmp_path / "flat" / "train").mkdir(parents=True)
     for number, row in enumerate(make_dataset(4)):
