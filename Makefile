@@ -6,7 +6,7 @@ SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 BIN := $(VENV)/$(SCRIPTS)
 PIP := python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-browser quality format docs dist lowest fuzz soak bench clean
+.PHONY: demo test test-slow test-browser notebooks quality format docs dist lowest fuzz soak bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,7 +25,11 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/notebooks
+
+notebooks: $(VENV)/.installed
+	$(BIN)/python notebooks/tidy.py --check
+	$(BIN)/python -m pytest -m "slow or not slow" tests/notebooks --durations 10
 
 test-browser: $(VENV)/.installed
 	$(BIN)/python -m pytest -m browser
@@ -44,6 +48,7 @@ quality: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python notebooks/tidy.py
 
 docs: $(VENV)/.installed
 	$(BIN)/zensical build --clean --strict

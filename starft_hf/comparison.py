@@ -184,9 +184,14 @@ def _check_job(job: _Job) -> None:
 
 def _run_all(jobs: Sequence[_Job], processes: int, on_step: Callable[[str], None] | None, *, show: bool) -> list[Run]:
     with tqdm(total=len(jobs), unit="run", disable=not show or on_step is not None) as bar:
+        shown: _Job | None = None
 
         def advance(job: _Job) -> None:
-            bar.set_description(f"{job.method}, seed {job.seed}")
+            nonlocal shown
+            # To set it draws the bar, and notebooks and log files keep all that was drawn.
+            if job is not shown:
+                bar.set_description(f"{job.method}, seed {job.seed}")
+                shown = job
             if on_step is not None:
                 on_step(job.method)
 

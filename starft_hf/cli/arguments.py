@@ -84,7 +84,6 @@ def training_parser(
         formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument("--config", help="YAML file of any of these settings; what is on the command line wins")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.set_defaults(**(defaults or {}))
     return parser
 

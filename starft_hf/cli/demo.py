@@ -1,6 +1,7 @@
 """`starft demo`."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from starft_hf.cli.command import Command, positive_int
@@ -52,6 +53,7 @@ class DemoCommand(Command):
             )
         from rich.console import Console
 
+        from starft_hf.cli.output import print_json
         from starft_hf.demo.command import demo
         from starft_hf.demo.experiment import Setting
 
@@ -62,4 +64,6 @@ class DemoCommand(Command):
             correlation=0.5 if options.no_correlation else Setting.correlation,
             **{name: value for name, value in changes.items() if value is not None},
         )
-        demo(setting, 1 if options.quick else options.seeds, output, Console(), options.workers)
+        report = demo(setting, 1 if options.quick else options.seeds, output, Console(), options.workers)
+        if options.json:
+            print_json({"output": str(output), "rows": [asdict(row) for row in report.rows]})

@@ -32,7 +32,6 @@ class DiscoverCommand(Command):
         parser.add_argument(
             "--output", type=Path, help="a new folder for the table, the pictures and the pool, which train takes"
         )
-        parser.add_argument("--json", action="store_true", help="print what was found as JSON")
         return parser
 
     def run(self, options: argparse.Namespace) -> None:

@@ -31,7 +31,6 @@ class EvaluateCommand(Command):
         add_on_bad_image(parser)
         parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
         parser.add_argument("--no-head", action="store_true", help="zero-shot, even if there is a linear head")
-        parser.add_argument("--json", action="store_true", help="print the result as JSON")
         return parser
 
     def run(self, options: argparse.Namespace) -> None:

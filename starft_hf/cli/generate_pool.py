@@ -31,7 +31,6 @@ class GeneratePoolCommand(Command):
         parser.add_argument("-n", type=positive_int, default=60, help="templates wanted (default: 60)")
         parser.add_argument("--max-rounds", "--max_rounds", type=positive_int, default=4)
         parser.add_argument("--model", help="the model to be fine-tuned, by which near-duplicates are found")
-        parser.add_argument("--json", action="store_true", help="print the pool as JSON")
         return parser
 
     def run(self, options: argparse.Namespace) -> None:

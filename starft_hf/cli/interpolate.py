@@ -22,6 +22,7 @@ class InterpolateCommand(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         from starft_hf.classifier import local_folder
+        from starft_hf.cli.output import print_written
         from starft_hf.files import check_free
         from starft_hf.soups import interpolate_checkpoints
         from starft_hf.weights import check_alpha
@@ -33,4 +34,4 @@ class InterpolateCommand(Command):
             raise argparse.ArgumentTypeError(str(error)) from error
         model_a, model_b = (local_folder(model) for model in (options.model_a, options.model_b))
         interpolate_checkpoints(model_a, model_b, options.alpha, options.output)
-        print(f"Written to {options.output}.")
+        print_written(options.output, as_json=options.json)

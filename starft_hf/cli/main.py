@@ -1,6 +1,7 @@
 """Finds the command, runs it and turns errors into one line and an exit code."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from starft_hf.cli.evaluate import EvaluateCommand
 from starft_hf.cli.generate_pool import GeneratePoolCommand
 from starft_hf.cli.interpolate import InterpolateCommand
 from starft_hf.cli.merge import MergeCommand
+from starft_hf.cli.output import nothing_but_json
 from starft_hf.cli.precompute import PrecomputeCommand
 from starft_hf.cli.push import PushCommand
 from starft_hf.cli.report import ReportCommand
@@ -55,10 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands[arguments[0]]()
     # Only now, because the arguments of some commands are those of `TrainingArguments`, which takes seconds to import.
     parser = command.make_parser(prog=f"starft {command.name}")
+    parser.add_argument("--json", action="store_true", help="print the outcome as one line of JSON, for machines")
     parser.add_argument("--debug", action="store_true", dest="traceback", help="show the traceback of an error")
     options = parser.parse_args(arguments[1:], argparse.Namespace(command_line=arguments))
     try:
-        return command.run(options) or 0
+        with nothing_but_json() if options.json else contextlib.nullcontext():
+            return command.run(options) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return FAILED

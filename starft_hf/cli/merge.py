@@ -21,6 +21,7 @@ class MergeCommand(Command):
     def run(self, options: argparse.Namespace) -> None:
         from starft_hf.adapters import merge_and_save
         from starft_hf.classifier import load
+        from starft_hf.cli.output import print_written
         from starft_hf.files import folder_in_place_of, is_free
 
         if not is_free(options.output):
@@ -28,4 +29,4 @@ class MergeCommand(Command):
         loaded = load(options.adapter)
         with folder_in_place_of(options.output) as folder:
             merge_and_save(loaded.model, loaded.processor, folder)
-        print(f"Written to {options.output}.")
+        print_written(options.output, as_json=options.json)

@@ -1,7 +1,12 @@
 """What commands print: tables for people, JSON for machines."""
 
+import contextlib
 import json
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 
 if TYPE_CHECKING:
@@ -10,11 +15,33 @@ if TYPE_CHECKING:
     from starft_hf.spuriosity.result import DiscoveryResult
 
 
+_for_json: ContextVar[TextIO | None] = ContextVar("for_json", default=None)
+
+
+@contextlib.contextmanager
+def nothing_but_json() -> Iterator[None]:
+    """Within, the standard output is for `print_json` alone; what else is printed goes to the standard error."""
+    token = _for_json.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _for_json.reset(token)
+
+
 def print_json(content: Any) -> None:
     """One line of JSON on the standard output."""
     from starft_hf.report.data import as_plain
 
-    print(json.dumps(as_plain(content), allow_nan=False), flush=True)
+    print(json.dumps(as_plain(content), allow_nan=False), file=_for_json.get() or sys.stdout, flush=True)
+
+
+def print_written(folder: Path, *, as_json: bool) -> None:
+    """Where something was written to, of a command with no other outcome."""
+    if as_json:
+        print_json({"output": str(folder)})
+    else:
+        print(f"Written to {folder}.")
 
 
 def print_result(result: "EvaluationResult", title: str) -> None:

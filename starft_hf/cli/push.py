@@ -27,6 +27,7 @@ class PushCommand(Command):
             raise argparse.ArgumentTypeError(
                 f"{options.folder} has neither config.json nor adapter_config.json; pass a folder that a run has saved"
             )
+        from starft_hf.cli.output import print_json
         from starft_hf.hub import push_folder
 
         commit = push_folder(
@@ -37,4 +38,7 @@ class PushCommand(Command):
             tag=options.tag,
             message=options.message,
         )
-        print(f"Published: {commit.commit_url}")
+        if options.json:
+            print_json({"commit_url": commit.commit_url})
+        else:
+            print(f"Published: {commit.commit_url}")

@@ -1,6 +1,7 @@
 """`starft report`."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from starft_hf.cli.command import Command
@@ -22,7 +23,7 @@ class ReportCommand(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         from starft_hf import RobustnessReport
-        from starft_hf.cli.output import print_report
+        from starft_hf.cli.output import print_json, print_report
         from starft_hf.report import Run
 
         runs: list[Run] = []
@@ -35,5 +36,8 @@ class ReportCommand(Command):
         title = {"title": options.title} if options.title else {}
         report = RobustnessReport(runs, baseline=options.baseline, **title)
         page = report.save(options.output)
-        print_report(report)
-        print(f"Written to {page}.")
+        if options.json:
+            print_json({"report": str(page), "rows": [asdict(row) for row in report.rows]})
+        else:
+            print_report(report)
+            print(f"Written to {page}.")

@@ -26,6 +26,7 @@ class SpaceCommand(Command):
         return parser
 
     def run(self, options: argparse.Namespace) -> None:
+        from starft_hf.cli.output import print_written
         from starft_hf.space import SETTINGS_FILE, SpaceSettings, build, write_space
 
         if options.model is not None:
@@ -35,7 +36,7 @@ class SpaceCommand(Command):
             models = {name: str(Path(model).resolve()) if Path(model).is_dir() else model for name, _, model in pairs}
             changes = {"title": options.title} if options.title else {}
             write_space(options.folder, SpaceSettings(models, options.class_names, **changes), options.report)
-            print(f"Written to {options.folder}.")
+            print_written(options.folder, as_json=options.json)
         elif not (options.folder / SETTINGS_FILE).is_file():
             raise argparse.ArgumentTypeError(f"{options.folder} has no {SETTINGS_FILE}; name models with --model")
         if not options.no_run:

@@ -45,16 +45,20 @@ def load_splits(
         where a metadata file has no labels, they are the names of the folders.
 
     Raises:
-        FileNotFoundError: if `source` looks like a path and there is nothing.
+        FileNotFoundError: if there is nothing, here and on the Hub, where `source` does not look like a path.
         ValueError: if nothing in the folder can be read as a data set.
     """
     folder = Path(source).expanduser()
     if not folder.exists():
         if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
             raise FileNotFoundError(f"there is no folder {str(source)!r}; pass a folder or a data set of the Hub")
-        return _with_standard_columns(
-            load_dataset(str(source), config, streaming=streaming), image_column, label_column, local=False
-        )
+        try:
+            splits = load_dataset(str(source), config, streaming=streaming)
+        except (FileNotFoundError, ConnectionError) as error:
+            raise FileNotFoundError(
+                f"there is no folder {str(source)!r} here, and no such data set could be had from the Hub ({error})"
+            ) from error
+        return _with_standard_columns(splits, image_column, label_column, local=False)
     if folder.is_file():
         raise ValueError(f"{str(source)!r} is a file; pass the folder it is in")
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
@@ -69,7 +73,16 @@ def load_splits(
                 f"no data set could be read from {str(source)!r} ({error}); expected images in one folder per class, "
                 f"*.parquet, *.tar or what save_to_disk writes, found files with {', '.join(found) or 'nothing'}"
             ) from error
-    return _with_standard_columns(splits, image_column, label_column, local=True)
+    splits = _with_standard_columns(splits, image_column, label_column, local=True)
+    if isinstance(splits, IterableDatasetDict) and label_column not in _columns(splits) and _has_metadata(folder):
+        # The folders tell the labels, and of pictures in folders only the paths are read in advance.
+        whole = load_splits(folder, config, image_column=image_column, label_column=label_column)
+        return IterableDatasetDict({name: part.to_iterable_dataset() for name, part in whole.items()})
+    return splits
+
+
+def _has_metadata(folder: Path) -> bool:
+    return any(next(folder.rglob(f"metadata.{ending}"), None) for ending in ("csv", "jsonl", "parquet"))
 
 
 def choose_split(splits: Any, name: str, source: str) -> Any:

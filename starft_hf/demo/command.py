@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from starft_hf import RobustnessReport
 from starft_hf.demo.experiment import Setting
 from starft_hf.demo.results import as_markdown, as_rows, as_sentence, as_tables, setting_as_json
 from starft_hf.demo.runner import run_demo
@@ -16,7 +17,7 @@ from starft_hf.files import write_bytes_atomically, write_text_atomically
 _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets")
 
 
-def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: int = 2) -> None:
+def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: int = 2) -> RobustnessReport:
     """Run the demo, show what came out and write it to `output`, a folder that is empty or does not exist.
 
     Args:
@@ -25,6 +26,9 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
         output: where the report, table.md, plot.png and setting.json go.
         console: where everything is shown.
         workers: processes.
+
+    Returns:
+        The report of all runs.
     """
     has_extra = all(importlib.util.find_spec(name) is not None for name in ("matplotlib", "jinja2"))
     if not has_extra:
@@ -53,3 +57,4 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
     console.print(
         f"Written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))} ({seconds:.0f} s)."
     )
+    return report

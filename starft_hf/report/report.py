@@ -78,6 +78,10 @@ class RobustnessReport:
         """The sentences and tables in Markdown."""
         return as_markdown(self.title, self.findings, self._entries, self.rows, self.baseline)
 
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return self.as_markdown()
+
     def as_json(self) -> str:
         """The table and all of the runs, but for the pictures, in JSON. Accuracies are shares from 0 to 1."""
         content = {

@@ -6,12 +6,14 @@ import sys
 
 import pytest
 import torch
+from datasets import DatasetDict
 from transformers import CLIPModel
 
 from starft_hf import RobustnessReport, evaluate_zero_shot, interpolate
 from starft_hf.cli import main
 from starft_hf.cli.arguments import settings_of, training_parser
-from tests.conftest import TINY_CLIP, make_dataset, write_folder
+from tests.conftest import CLASS_NAMES, TINY_CLIP, make_dataset, write_folder
+from tests.data.test_loading import write_shards
 
 
 FAST = ["--per_device_train_batch_size", "8", "--num_train_epochs", "1", "--use_cpu", "--learning_rate", "1e-3"]
@@ -42,7 +44,7 @@ def run(pictures, tmp_path, monkeypatch, capsys):
 def test_train_evaluates_before_and_after_and_saves_model_and_report(run, pictures, tmp_path):
     arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--group_column", "place", *FAST]
     shown = run("train", *arguments, "--output_dir", "out", "--json")
-    content = json.loads(shown.strip().splitlines()[-1])
+    content = json.loads(shown)
     assert set(content["results"]) == {"zero-shot", "star"}
     tuned = content["results"]["star"]["test"]
     assert set(tuned["group_accuracies"]) == {"left", "right"}
@@ -72,7 +74,7 @@ def test_a_file_of_settings_and_the_command_line_which_wins(run, pictures, tmp_p
         "num_train_epochs: 1\nuse_cpu: true\ncrop_scale: null\ngroup_column: [label, place]\n"
         "caption_template: ['a photo of a {}.', 'a picture of a {}.']\n"
     )
-    content = json.loads(run("train", "--config", "run.yaml", "--output_dir", "other", "--json").splitlines()[-1])
+    content = json.loads(run("train", "--config", "run.yaml", "--output_dir", "other", "--json"))
     assert content["output_dir"] == "other"
     assert "grey owl x left" in content["results"]["kl"]["test"]["group_accuracies"]
     parser = training_parser("starft train", "")
@@ -157,6 +159,8 @@ def test_compare_and_report(run, pictures, tmp_path):
     ]
     for method in ("FLYP", "star"):
         run("compare", *arguments, "--methods", "zero-shot", method, "--seeds", "0", "1", "--output_dir", method)
+    rows = json.loads(run("report", "FLYP", "star", "--output", "for-machines", "--json"))["rows"]
+    assert {row["method"] for row in rows} == {"zero-shot", "FLYP", "star"}
     shown = run("report", "FLYP", "star/report.json", "--output", "both", "--title", "Both")
     assert "FLYP + WiSE-FT 0.5" in shown
     report = RobustnessReport.from_json((tmp_path / "both" / "report.json").read_text())
@@ -177,9 +181,9 @@ def test_interpolate_and_merge(run, pictures, tmp_path, clip):
     assert "not an empty folder" in run("merge", "other", "mixed", code=2)
 
     arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--peft", "lora", *FAST, "--output_dir", "adapter"]
-    measured = json.loads(run("train", *arguments, "--json").splitlines()[-1])["results"]["star"]["test"]
+    measured = json.loads(run("train", *arguments, "--json"))["results"]["star"]["test"]
     assert json.loads(run("evaluate", "adapter", pictures, "--json"))["loss"] == pytest.approx(measured["loss"])
-    run("merge", "adapter", "merged")
+    assert json.loads(run("merge", "adapter", "merged", "--json")) == {"output": "merged"}
     assert json.loads(run("evaluate", "merged", pictures, "--json"))["loss"] == pytest.approx(
         measured["loss"], rel=1e-5
     )
@@ -187,7 +191,7 @@ def test_interpolate_and_merge(run, pictures, tmp_path, clip):
 
 def test_the_head_of_a_cross_entropy_run_is_used(run, pictures):
     arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--base_loss", "cross_entropy", *FAST]
-    measured = json.loads(run("train", *arguments, "--output_dir", "ce", "--json").splitlines()[-1])
+    measured = json.loads(run("train", *arguments, "--output_dir", "ce", "--json"))
     measured = measured["results"]["star"]["test"]
     with_head = json.loads(run("evaluate", "ce", pictures, "--json"))
     assert with_head["loss"] == pytest.approx(measured["loss"], rel=1e-5)
@@ -203,6 +207,30 @@ def test_benchmarks_of_the_catalogue_by_name(run, monkeypatch):
         content = json.loads(run("evaluate", TINY_CLIP, "--benchmark", "waterbirds", "--json"))
     assert "waterbird x land" in content["group_accuracies"]
     assert "Did you mean 'waterbirds'" in run("evaluate", TINY_CLIP, "--benchmark", "waterbird", code=1)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "save_to_disk", "streaming", "hub"])
+def test_training_data_of_every_kind(kind, run, pictures, tmp_path, monkeypatch):
+    more = ["--max_steps", "2"]
+    source = "data"
+    if kind == "webdataset":
+        write_shards(tmp_path / "data")
+        more += ["--class_names", *CLASS_NAMES]
+    elif kind == "save_to_disk":
+        DatasetDict(train=make_dataset(16), test=make_dataset(16, 1)).save_to_disk(tmp_path / "data")
+    elif kind == "parquet":
+        for split, seed in (("train", 0), ("test", 1)):
+            make_dataset(16, seed).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    elif kind == "streaming":
+        source = pictures
+        more += ["--streaming", "--group_column", "place"]
+    else:
+        source = "someone/owls"
+        rows = DatasetDict(train=make_dataset(16), test=make_dataset(16, 1))
+        monkeypatch.setattr("starft_hf.data.loading.load_dataset", lambda *args, **kwargs: rows)
+    run_it = ["train", "--model", TINY_CLIP, "--dataset", source, *FAST, *more, "--output_dir", "out", "--json"]
+    found = json.loads(run(*run_it))["results"]["star"]["test"]
+    assert set(found["group_accuracies"]) == ({"left", "right"} if kind == "streaming" else set(CLASS_NAMES))
 
 
 @pytest.mark.slow
@@ -223,7 +251,7 @@ def test_several_processes_train_what_one_does(pictures, tmp_path):
         command += ["--processes", str(processes), "--per_device_train_batch_size", str(size)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
-        results.append(json.loads(done.stdout.strip().splitlines()[-1])["results"]["star"]["test"])
+        results.append(json.loads(done.stdout)["results"]["star"]["test"])
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-4)
     one, two = (CLIPModel.from_pretrained(tmp_path / name) for name in "12")
     for name, value in one.state_dict().items():

@@ -1,0 +1,186 @@
+"""Data sets as users have them: in folders of several kinds, on the Hub, as streams."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDatasetDict, load_dataset
+
+from starft_hf import StarFTTrainer, evaluate_zero_shot
+from starft_hf.data import loading
+from starft_hf.data.columns import ColumnSettings, resolve_columns
+from starft_hf.data.loading import load_splits
+from tests.conftest import CLASS_NAMES, make_dataset, write_folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Makes a folder of pictures, with or without their places."""
+
+    def make(places=True, class_names=CLASS_NAMES):
+        for split, seed in (("train", 0), ("test", 1)):
+            write_folder(tmp_path / "photos", class_names, seed=seed, split=split)
+            if not places:
+                (tmp_path / "photos" / split / "metadata.csv").unlink()
+        return tmp_path / "photos"
+
+    return make
+
+
+def write_shards(folder):
+    """WebDataset shards: pictures and labels of one name each."""
+    folder.mkdir()
+    for split, seed in (("train", 0), ("test", 1)):
+        with tarfile.open(folder / f"{split}-0000.tar", "w") as shard:
+            for number, row in enumerate(make_dataset(16, seed)):
+                picture = io.BytesIO()
+                row["image"].save(picture, "PNG")
+                for ending, content in (("png", picture.getvalue()), ("cls", str(row["label"]).encode())):
+                    entry = tarfile.TarInfo(f"{number:04}.{ending}")
+                    entry.size = len(content)
+                    shard.addfile(entry, io.BytesIO(content))
+
+
+def check_trains(clip, processor, config, train, test=None, **settings):
+    trainer = StarFTTrainer(clip, config(**settings), train, test, processing_class=processor)
+    trainer.train()
+    if test is not None:
+        assert 0 <= trainer.evaluate()["eval_worst_group_accuracy"] <= 1
+    return trainer
+
+
+@pytest.mark.parametrize("places", [True, False], ids=["metadata.csv", "folders alone"])
+def test_a_folder_of_pictures(places, folder, clip, processor, config):
+    splits = load_splits(folder(places))
+    assert splits["train"].features["label"] == ClassLabel(names=sorted(CLASS_NAMES))
+    assert set(splits["train"].column_names) == {"image", "label", "place"} - (set() if places else {"place"})
+    names = splits["train"].features["label"].names
+    for row, path in zip(splits["train"], splits["train"].data["image"].to_pylist(), strict=True):
+        assert f"/{names[row['label']]}/" in path["path"].replace("\\", "/")
+    group = {"group_column": "place"} if places else {}
+    trainer = check_trains(clip, processor, config, splits["train"], splits["test"], **group)
+    assert set(trainer.evaluation_results["eval"].group_accuracies) == ({"left", "right"} if places else set(names))
+
+
+def test_a_metadata_file_in_json_lines_with_labels_of_its_own(folder, clip, processor, config):
+    path = folder(places=False)
+    for split in ("train", "test"):
+        with (path / split / "metadata.jsonl").open("w") as file:
+            for number, picture in enumerate(sorted((path / split).rglob("*.png"))):
+                name = picture.relative_to(path / split).as_posix()
+                print(json.dumps({"file_name": name, "label": "even" if number % 2 == 0 else "odd"}), file=file)
+    splits = load_splits(path)
+    trainer = check_trains(clip, processor, config, splits["train"], splits["test"], regularizer="kl")
+    assert trainer.class_names == ("even", "odd")
+
+
+def test_parquet(tmp_path, clip, processor, config):
+    (tmp_path / "data").mkdir()
+    for split, seed in (("train", 0), ("test", 1)):
+        make_dataset(16, seed).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    splits = load_splits(tmp_path / "data")
+    assert splits["train"].features["label"].names == CLASS_NAMES
+    check_trains(clip, processor, config, splits["train"], splits["test"], group_column="group")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_webdataset(streaming, tmp_path, clip, processor, config):
+    write_shards(tmp_path / "shards")
+    splits = load_splits(tmp_path / "shards", streaming=streaming)
+    check_trains(clip, processor, config, splits["train"], class_names=CLASS_NAMES)
+    rows = [(row["image"].getpixel((0, 0)), row["label"]) for row in splits["test"]]
+    assert rows == [(row["image"].getpixel((0, 0)), row["label"]) for row in make_dataset(16, 1)]
+
+
+def test_what_save_to_disk_has_written(tmp_path):
+    DatasetDict(train=make_dataset(8), test=make_dataset(4)).save_to_disk(tmp_path / "both")
+    make_dataset(8).save_to_disk(tmp_path / "one")
+    assert {name: len(part) for name, part in load_splits(tmp_path / "both").items()} == {"train": 8, "test": 4}
+    assert set(load_splits(tmp_path / "one")) == {"train"}
+
+
+def test_an_id_of_the_hub_goes_to_the_hub(monkeypatch):
+    asked = []
+
+    def answer(*arguments, **settings):
+        asked.append((arguments, settings))
+        return DatasetDict(train=make_dataset(8).rename_column("image", "jpg"))
+
+    monkeypatch.setattr(loading, "load_dataset", answer)
+    assert "image" in load_splits("someone/owls", "large", streaming=True)["train"].column_names
+    assert asked == [(("someone/owls", "large"), {"streaming": True})]
+
+
+@pytest.mark.parametrize("places", [True, False], ids=["metadata.csv", "folders alone"])
+def test_a_folder_of_pictures_as_a_stream(places, folder, clip, processor, config):
+    splits = load_splits(folder(places), streaming=True)
+    assert isinstance(splits, IterableDatasetDict)
+    trainer = check_trains(clip, processor, config, splits["train"])
+    assert trainer.class_names == tuple(sorted(CLASS_NAMES))
+
+
+def test_what_is_neither_here_nor_on_the_hub_is_said_to_be_neither(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no folder 'photos' here, and no such data set"):
+        load_splits("photos")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '\./photos'; pass a folder"):
+        load_splits("./photos")
+
+
+def test_pictures_side_by_side_have_no_labels(tmp_path):
+    (tmp_path / "flat" / "train").mkdir(parents=True)
+    for number, row in enumerate(make_dataset(4)):
+        row["image"].save(tmp_path / "flat" / "train" / f"{number}.png")
+    train = load_splits(tmp_path / "flat")["train"]
+    with pytest.raises(ValueError, match=r"no column 'label'; its columns are \['image'\]. Set label_column"):
+        resolve_columns(train, ColumnSettings(), what="train_dataset")
+
+
+@pytest.mark.parametrize("kind", ["ClassLabel", "strings", "integers with names"])
+def test_labels_of_every_kind_mean_the_same(kind, clip, processor, config):
+    rows, settings = make_dataset(16, class_names=sorted(CLASS_NAMES)), {}
+    expected = evaluate_zero_shot(clip, processor, rows, progress=False)
+    labels, names = rows["label"], rows.features["label"].names
+    if kind == "strings":
+        rows = rows.remove_columns("label").add_column("label", [names[label] for label in labels])
+    elif kind == "integers with names":
+        rows, settings = rows.remove_columns("label").add_column("label", list(labels)), {"class_names": names}
+    assert evaluate_zero_shot(clip, processor, rows, progress=False, **settings).loss == expected.loss
+    trainer = check_trains(clip, processor, config, rows, rows, **settings)
+    assert trainer.class_names == tuple(names)
+
+
+def test_integers_without_names_are_refused_with_what_would_do():
+    rows = Dataset.from_dict({"image": [None], "label": [0]})
+    with pytest.raises(ValueError, match=r"Pass class_names=\[...\] in label order, or cast"):
+        resolve_columns(rows, ColumnSettings(), what="train_dataset")
+
+
+def test_underscores_in_class_names_are_read_as_words(folder, clip, processor, config):
+    """As folders have to be called: the captions are those of the names with spaces, and so are the results."""
+    names = ["blue_jay", "fire_truck", "grey_owl", "red_fox"]
+    splits = load_splits(folder(class_names=names))
+    trainer = StarFTTrainer(clip, config(), splits["train"], processing_class=processor)
+    assert trainer.bank.caption(1, 0) == "a photo of a fire truck."
+    assert "fire truck" in trainer.bank.spurious_caption(1, 0, 0)
+    words = splits["test"].cast_column("label", ClassLabel(names=[name.replace("_", " ") for name in names]))
+    scored = [evaluate_zero_shot(clip, processor, rows, progress=False).loss for rows in (splits["test"], words)]
+    assert scored[0] == scored[1]
+
+
+def test_columns_that_do_not_fit_are_listed():
+    rows = make_dataset().rename_columns({"image": "picture", "label": "species"})
+    columns = r"\['picture', 'species', 'group', 'note'\]"
+    with pytest.raises(ValueError, match=f"no column 'image'; its columns are {columns}. Set image_column"):
+        resolve_columns(rows, ColumnSettings(), what="train_dataset")
+    with pytest.raises(ValueError, match=r"no column 'label'.*Set label_column to the right one"):
+        resolve_columns(rows, ColumnSettings(image_column="picture"), what="train_dataset")
+
+
+def test_the_data_sets_library_reads_the_same(folder):
+    """Nothing of ours gets between a user and `load_dataset` where that does it alone."""
+    path = folder(places=False)
+    own, theirs = load_splits(path)["train"], load_dataset("imagefolder", data_dir=str(path), split="train")
+    assert own.features == theirs.features
+    assert list(own["label"]) == list(theirs["label"])
