@@ -7,7 +7,7 @@ are those of one process with the whole batch.
 
 import os
 from collections.abc import Callable, Iterator, Sized
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
 from torch.utils.data import RandomSampler, Sampler
 
+
+T = TypeVar("T")
 
 # The index that stands for no sample. A process whose share of the last batch is short gets it instead, so that all
 # processes take part in every step with as many rows.
@@ -65,7 +67,25 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 def all_agree(answer: bool, device: torch.device) -> bool:
     """Whether `answer` is true in every process, so that all of them do the same."""
+    if world_size() == 1:
+        return answer
     return bool(gather_values(torch.tensor([answer], device=device)).all())
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What `compute` gives in the first process, in all of them; an exception as well."""
+    if world_size() == 1:
+        return compute()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = compute()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return cast(T, outcome[0])
 
 
 def share_of(size: int) -> range:

@@ -43,7 +43,7 @@ _TRAINING_SETTINGS = (
     "weight_decay",
 )
 # Of StarFT's own, what does not change it.
-_NOT_RECORDED = ("reference_cache_dir", "card_template", "discovery_pool")
+_NOT_RECORDED = ("reference_cache_dir", "card_template", "discovery_pool", "ignore_mismatched_settings")
 
 _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets", "peft")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftConfig
@@ -12,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
 from starft_hf.adapters import base_model_of, is_adapted, save_temperature, with_adapter
-from starft_hf.callbacks import EpochCallback, RunningLosses, tell_checkpoint
+from starft_hf.callbacks import EpochCallback, RunningLosses
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
@@ -33,11 +34,14 @@ from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_share
 from starft_hf.evaluation.probes import evaluate_probes, named_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.files import check_writable
 from starft_hf.heads import head_from_weights, load_head, save_head, select_classes
 from starft_hf.models import DualEncoder, check_dual_encoder, load_model, load_processor, logit_scale_of
 from starft_hf.publishing import PublishingMixin
 from starft_hf.reference import Reference, make_reference, plan_cache
+from starft_hf.reference.fingerprint import model_fingerprint
 from starft_hf.regularizers import get_regularizer
+from starft_hf.resuming import ResumingMixin
 from starft_hf.schedules import Progress, reg_weight_at
 from starft_hf.sharding import prepare_for_sharding, with_scalars
 from starft_hf.spuriosity.auto import check_auto, given_pool, pool_of_run
@@ -52,7 +56,7 @@ _HEAD = "classification_head"
 _KEPT_MISTAKES = 12
 
 
-class StarFTTrainer(PublishingMixin, Trainer):
+class StarFTTrainer(ResumingMixin, PublishingMixin, Trainer):
     """Fine-tunes a dual encoder such as CLIP so that it stays robust (arXiv 2505.13232).
 
     Args:
@@ -127,6 +131,8 @@ class StarFTTrainer(PublishingMixin, Trainer):
                 check_auto(spuriosity, columns)
             check_run(args, regularizer, pool, columns.class_names, streamed=is_stream(train_dataset))
             check_labels(train_dataset, columns, what="train_dataset", several=True)
+            if args.save_strategy != "no" and args.should_save:
+                check_writable(Path(str(args.output_dir)), "output_dir")
             if regularizer is not None:
                 cache_plan = plan_cache(
                     args,
@@ -166,6 +172,8 @@ class StarFTTrainer(PublishingMixin, Trainer):
             source = model if reference_model is None else load_model(reference_model)
             source_encoder = DualEncoder.of(source, processing_class, packed=args.mini_batch_size is None)
             self.reference = make_reference(source, source_encoder, args, cache_plan, self.bank, train_dataset)
+            if reference_model is not None:
+                self._reference_model = model_fingerprint(source.config, source.state_dict())
 
         super().__init__(
             model=model,
@@ -180,6 +188,7 @@ class StarFTTrainer(PublishingMixin, Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
+        self._listen_to_signals()
         self.head: nn.Linear | None = None
         if not contrastive and self.class_names is not None:
             weights = zero_shot_weights(self.model, self.encoder, self.class_names, args.caption_templates)
@@ -205,11 +214,8 @@ class StarFTTrainer(PublishingMixin, Trainer):
 
     # Training
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`, after the reference has been prepared, between two looks at the probes."""
-        if self.train_dataset is None:
-            raise ValueError("there is nothing to train on; pass train_dataset")
-        self.note_start()
+    def _train(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> Any:
+        """Training, after the reference has been prepared, between two looks at the probes."""
         if self.reference is not None:
             self.reference.prepare(self.args.device)
         if self.is_fsdp_enabled:
@@ -217,7 +223,7 @@ class StarFTTrainer(PublishingMixin, Trainer):
         if self.model_wrapped is self.model:
             forget_preparation(self.accelerator, self.model)
         before = self._evaluate_probes()
-        output = super().train(*args, **kwargs)
+        output = super()._train(checkpoint, *args, **kwargs)
         after = self._evaluate_probes()
         self.retention = {name: Retention(before[name], after[name]) for name in before}
         if self.retention:
@@ -373,7 +379,6 @@ class StarFTTrainer(PublishingMixin, Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_head(resume_from_checkpoint)
-        tell_checkpoint(self.callback_handler.callbacks, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

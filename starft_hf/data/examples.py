@@ -15,6 +15,7 @@ from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import NO_SAMPLE
+from starft_hf.interruption import ignore_sigterm_in_worker
 
 
 Row = dict[str, Any]
@@ -158,6 +159,7 @@ class IndexedExamples(Dataset[Example]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        ignore_sigterm_in_worker()
         samples = [0 if index == NO_SAMPLE else int(index) for index in indices]
         examples = self.make([self.dataset[sample] for sample in samples], samples)
         if self.padded:
@@ -184,6 +186,7 @@ class StreamedExamples(IterableDataset[Example]):
         return self.make.columns
 
     def __iter__(self) -> Iterator[Example]:
+        ignore_sigterm_in_worker()
         for row in self.dataset:
             yield self.make([row], [content_hash(row[self.columns.image])])[0]
 
