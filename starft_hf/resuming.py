@@ -152,6 +152,7 @@ class ResumingMixin(Trainer):
 
     def _make_identity(self) -> dict[str, Any]:
         if self._identity is None:
+            self.note_start()
             self._identity = identity_of(self.args, self.record, self.model, self._reference_model, self.train_dataset)
         return self._identity
 

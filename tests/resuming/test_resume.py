@@ -65,11 +65,6 @@ SLOW_CASES = {
         "eval_steps": 1,
         "save_steps": 1,
     },
-        "regularizer": "kl",
-        "load_best_model_at_end": True,
-        "eval_steps": 1,
-        "save_steps": 1,
-    },
     "in chunks with an adapter and both caches": {
         "peft_config": LORA,
         "crop_scale": None,
