@@ -63,12 +63,14 @@ def marked_incomplete(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         # What torch raises where a file cannot be written is a RuntimeError. The space may be needed, too.
+        room = shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free
         shutil.rmtree(folder, ignore_errors=True)
         last = last_good_checkpoint(folder.parent)[0]
         kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
         raise CheckpointError(
-            f"{folder} could not be written ({error}); {kept}. Make room, set save_total_limit or choose another "
-            "output_dir, and go on with resume_from_checkpoint"
+            f"{folder} could not be written, with {room / 2**20:.1f} MiB left on the disk "
+            f"({' '.join(str(error).split())[:300]}); {kept}. Make room, set save_total_limit or choose another output_dir, "
+            "and go on with resume_from_checkpoint=True"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 
@@ -28,17 +29,26 @@ def mounted(folder, options):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("room", ["3m", "9m", "11m", "12m"])
-def test_a_full_disk_ends_the_run_and_the_last_good_checkpoint_is_used(tmp_path, room):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with checkpoints at steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = make_trainer(folder, **STEPS)
+    trainer.train()
+    trainer.save_model()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "room", ["9m", *(pytest.param(room, marks=pytest.mark.slow) for room in ("3m", "10m", "11m", "12m"))]
+)
+def test_a_full_disk_ends_the_run_and_the_last_good_checkpoint_is_used(tmp_path, run, room):
     """At 3 MB not even the first checkpoint of 5 fits; at more, different files of later ones do not."""
-    whole = make_trainer(tmp_path / "whole", **STEPS)
-    whole.train()
-    whole.save_model()
     output = tmp_path / "output"
     with mounted(output, f"size={room}"):
         with pytest.raises(CheckpointError, match="could not be written") as error:
             make_trainer(tmp_path, save_steps=1, **STEPS).train(resume_from_checkpoint=True)
-        assert "No space left" in str(error.value) or "PytorchStreamWriter" in str(error.value)
+        assert re.search(r"with [0-2]\.\d MiB left on the disk", str(error.value))
         last, flaws = last_good_checkpoint(output)
         assert flaws == []
         if last is None:
@@ -52,7 +62,7 @@ def test_a_full_disk_ends_the_run_and_the_last_good_checkpoint_is_used(tmp_path,
         assert again.checkpoint_to_resume(True) == last
         again.train(resume_from_checkpoint=True)
         again.save_model()
-        assert outcome(tmp_path)["keys"] == outcome(tmp_path / "whole")["keys"]
+        assert outcome(tmp_path)["keys"] == outcome(run)["keys"]
 
 
 def test_a_read_only_folder_is_refused_before_anything_is_computed(tmp_path):
@@ -75,16 +85,6 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
     (tmp_path / "output").chmod(0o500)
     with pytest.raises(PermissionError, match="nothing can be written"):
         make_trainer(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A folder with checkpoints at steps 2 and 4."""
-    folder = tmp_path_factory.mktemp("run")
-    trainer = make_trainer(folder, **STEPS)
-    trainer.train()
-    trainer.save_model()
-    return folder
 
 
 @pytest.fixture
