@@ -67,10 +67,10 @@ def marked_incomplete(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         last = last_good_checkpoint(folder.parent)[0]
         kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+        why = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{folder} could not be written, with {room / 2**20:.1f} MiB left on the disk "
-            f"({' '.join(str(error).split())[:300]}); {kept}. Make room, set save_total_limit or choose another output_dir, "
-            "and go on with resume_from_checkpoint=True"
+            f"{folder} could not be written, with {room / 2**20:.1f} MiB left on the disk ({why}); {kept}. Make room, "
+            "set save_total_limit or choose another output_dir, and go on with resume_from_checkpoint=True"
         ) from error
 
 

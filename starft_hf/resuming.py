@@ -219,6 +219,8 @@ class ResumingMixin(Trainer):
                     "save_only_model": self.args.save_only_model,
                 }
                 mark_complete(folder, content)
+            # Where one that has ended takes the others down, it is not to end before.
+            all_agree(True, self.args.device)
         if self._to_push is not None:
             path, self._to_push = self._to_push, None
             super()._push_from_checkpoint(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 
-# Names the file in which a process leaves its exit code for the one that has launched it: launchers make all failures 1.
+# Names the file in which a process leaves its exit code for the one that launched it: launchers make all failures 1.
 _CODE_FILE = "STARFT_EXIT_CODE_FILE"
 
 
@@ -25,6 +25,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     SIGTERM is passed on, and the exit code is the one that `tell_launcher` was given, if any.
     """
     from starft_hf.accelerate_configs import config_file
+    from starft_hf.interruption import INTERRUPTED
 
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file("ddp"))]
     # The precision is that of the command's own settings.
@@ -42,6 +43,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             code = process.wait()
         finally:
             signal.signal(signal.SIGTERM, former)
+        # The launcher itself, where it had not come as far as to start anything.
+        code = INTERRUPTED if code == -signal.SIGTERM else code
         return int(file.read_text()) if file.exists() else code
 
 

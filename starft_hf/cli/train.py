@@ -49,6 +49,7 @@ class TrainCommand(Command):
                 # Wrong settings are told once, and before anything is started.
                 settings_of(options)
                 return launch(options.command_line, own.processes)
+        code = None
         try:
             with ended_by_sigterm():
                 args = settings_of(options)
@@ -59,11 +60,11 @@ class TrainCommand(Command):
                     _report(trainer, runs, options)
         except TrainingInterrupted as interrupted:
             tell_launcher(INTERRUPTED)
-            print(f"starft train: {interrupted}", file=sys.stderr)
-            return INTERRUPTED
-        finally:
-            leave()
-        return None
+            if interrupted.checkpoint is None:
+                print(f"starft train: {interrupted}", file=sys.stderr)
+            code = INTERRUPTED
+        leave()
+        return code
 
 
 def _check_output(folder: Path, *, resumed: bool) -> None:

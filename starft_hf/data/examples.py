@@ -15,7 +15,7 @@ from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import NO_SAMPLE
-from starft_hf.interruption import ignore_sigterm_in_worker
+from starft_hf.interruption import spare_worker
 
 
 Row = dict[str, Any]
@@ -159,7 +159,7 @@ class IndexedExamples(Dataset[Example]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        ignore_sigterm_in_worker()
+        spare_worker()
         samples = [0 if index == NO_SAMPLE else int(index) for index in indices]
         examples = self.make([self.dataset[sample] for sample in samples], samples)
         if self.padded:
@@ -186,7 +186,7 @@ class StreamedExamples(IterableDataset[Example]):
         return self.make.columns
 
     def __iter__(self) -> Iterator[Example]:
-        ignore_sigterm_in_worker()
+        spare_worker()
         for row in self.dataset:
             yield self.make([row], [content_hash(row[self.columns.image])])[0]
 

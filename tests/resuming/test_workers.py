@@ -24,16 +24,8 @@ CASES = [
         marks=pytest.mark.slow,
     ),
     pytest.param(
-        {"dataloader_num_workers": 2, CONTEXT: "spawn"}, id="2, spawned", marks=[pytest.mark.slow, needs_context]
-    ),
-    pytest.param(
         {"dataloader_num_workers": 2, CONTEXT: "spawn", "dataloader_persistent_workers": True},
         id="2, spawned, persistent",
-        marks=[pytest.mark.slow, needs_context],
-    ),
-    pytest.param(
-        {"dataloader_num_workers": 2, CONTEXT: "forkserver"},
-        id="2, by a fork server",
         marks=[pytest.mark.slow, needs_context],
     ),
 ]
