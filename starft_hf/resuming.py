@@ -7,7 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerControl
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -74,6 +76,14 @@ class ResumingMixin(Trainer):
 
     def _train(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> Any:
         return super().train(checkpoint, *args, **kwargs)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        loader = super()._get_dataloader(*args, **kwargs)
+        # A loader draws a seed for its workers, persistent ones once in a run: out of the global generator, a resumed
+        # run would draw once more, and everything after it, such as dropout, would differ.
+        base = getattr(loader, "base_dataloader", loader)
+        base.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # A run that ended in the middle of an epoch would take a step more before it looks.

@@ -66,7 +66,7 @@ def start(arguments, folder):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_ends_with_75_and_the_same_command_gives_the_same(command, tmp_path, processes):
     """Of several processes it is the one that was typed in that is told."""
-    arguments = [*command, "--processes", str(processes), "--num_train_epochs", "30", "--save_total_limit", "2"]
+    arguments = [*command, "--processes", str(processes), "--num_train_epochs", "12", "--save_total_limit", "2"]
     arguments += ["--per_device_train_batch_size", str(4 // processes)]
     process = start(arguments, tmp_path / "cut")
     while last_good_checkpoint(tmp_path / "cut")[0] is None and process.poll() is None:

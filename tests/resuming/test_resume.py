@@ -87,7 +87,7 @@ class CutAt(TrainerCallback):
         self.step = step
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_save = state.global_step == self.step
+        control.should_save |= state.global_step == self.step
 
     def on_save(self, args, state, control, **kwargs):
         if state.global_step == self.step:
