@@ -8,12 +8,14 @@ __version__ = "0.1.0"
 
 # Names load on first use, so that `import starft_hf` and `starft --help` do not pay for torch.
 _EXPORTS = {
+    "CheckpointError": "starft_hf.checkpoint_files",
     "ExponentialAverageCallback": "starft_hf.averaging",
     "RobustnessReport": "starft_hf.report",
     "Run": "starft_hf.report",
     "StarFTConfig": "starft_hf.configuration",
     "StarFTTrainer": "starft_hf.trainer",
     "SpuriosityPool": "starft_hf.spuriosity",
+    "TrainingInterrupted": "starft_hf.interruption",
     "alignment_loss": "starft_hf.objectives",
     "compare": "starft_hf.comparison",
     "contrastive_loss": "starft_hf.objectives",
@@ -33,10 +35,12 @@ __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
     from starft_hf.averaging import ExponentialAverageCallback as ExponentialAverageCallback
+    from starft_hf.checkpoint_files import CheckpointError as CheckpointError
     from starft_hf.classifier import load as load
     from starft_hf.comparison import compare as compare
     from starft_hf.configuration import StarFTConfig as StarFTConfig
     from starft_hf.evaluation import evaluate_zero_shot as evaluate_zero_shot
+    from starft_hf.interruption import TrainingInterrupted as TrainingInterrupted
     from starft_hf.objectives import alignment_loss as alignment_loss
     from starft_hf.objectives import contrastive_loss as contrastive_loss
     from starft_hf.regularizers import register_regularizer as register_regularizer

@@ -72,6 +72,7 @@ class ExponentialAverageCallback(ResumingCallback):
         self._averages: dict[str, Tensor] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._checkpoint: Path | None = None
+        self._saved: tuple[Path, int] | None = None
         self._swapped = False
 
     def apply(self, model: ModelT) -> ModelT:
@@ -139,6 +140,7 @@ class ExponentialAverageCallback(ResumingCallback):
         _check_whole(model)
         trained = {name: value for name, value in _parameters(model).items() if value.requires_grad}
         checkpoint, self._checkpoint = self._checkpoint, None
+        self._saved = None
         with torch.no_grad():
             self._averages = {name: self._started(value) for name, value in trained.items()}
             self._shapes = _shapes(trained)
@@ -184,12 +186,19 @@ class ExponentialAverageCallback(ResumingCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None
+        folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        # StarFTTrainer has asked for it already, before the checkpoint was complete.
+        if self._saved != (folder, state.global_step):
+            self.save_to(folder, args, state, model)
+
+    def save_to(self, folder: Path, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+        """Write the average into a checkpoint."""
+        self._saved = (folder, state.global_step)
         parameters = _parameters(model)
         # Shards are put together by all processes, even if only one writes.
         averages = {name: _whole(value, parameters[name]) for name, value in self._averages.items()}
         if not args.should_save:
             return
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if not folder.is_dir():
             logger.warning("There is no %s, so the average is not saved beside it.", folder)
             return

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from starft_hf.data.examples import Epoch
@@ -56,12 +57,28 @@ class ResumingCallback(TrainerCallback):
         """The next training resumes from this folder."""
         raise NotImplementedError
 
+    def save_to(self, folder: Path, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+        """Write what is kept into a checkpoint that is being written; called in all processes.
+
+        `on_save`, which comes after it, is too late for that: the checkpoint counts as complete by then.
+        """
+        raise NotImplementedError
+
 
 def tell_checkpoint(callbacks: Iterable[TrainerCallback], checkpoint: str) -> None:
     """Tell those who need to know from which folder the next training resumes."""
     for callback in callbacks:
         if isinstance(callback, ResumingCallback):
             callback.resume_from(checkpoint)
+
+
+def save_callbacks(
+    callbacks: Iterable[TrainerCallback], folder: Path, args: TrainingArguments, state: TrainerState, model: nn.Module
+) -> None:
+    """Let those who keep something in checkpoints write it into this one."""
+    for callback in callbacks:
+        if isinstance(callback, ResumingCallback):
+            callback.save_to(folder, args, state, model)
 
 
 class RunningLosses:
@@ -84,3 +101,17 @@ class RunningLosses:
         means = mean_over_processes(self._sum / self._count).tolist()
         self._sum, self._count = None, 0
         return dict(zip(("loss", "base_loss", "reg_loss"), means, strict=True))
+
+    def state(self) -> dict[str, Any] | None:
+        """What has been added since, for JSON: the mean over processes, which call this together."""
+        if self._sum is None:
+            return None
+        sums = mean_over_processes(self._sum)
+        return {"sums": sums.tolist(), "dtype": str(sums.dtype).removeprefix("torch."), "count": self._count}
+
+    def restore(self, state: dict[str, Any] | None, device: torch.device) -> None:
+        """Go on from a state."""
+        self._sum, self._count = None, 0
+        if state is not None:
+            self._sum = torch.tensor(state["sums"], dtype=getattr(torch, state["dtype"]), device=device)
+            self._count = int(state["count"])

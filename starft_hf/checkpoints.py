@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from starft_hf.checkpoint_files import CHECKPOINT_FILE
 from starft_hf.files import folder_in_place_of, read_text
 from starft_hf.heads import HEAD_FILE, save_head
 from starft_hf.weights import computation_of, difference
@@ -47,7 +48,14 @@ _BLOCK = 2**22
 # What configurations and processors are made of.
 _COPIED = {".json", ".txt", ".model", ".jinja", ".py"}
 # These tell of the run that made the checkpoint.
-_LEFT = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "predict_results.json"}
+_LEFT = {
+    CHECKPOINT_FILE,
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+    "predict_results.json",
+}
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ class StarFTConfig(TrainingArguments):
             them out, as Trainer does.
         eval_templates: prompt ensemble for zero-shot classifiers; None uses `caption_template`.
         card_template: file with a Jinja template of the model card; None takes the package's own.
+        ignore_mismatched_settings: resume from a checkpoint although the run that wrote it had other settings, pool,
+            classes, model or data; the difference is then a warning and no error.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
@@ -149,6 +151,9 @@ class StarFTConfig(TrainingArguments):
         default=None, metadata={"help": "Prompt ensemble of zero-shot classifiers."}
     )
     card_template: str | None = field(default=None, metadata={"help": "File with a template of the model card."})
+    ignore_mismatched_settings: bool = field(
+        default=False, metadata={"help": "Resume from a checkpoint of a run with other settings."}
+    )
 
     def __post_init__(self) -> None:
         # Trainer's rule knows of losses only, and would keep the checkpoint that is calibrated worst.

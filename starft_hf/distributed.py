@@ -6,16 +6,16 @@ are those of one process with the whole batch.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sized
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_functional
-from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
-from torch.utils.data import RandomSampler, Sampler
 
+
+T = TypeVar("T")
 
 # The index that stands for no sample. A process whose share of the last batch is short gets it instead, so that all
 # processes take part in every step with as many rows.
@@ -65,7 +65,25 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 def all_agree(answer: bool, device: torch.device) -> bool:
     """Whether `answer` is true in every process, so that all of them do the same."""
+    if world_size() == 1:
+        return answer
     return bool(gather_values(torch.tensor([answer], device=device)).all())
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What `compute` gives in the first process, in all of them; an exception as well."""
+    if world_size() == 1:
+        return compute()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = compute()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return cast(T, outcome[0])
 
 
 def share_of(size: int) -> range:
@@ -86,45 +104,6 @@ def assemble(share: Tensor, size: int) -> Tensor:
     return parts.transpose(0, 1).flatten(0, 1)[:size]
 
 
-class PaddedSampler(Sampler[int]):
-    """A sampler, followed by as many `NO_SAMPLE` as fill the last batch of all processes.
-
-    Without them, the last batch would be filled up with samples from the beginning, which would count twice.
-
-    Args:
-        sampler: what gives the samples.
-        multiple: samples per step of all processes.
-        epoch: tells the epoch to a sampler that shuffles by it. On resuming within an epoch, Accelerate's wrappers
-            do not pass it through.
-    """
-
-    def __init__(self, sampler: Sampler[int], multiple: int, epoch: Callable[[], int] | None = None):
-        self.sampler = sampler
-        self.multiple = multiple
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if self.epoch is not None and hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(self.epoch())
-        yield from self.sampler
-        yield from [NO_SAMPLE] * (len(self) - _length(self.sampler))
-
-    def __len__(self) -> int:
-        return -(-_length(self.sampler) // self.multiple) * self.multiple
-
-
-def padded_training_sampler(
-    sampler: Sampler[int], multiple: int, epoch: Callable[[], int], seed: int | None
-) -> PaddedSampler:
-    """The training sampler of several processes, which draw in one order and pad the last step.
-
-    A random sampler is replaced by the one Accelerate would replace it with; it does not look inside the padding.
-    """
-    if isinstance(sampler, RandomSampler):
-        sampler = SeedableRandomSampler(sampler.data_source, generator=torch.Generator(), data_seed=seed)
-    return PaddedSampler(sampler, multiple, epoch)
-
-
 def leave() -> None:
     """Take leave of the other processes. One that ends without it may be taken down by threads that still listen."""
     if dist.is_available() and dist.is_initialized():
@@ -139,8 +118,3 @@ def forget_preparation(accelerator: Any, model: Any) -> None:
     """
     if vars(model).pop("_is_accelerate_prepared", False):
         accelerator._models.clear()
-
-
-def _length(sampler: Any) -> int:
-    assert isinstance(sampler, Sized)
-    return len(sampler)

@@ -99,6 +99,21 @@ def _umask() -> int:
     return mask
 
 
+def check_writable(folder: Path, what: str) -> None:
+    """Check that files can be written into `folder`, or that it can be made; nothing is made.
+
+    Raises:
+        PermissionError: if not, saying what the folder is for.
+    """
+    found = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{what} is {str(folder)!r}, and nothing can be written to {str(found)!r}; choose another folder"
+        )
+    if not found.is_dir():
+        raise NotADirectoryError(f"{what} is {str(folder)!r}, and {str(found)!r} is a file; choose another folder")
+
+
 def unused_folder(name: str) -> Path:
     """`name`, or with the first number behind it that makes it a folder which does not exist or is empty."""
     number = 1

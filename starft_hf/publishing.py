@@ -30,7 +30,9 @@ logger = logging.get_logger(__name__)
 _FIGURES = "figures"
 
 # What a checkpoint holds for the sake of going on, and not of the model.
-_OF_THE_RUN = re.compile(r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args|ema)\b|rng_state_")
+_OF_THE_RUN = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args|ema|starft_checkpoint)\b|rng_state_"
+)
 
 
 class PublishingMixin(Trainer):

@@ -45,7 +45,7 @@ _TRAINING_SETTINGS = (
     "weight_decay",
 )
 # Of StarFT's own, what does not change it.
-_NOT_RECORDED = ("reference_cache_dir", "card_template", "discovery_pool")
+_NOT_RECORDED = ("reference_cache_dir", "card_template", "discovery_pool", "ignore_mismatched_settings")
 
 # A path from a root, a home or the current folder; not an address on the web, nor "owner/name".
 _PATH = re.compile(r"(?<![\w:/\\.~])(?:file://)?(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?(?:[\\/][^\s'\"\\/,;]+)+[\\/]?")

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
 from starft_hf.adapters import base_model_of, is_adapted, save_temperature, with_adapter
 from starft_hf.alignment import make_alignment
-from starft_hf.callbacks import BatchPlaceCallback, EpochCallback, RunningLosses, tell_checkpoint
+from starft_hf.callbacks import BatchPlaceCallback, EpochCallback, RunningLosses
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
@@ -21,7 +22,6 @@ from starft_hf.data.columns import check_labels, resolve_columns
 from starft_hf.data.examples import (
     Epoch,
     Examples,
-    IndexedExamples,
     TrainingExampleMaker,
     as_examples,
     evaluation_sets,
@@ -31,18 +31,21 @@ from starft_hf.data.images import ImagePreprocessor, ImageTransform
 from starft_hf.data.mapping import check_mapped_sets
 from starft_hf.data.opening import SkippedImages
 from starft_hf.data.source import is_stream
-from starft_hf.distributed import PaddedSampler, forget_preparation, padded_training_sampler
+from starft_hf.distributed import forget_preparation
 from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
 from starft_hf.evaluation.probes import evaluate_probes, named_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.files import check_writable
 from starft_hf.finiteness import FinitenessMixin
 from starft_hf.heads import HEAD_NAME, head_from_weights, load_head, save_head, select_classes
 from starft_hf.models import DualEncoder, check_dual_encoder, load_model, load_processor, logit_scale_of
 from starft_hf.publishing import PublishingMixin
 from starft_hf.reference import Reference, plan_cache
 from starft_hf.regularizers import get_regularizer
+from starft_hf.resuming import ResumingMixin
 from starft_hf.reweighting import SampleWeights
+from starft_hf.sampling import SamplingMixin
 from starft_hf.schedules import Progress, reg_weight_at
 from starft_hf.sharding import prepare_for_sharding, with_scalars
 from starft_hf.spuriosity.auto import check_auto, given_pool, pool_of_run
@@ -56,7 +59,7 @@ logger = logging.get_logger(__name__)
 _KEPT_MISTAKES = 12
 
 
-class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
+class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMixin, Trainer):
     """Fine-tunes a dual encoder such as CLIP so that it stays robust (arXiv 2505.13232).
 
     Args:
@@ -140,6 +143,8 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
             check_run(args, regularizer, pool, columns.class_names, streamed=is_stream(train_dataset))
             check_labels(train_dataset, columns, what="train_dataset", several=True)
             check_size(args, train_dataset)
+            if args.save_strategy != "no" and args.should_save:
+                check_writable(Path(str(args.output_dir)), "output_dir")
             if regularizer is not None:
                 cache_plan = plan_cache(
                     args,
@@ -204,6 +209,7 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
+        self._listen_to_signals()
         self.head: nn.Linear | None = None
         if not contrastive and self.class_names is not None:
             weights = zero_shot_weights(self.model, self.encoder, self.class_names, args.caption_templates)
@@ -231,18 +237,15 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
 
     # Training
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`, after the reference has been prepared, between two looks at the probes."""
-        if self.train_dataset is None:
-            raise ValueError("there is nothing to train on; pass train_dataset")
-        self.note_start()
+    def _train(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> Any:
+        """Training, after the reference has been prepared, between two looks at the probes."""
         self._alignment.prepare(self.args.device)
         if self.is_fsdp_enabled:
             self._scalars = prepare_for_sharding(self.model)
         if self.model_wrapped is self.model:
             forget_preparation(self.accelerator, self.model)
         before = self._evaluate_probes()
-        output = super().train(*args, **kwargs)
+        output = super()._train(checkpoint, *args, **kwargs)
         after = self._evaluate_probes()
         self.retention = {name: Retention(before[name], after[name]) for name in before}
         if self.retention:
@@ -289,26 +292,6 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
             state = {"reg_weight": self._reg_weight, "logit_scale": logit_scale_of(self.model).item()}
             logs = {**logs, **self._running.take(), **state}
         super().log(logs, start_time)
-
-    # Several processes
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        sampler = super()._get_train_sampler(train_dataset)
-        if self.args.world_size == 1 or sampler is None or self.args.dataloader_drop_last:
-            return sampler
-        dataset.padded = True
-        step = self._train_batch_size * self.args.world_size
-        return padded_training_sampler(sampler, step, lambda: self.epoch.value, self.args.data_seed)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
-        sampler = super()._get_eval_sampler(eval_dataset)
-        if self.args.world_size == 1 or not isinstance(eval_dataset, IndexedExamples):
-            return sampler
-        eval_dataset.padded = True
-        return PaddedSampler(
-            sampler or SequentialSampler(eval_dataset), self.args.eval_batch_size * self.args.world_size
-        )
 
     # Evaluation
 
@@ -395,7 +378,6 @@ class StarFTTrainer(FinitenessMixin, PublishingMixin, Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_head(resume_from_checkpoint)
-        tell_checkpoint(self.callback_handler.callbacks, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

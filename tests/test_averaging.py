@@ -13,6 +13,7 @@ from transformers import CLIPModel, Trainer, TrainerCallback, TrainingArguments
 
 from starft_hf import ExponentialAverageCallback, StarFTTrainer, averaging
 from starft_hf.averaging import load_average
+from starft_hf.checkpoint_files import CHECKPOINT_FILE
 from tests.test_trainer import StopAt
 
 
@@ -217,6 +218,8 @@ def test_a_file_that_cannot_be_the_average_is_refused(trainer_of, tmp_path, chan
     else:
         metadata = {"kind": "starft-average-1", "step": "2", "decay": "0.7", **change}
         save_file(load_file(file), file, metadata)
+    # With the list of its files, the checkpoint as a whole would be refused.
+    (file.parent / CHECKPOINT_FILE).unlink()
     with pytest.raises(ValueError, match=message):
         trainer_of(ExponentialAverageCallback(DECAY), **SAVING).train(resume_from_checkpoint=True)
 

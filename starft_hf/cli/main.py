@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0, 1 for a failed run, 2 for wrong use.
+        The exit code: 0, 1 for a failed run, 2 for wrong use, 75 for a training that was stopped by SIGTERM and
+        goes on with `--resume`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {command.name: command for command in COMMANDS}

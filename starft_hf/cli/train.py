@@ -1,6 +1,7 @@
 """`starft train`."""
 
 import argparse
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ class TrainArguments:
     """Of `train` alone."""
 
     processes: int = field(default=1, metadata={"help": "Processes on this machine, started by accelerate."})
+    resume: bool = field(
+        default=False,
+        metadata={"help": "Go on from the last good checkpoint in output_dir, or start where there is none."},
+    )
 
 
 class TrainCommand(Command):
@@ -28,11 +33,14 @@ class TrainCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int | None:
         from starft_hf.cli.data import load_training_data, make_trainer
-        from starft_hf.cli.launch import launch, launched
+        from starft_hf.cli.launch import launch, launched, tell_launcher
         from starft_hf.distributed import leave
+        from starft_hf.interruption import INTERRUPTED, TrainingInterrupted, ended_by_sigterm
 
         required(options, "model", "dataset")
         own = build(TrainArguments, options)
+        if own.resume:
+            options.resume_from_checkpoint = options.resume_from_checkpoint or "last"
         if own.processes < 1:
             raise argparse.ArgumentTypeError(f"--processes is {own.processes}; it is a number from 1")
         if not launched():
@@ -41,14 +49,22 @@ class TrainCommand(Command):
                 # Wrong settings are told once, and before anything is started.
                 settings_of(options)
                 return launch(options.command_line, own.processes)
-        args = settings_of(options)
-        train, evaluation = load_training_data(options)
-        trainer = make_trainer(options, args, train, evaluation)
-        runs = _train(trainer, options)
-        if trainer.args.should_save:
-            _report(trainer, runs, options)
+        code = None
+        try:
+            with ended_by_sigterm():
+                args = settings_of(options)
+                train, evaluation = load_training_data(options)
+                trainer = make_trainer(options, args, train, evaluation)
+                runs = _train(trainer, options)
+                if trainer.args.should_save:
+                    _report(trainer, runs, options)
+        except TrainingInterrupted as interrupted:
+            tell_launcher(INTERRUPTED)
+            if interrupted.checkpoint is None:
+                print(f"starft train: {interrupted}", file=sys.stderr)
+            code = INTERRUPTED
         leave()
-        return None
+        return code
 
 
 def _check_output(folder: Path, *, resumed: bool) -> None:
@@ -56,8 +72,7 @@ def _check_output(folder: Path, *, resumed: bool) -> None:
 
     if not resumed and not is_free(folder):
         raise argparse.ArgumentTypeError(
-            f"--output_dir {folder} is not an empty folder; choose another, or go on with "
-            "--resume_from_checkpoint last"
+            f"--output_dir {folder} is not an empty folder; choose another, or go on with --resume"
         )
 
 
@@ -66,10 +81,13 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     from starft_hf.report import Run, TrainingPoint
 
     args, resume = trainer.args, options.resume_from_checkpoint
+    resume = True if resume in ("last", "true", "True") else resume
+    # Before anything is evaluated.
+    trainer.checkpoint_to_resume(resume)
     runs = []
     if trainer.eval_dataset is not None:
         runs.append(Run(ZERO_SHOT, args.seed, evaluation_results(trainer)))
-    trainer.train(resume_from_checkpoint=True if resume in ("last", "true", "True") else resume)
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if trainer.eval_dataset is not None:
         method = "plain fine-tuning" if args.regularizer == "none" else args.regularizer
@@ -80,7 +98,6 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
 
 def _report(trainer: Any, runs: list[Any], options: argparse.Namespace) -> None:
     import importlib.util
-    import sys
 
     from starft_hf import RobustnessReport
     from starft_hf.cli.output import print_json, print_report

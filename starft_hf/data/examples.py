@@ -20,6 +20,7 @@ from starft_hf.data.opening import RAISE, SKIP, BadImageError, PictureReader, Ro
 from starft_hf.data.randomness import Draw, sample_generator
 from starft_hf.data.source import is_stream
 from starft_hf.distributed import NO_SAMPLE
+from starft_hf.interruption import spare_worker
 
 
 Example = dict[str, Any]
@@ -196,6 +197,7 @@ class IndexedExamples(Dataset[Example]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        spare_worker()
         rows: dict[int, Row] = {}
         reasons: dict[int, str] = {}
         for place, index in enumerate(indices):
@@ -257,6 +259,7 @@ class StreamedExamples(IterableDataset[Example]):
         return self.make.columns
 
     def __iter__(self) -> Iterator[Example]:
+        spare_worker()
         for row, where in self.reader.rows():
             try:
                 opened = self.reader.opened(row, where)

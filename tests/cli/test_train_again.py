@@ -1,0 +1,83 @@
+"""`starft train --resume`, given again after whatever has ended it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from starft_hf.checkpoint_files import last_good_checkpoint
+from starft_hf.cli import main
+from starft_hf.reference.fingerprint import tensors_digest
+from tests.conftest import TINY_CLIP, write_folder
+from tests.distributed.launch import ROOT
+from tests.distributed.scenarios import environment
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The command without its output folder."""
+    pictures = tmp_path_factory.mktemp("pictures")
+    for split, seed in (("train", 0), ("test", 1)):
+        write_folder(pictures, size=16, seed=seed, split=split)
+    settings = {
+        "model": TINY_CLIP,
+        "dataset": pictures,
+        "group_column": "place",
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 3,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "learning_rate": 1e-3,
+    }
+    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    return ["train", *flags, "--use_cpu", "--resume"]
+
+
+def key_of(folder):
+    return tensors_digest(load_file(folder / "model.safetensors"))
+
+
+def test_it_starts_goes_on_and_refuses_another_run(command, tmp_path, capsys):
+    assert main([*command, "--output_dir", str(tmp_path / "out")]) == 0
+    key = key_of(tmp_path / "out")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    assert main([*command, "--output_dir", str(tmp_path / "out")]) == 0
+    assert key_of(tmp_path / "out") == key
+    capsys.readouterr()
+    assert main([*command, "--output_dir", str(tmp_path / "out"), "--regularizer", "kl"]) == 1
+    assert "regularizer was 'star' and is 'kl'" in capsys.readouterr().err
+
+
+def start(arguments, folder):
+    return subprocess.Popen(
+        [sys.executable, "-m", "starft_hf", *arguments, "--output_dir", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_ends_with_75_and_the_same_command_gives_the_same(command, tmp_path, processes):
+    """Of several processes it is the one that was typed in that is told."""
+    arguments = [*command, "--processes", str(processes), "--num_train_epochs", "12", "--save_total_limit", "2"]
+    arguments += ["--per_device_train_batch_size", str(4 // processes)]
+    process = start(arguments, tmp_path / "cut")
+    while last_good_checkpoint(tmp_path / "cut")[0] is None and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    shown, _ = process.communicate(timeout=200)
+    assert process.returncode == 75, shown[-3000:]
+    assert "stopped by SIGTERM; the checkpoint" in shown
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    for name in ("cut", "whole"):
+        process = start(arguments, tmp_path / name)
+        shown, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, shown[-3000:]
+    assert key_of(tmp_path / "cut") == key_of(tmp_path / "whole")
