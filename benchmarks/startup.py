@@ -18,7 +18,7 @@ STATEMENTS = (
     "from starft_hf import StarFTTrainer",
 )
 COMMANDS = ("--help", "--version", "report --help", "evaluate --help", "train --help")
-REPEATS = 7
+REPEATS = 3
 FILE = Path(__file__).parent / "STARTUP.md"
 
 

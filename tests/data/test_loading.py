@@ -122,8 +122,8 @@ def test_a_folder_of_pictures_as_a_stream(places, folder, clip, processor, confi
 
 def test_what_is_neither_here_nor_on_the_hub_is_said_to_be_neither(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no folder 'photos' here, and no such data set"):
-        load_splits("photos")
+    with pytest.raises(FileNotFoundError, match="there is no folder 'nowhere' here, and no such data set"):
+        load_splits("nowhere")
     with pytest.raises(FileNotFoundError, match=r"there is no folder '\./photos'; pass a folder"):
         load_splits("./photos")
 
