@@ -25,6 +25,8 @@ from starft_hf.files import read_text, unused_folder, write_text_atomically
 CHECKPOINT_FILE = "starft_checkpoint.json"
 MARK = "checkpoint-is-incomplete.txt"
 _STATE = "trainer_state.json"
+# Nobody reads them to go on, and published checkpoints lack them, because they hold the paths of a machine.
+_UNLISTED = (MARK, CHECKPOINT_FILE, "training_args.bin")
 _FORMAT = 1
 
 
@@ -82,7 +84,7 @@ def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:
         content: what else to remember, for JSON.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = {name: _state_of(folder / name, to_disk=True) for name in names if name not in (MARK, CHECKPOINT_FILE)}
+    files = {name: _state_of(folder / name, to_disk=True) for name in names if name not in _UNLISTED}
     text = json.dumps({"format": _FORMAT, **content, "files": files}, indent=2, ensure_ascii=False) + "\n"
     write_text_atomically(folder / CHECKPOINT_FILE, text)
     (folder / MARK).unlink(missing_ok=True)

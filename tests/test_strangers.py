@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer
+from starft_hf.checkpoint_files import mark_complete, read_content
 from starft_hf.checkpoints import Checkpoint
 from starft_hf.classifier import load
 from starft_hf.files import MOST_BYTES
@@ -38,7 +39,9 @@ PICKLED = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "traini
 @pytest.mark.parametrize("name", PICKLED)
 def test_resuming_runs_nothing_that_a_checkpoint_holds(clip, processor, config, dataset, saved, tmp_path, name):
     folder, marker = saved / "checkpoint-2", tmp_path / "exploded"
+    content = {key: value for key, value in read_content(folder).items() if key not in ("format", "files")}
     torch.save(Bomb(marker), folder / name)
+    mark_complete(folder, content)  # whoever plants something can also list it
     args = config(max_steps=4, output_dir=str(tmp_path / "again"))
     trainer = StarFTTrainer(clip, args, dataset, processing_class=processor)
     # What no run reads is not looked at; the others are refused, and a scaler where there is none to take its state.
@@ -105,7 +108,7 @@ def test_records_of_the_wrong_kind_are_refused(saved, damage):
     content = json.loads(path.read_text())
     damage(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"starft\.json|caption_template has"):
+    with pytest.raises(ValueError, match=r"starft\.json|caption_template has|reg_weight is \[\]"):
         StarFTConfig.from_pretrained(path.parent, output_dir="x", use_cpu=True)
 
 
