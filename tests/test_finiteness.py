@@ -184,6 +184,7 @@ def test_any_batch_since_the_last_step_counts(clip, value):
         check.look(clip, float("nan"), 2, scaled=False)
 
 
+@pytest.mark.slow
 def test_one_process_that_goes_wrong_ends_them_all(tmp_path):
     done = torchrun(2, __file__, tmp_path, timeout=120)
     assert done.returncode != 0

@@ -308,6 +308,7 @@ def test_an_image_that_is_repaired_is_not_taken_for_what_was_remembered(processo
     assert last.train_dataset.unreadable == set()
 
 
+@pytest.mark.slow
 def test_processes_skip_alike(tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     alone.mkdir()

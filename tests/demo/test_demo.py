@@ -71,6 +71,7 @@ def test_the_sentence_says_what_happened_either_way(star, said):
     assert "from 60.0% to 40.0%" in sentence
 
 
+@pytest.mark.slow
 def test_runs_are_repeatable_and_side_by_side_they_are_what_they_are_one_by_one():
     setting, steps = Setting(steps=2), []
     alone = run_experiment(setting, 1, processes=1, on_step=steps.append)

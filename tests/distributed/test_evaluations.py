@@ -20,6 +20,7 @@ def assert_same(found, expected):
         assert found == (pytest.approx(expected, abs=1e-12) if isinstance(expected, float) else expected)
 
 
+@pytest.mark.slow
 def test_every_process_gets_the_result_of_the_whole_set(tmp_path):
     done = torchrun(2, evaluations.__file__, tmp_path / "two.json")
     assert done.returncode == 0, done.stderr[-6000:]

@@ -44,16 +44,19 @@ def test_every_kind_of_model_is_published_and_used_at_once(hub, tmp_path):
     assert hub.requests["POST /api/models/lab/owls/commit/main"] >= 2
 
 
+@pytest.mark.slow
 def test_branches_tags_and_what_people_write_into_cards(hub, tmp_path):
     run(hub, tmp_path, "branches")
     assert set(hub.repos["lab/run"]) == {"main", "first", "second"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["edits", "checkpoints", "identity"])
 def test_of_what_is_on_the_hub(hub, tmp_path, scenario):
     run(hub, tmp_path, scenario)
 
 
+@pytest.mark.slow
 def test_training_does_not_end_because_a_push_fails(hub, tmp_path):
     hub.failures = {
         "flaky/no-commit/commit": [500, 429, 503] * 30,
@@ -72,6 +75,7 @@ def test_training_does_not_end_because_a_push_fails(hub, tmp_path):
     run(hub, tmp_path, "recovered")
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_at_first_is_tried_again(hub, tmp_path):
     hub.failures = {"repos/create": [500]}
     run(hub, tmp_path, "late")
