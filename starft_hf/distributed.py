@@ -11,8 +11,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 T = TypeVar("T")
@@ -37,6 +37,27 @@ def is_first_on_machine() -> bool:
     return world_size() == 1 or int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
+class _GatherColumns(torch.autograd.Function):
+    # torch's own function for this is deprecated in its later versions, and what replaces it is not in earlier ones.
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return gather_values(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if dist.get_backend() == "nccl":
+            gradient = gradient.contiguous()
+            own = gradient.new_empty(len(gradient) // world_size(), *gradient.shape[1:])
+            dist.reduce_scatter_tensor(own, gradient)
+            return own
+        # What else there is, such as gloo, has no such operation in every version.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[rank()]
+
+
 def gather_columns(rows: Tensor) -> Tensor:
     """The rows `(n, ...)` of all processes, `(K n, ...)`, process by process, with gradients to where they came from.
 
@@ -44,7 +65,8 @@ def gather_columns(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    return torch.cat(dist_functional.all_gather(rows.contiguous()))
+    gathered: Tensor = _GatherColumns.apply(rows)
+    return gathered
 
 
 @torch.no_grad()
