@@ -27,7 +27,8 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import AutoProcessor, CLIPModel
 
-from starft_hf import StarFTConfig, compare
+from starft_hf import compare
+from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER, pretrain
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, CLASS_NAMES, Task, make_split
 from starft_hf.files import write_text_atomically
@@ -136,23 +137,8 @@ def run_cell(cell: Cell, work: str) -> dict[str, Any]:
     split = "test" if cell.part == "test" else "validation"
     method, wrong = METHODS[cell.method]
     base = MODEL_FOLDER if cell.base == "seed-0" else Path(work) / cell.base
-    args = StarFTConfig(
-        output_dir=str(Path(work) / "output"),
-        reference_cache_dir=str(Path(work) / "features"),
-        reg_schedule="constant",
-        learning_rate=4e-4,
-        max_steps=100,
-        warmup_steps=0,
-        max_grad_norm=0,
-        per_device_train_batch_size=64,
-        per_device_eval_batch_size=256,
-        group_column="group",
-        crop_scale=None,
-        use_cpu=True,
-        disable_tqdm=True,
-        report_to="none",
-        logging_strategy="no",
-    )
+    folders = {"output_dir": str(Path(work) / "output"), "reference_cache_dir": str(Path(work) / "features")}
+    args = run_settings(Setting(), work, **folders, disable_tqdm=True, logging_strategy="no")
     plain = cell.method == "FLYP"
     wrong_rows = partial(with_random_rows, plain=Scorer.probabilities, seed=cell.seed)
     with patch.object(Scorer, "probabilities", _method(wrong_rows)) if wrong == "random" else nullcontext():

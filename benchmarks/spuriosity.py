@@ -25,8 +25,9 @@ from transformers import AutoProcessor, CLIPModel
 from benchmarks.metrics import median_seconds
 from benchmarks.setup import class_names, make_scene
 from benchmarks.spuriosity_report import as_markdown, draw
-from starft_hf import SpuriosityPool, StarFTConfig, compare, discover_spuriosity, evaluate_zero_shot
+from starft_hf import SpuriosityPool, compare, discover_spuriosity, evaluate_zero_shot
 from starft_hf.data.columns import ImageColumns
+from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES, make_split
 from starft_hf.models import DualEncoder, unit_rows
@@ -126,24 +127,7 @@ def measure_pools(seeds: int = COMPARISON_SEEDS) -> list[dict[str, Any]]:
         rows = []
         for name, (pool, settings) in pools.items():
             start = time.monotonic()
-            args = StarFTConfig(
-                output_dir=folder,
-                reference_cache_dir=folder,
-                reg_weight=30,
-                reg_schedule="constant",
-                learning_rate=4e-4,
-                max_steps=100,
-                warmup_steps=0,
-                max_grad_norm=0,
-                per_device_train_batch_size=64,
-                per_device_eval_batch_size=256,
-                group_column="group",
-                crop_scale=None,
-                use_cpu=True,
-                disable_tqdm=True,
-                report_to="none",
-                **settings,
-            )
+            args = run_settings(Setting(), folder, disable_tqdm=True, **settings)
             sets = {split: make_split(split, seed=1000) for split in ("test", "held_out")}
             methods = ["zero-shot", "FLYP"] if pool is None else ["star", "kl"]
             report = compare(

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from starft_hf.files import file_in_place_of
 from starft_hf.names import unknown_name
 
 
@@ -187,9 +188,8 @@ def save_temperature(model: nn.Module, folder: str | Path, state: dict[str, Tens
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, value in _temperatures(model).items():
         tensors[name] = (value if state is None else state.get(name, value)).detach().cpu().clone()
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(path)
+    with file_in_place_of(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def merged(model: nn.Module) -> Any:

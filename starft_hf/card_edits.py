@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import logging
 
-from starft_hf.files import write_text_atomically
+from starft_hf.files import read_text, write_text_atomically
 from starft_hf.record import public_id
 
 
@@ -139,7 +139,7 @@ def update_card(folder: Path, card: ModelCard) -> None:
         ValueError: if the metadata of the one that is there cannot be read.
     """
     path = folder / CARD_FILE
-    known = _read(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
+    known = _read(read_text(path), str(path)) if path.is_file() else None
     fresh = _Card.parse(str(card), "the template")
     if known is not None:
         stated = fresh.own_metadata
@@ -162,7 +162,7 @@ def keep_published_edits(folder: Path, published: str | None) -> None:
         ValueError: if the metadata of either cannot be read.
     """
     path = folder / CARD_FILE
-    local = _read(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
+    local = _read(read_text(path), str(path)) if path.is_file() else None
     if local is None or local.generated is None:
         return
     other = _read(published, "the card on the Hub") if published is not None else None

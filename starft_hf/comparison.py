@@ -13,19 +13,17 @@ from transformers import PrinterCallback, TrainerCallback
 
 from starft_hf.adapters import is_adapted
 from starft_hf.configuration import StarFTConfig
-from starft_hf.data.columns import resolve_columns
 from starft_hf.data.mapping import check_mapped_sets
-from starft_hf.data.source import is_stream
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.models import load_model, load_processor
 from starft_hf.names import unknown_name
 from starft_hf.parallel import map_in_processes
 from starft_hf.regularizers import NO_REGULARIZER, get_regularizer
 from starft_hf.report import RobustnessReport, Run, TrainingPoint
-from starft_hf.spuriosity.auto import check_auto, given_pool
+from starft_hf.spuriosity.auto import given_pool
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.trainer import StarFTTrainer
-from starft_hf.validation import check_run
+from starft_hf.validation import check_training_set
 from starft_hf.weights import check_alpha, mixed
 
 
@@ -175,11 +173,7 @@ def _check_job(job: _Job) -> None:
     pool = given_pool(job.spuriosity, job.args) if job.args.needs_pool else None
     # A function may draw the training set, which is as expensive as it likes to be.
     if not callable(job.train_dataset):
-        columns = resolve_columns(job.train_dataset, job.args, what="train_dataset")
-        if pool is not None:
-            check_auto(job.spuriosity, columns)
-        streamed = is_stream(job.train_dataset)
-        check_run(job.args, regularizer, pool, columns.class_names, streamed=streamed)
+        check_training_set(job.train_dataset, job.args, regularizer, pool, job.spuriosity)
 
 
 def _run_all(jobs: Sequence[_Job], processes: int, on_step: Callable[[str], None] | None, *, show: bool) -> list[Run]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from starft_hf.data.columns import check_names
+from starft_hf.files import file_in_place_of
 from starft_hf.models import whole
 
 
@@ -54,11 +55,9 @@ def select_classes(head: nn.Linear, class_names: Sequence[str], wanted: Sequence
 
 def save_head(head: Mapping[str, Tensor], class_names: Sequence[str], folder: str | Path) -> None:
     """Write a head's `weight` and `bias` with its class names into `folder`, at once or not at all."""
-    path = Path(folder) / HEAD_FILE
-    temporary = path.with_suffix(".partial")
     tensors = {name: value.detach().cpu().contiguous() for name, value in head.items()}
-    save_file(tensors, temporary, metadata={"format": "pt", "class_names": json.dumps(list(class_names))})
-    temporary.replace(path)
+    with file_in_place_of(Path(folder) / HEAD_FILE) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "class_names": json.dumps(list(class_names))})
 
 
 def load_head(folder: str | Path) -> tuple[nn.Linear, list[str]]:

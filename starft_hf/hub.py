@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from starft_hf.card_edits import CARD_FILE, keep_published_edits
+from starft_hf.files import read_text
 
 
 # Not for publication: what the last holds of the arguments are paths and the token.
@@ -104,7 +105,7 @@ def _published_card(repo_id: str, revision: str | None, token: str | None) -> st
         raise
     except (EntryNotFoundError, RevisionNotFoundError):
         return None
-    return Path(path).read_text(encoding="utf-8")
+    return read_text(Path(path))
 
 
 def reason(error: BaseException, repo_id: str | None) -> str:

@@ -127,6 +127,7 @@ def _check_types(record: RunRecord) -> None:
         "config": dict,
         "pool": (dict, type(None)),
         "class_names": (tuple, type(None)),
+        "start": dict,
         "reference": dict,
         "data": dict,
         "processes": int,

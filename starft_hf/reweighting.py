@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
-from starft_hf.data.columns import ImageColumns, read_column
-from starft_hf.data.examples import ImageExampleMaker, IndexedExamples
+from starft_hf.data.columns import read_column
+from starft_hf.data.examples import IndexedExamples, image_examples
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.source import is_fingerprinted
 from starft_hf.distributed import rank
@@ -194,20 +194,8 @@ class SampleWeights:
         )
 
     def _image_embeds(self, live: LiveReference, store: FeatureStore | None, device: torch.device) -> Tensor:
-        dataset, columns = self.examples.dataset, self.examples.columns
-        config = self.config
-        alone = ImageColumns(columns.image, label=None, caption=None, groups=None, class_names=None)
-        maker = ImageExampleMaker(alone, ImagePreprocessor(live.encoder.image_processor))
-        examples = IndexedExamples(dataset, maker, self.examples.on_bad_image)
-        examples.unreadable = self.examples.unreadable
-        images = CachedImages(
-            examples,
-            store if is_fingerprinted(dataset) else None,
-            batch_size=config.per_device_eval_batch_size,
-            num_workers=config.dataloader_num_workers,
-            dtype=None if config.reference_cache_dtype is None else getattr(torch, config.reference_cache_dtype),
-            progress=not config.disable_tqdm,
-        )
+        examples = image_examples(self.examples, ImagePreprocessor(live.encoder.image_processor))
+        images = CachedImages.of_run(examples, store if is_fingerprinted(examples.dataset) else None, self.config)
         images.prepare(live, device)
         return images.all_rows().float().cpu()
 

@@ -18,7 +18,7 @@ from starft_hf.callbacks import BatchPlaceCallback, EpochCallback, RunningLosses
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import check_labels, resolve_columns
+from starft_hf.data.columns import check_labels
 from starft_hf.data.examples import (
     Epoch,
     Examples,
@@ -30,7 +30,6 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor, ImageTransform
 from starft_hf.data.mapping import check_mapped_sets
 from starft_hf.data.opening import SkippedImages
-from starft_hf.data.source import is_stream
 from starft_hf.distributed import forget_preparation
 from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
 from starft_hf.evaluation.probes import evaluate_probes, named_probes
@@ -48,10 +47,10 @@ from starft_hf.reweighting import SampleWeights
 from starft_hf.sampling import SamplingMixin
 from starft_hf.schedules import Progress, reg_weight_at
 from starft_hf.sharding import prepare_for_sharding, with_scalars
-from starft_hf.spuriosity.auto import check_auto, given_pool, pool_of_run
+from starft_hf.spuriosity.auto import given_pool, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.step import TrainingStep, contrastive_base_loss, cross_entropy_base_loss
-from starft_hf.validation import check_arguments, check_best_metric, check_model, check_run, check_size
+from starft_hf.validation import check_arguments, check_best_metric, check_model, check_size, check_training_set
 
 
 logger = logging.get_logger(__name__)
@@ -137,10 +136,7 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
         pool = given_pool(spuriosity, args) if args.needs_pool else None
         columns = cache_plan = None
         if train_dataset is not None:
-            columns = resolve_columns(train_dataset, args, what="train_dataset", group_function=group_function)
-            if pool is not None:
-                check_auto(spuriosity, columns)
-            check_run(args, regularizer, pool, columns.class_names, streamed=is_stream(train_dataset))
+            columns = check_training_set(train_dataset, args, regularizer, pool, spuriosity, group_function)
             check_labels(train_dataset, columns, what="train_dataset", several=True)
             check_size(args, train_dataset)
             if args.save_strategy != "no" and args.should_save:

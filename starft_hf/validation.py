@@ -8,11 +8,14 @@ from transformers.utils import logging
 
 from starft_hf.adapters import check_preset, is_adapted
 from starft_hf.configuration import StarFTConfig
+from starft_hf.data.columns import ImageColumns, resolve_columns
+from starft_hf.data.groups import GroupFunction
 from starft_hf.data.opening import RAISE, SKIP
 from starft_hf.data.source import is_stream
 from starft_hf.models import has_batch_statistics
 from starft_hf.names import readable, unknown_name
 from starft_hf.regularizers import NO_REGULARIZER, Regularizer
+from starft_hf.spuriosity.auto import Spuriosity, check_auto
 from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
 
 
@@ -162,6 +165,34 @@ def check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
             f"metric_for_best_model is {metric!r}, which is of none of the evaluation sets {names}; name the one to "
             f"choose by, as in 'eval_{names[0]}_worst_group_accuracy'"
         )
+
+
+def check_training_set(
+    dataset: Any,
+    config: StarFTConfig,
+    regularizer: Regularizer | None,
+    pool: SpuriosityPool | None,
+    spuriosity: Spuriosity,
+    group_function: GroupFunction | None = None,
+) -> ImageColumns:
+    """The columns of a training set, checked to go together with the settings, the regularizer and the pool.
+
+    Args:
+        dataset: the training set.
+        config: the settings.
+        regularizer: the one they name, or None.
+        pool: the spurious templates, or None where none are needed.
+        spuriosity: what the pool was given as.
+        group_function: names the group of a row, instead of `config.group_column`.
+
+    Raises:
+        ValueError: as `resolve_columns`, `check_auto` and `check_run`.
+    """
+    columns = resolve_columns(dataset, config, what="train_dataset", group_function=group_function)
+    if pool is not None:
+        check_auto(spuriosity, columns)
+    check_run(config, regularizer, pool, columns.class_names, streamed=is_stream(dataset))
+    return columns
 
 
 def check_size(config: StarFTConfig, dataset: Any) -> None:

@@ -100,6 +100,7 @@ def test_settings_of_a_stranger_say_how_a_run_learns_and_not_what_it_touches(sav
         lambda content: content.update(config=[]),
         lambda content: content.update(pool={"templates": [{"weight": 1}]}),
         lambda content: content.update(class_names=[1, 2]),
+        lambda content: content.update(start=[]),
         lambda content: content["config"].update(reg_weight=[]),
         lambda content: content["config"].update(caption_template={"a": 1}),
     ],

@@ -336,10 +336,13 @@ def evaluation_sets(
     )
 
 
-def image_examples(examples: IndexedExamples) -> IndexedExamples:
-    """The images of `examples` alone, preprocessed as they are; both agree on which are unreadable."""
+def image_examples(examples: IndexedExamples, preprocessor: ImagePreprocessor | None = None) -> IndexedExamples:
+    """The images of `examples` alone, preprocessed as they are or by another preprocessor.
+
+    Both agree on which are unreadable.
+    """
     columns = ImageColumns(examples.columns.image, label=None, caption=None, groups=None, class_names=None)
-    maker = ImageExampleMaker(columns, examples.make.preprocessor)
+    maker = ImageExampleMaker(columns, preprocessor or examples.make.preprocessor)
     images = IndexedExamples(examples.dataset, maker, examples.on_bad_image)
     images.unreadable = examples.unreadable
     return images

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from datasets import Dataset
 
@@ -61,6 +62,28 @@ class Setting:
             raise ValueError(unknown_name("pool", self.pool, POOLS))
 
 
+def run_settings(setting: Setting, folder: str, **more: Any) -> StarFTConfig:
+    """The settings of a run, which keeps all it writes in `folder`; `more` adds to them and takes precedence."""
+    settings: dict[str, Any] = {
+        "output_dir": folder,
+        "reg_weight": setting.reg_weight,
+        "reg_schedule": "constant",
+        "reference_cache_dir": folder,
+        "learning_rate": setting.learning_rate,
+        "max_steps": setting.steps,
+        "warmup_steps": 0,
+        "max_grad_norm": 0,
+        "per_device_train_batch_size": setting.batch_size,
+        "per_device_eval_batch_size": 256,
+        "caption_template": CAPTION_TEMPLATE,
+        "group_column": "group",
+        "crop_scale": None,
+        "use_cpu": True,
+        "report_to": "none",
+    }
+    return StarFTConfig(**settings | more)
+
+
 def run_experiment(
     setting: Setting, seeds: int, processes: int = 2, on_step: Callable[[str], None] | None = None
 ) -> RobustnessReport:
@@ -73,24 +96,7 @@ def run_experiment(
         on_step: called with the method after every optimiser step.
     """
     with tempfile.TemporaryDirectory() as folder:
-        args = StarFTConfig(
-            output_dir=folder,
-            reg_weight=setting.reg_weight,
-            reg_schedule="constant",
-            reference_cache_dir=folder,
-            learning_rate=setting.learning_rate,
-            max_steps=setting.steps,
-            warmup_steps=0,
-            max_grad_norm=0,
-            per_device_train_batch_size=setting.batch_size,
-            per_device_eval_batch_size=256,
-            caption_template=CAPTION_TEMPLATE,
-            group_column="group",
-            crop_scale=None,
-            use_cpu=True,
-            report_to="none",
-            logging_steps=5,
-        )
+        args = run_settings(setting, folder, logging_steps=5)
         return compare(
             setting.model,
             args,

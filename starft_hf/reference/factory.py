@@ -141,14 +141,7 @@ def make_reference(
     images = None
     if plan.images:
         assert isinstance(examples, IndexedExamples)
-        images = CachedImages(
-            image_examples(examples),
-            plan.store,
-            batch_size=config.per_device_eval_batch_size,
-            num_workers=config.dataloader_num_workers,
-            dtype=None if config.reference_cache_dtype is None else getattr(torch, config.reference_cache_dtype),
-            progress=progress,
-        )
+        images = CachedImages.of_run(image_examples(examples), plan.store, config)
     return live if texts is None and images is None else CachedReference(live, texts, images)
 
 

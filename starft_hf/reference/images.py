@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from starft_hf.configuration import StarFTConfig
 from starft_hf.data.examples import IndexedExamples
 from starft_hf.data.images import stack_features
 from starft_hf.data.opening import BAD_IMAGES, SKIP, SkippedImages
@@ -45,6 +46,18 @@ class CachedImages:
     num_workers: int = 0
     dtype: torch.dtype | None = None
     progress: bool = True
+
+    @classmethod
+    def of_run(cls, examples: IndexedExamples, store: FeatureStore | None, config: StarFTConfig) -> "CachedImages":
+        """Those of a run with these settings."""
+        return cls(
+            examples,
+            store,
+            batch_size=config.per_device_eval_batch_size,
+            num_workers=config.dataloader_num_workers,
+            dtype=None if config.reference_cache_dtype is None else getattr(torch, config.reference_cache_dtype),
+            progress=not config.disable_tqdm,
+        )
 
     def __post_init__(self) -> None:
         self._embeds: Tensor | None = None

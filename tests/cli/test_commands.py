@@ -28,19 +28,6 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, code=0):
-        found = main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        assert found == code, shown.err
-        return shown.out if code == 0 else shown.err
-
-    return run
-
-
 def test_train_evaluates_before_and_after_and_saves_model_and_report(run, pictures, tmp_path):
     arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--group_column", "place", *FAST]
     shown = run("train", *arguments, "--output_dir", "out", "--json")

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from starft_hf import RobustnessReport, SpuriosityPool
-from starft_hf.cli import main
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, CLASS_NAMES, make_split
 
@@ -11,18 +10,9 @@ from starft_hf.demo.world import BACKGROUND_TEMPLATES, CLASS_NAMES, make_split
 TEMPLATES = ["{} in the snow.", "{} at night.", "{} on a road.", "{} behind a fence."]
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-
-    def run(*arguments, code=0):
-        found = main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        assert found == code, shown.err
-        return shown.out if code == 0 else shown.err
-
-    return run
 
 
 @pytest.fixture
