@@ -44,6 +44,7 @@ class PublishingMixin(Trainer):
     _pool: Any = None
     _start: str | None = None
     _reference_model: dict[str, Any] | None = None
+    _evaluated_step: int | None = None
 
     @property
     def record(self) -> RunRecord:
@@ -219,6 +220,24 @@ class PublishingMixin(Trainer):
             message=commit_message or "End of training",
             blocking=blocking,
         )
+
+    def publish_trained(self) -> None:
+        """At the end of a run that is pushed as it goes: publish the model with what it achieves.
+
+        It is evaluated, unless it was after its last step; with `hub_strategy="end"`, `push_to_hub` is left to be
+        called. A Hub that does not answer is an error in the log: the training was not in vain.
+        """
+        if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END:
+            return
+        step = self.state.global_step
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            step = self.state.best_global_step or step
+        if self.eval_dataset is not None and self._evaluated_step != step:
+            self.evaluate()
+        try:
+            self.push_to_hub()
+        except PushError as error:
+            logger.error("%s", error)
 
     def push_merged_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Publish the model with its adapter merged in, as a plain checkpoint with its processor, record and card.

@@ -28,6 +28,7 @@ from starft_hf.checkpoint_files import (
 )
 from starft_hf.configuration import StarFTConfig
 from starft_hf.distributed import all_agree, from_first, leave, rank
+from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.interruption import InterruptionCallback, TrainingInterrupted
 from starft_hf.record import RunRecord
 from starft_hf.run_identity import differences, run_identity
@@ -41,6 +42,7 @@ class ResumingMixin(Trainer):
 
     args: StarFTConfig
     record: RunRecord
+    zero_shot_results: dict[str, EvaluationResult]
     note_start: Callable[[], None]
     _running: RunningLosses
     _interruption: InterruptionCallback
@@ -90,6 +92,12 @@ class ResumingMixin(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
+        # `eval_on_start` is about the model before its first step, which was evaluated by the run that took it.
+        if skip_scheduler and self.state.global_step > 0:
+            return None
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     # Going on
 
@@ -168,7 +176,10 @@ class ResumingMixin(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         tell_checkpoint(self.callback_handler.callbacks, resume_from_checkpoint)
-        self._running.restore((read_content(Path(resume_from_checkpoint)) or {}).get("losses"), self.args.device)
+        content = read_content(Path(resume_from_checkpoint)) or {}
+        self._running.restore(content.get("losses"), self.args.device)
+        for name, result in content.get("zero_shot", {}).items():
+            self.zero_shot_results[name] = EvaluationResult.from_dict(result)
 
     @contextmanager
     def _resuming(self, wanted: str | PathLike[str] | bool | None) -> Iterator[str | None]:
@@ -225,6 +236,7 @@ class ResumingMixin(Trainer):
                     "step": self.state.global_step,
                     "identity": self._make_identity(),
                     "losses": losses,
+                    "zero_shot": {name: result.as_dict() for name, result in self.zero_shot_results.items()},
                     "save_only_model": self.args.save_only_model,
                 }
                 mark_complete(folder, content)

@@ -247,6 +247,7 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
         if self.retention:
             figures = (kept.metrics(name) for name, kept in self.retention.items())
             self.log({key: value for part in figures for key, value in part.items()})
+        self.publish_trained()
         return output
 
     def _evaluate_probes(self) -> dict[str, EvaluationResult]:
@@ -330,6 +331,7 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
         result = evaluation.result(training_group_shares(self.train_dataset))
         name = metric_key_prefix.removeprefix("eval_")
         self.evaluation_results[name] = result
+        self._evaluated_step = self.state.global_step
         if self.state.global_step == 0:
             self.zero_shot_results[name] = result
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in result.metrics().items()})

@@ -91,7 +91,10 @@ def kinds(folder):
         folder / "full", "lab/base", push_to_hub=True, hub_model_id="lab/owls", hub_private_repo=True
     )
     trainer.train()
-    trainer.evaluate()
+    # Training ends with a model whose card says what it achieves.
+    results = {result.metric_type: result.metric_value for result in ModelCard.load("lab/owls").data.eval_results}
+    metrics = trainer.evaluate()
+    assert results["worst_group_accuracy"] == pytest.approx(metrics["eval_worst_group_accuracy"], abs=1e-6)
     trainer.push_to_hub(tags=["birds"])
     expected = embeddings(trainer.model)
     torch.testing.assert_close(embeddings(CLIPModel.from_pretrained("lab/owls")), expected)

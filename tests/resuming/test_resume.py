@@ -28,7 +28,10 @@ LORA = LoraConfig(r=4, lora_dropout=0.2, target_modules=["q_proj", "v_proj"])
 QUICK_CASES = {
     "full, contrastive, crops": ({}, 2),
     "adapter with dropout, at the end of an epoch": ({"peft_config": LORA, "dataloader_num_workers": 2}, 3),
-    "in chunks, logged every second step": ({"mini_batch_size": 5, "logging_steps": 2}, 1),
+    "in chunks, logged every second step, evaluated at the start": (
+        {"mini_batch_size": 5, "logging_steps": 2, "eval_on_start": True},
+        1,
+    ),
 }
 SLOW_CASES = {
     "full, cross-entropy, both caches": {"base_loss": "cross_entropy", "crop_scale": None, "reference_cache": "full"},
@@ -137,6 +140,7 @@ def assert_resumes(trainer_of, stops, **settings):
         resumed.train(resume_from_checkpoint=True)
         assert_same_weights(whole, resumed)
         assert without_timing(resumed.state.log_history) == without_timing(whole.state.log_history)
+        assert resumed.zero_shot_results == whole.zero_shot_results
         for name in ("best_metric", "best_global_step", "global_step", "epoch"):
             assert getattr(resumed.state, name) == getattr(whole.state, name), name
     return whole
@@ -147,6 +151,7 @@ def test_the_middle_and_the_end_of_an_epoch(trainer_of, case):
     settings, stop = QUICK_CASES[case]
     whole = assert_resumes(trainer_of, [stop], **settings)
     assert whole.state.global_step == 6
+    assert bool(whole.zero_shot_results) == settings.get("eval_on_start", False)
     assert all(math.isfinite(entry["loss"]) for entry in steps(whole))
 
 
