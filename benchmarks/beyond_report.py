@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from benchmarks.beyond import (
     Cell,
     Store,
     chosen,
+    complete_runs,
+    test_cells,
 )
 from starft_hf.files import file_in_place_of, write_text_atomically
 from starft_hf.regularizers import get_regularizer
@@ -54,16 +57,14 @@ weights. Spreads are over seeds and models of one world, and say nothing about o
 
 
 def tested(store: Store) -> list[dict[str, Any]]:
-    """What stands in the store for the test: the cell's parts and its result, one entry per run and row."""
+    """What was tested: the cell's parts and its result, one entry per fine-tuning and row of the tables."""
     entries = []
-    for key, result in store.cells.items():
-        part, classes, correlation, base, method, _, seed = key.split(" | ")
-        if part != "test":
-            continue
-        entry = {"classes": int(classes), "correlation": float(correlation), "base": base, "seed": int(seed)}
-        entries.append({**entry, "method": method, **result})
-        if "interpolated" in result:
-            entries.append({**entry, "method": TUNED, **result["interpolated"]})
+    for run in complete_runs(store):
+        for cell in test_cells(store, run):
+            result = store[cell]
+            entries.append({**asdict(cell), **result})
+            if "interpolated" in result:
+                entries.append({**asdict(cell), "method": TUNED, **result["interpolated"]})
     return entries
 
 

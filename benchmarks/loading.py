@@ -28,7 +28,7 @@ def loading_seconds(batch_size: int, batches: int = 4) -> float:
         return (time.perf_counter() - start) / count
 
 
-def captions_per_second(num_classes: int = 20) -> dict[str, float]:
+def captions_per_second(num_classes: int = 10) -> dict[str, float]:
     """Captions per second while the text cache of the built-in pool is filled, with and without shared beginnings."""
     scene = make_scene("ViT-B/32", num_classes=num_classes, num_images=1)
     bank = CaptionBank(class_names(num_classes), [CAPTION_TEMPLATE], SpuriosityPool.load("background"))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.processes import KEEPS_MEMORY
+
 
 GLOBAL_BATCH = 32
 
@@ -20,7 +22,12 @@ def seconds_per_step(processes: int, repetitions: int = 3) -> float:
     """Median seconds of a step of the global batch at ViT-B/32."""
     cores = os.cpu_count() or 1
     root = Path(__file__).parents[1]
-    settings = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // processes)), "PYTHONPATH": str(root)}
+    settings = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(max(1, cores // processes)),
+        "PYTHONPATH": str(root),
+        **KEEPS_MEMORY,
+    }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [*launcher, str(Path(__file__)), str(repetitions)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=settings)

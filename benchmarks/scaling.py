@@ -92,7 +92,7 @@ def as_markdown() -> str:
                 f"{1e6 * columns / total:.1f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    measured = json.loads((FOLDER / "results.json").read_text())["steps"]["ViT-B/16, 1,000"]
+    measured = json.loads((FOLDER / "results.json").read_text())["steps"]["ViT-B/16, 1,000, 32"]
     seconds = sorted(measured["full"])[len(measured["full"]) // 2]
     lines += [
         "",

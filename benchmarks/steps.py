@@ -2,15 +2,18 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
+import datasets
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import CLIPModel
 
-from benchmarks.setup import MAX_LENGTH, POOL, Scene, make_optimizer
+from benchmarks.setup import MANY_CLASSES, MAX_LENGTH, POOL, Scene, make_optimizer, make_scene, make_state
 from starft_hf import StarFTConfig, StarFTTrainer, alignment_loss, contrastive_loss
 from starft_hf.distributed import world_size
 
@@ -20,13 +23,14 @@ Step = Callable[[], None]
 VARIANTS = ("paper", "plain", "none", "text", "full", "no regularizer")
 # On GPUs alone, where they are what one would use.
 GPU_VARIANTS = ("full, bf16", "full, bf16, compiled")
+# The others are so far apart that one step of each will do.
+NEARLY_EQUAL = ("full", "no regularizer")
 
 
 def make_trainer(scene: Scene, folder: str, peft_config: str | None = None, **settings: Any) -> StarFTTrainer:
     """A trainer of the scene's model."""
     args = StarFTConfig(
         output_dir=folder,
-        reference_cache_dir=folder,
         crop_scale=None,
         reg_schedule="constant",
         report_to="none",
@@ -34,21 +38,33 @@ def make_trainer(scene: Scene, folder: str, peft_config: str | None = None, **se
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        **settings,
+        **{"reference_cache_dir": folder, **settings},
     )
     return StarFTTrainer(
         scene.model,
         args,
         scene.dataset,
         processing_class=scene.processor,
-        spuriosity=list(POOL),
+        spuriosity=POOL if scene.dataset.features["label"].num_classes > MANY_CLASSES else "background",
         peft_config=peft_config,
     )
 
 
+@torch.no_grad()
+def _let_move(trainer: StarFTTrainer, weight: torch.Tensor) -> None:
+    # A reference compares its weights with the model's until they differ, so in the first step of a run: no part of
+    # what a run of thousands costs.
+    held = weight.clone()
+    weight += 1e-6
+    assert trainer.reference is not None
+    trainer.reference.equals(trainer.model)
+    weight.copy_(held)
+
+
 def make_batch(trainer: StarFTTrainer, batch_size: int) -> dict[str, Any]:
-    """The first images as a batch on the trainer's device."""
-    batch = trainer.data_collator(trainer.train_dataset.__getitems__(range(batch_size)))
+    """The images, over again where they do not suffice, as a batch on the trainer's device."""
+    images = trainer.train_dataset
+    batch = trainer.data_collator(images.__getitems__([index % len(images) for index in range(batch_size)]))
     return trainer._prepare_inputs(batch)
 
 
@@ -59,6 +75,7 @@ def our_step(scene: Scene, batch_size: int, compiled: bool = False, **settings: 
         trainer = make_trainer(scene, folder, **settings)
         if trainer.reference is not None:
             trainer.reference.prepare(trainer.args.device)
+            _let_move(trainer, scene.model.text_projection.weight)
         batch = make_batch(trainer, batch_size)
         model: torch.nn.Module = trainer.model.train()
         optimizer = scene.optimizer
@@ -155,14 +172,56 @@ def plain_step(scene: Scene, batch_size: int) -> Iterator[Step]:
     yield step
 
 
-def open_step(variant: str, scene: Scene, batch_size: int) -> Any:
-    """The step of one of `VARIANTS` or `GPU_VARIANTS`, as a context manager."""
+def open_step(variant: str, scene: Scene, batch_size: int, cache: str) -> Any:
+    """The step of one of `VARIANTS` or `GPU_VARIANTS`, as a context manager; `cache` is a folder."""
     if variant == "paper":
         return paper_step(scene, batch_size)
     if variant == "plain":
         return plain_step(scene, batch_size)
+    settings: dict[str, Any] = {"reference_cache_dir": cache}
     if variant == "no regularizer":
-        return our_step(scene, batch_size, regularizer="none")
+        return our_step(scene, batch_size, regularizer="none", **settings)
     if variant in GPU_VARIANTS:
-        return our_step(scene, batch_size, variant.endswith("compiled"), reference_cache="full", bf16=True)
-    return our_step(scene, batch_size, reference_cache=variant)
+        settings |= {"compiled": variant.endswith("compiled"), "bf16": True}
+        return our_step(scene, batch_size, reference_cache="full", **settings)
+    return our_step(scene, batch_size, reference_cache=variant, **settings)
+
+
+def measure_steps(rows: Iterable[tuple[str, int, int, int]]) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every variant's step, by model, classes and batch size, which are given with repetitions."""
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    return {
+        f"{shape}, {num_classes:,}, {batch_size}": _measure_steps(shape, num_classes, batch_size, repetitions)
+        for shape, num_classes, batch_size, repetitions in rows
+    }
+
+
+def _measure_steps(shape: str, num_classes: int, batch_size: int, repetitions: int) -> dict[str, list[float]]:
+    """Seconds of every variant's step, taken in turn so that what slows the machine down slows all of them."""
+    variants = VARIANTS + GPU_VARIANTS * torch.cuda.is_available()
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    scene = make_scene(shape, num_classes, batch_size)
+    make_state(scene.optimizer)
+    with ExitStack() as stack:
+        # One folder for all variants, so that what several of them remember is computed once.
+        cache = stack.enter_context(tempfile.TemporaryDirectory())
+        steps = {variant: stack.enter_context(open_step(variant, scene, batch_size, cache)) for variant in variants}
+        # What is compiled is compiled in the first step: no part of what a run of thousands costs.
+        for variant in variants[len(VARIANTS) :]:
+            steps[variant]()
+        for repetition in range(repetitions):
+            # Every other time the other way round, lest the second profit from what the first has left behind.
+            for variant in variants if repetition == 0 else NEARLY_EQUAL[:: 1 if repetition % 2 else -1]:
+                seconds[variant].append(seconds_of(steps[variant]))
+                print(f"{shape}, {num_classes} classes: {variant} {seconds[variant][-1]:.2f} s", flush=True)
+    return seconds
+
+
+def seconds_of(step: Step) -> float:
+    """Seconds of one step."""
+    start = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
