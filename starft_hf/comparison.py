@@ -75,6 +75,15 @@ class _Job:
         return trainer
 
 
+# Nothing is kept of a run but its results.
+_OF_EVERY_RUN: dict[str, Any] = {
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "push_to_hub": False,
+    "disable_tqdm": True,
+}
+
+
 def compare(
     model: str | PathLike[str] | nn.Module,
     args: StarFTConfig,
@@ -96,7 +105,7 @@ def compare(
 
     Args:
         model: the zero-shot model that every run starts from; it is left as it is.
-        args: the settings that all runs share. Nothing is saved to its output_dir.
+        args: the settings that all runs share. Nothing is saved to its output_dir, nor published.
         train_dataset: the training set, or a function that gives that of a seed.
         eval_dataset: one evaluation set or a dictionary of several. The report has pictures of the mistakes in them,
             and WiSE-FT curves of average against worst group on the first.
@@ -149,8 +158,7 @@ def compare(
     for method in methods:
         own = {**METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
         for seed in seeds if method != ZERO_SHOT else seeds[:1]:
-            fixed = {"seed": seed, "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True}
-            run_args = dataclasses.replace(args, **{**fixed, **own})
+            run_args = dataclasses.replace(args, **{**_OF_EVERY_RUN, "seed": seed, **own})
             shared = (model, run_args, train_dataset, eval_dataset, processing_class, spuriosity)
             jobs.append(_Job(method, seed, *shared, alpha, tuple(curve_alphas), class_mapping))
     for job in jobs:

@@ -101,6 +101,13 @@ def test_settings_by_method_reach_it(clip, processor, config, dataset, sets):
     assert star(star={"reg_weight": 8.0}) == pytest.approx(16 * star())
 
 
+def test_nothing_is_published(clip, processor, config, dataset, sets, monkeypatch):
+    monkeypatch.setattr(StarFTTrainer, "init_hf_repo", lambda *args, **kwargs: pytest.fail("a repository is made"))
+    args = config(max_steps=1, push_to_hub=True)
+    report = compare(clip, args, dataset, sets, methods=["star"], alpha=None, processing_class=processor)
+    assert len(report.runs) == 1
+
+
 def test_unknown_methods_are_refused_before_anything_is_trained(clip, config, dataset):
     with pytest.raises(ValueError, match=r"unknown method 'starr'\. Did you mean 'star'\?"):
         compare(clip, config(), dataset, dataset, methods=["starr"])
