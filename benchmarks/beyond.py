@@ -3,7 +3,7 @@
 Fine-tunes on the demo's world with every method, by number of classes, correlation, pre-trained model and seed.
 Weights are chosen on the validation split, with seeds that are not tested, for each method and number of classes once,
 and kept for all correlations and models. What is finished stands in beyond.json and is not run again, so that the run
-can be broken off at any time. At the end BEYOND.md, beyond.png and beyond_scale.png are written.
+can be broken off at any time. At the end beyond.md and its plots are written, a page of the documentation.
 """
 
 import argparse
@@ -309,7 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=("choice", "test", "scale", "report"), nargs="*")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "starft-beyond"), help="models and caches")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where finished runs are kept")
+    parser.add_argument("--output", type=Path, default=FOLDER.parent / "docs", help="folder of the page")
     options = parser.parse_args(arguments)
     os.environ.update(KEEPS_MEMORY, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     store = Store(options.results)
@@ -324,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "report" in parts:
         from benchmarks.beyond_report import write_report
 
-        write_report(store, options.results.parent)
+        write_report(store, options.output)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.metrics import BATCH_SIZE as METRIC_BATCH_SIZE
 from benchmarks.metrics import NUM_CLASSES, ROWS, measure_metrics
+from benchmarks.processes import KEEPS_MEMORY, in_fresh_process
 from benchmarks.setup import Scene, make_scene
 from starft_hf import evaluate_zero_shot
 from starft_hf.data.images import ImagePreprocessor
@@ -50,6 +51,14 @@ def evaluation(scene: Scene) -> None:
         batch_size=BATCH_SIZE,
         progress=False,
     )
+
+
+def measure_evaluation() -> dict[str, list[float]]:
+    """Seconds of both."""
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    scene = make_scene("ViT-B/32", CLASSES, IMAGES)
+    return seconds_of({"bare": partial(bare_forwards, scene), "evaluation": partial(evaluation, scene)}, REPETITIONS)
 
 
 def seconds_of(tasks: dict[str, Callable[[], None]], repetitions: int) -> dict[str, list[float]]:
@@ -97,11 +106,7 @@ def as_markdown(seconds: dict[str, list[float]], metrics: dict[str, dict[str, fl
 
 def main() -> None:
     """Measure, print and write EVALUATION.md."""
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    scene = make_scene("ViT-B/32", CLASSES, IMAGES)
-    tasks = {"bare": partial(bare_forwards, scene), "evaluation": partial(evaluation, scene)}
-    seconds = seconds_of(tasks, REPETITIONS)
+    seconds = in_fresh_process(KEEPS_MEMORY, measure_evaluation)
     with tempfile.TemporaryDirectory() as folder:
         text = as_markdown(seconds, measure_metrics(folder))
     Path(__file__).with_name("EVALUATION.md").write_text(text)
