@@ -212,7 +212,7 @@ def _measure_steps(shape: str, num_classes: int, batch_size: int, repetitions: i
             steps[variant]()
         for repetition in range(repetitions):
             # Every other time the other way round, lest the second profit from what the first has left behind.
-            for variant in variants if repetition == 0 else NEARLY_EQUAL[:: 1 if repetition % 2 else -1]:
+            for variant in variants if repetition == 0 else NEARLY_EQUAL[:: -1 if repetition % 2 else 1]:
                 seconds[variant].append(seconds_of(steps[variant]))
                 print(f"{shape}, {num_classes} classes: {variant} {seconds[variant][-1]:.2f} s", flush=True)
     return seconds
