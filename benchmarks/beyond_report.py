@@ -45,7 +45,7 @@ NOTES = """\
 - A large weight of "star" with two classes: at 3000 it is the best of its weights on validation, and unstable.
 - Weights of the images alone, without a regularizer: what is left of the shortcut in the rare images is learned.
 - The small weight that is best beside attribution weights at a correlation of 0.95, at one of 1: there, no image shows
-  anything else, weights have nothing to work with, and 14 points of the worst group are lost to what "kl" keeps with
+  anything else, weights have nothing to work with, and 12 points of the worst group are lost to what "kl" keeps with
   its larger weight.
 - A weight that falls as the logit scale grows, as 1 / s0 or slower: what it takes at 50 and 100 does worse there.
 - Attribution by one softmax over classes x templates, with the classes summed out. Templates that the model cannot
