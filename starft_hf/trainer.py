@@ -240,6 +240,7 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
             self._scalars = prepare_for_sharding(self.model)
         if self.model_wrapped is self.model:
             forget_preparation(self.accelerator, self.model)
+        self._evaluated_step = None
         before = self._evaluate_probes()
         output = super()._train(checkpoint, *args, **kwargs)
         after = self._evaluate_probes()

@@ -124,10 +124,9 @@ def make_reference(
         bank: the captions.
         examples: the training examples.
     """
-    progress = not config.disable_tqdm
     texts: TextFeatures | None = None
     if plan.texts:
-        texts = CachedTexts(bank, plan.store, progress=progress)
+        texts = CachedTexts(bank, plan.store, progress=not config.disable_tqdm)
         size, limit = _text_bytes(live.model, bank), int(config.reference_text_cache_gib * 2**30)
         if size > limit:
             logger.warning(

@@ -63,6 +63,31 @@ def test_the_card_has_every_evaluation_against_zero_shot(train, tmp_path):
     assert "kim2025starft" in card.text
 
 
+@pytest.mark.parametrize(
+    ("settings", "evaluations", "pushes"),
+    [
+        ({}, 1, 1),
+        ({"eval_strategy": "steps", "eval_steps": 1}, 2, 1),
+        ({"hub_strategy": "end"}, 0, 0),
+    ],
+)
+def test_training_ends_with_one_evaluation_of_what_it_pushes(
+    clip, processor, config, dataset, monkeypatch, settings, evaluations, pushes
+):
+    done = []
+    evaluate = StarFTTrainer.evaluate
+    monkeypatch.setattr(StarFTTrainer, "evaluate", lambda *a, **k: done.append("evaluation") or evaluate(*a, **k))
+    monkeypatch.setattr(StarFTTrainer, "push_to_hub", lambda self: done.append("push"))
+    monkeypatch.setattr(StarFTTrainer, "init_hf_repo", lambda self: None)
+    args = config(max_steps=2, push_to_hub=True, save_strategy="no", **settings)
+    trainer = StarFTTrainer(clip, args, dataset, dataset, processing_class=processor)
+    for _ in range(2):
+        # A second training has to be evaluated like the first.
+        trainer.train()
+        assert done == ["evaluation"] * evaluations + ["push"] * pushes
+        done.clear()
+
+
 def test_nothing_tells_of_the_machine_or_the_person(train, tmp_path, monkeypatch):
     """Planted everywhere that settings, models and data sets could carry it."""
     monkeypatch.setenv("HF_TOKEN", "hf_planted_environment")
