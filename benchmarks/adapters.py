@@ -12,7 +12,7 @@ from benchmarks.memory import peak_gib
 from benchmarks.processes import KEEPS_MEMORY, RETURNS_MEMORY, in_fresh_process
 from benchmarks.ranks import seconds_per_step
 from benchmarks.setup import make_scene
-from benchmarks.steps import our_step, seconds_of
+from benchmarks.steps import our_step, seconds_in_turn
 
 
 FOLDER = Path(__file__).parent
@@ -21,7 +21,6 @@ BATCH_SIZE = 32
 
 def measure_adapter(repetitions: int = 2) -> dict[str, float]:
     """Median seconds of a step of full fine-tuning and of one with LoRA, taken in turn."""
-    seconds: dict[str, list[float]] = {"full fine-tuning": [], "LoRA": []}
     with ExitStack() as stack:
         steps = {
             name: stack.enter_context(
@@ -29,12 +28,7 @@ def measure_adapter(repetitions: int = 2) -> dict[str, float]:
             )
             for name, settings in (("full fine-tuning", {}), ("LoRA", {"peft_config": "lora"}))
         }
-        for repetition in range(repetitions + 1):
-            for name, step in steps.items():
-                taken = seconds_of(step)
-                # The first step makes the optimiser's state.
-                if repetition:
-                    seconds[name].append(taken)
+        seconds = seconds_in_turn(steps, repetitions)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 

@@ -2,8 +2,6 @@
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from benchmarks.metrics import BATCH_SIZE as METRIC_BATCH_SIZE
 from benchmarks.metrics import NUM_CLASSES, ROWS, measure_metrics
 from benchmarks.processes import KEEPS_MEMORY, in_fresh_process
 from benchmarks.setup import Scene, make_scene
+from benchmarks.steps import seconds_in_turn
 from starft_hf import evaluate_zero_shot
 from starft_hf.data.images import ImagePreprocessor
 
@@ -58,20 +57,9 @@ def measure_evaluation() -> dict[str, list[float]]:
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     scene = make_scene("ViT-B/32", CLASSES, IMAGES)
-    return seconds_of({"bare": partial(bare_forwards, scene), "evaluation": partial(evaluation, scene)}, REPETITIONS)
-
-
-def seconds_of(tasks: dict[str, Callable[[], None]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each of the tasks, taken in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for repetition in range(repetitions + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            # The first time around memory is allocated.
-            if repetition:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return seconds_in_turn(
+        {"bare": partial(bare_forwards, scene), "evaluation": partial(evaluation, scene)}, REPETITIONS
+    )
 
 
 def as_markdown(seconds: dict[str, list[float]], metrics: dict[str, dict[str, float]]) -> str:

@@ -3,7 +3,7 @@
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -225,3 +225,15 @@ def seconds_of(step: Step) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def seconds_in_turn(tasks: Mapping[str, Step], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of each of the tasks, taken in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for repetition in range(repetitions + 1):
+        for name, task in tasks.items():
+            taken = seconds_of(task)
+            # The first time around memory is allocated, and an optimiser makes its state.
+            if repetition:
+                seconds[name].append(taken)
+    return seconds
