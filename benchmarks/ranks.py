@@ -55,4 +55,7 @@ def main(repetitions: int) -> None:
 
 
 if __name__ == "__main__":
+    from starft_hf.distributed import leave
+
     main(int(sys.argv[1]))
+    leave()

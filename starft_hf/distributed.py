@@ -5,6 +5,7 @@ the columns of all, gathered with gradients. Gradients are then averaged over th
 are those of one process with the whole batch.
 """
 
+import gc
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -127,9 +128,14 @@ def assemble(share: Tensor, size: int) -> Tensor:
 
 
 def leave() -> None:
-    """Take leave of the other processes. One that ends without it may be taken down by threads that still listen."""
+    """Take leave of the other processes, as the last thing that a program does.
+
+    A process that ends without it may be taken down by threads of gloo that still listen. They end with the last
+    reference to the group, and a trainer, which holds one, is in cycles: let go of it before.
+    """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+    gc.collect()
 
 
 def forget_preparation(accelerator: Any, model: Any) -> None:

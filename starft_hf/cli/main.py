@@ -13,6 +13,7 @@ from starft_hf.cli.discover import DiscoverCommand
 from starft_hf.cli.evaluate import EvaluateCommand
 from starft_hf.cli.generate_pool import GeneratePoolCommand
 from starft_hf.cli.interpolate import InterpolateCommand
+from starft_hf.cli.launch import launched
 from starft_hf.cli.merge import MergeCommand
 from starft_hf.cli.output import nothing_but_json
 from starft_hf.cli.precompute import PrecomputeCommand
@@ -63,7 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments[1:], argparse.Namespace(command_line=arguments))
     try:
         with nothing_but_json() if options.json else contextlib.nullcontext():
-            return command.run(options) or 0
+            code = command.run(options) or 0
+        if launched():
+            from starft_hf.distributed import leave
+
+            leave()
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return FAILED

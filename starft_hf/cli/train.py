@@ -32,9 +32,7 @@ class TrainCommand(Command):
         return training_parser(prog, self.summary, [TrainArguments], defaults)
 
     def run(self, options: argparse.Namespace) -> int | None:
-        from starft_hf.cli.data import load_training_data, make_trainer
         from starft_hf.cli.launch import launch, launched, tell_launcher
-        from starft_hf.distributed import leave
         from starft_hf.interruption import INTERRUPTED, TrainingInterrupted, ended_by_sigterm
 
         required(options, "model", "dataset")
@@ -49,22 +47,15 @@ class TrainCommand(Command):
                 # Wrong settings are told once, and before anything is started.
                 settings_of(options)
                 return launch(options.command_line, own.processes)
-        code = None
         try:
             with ended_by_sigterm():
-                args = settings_of(options)
-                train, evaluation = load_training_data(options)
-                trainer = make_trainer(options, args, train, evaluation)
-                runs = _train(trainer, options)
-                if trainer.args.should_save:
-                    _report(trainer, runs, options)
+                _run(options)
         except TrainingInterrupted as interrupted:
             tell_launcher(INTERRUPTED)
             if interrupted.checkpoint is None:
                 print(f"starft train: {interrupted}", file=sys.stderr)
-            code = INTERRUPTED
-        leave()
-        return code
+            return INTERRUPTED
+        return None
 
 
 def _check_output(folder: Path, *, resumed: bool) -> None:
@@ -74,6 +65,17 @@ def _check_output(folder: Path, *, resumed: bool) -> None:
         raise argparse.ArgumentTypeError(
             f"--output_dir {folder} is not an empty folder; choose another, or go on with --resume"
         )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from starft_hf.cli.data import load_training_data, make_trainer
+
+    args = settings_of(options)
+    train, evaluation = load_training_data(options)
+    trainer = make_trainer(options, args, train, evaluation)
+    runs = _train(trainer, options)
+    if trainer.args.should_save:
+        _report(trainer, runs, options)
 
 
 def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:

@@ -14,6 +14,7 @@ from starft_hf.cli import main
 from starft_hf.cli.arguments import settings_of, training_parser
 from tests.conftest import CLASS_NAMES, TINY_CLIP, make_dataset, write_folder
 from tests.data.test_loading import write_shards
+from tests.distributed.launch import torchrun
 
 
 FAST = ["--per_device_train_batch_size", "8", "--num_train_epochs", "1", "--use_cpu", "--learning_rate", "1e-3"]
@@ -245,3 +246,23 @@ def test_several_processes_train_what_one_does(pictures, tmp_path):
         # Adam makes whole steps of gradients that are nothing but rounding.
         torch.testing.assert_close(two.state_dict()[name], value, rtol=0, atol=2e-4)
     assert evaluate_zero_shot(two, None, make_dataset(16, 1, NAMES), progress=False).accuracy >= 0
+
+
+SCRIPT = """
+import sys
+from starft_hf.cli import main
+from tests.distributed.launch import end_quietly
+
+assert main(sys.argv[1:]) == 0
+end_quietly()
+"""
+
+
+@pytest.mark.slow
+def test_no_thread_is_left_that_could_take_a_process_down(pictures, tmp_path):
+    """Where another process takes longer, one that ended well was ended by SIGABRT at times."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--output_dir", tmp_path / "out", *FAST]
+    done = torchrun(2, script, "train", *arguments)
+    assert done.returncode == 0, done.stderr[-4000:]

@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 from starft_hf import StarFTTrainer, discover_spuriosity, evaluate_zero_shot
 from starft_hf.data.opening import BadImageError
 from tests.conftest import CLASS_NAMES, make_dataset
-from tests.distributed.launch import torchrun
+from tests.distributed.launch import end_quietly, torchrun
 from tests.families import family
 
 
@@ -325,7 +325,7 @@ def test_processes_skip_alike(tmp_path):
 def main(folder, batch_size):
     """Trains and evaluates with bad images, the first one and all of a process's batch among them."""
     from starft_hf import StarFTConfig
-    from starft_hf.distributed import leave, rank
+    from starft_hf.distributed import rank
 
     model, processor = family("clip", torch.float64)
     args = StarFTConfig(
@@ -359,8 +359,8 @@ def main(folder, batch_size):
     if rank() == 0:
         with open(f"{folder}/run.json", "w") as file:
             json.dump({"steps": steps_of(trainer), "metrics": metrics}, file)
-    leave()
 
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]))
+    end_quietly()

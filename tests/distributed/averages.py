@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from starft_hf import ExponentialAverageCallback
-from starft_hf.distributed import leave, rank
+from starft_hf.distributed import rank
 from starft_hf.models import whole
+from tests.distributed.launch import end_quietly
 from tests.distributed.scenarios import make_trainer
 
 
@@ -40,5 +41,6 @@ def run(folder, resume=None, **overrides):
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], **json.loads(sys.argv[2]))
-    leave()
+    overrides = json.loads(sys.argv[2])
+    run(sys.argv[1], **overrides)
+    end_quietly(sharded="sharded" in overrides)

@@ -9,9 +9,10 @@ from accelerate import PartialState
 from transformers import AutoProcessor, CLIPModel
 
 from starft_hf import evaluate_zero_shot
-from starft_hf.distributed import leave, rank, world_size
+from starft_hf.distributed import rank, world_size
 from starft_hf.heads import head_from_weights
 from tests.conftest import TINY_CLIP, make_dataset
+from tests.distributed.launch import end_quietly
 
 
 # Arguments of `evaluate_zero_shot`, and the number of images: 1 leaves a process without any.
@@ -41,4 +42,4 @@ def run(file):
 if __name__ == "__main__":
     PartialState(cpu=True)
     run(sys.argv[1])
-    leave()
+    end_quietly()

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from starft_hf import StarFTConfig, StarFTTrainer
-from starft_hf.distributed import leave, rank, world_size
+from starft_hf.distributed import rank, world_size
 from starft_hf.models import whole
 from starft_hf.reference import FrozenReference
 from tests.conftest import TINY_CLIP, make_dataset
+from tests.distributed.launch import end_quietly
 
 
 GLOBAL_BATCH = 12
@@ -181,4 +182,4 @@ if __name__ == "__main__":
     target, overrides, *names = sys.argv[1:]
     for scenario in names:
         run(scenario, Path(target) / scenario, **json.loads(overrides))
-    leave()
+    end_quietly(sharded="sharded" in json.loads(overrides))

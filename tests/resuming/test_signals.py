@@ -124,16 +124,18 @@ def test_an_error_with_workers_ends_the_process(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
+from tests.distributed.launch import end_quietly
 from tests.resuming.run import make_trainer
 from tests.resuming.test_signals import SignalAt
 
-folder, step, only = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-sizes = {"per_device_train_batch_size": 4}
-trainer = make_trainer(folder, callbacks=[SignalAt(step, only=None if only < 0 else only)], **sizes)
-trainer.train(resume_from_checkpoint=True)
-trainer.save_model()
-from starft_hf.distributed import leave
-leave()
+def run(folder, step, only):
+    sizes = {"per_device_train_batch_size": 4}
+    trainer = make_trainer(folder, callbacks=[SignalAt(step, only=None if only < 0 else only)], **sizes)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+
+run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+end_quietly()
 """
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import make_split
-from starft_hf.distributed import leave, rank
+from starft_hf.distributed import rank
+from tests.distributed.launch import end_quietly
 
 
 def run(folder, candidates):
@@ -30,4 +31,4 @@ def run(folder, candidates):
 
 if __name__ == "__main__":
     run(*sys.argv[1:])
-    leave()
+    end_quietly()
