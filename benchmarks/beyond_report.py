@@ -45,7 +45,7 @@ NOTES = """\
 - A large weight of "star" with two classes: at 3000 it is the best of its weights on validation, and unstable.
 - Weights of the images alone, without a regularizer: what is left of the shortcut in the rare images is learned.
 - The small weight that is best beside attribution weights at a correlation of 0.95, at one of 1: there, no image shows
-  anything else, weights have nothing to work with, and 12 points of the worst group are lost to what "kl" keeps with
+  anything else, weights have nothing to work with, and 14 points of the worst group are lost to what "kl" keeps with
   its larger weight.
 - A weight that falls as the logit scale grows, as 1 / s0 or slower: what it takes at 50 and 100 does worse there.
 - Attribution by one softmax over classes x templates, with the classes summed out. Templates that the model cannot
@@ -131,12 +131,15 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def by_run(entries: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The entries by method, classes, correlation, model and seed."""
+    parts = ("method", "classes", "correlation", "base", "seed")
+    return {tuple(entry[part] for part in parts): entry for entry in entries}
+
+
 def paired_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Worst group and average against kl on the same task, model and seed, in points with their standard errors."""
-    found = {
-        (entry["method"], entry["classes"], entry["correlation"], entry["base"], entry["seed"]): entry
-        for entry in entries
-    }
+    found = by_run(entries)
     lines = [
         f"| Against kl | {' | '.join(f'{correlation:g}' for correlation in CORRELATIONS)} |",
         f"| --- | {' | '.join('---:' for _ in CORRELATIONS)} |",
@@ -160,19 +163,21 @@ def paired_table(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def duration_table(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Median duration of a run by number of classes, as a multiple of star's."""
+    """Duration of a run by number of classes, as a multiple of star's of the same task, model and seed; median."""
     # FLYP's runs include interpolating weights.
     methods = [method for method in METHODS if method not in ("zero-shot", "FLYP") and "," not in method]
     lines = [f"| Classes | {' | '.join(methods)} |", f"| ---: | {' | '.join('---:' for _ in methods)} |"]
+    found = by_run(entries)
     for classes in CLASSES:
-        seconds = {
-            method: statistics.median(
-                entry["seconds"] for entry in entries if (entry["classes"], entry["method"]) == (classes, method)
+        ratios = [
+            statistics.median(
+                entry["seconds"] / found[("star", *key[1:])]["seconds"]
+                for key, entry in found.items()
+                if key[:2] == (method, classes)
             )
             for method in methods
-        }
-        star = seconds["star"]
-        lines.append(f"| {classes} | {' | '.join(f'{seconds[method] / star:.2f}' for method in methods)} |")
+        ]
+        lines.append(f"| {classes} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return lines
 
 
@@ -278,9 +283,9 @@ def write_report(store: Store, folder: Path) -> None:
         "By `python -m benchmarks.beyond`, on the demo's world: 480 training images, two backgrounds, 100 steps. "
         "Figures",
         f"are of {len(runs)} runs each, over {len({base for base, _ in runs})} pre-trained models and "
-        f"{len({seed for _, seed in runs})} seeds ({len(runs)} of their {len(RUNS)} pairs), scored on {PER_GROUP} "
-        "images",
-        "of every group.",
+        f"{len({seed for _, seed in runs})} seeds ({len(runs)} of {len(RUNS)} pairs), scored on {PER_GROUP} "
+        "images of",
+        "every group.",
         "",
         "![Worst group and average by correlation](beyond.png)",
         "",
@@ -311,7 +316,9 @@ def write_report(store: Store, folder: Path) -> None:
         "",
         "## How long they take",
         "",
-        "Median duration of a run (training, its preparation, the evaluation) as a multiple of star's, on one core.",
+        "Duration of a run (training, its preparation, the evaluation), on one core, as a multiple of star's on the "
+        "same",
+        "task, model and seed; median.",
         '"attribution" trains without a regularizer, so that it costs about what plain fine-tuning does.',
         "",
         *duration_table(entries),

@@ -1,5 +1,6 @@
 """Callbacks and running state of the trainer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -47,22 +48,22 @@ class BatchPlaceCallback(TrainerCallback):
         return self._next - 1
 
 
-class ResumingCallback(TrainerCallback):
+class ResumingCallback(TrainerCallback, ABC):
     """A callback that keeps something in checkpoints, and needs to know from which one a run resumes.
 
     `Trainer` does not tell its callbacks.
     """
 
+    @abstractmethod
     def resume_from(self, checkpoint: str | PathLike[str]) -> None:
         """The next training resumes from this folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save_to(self, folder: Path, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
         """Write what is kept into a checkpoint that is being written; called in all processes.
 
         `on_save`, which comes after it, is too late for that: the checkpoint counts as complete by then.
         """
-        raise NotImplementedError
 
 
 def tell_checkpoint(callbacks: Iterable[TrainerCallback], checkpoint: str) -> None:

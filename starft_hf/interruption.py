@@ -54,10 +54,15 @@ class InterruptionCallback(TrainerCallback):
     ) -> None:
         self._stopping = False
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The device has just been waited for, to see that the gradient is finite; after the step it would be again.
+        self._stopping = not all_agree(not self.requested, args.device)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._stopping = not all_agree(not self.requested, args.device)
         if self._stopping:
             # What ends with the epoch comes after this, and belongs into the checkpoint.
             control.should_save = not _ends_epoch(state)

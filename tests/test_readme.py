@@ -126,11 +126,14 @@ FIRST = EXAMPLES[0].replace('"openai/clip-vit-base-patch16"', "str(TINY_CLIP)")
 TRAIN = f"""
 import datasets
 from tests.conftest import TINY_CLIP, make_dataset
+from tests.distributed.launch import end_quietly
 
 rows = make_dataset(16, class_names=["landbird", "waterbird"]).rename_column("group", "place")
 datasets.load_dataset = lambda name: datasets.DatasetDict(train=rows, test=rows)
 {FIRST.replace("args=StarFTConfig(", "args=StarFTConfig(use_cpu=True, ")}
 print("processes:", trainer.args.world_size)
+del trainer
+end_quietly()
 """
 
 
