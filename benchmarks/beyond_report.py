@@ -283,9 +283,8 @@ def write_report(store: Store, folder: Path) -> None:
         "By `python -m benchmarks.beyond`, on the demo's world: 480 training images, two backgrounds, 100 steps. "
         "Figures",
         f"are of {len(runs)} runs each, over {len({base for base, _ in runs})} pre-trained models and "
-        f"{len({seed for _, seed in runs})} seeds ({len(runs)} of {len(RUNS)} pairs), scored on {PER_GROUP} "
-        "images of",
-        "every group.",
+        f"{len({seed for _, seed in runs})} seeds ({len(runs)} of {len(RUNS)} pairs),",
+        f"scored on {PER_GROUP} images of every group.",
         "",
         "![Worst group and average by correlation](beyond.png)",
         "",
@@ -316,9 +315,8 @@ def write_report(store: Store, folder: Path) -> None:
         "",
         "## How long they take",
         "",
-        "Duration of a run (training, its preparation, the evaluation), on one core, as a multiple of star's on the "
-        "same",
-        "task, model and seed; median.",
+        "Duration of a run (training, its preparation, the evaluation), on one core, as a multiple of star's on",
+        "the same task, model and seed; median.",
         '"attribution" trains without a regularizer, so that it costs about what plain fine-tuning does.',
         "",
         *duration_table(entries),

@@ -21,7 +21,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from transformers import AutoProcessor, CLIPModel
+from transformers import AutoProcessor, CLIPModel, TrainerCallback
 
 from starft_hf import StarFTConfig
 from tests.spuriosity.endpoint import serve
@@ -69,6 +69,16 @@ def make_dataset(size=24, seed=0, class_names=CLASS_NAMES, group_names=("left", 
         {"image": images, "label": labels, "group": groups, "note": [f"note {row}" for row in range(size)]},
         features=features,
     )
+
+
+class StopAt(TrainerCallback):
+    """Ends training after a step, without an error."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
 
 
 def write_folder(folder, class_names=CLASS_NAMES, size=16, seed=0, split="train"):

@@ -14,7 +14,7 @@ from transformers import CLIPModel, Trainer, TrainerCallback, TrainingArguments
 from starft_hf import CheckpointError, ExponentialAverageCallback, StarFTTrainer, averaging
 from starft_hf.averaging import load_average
 from starft_hf.checkpoint_files import CHECKPOINT_FILE
-from tests.test_trainer import StopAt
+from tests.conftest import StopAt
 
 
 DECAY = 0.7

@@ -10,8 +10,8 @@ from transformers import TrainerCallback
 from starft_hf import SpuriosityPool, StarFTTrainer
 from starft_hf.adapters import is_adapted
 from starft_hf.data.collator import StarFTCollator
-from tests.conftest import CLASS_NAMES, make_dataset
-from tests.test_trainer import StopAt, assert_same_weights, steps
+from tests.conftest import CLASS_NAMES, StopAt, make_dataset
+from tests.test_trainer import assert_same_weights, steps
 
 
 POOL = ["{} in the snow.", "{} at night.", "{} on a beach.", "a striped {class}."]

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from datasets import Dataset, Image
-from transformers import AutoProcessor, CLIPModel, TrainerCallback, pipeline
+from transformers import AutoProcessor, CLIPModel, pipeline
 
 from starft_hf import StarFTTrainer, register_regularizer
 from starft_hf.heads import load_head
@@ -23,14 +23,6 @@ def steps(trainer):
 
 def weights(trainer):
     return trainer.model.state_dict()
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
 
 
 def assert_same_weights(left, right, **tolerance):

@@ -68,6 +68,7 @@ def _check_output(folder: Path, *, resumed: bool) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    # By itself, because nothing may refer to the trainer any more when its process takes leave of the others.
     from starft_hf.cli.data import load_training_data, make_trainer
 
     args = settings_of(options)

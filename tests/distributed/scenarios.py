@@ -179,7 +179,8 @@ def run(name, folder, resume=None, **overrides):
 
 
 if __name__ == "__main__":
-    target, overrides, *names = sys.argv[1:]
+    target, settings, *names = sys.argv[1:]
+    overrides = json.loads(settings)
     for scenario in names:
-        run(scenario, Path(target) / scenario, **json.loads(overrides))
-    end_quietly(sharded="sharded" in json.loads(overrides))
+        run(scenario, Path(target) / scenario, **overrides)
+    end_quietly(sharded="sharded" in overrides)
