@@ -133,9 +133,11 @@ def leave() -> None:
     A process that ends without it may be taken down by threads of gloo that still listen. They end with the last
     reference to the group, and a trainer, which holds one, is in cycles: let go of it before.
     """
+    # In this order: DDP's reducer ends what it refers to last without releasing the GIL, which gloo's threads may be
+    # waiting for. The group itself does release it.
+    gc.collect()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-    gc.collect()
 
 
 def forget_preparation(accelerator: Any, model: Any) -> None:

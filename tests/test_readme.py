@@ -131,7 +131,8 @@ from tests.distributed.launch import end_quietly
 rows = make_dataset(16, class_names=["landbird", "waterbird"]).rename_column("group", "place")
 datasets.load_dataset = lambda name: datasets.DatasetDict(train=rows, test=rows)
 {FIRST.replace("args=StarFTConfig(", "args=StarFTConfig(use_cpu=True, ")}
-print("processes:", trainer.args.world_size)
+# In one piece, as both processes write to one pipe.
+print(f"processes: {{trainer.args.world_size}}\\n", end="")
 del trainer
 end_quietly()
 """
