@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from starft_hf.configuration import check_caption_templates
 from starft_hf.data.images import ImagePreprocessor, stack_features
@@ -19,6 +21,9 @@ from starft_hf.record import RECORD_FILE, RunRecord
 
 
 _DEFAULT_TEMPLATE = "a photo of a {}."
+
+# Beside these, repositories have the weights in the formats of other frameworks, as large again each.
+_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -112,35 +117,49 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
         source: a folder or a repository of the Hub, with a full model or with an adapter, which is put on the model
             that it names. Other dual encoders load as well, without classes.
         revision: branch, tag or commit on the Hub.
-        token: for private repositories.
+        token: for private repositories, that of an adapter's model among them.
 
     Raises:
         OSError: if there is no model, or none that an adapter could be put on.
     """
-    folder = local_folder(source, revision=revision, token=token)
+    folder = processor_folder = local_folder(source, revision=revision, token=token)
     if (folder / "adapter_config.json").is_file():
-        base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-        if not base:
+        config = PeftConfig.from_pretrained(folder)
+        if not config.base_model_name_or_path:
             raise OSError(f"the adapter in {str(source)!r} does not say which model it belongs to")
+        base = local_folder(config.base_model_name_or_path, revision=config.revision, token=token)
         model: Any = PeftModel.from_pretrained(load_model(base), folder)
+        if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
+            processor_folder = base
     else:
         model = load_model(folder)
     names: Sequence[str] | None = None
     templates: Sequence[str] = (_DEFAULT_TEMPLATE,)
     if (folder / RECORD_FILE).is_file():
         record = RunRecord.load(folder)
-        names, config = record.class_names, record.config
-        prompts = config.get("eval_templates") or config.get("caption_template") or templates
+        names, settings = record.class_names, record.config
+        prompts = settings.get("eval_templates") or settings.get("caption_template") or templates
         templates = (prompts,) if isinstance(prompts, str) else prompts
         check_caption_templates(f"{RECORD_FILE} of {str(source)!r}", list(templates))
     head = None
     if (folder / HEAD_FILE).is_file():
         head, names = load_head(folder)
-    return Classifier(model, load_processor(model, str(folder)), names, templates, head)
+    return Classifier(model, load_processor(model, str(processor_folder)), names, templates, head)
 
 
 def local_folder(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of a model, downloaded where it is on the Hub."""
+    """The folder of a model, downloaded where it is on the Hub: one form of its weights, and no checkpoints.
+
+    Raises:
+        OSError: if there is no such folder, and no such repository.
+    """
     if Path(source).exists():
         return Path(source)
-    return Path(snapshot_download(str(source), revision=revision, token=token))
+    wanted: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": "*/*"}
+    try:
+        folder = Path(snapshot_download(str(source), allow_patterns=_FILES, **wanted))
+    except HFValidationError as error:
+        raise OSError(f"{str(source)!r} is no folder here, and no repository's id either: {error}") from error
+    if not any(folder.glob("*.safetensors")):
+        snapshot_download(str(source), allow_patterns="pytorch_model*.bin", **wanted)
+    return folder
