@@ -185,6 +185,7 @@ class ResumingMixin(Trainer):
     def _resuming(self, wanted: str | PathLike[str] | bool | None) -> Iterator[str | None]:
         """Training from a checkpoint, if there is one; it ends with `TrainingInterrupted` if it is told to."""
         saving = self.args.save_strategy != "no"
+        listening = saving and not self.args.save_only_model
         self._identity = None
         if self.args.should_save and saving:
             self._make_identity()
@@ -194,7 +195,7 @@ class ResumingMixin(Trainer):
             set_aside(self._passed_over)
         all_agree(True, self.args.device)
         try:
-            with self._interruption.listening() if saving and not self.args.save_only_model else nullcontext():
+            with self._interruption.listening() if listening else nullcontext():
                 yield None if path is None else str(path)
         except TrainingInterrupted as interrupted:
             self.is_in_train = False
@@ -210,6 +211,9 @@ class ResumingMixin(Trainer):
                 "of memory or of shared memory (/dev/shm), or a library crashed in it. Lower "
                 "dataloader_num_workers, or set it to 0 to see the error, and go on with resume_from_checkpoint=True"
             ) from error
+        # The last step was taken already when it was told to, and what comes after training must not begin.
+        if listening and not all_agree(not self._interruption.requested, self.args.device):
+            raise TrainingInterrupted(last_good_checkpoint(str(self.args.output_dir))[0])
 
     # Writing
 

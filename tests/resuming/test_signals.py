@@ -67,6 +67,25 @@ def test_the_best_checkpoint_does_not_take_the_place_of_the_last(tmp_path):
     assert last_good_checkpoint(tmp_path / "output")[0].name == "checkpoint-5"
 
 
+@pytest.mark.parametrize("event", ["on_step_end", "on_evaluate", "on_train_end"])
+def test_what_comes_after_training_does_not_begin(tmp_path, whole, event):
+    """The last step was taken already; the same command ends what is left of it."""
+    heard = []
+
+    class Hear(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            heard.append(state.global_step)
+
+    with pytest.raises(TrainingInterrupted) as interrupted:
+        make_trainer(tmp_path, callbacks=[SignalAt(6, event), Hear()]).train()
+    assert heard == [6]
+    assert interrupted.value.checkpoint == tmp_path / "output" / "checkpoint-6"
+    again = make_trainer(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    again.save_model()
+    assert outcome(tmp_path) == whole
+
+
 def test_callbacks_hear_that_training_ends(tmp_path):
     heard = []
 
