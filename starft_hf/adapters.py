@@ -27,6 +27,9 @@ PRESETS = {
     "lora-text": "text_model",
 }
 
+# How LoRA may begin: these leave the base weights as they are.
+_STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
+
 _TEMPERATURE = re.compile(r"(^|\.)(logit_scale|logit_bias|temperature)$")
 
 
@@ -75,6 +78,13 @@ def _check(config: PeftConfig, model: nn.Module) -> None:
         raise ValueError(
             f"{kind} has bias={bias!r}, which trains biases of the base model: with the adapter switched off it would "
             "no longer be the reference. Use bias='none'."
+        )
+    start = getattr(config, "init_lora_weights", True)
+    if (start.lower() if isinstance(start, str) else start) not in _STARTS:
+        raise ValueError(
+            f"{kind} has init_lora_weights={start!r}, which may move a part of the base weights into the adapter: "
+            "with the adapter switched off the model would no longer be the reference. Use one of "
+            f"{', '.join(map(repr, _STARTS))}."
         )
     names = {name for name, _ in model.named_modules()}
     for module in getattr(config, "modules_to_save", None) or ():
@@ -166,6 +176,13 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
             continue
         state[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = value
     return state
+
+
+def without_adapter(module: nn.Module) -> nn.Module:
+    """The module that an adapter has been put around, or `module` itself."""
+    while isinstance(inner := getattr(module, "base_layer", getattr(module, "original_module", None)), nn.Module):
+        module = inner
+    return module
 
 
 def _temperatures(model: nn.Module) -> dict[str, nn.Parameter]:

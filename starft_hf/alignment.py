@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from starft_hf.adapters import base_state
+from starft_hf.adapters import base_state, is_adapted
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.class_columns import ClassColumns
@@ -78,6 +78,9 @@ def make_alignment(
         cache_plan: what to remember for it.
         bank: the captions.
         examples: the training examples, or None without a training set.
+
+    Raises:
+        ValueError: if `reference_model` has an adapter.
     """
     if regularizer is not None:
         reg_weight = regularizer.weight(config.reg_weight, len(bank.class_names) or None)
@@ -86,6 +89,11 @@ def make_alignment(
     if examples is None or (regularizer is None and config.reweight == "none"):
         return Alignment(reg_weight=reg_weight)
     source = model if reference_model is None else load_model(reference_model)
+    if reference_model is not None and is_adapted(source):
+        raise ValueError(
+            "reference_model is a PeftModel, whose adapter a reference would switch off; pass "
+            "reference_model.merge_and_unload() to compare with the adapted model, or its get_base_model()"
+        )
     source_encoder = DualEncoder.of(source, processor, packed=config.mini_batch_size is None)
     identity = None if reference_model is None else identity_of(source, tensors_digest(base_state(source)))
     live = make_live_reference(source, source_encoder, config)

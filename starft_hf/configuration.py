@@ -175,6 +175,11 @@ class StarFTConfig(TrainingArguments):
                 f"mini_batch_size is {self.mini_batch_size}; it is a number of images from 1, or None to run the "
                 "batch as a whole"
             )
+        if not self.reference_text_cache_gib >= 0:
+            raise ValueError(
+                f"reference_text_cache_gib is {self.reference_text_cache_gib}; it is a number of GiB from 0, which "
+                "encodes captions when they are needed, to float('inf'), which sets no limit"
+            )
         self.reg_weight = check_reg_weight(self.reg_weight, get_regularizer(self.regularizer))
         if self.reg_max_classes < 2:
             raise ValueError(f"reg_max_classes is {self.reg_max_classes}; comparing takes at least 2 classes")

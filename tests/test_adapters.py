@@ -8,7 +8,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PromptTuningConfi
 from transformers import CLIPModel, pipeline
 
 from starft_hf import StarFTTrainer
-from starft_hf.adapters import base_state
+from starft_hf.adapters import _STARTS, base_state, with_adapter
 from tests.conftest import CHECKPOINTING, TINY_CLIP
 from tests.families import FAMILIES, family
 
@@ -161,9 +161,19 @@ def test_a_peft_model_may_be_given(clip, processor, config, dataset, settings):
         make(adapted, processor, config(), dataset, "lora")
 
 
+@pytest.mark.parametrize("start", _STARTS)
+def test_however_lora_begins_the_reference_is_the_model_as_given(clip, start):
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    adapted = with_adapter(clip, LoraConfig(r=2, target_modules=ATTENTION, init_lora_weights=start))
+    after = base_state(adapted)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
 REFUSED = {
     "task_type": (LoraConfig(task_type="FEATURE_EXTRACTION", target_modules=ATTENTION), "leave task_type out"),
     "bias": (LoraConfig(bias="lora_only", target_modules=ATTENTION), "bias='lora_only', which trains biases"),
+    "base weights": (LoraConfig(target_modules=ATTENTION, init_lora_weights="pissa"), "no longer be the reference"),
     "nothing matched": (LoraConfig(target_modules=["qproj"]), r"matches nothing in CLIPModel; .*q_proj"),
     "one tower": (LoraConfig(target_modules=["visual_projection", "patch_embedding"]), "stay as it is"),
     "no target": (LoraConfig(), "knows no default for CLIPModel"),

@@ -41,6 +41,8 @@ class PrecomputeCommand(Command):
             info = reference.info
             content.update(asdict(info))
             size = f"{info.rows:,} embeddings, {info.bytes / 2**20:,.1f} MiB, in {info.where}"
+            if info.captions_per_second is not None:
+                size += f"; {info.captions_per_second:,.0f} captions a second"
             lines.append(f"{info.kind}: {size if info.rows else 'nothing is remembered with these settings'}")
         if options.json:
             print_json(content)

@@ -21,6 +21,7 @@ class ReferenceInfo:
         bytes: size of these embeddings.
         where: "nowhere", "memory" or the files they are in.
         forwards: forwards of the reference model so far.
+        captions_per_second: how fast captions were encoded in advance, if they were.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class ReferenceInfo:
     bytes: int
     where: str
     forwards: int
+    captions_per_second: float | None = None
 
 
 class Reference(ABC):

@@ -24,9 +24,18 @@ class CachedReference(Reference):
         live: what computes the rest.
         texts: the captions' embeddings, or None to compute them in every step.
         images: the images' embeddings, or None to compute them in every step.
+        keep_weights: whether the weights are needed all the same.
     """
 
-    def __init__(self, live: LiveReference, texts: TextFeatures | None, images: CachedImages | None):
+    def __init__(
+        self,
+        live: LiveReference,
+        texts: TextFeatures | None,
+        images: CachedImages | None,
+        *,
+        keep_weights: bool = False,
+    ):
+        self._keep_weights = keep_weights
         self.live: LiveReference | None = live
         self.texts = texts
         self.images = images
@@ -46,7 +55,8 @@ class CachedReference(Reference):
         files = [str(part.file) for part in parts.values() if part.file is not None]
         where = ", ".join(files) if len(files) == len(parts) else ", ".join([*files, "memory"])
         forwards = self._forwards if self.live is None else self.live.forwards
-        return ReferenceInfo(f"cached {' and '.join(parts)}", rows, size, where, forwards)
+        rate = None if self.texts is None else self.texts.captions_per_second
+        return ReferenceInfo(f"cached {' and '.join(parts)}", rows, size, where, forwards, rate)
 
     def prepare(self, device: torch.device) -> None:
         self._logit_scale = self._logit_scale.to(device)
@@ -57,6 +67,7 @@ class CachedReference(Reference):
             if part is not None:
                 part.prepare(live, device)
         complete = self.texts is not None and self.texts.complete and self.images is not None
+        complete = complete and not self._keep_weights
         if complete and isinstance(live, FrozenReference):
             if live.exact:
                 parameters = {name: value.flatten() for name, value in live.model.named_parameters()}
@@ -89,7 +100,8 @@ class CachedReference(Reference):
         return self.live.contexts(bank)
 
     def weight_pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        raise RuntimeError("a reference that remembers embeddings may have let its weights go")
+        assert self.live is not None
+        return self.live.weight_pairs(model)
 
     def equals(self, model: nn.Module) -> bool:
         if self.live is not None:

@@ -34,11 +34,13 @@ class CachePlan:
         texts: whether to remember the embeddings of spurious captions.
         images: whether to remember those of training images.
         store: the files.
+        weights: whether the reference's weights are needed in every step, whatever is remembered.
     """
 
     texts: bool
     images: bool
     store: FeatureStore
+    weights: bool = False
 
 
 def plan_cache(
@@ -70,7 +72,7 @@ def plan_cache(
         raise ValueError(f"reference_cache='full' remembers one embedding per image, but {obstacle}")
     texts = cache in ("text", "full") or (cache == "auto" and finite_captions)
     images = cache == "full" or (cache == "auto" and not obstacle and _sees_every_image(config, len(dataset)))
-    return CachePlan(texts, images, store)
+    return CachePlan(texts, images, store, weights=regularizer.needs_weights)
 
 
 def _why_images_cannot_be_cached(dataset: Any, deterministic_images: bool) -> str | None:
@@ -127,7 +129,7 @@ def make_reference(
     texts: TextFeatures | None = None
     if plan.texts:
         texts = CachedTexts(bank, plan.store, progress=not config.disable_tqdm)
-        size, limit = _text_bytes(live.model, bank), int(config.reference_text_cache_gib * 2**30)
+        size, limit = _text_bytes(live.model, bank), config.reference_text_cache_gib * 2**30
         if size > limit:
             logger.warning(
                 "The %d spurious captions of this run would take %.1f GiB as features, more than "
@@ -136,12 +138,14 @@ def make_reference(
                 size / 2**30,
                 config.reference_text_cache_gib,
             )
-            texts = LazyTexts(bank, limit)
+            texts = LazyTexts(bank, int(limit))
     images = None
     if plan.images:
         assert isinstance(examples, IndexedExamples)
         images = CachedImages.of_run(image_examples(examples), plan.store, config)
-    return live if texts is None and images is None else CachedReference(live, texts, images)
+    if texts is None and images is None:
+        return live
+    return CachedReference(live, texts, images, keep_weights=plan.weights)
 
 
 def _text_bytes(model: nn.Module, bank: CaptionBank) -> int:

@@ -1,8 +1,11 @@
 """What cached features depend on, as short keys: other weights, texts, images or preprocessing give another key."""
 
+import contextlib
 import hashlib
+import inspect
+import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,23 @@ import pyarrow as pa
 import torch
 import transformers
 from datasets import Dataset
-from torch import Tensor
+from datasets.table import ConcatenationTable, MemoryMappedTable
+from torch import Tensor, nn
 
+from starft_hf.adapters import base_model_of, base_state, without_adapter
 from starft_hf.models import DualEncoder
 
 
 # What a configuration says about where it came from rather than about what the model computes.
 _IRRELEVANT_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+
+# What these compute goes by transformers' version; classes of others are known by their source.
+_LIBRARIES = ("torch", "transformers", "peft", "starft_hf")
+
+# Of the files beside a table, so many are looked into, this far: what was written anew under the same times and sizes
+# differs in most of them.
+_FILES_READ = 64
+_BYTES_READ = 2**20
 
 
 def digest(parts: Any) -> str:
@@ -36,10 +49,27 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return hasher.hexdigest()
 
 
-def model_fingerprint(config: Any, state: Mapping[str, Tensor]) -> str:
-    """A key for what a model computes: its weights, its settings and the library's version."""
-    settings = _without(config.to_dict(), _IRRELEVANT_SETTINGS)
-    return digest([settings, tensors_digest(state), transformers.__version__])
+def model_fingerprint(model: nn.Module) -> str:
+    """A key for what a model computes without its adapter: weights, settings, code and the library's version."""
+    settings = _without(base_model_of(model).config.to_dict(), _IRRELEVANT_SETTINGS)
+    code = [_code_of(kind) for kind in _kinds(base_model_of(model))]
+    return digest([settings, code, tensors_digest(base_state(model)), transformers.__version__])
+
+
+def _kinds(module: nn.Module) -> Iterator[type]:
+    module = without_adapter(module)
+    yield type(module)
+    for child in module.children():
+        yield from _kinds(child)
+
+
+def _code_of(kind: type) -> list[str | None]:
+    """A class's name and, unless it is a library's, its source as far as Python knows it."""
+    source = None
+    if kind.__module__.partition(".")[0] not in _LIBRARIES:
+        with contextlib.suppress(OSError, TypeError):
+            source = inspect.getsource(kind)
+    return [kind.__module__, kind.__qualname__, source]
 
 
 def _without(settings: Any, names: Iterable[str]) -> Any:
@@ -60,26 +90,71 @@ def texts_fingerprint(encoder: DualEncoder, texts: Iterable[str]) -> str:
 
 
 def _tokenizer_state(tokenizer: Any) -> Any:
+    settings = [str(tokenizer.pad_token), tokenizer.padding_side, tokenizer.truncation_side]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return [type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.init_kwargs]
+        return [_code_of(type(tokenizer)), settings, tokenizer.get_vocab(), tokenizer.init_kwargs]
     # Truncation and padding are those of the last call.
-    return _without(json.loads(backend.to_str()), ("truncation", "padding"))
+    return [settings, _without(json.loads(backend.to_str()), ("truncation", "padding"))]
 
 
 def preprocessing_fingerprint(image_processor: Any) -> str:
     """A key for the image processor's deterministic preprocessing."""
-    return digest([type(image_processor).__name__, image_processor.to_dict()])
+    return digest([_code_of(type(image_processor)), image_processor.to_dict()])
 
 
-def images_fingerprint(dataset: Dataset, column: str) -> str:
+def images_fingerprint(dataset: Dataset, column: str, also: Sequence[str] = ()) -> str:
     """A key for the images of a data set in their order.
 
-    `datasets` keys tables by their content or by how they came about. Files beside the tables may change unnoticed by
-    it, so their sizes and times count as well.
+    `datasets` keys tables by how they came about, whatever their content, so what is in memory counts by every byte.
+    Files, of tables and beside them, count by their sizes and times; of those beside, a sample is looked into as well.
+
+    Args:
+        dataset: the data set.
+        column: that of the images.
+        also: further columns that count.
     """
-    files = [*(file["filename"] for file in dataset.cache_files), *_image_paths(dataset, column)]
-    return digest([dataset._fingerprint, len(dataset), column, [_state_of(Path(file)) for file in files]])
+    columns = [column, *also]
+    tables = [Path(file["filename"]) for file in dataset.cache_files]
+    paths = [_local_part(path) for path in dict.fromkeys(_image_paths(dataset, column))]
+    return digest(
+        [
+            [dataset._fingerprint, len(dataset), columns],
+            [_state_of(file) for file in [*tables, *paths]],
+            [_content_of(file) for file in paths[:: -(-len(paths) // _FILES_READ) or 1]],
+            [_rows_digest(table, columns) for table in _in_memory(dataset.data)],
+            [_rows_digest(table, ["indices"]) for table in _in_memory(dataset._indices)],
+        ]
+    )
+
+
+def _in_memory(table: Any) -> list[Any]:
+    """The parts of a table that are no files."""
+    blocks = [block for row in table.blocks for block in row] if isinstance(table, ConcatenationTable) else [table]
+    return [block for block in blocks if block is not None and not isinstance(block, MemoryMappedTable)]
+
+
+def _rows_digest(table: Any, columns: Sequence[str]) -> str:
+    content = table.table.select([name for name in columns if name in table.column_names])
+    sink = _Hashing()
+    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), content.schema.remove_metadata()) as stream:
+        stream.write_table(content.replace_schema_metadata())
+    return sink.hasher.hexdigest()
+
+
+class _Hashing(io.RawIOBase):
+    """A file that keeps only a key for what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hasher = hashlib.blake2b(digest_size=16)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.hasher.update(content)
+        return len(content)
 
 
 def _image_paths(dataset: Dataset, column: str) -> list[str]:
@@ -95,6 +170,11 @@ def _image_paths(dataset: Dataset, column: str) -> list[str]:
     return paths
 
 
+def _local_part(path: str) -> Path:
+    """The file that a path leads to or into, as `zip://1.png::photos.zip` does."""
+    return Path(path.rpartition("::")[2])
+
+
 def _state_of(file: Path) -> list[int] | None:
     try:
         state = file.stat()
@@ -102,3 +182,11 @@ def _state_of(file: Path) -> list[int] | None:
         # Remote files have an address instead; their content is part of it as far as anything here can tell.
         return None
     return [state.st_size, state.st_mtime_ns]
+
+
+def _content_of(file: Path) -> str | None:
+    try:
+        with file.open("rb") as content:
+            return hashlib.blake2b(content.read(_BYTES_READ), digest_size=16).hexdigest()
+    except OSError:
+        return None

@@ -61,6 +61,7 @@ class CachedImages:
 
     def __post_init__(self) -> None:
         self._embeds: Tensor | None = None
+        self._dtype = torch.float32
         self.file: Path | None = None
 
     def prepare(self, live: LiveReference, device: torch.device) -> None:
@@ -84,6 +85,7 @@ class CachedImages:
         assert self._embeds is not None
         if skips:
             self.examples.unreadable.update(_unreadable(self._embeds))
+        self._dtype = torch.promote_types(live.logit_scale.dtype, torch.float32)
         if self._embeds.nbytes <= _BYTES_ON_DEVICE:
             self._embeds = self._embeds.to(device)
 
@@ -118,10 +120,9 @@ class CachedImages:
         return assemble(torch.cat(chunks), len(self.examples))
 
     def rows(self, samples: Tensor) -> Tensor:
-        """Unit embeddings `(N, D)` of the images with these sample indices."""
+        """Unit embeddings `(N, D)` of the images with these sample indices, in the type of the losses."""
         assert self._embeds is not None
-        rows = self._embeds[samples.to(self._embeds.device)].to(samples.device)
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return self._embeds[samples.to(self._embeds.device)].to(samples.device, self._dtype)
 
     def all_rows(self) -> Tensor:
         """The embeddings of all images, in the order of their indices."""

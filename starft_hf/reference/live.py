@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starft_hf.adapters import base_model_of, base_state
 from starft_hf.data.captions import CaptionBank
 from starft_hf.gradient_cache import forward_in_chunks
 from starft_hf.models import DualEncoder, differs_in_training, evaluation_mode, logit_scale_of, unit_rows, whole
@@ -49,7 +48,7 @@ class LiveReference(Reference):
     @cached_property
     def fingerprint(self) -> str:
         """A key for what the reference computes."""
-        return model_fingerprint(base_model_of(self.model).config, base_state(self.model))
+        return model_fingerprint(self.model)
 
     @abstractmethod
     def _as_reference(self) -> Any:

@@ -39,7 +39,8 @@ class FeatureStore:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None):
         self.folder = default_folder() if folder is None else Path(folder).expanduser()
-        if self.folder.exists() and not self.folder.is_dir():
+        # A folder that may not be looked into is no file; what cannot be written there is said when it is tried.
+        if os.path.exists(self.folder) and not os.path.isdir(self.folder):
             raise ValueError(
                 f"reference_cache_dir is {str(self.folder)!r}, which is a file; pass a folder, or None for the default"
             )
@@ -78,11 +79,12 @@ class FeatureStore:
         embeds = kept()
         # Processes may see different files, on machines of their own or while another run is writing them.
         if not all_agree(embeds is not None, device):
-            built = build().cpu()
-            if is_first_on_machine():
-                self.save(kind, key, built)
+            # Under autocast they would be less exact than their key says.
+            with torch.autocast(device.type, enabled=False):
+                built = build().cpu()
+            written = not is_first_on_machine() or self.save(kind, key, built)
             all_agree(True, device)
-            embeds = kept()
+            embeds = kept() if written else None
             if embeds is None:
                 return built, None
         assert embeds is not None

@@ -1,5 +1,6 @@
 """The reference's embeddings of spurious captions."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,11 @@ class TextFeatures(ABC):
     def complete(self) -> bool:
         """Whether the reference model is no longer needed for texts."""
 
+    @property
+    def captions_per_second(self) -> float | None:
+        """How fast distinct captions were encoded in advance; None if none were."""
+        return None
+
 
 class CachedTexts(TextFeatures):
     """Every caption of the bank, encoded in advance, each distinct one once, and kept on disk.
@@ -67,15 +73,20 @@ class CachedTexts(TextFeatures):
         self._embeds: Tensor | None = None
         self._row_of_id: Tensor | None = None
         self._file: Path | None = None
+        self._rate: float | None = None
 
     def prepare(self, live: LiveReference, device: torch.device) -> None:
         if self._embeds is None:
             distinct: dict[str, int] = {}
             ids = [distinct.setdefault(caption, len(distinct)) for caption in self.bank.spurious_captions()]
             self._row_of_id = torch.tensor(ids)
+            start, forwards = time.perf_counter(), live.forwards
             self._embeds, self._file = embeds_of_texts(
                 live, list(distinct), self.store, device, chunk_size=self.chunk_size, progress=self.progress
             )
+            if live.forwards > forwards:
+                self._rate = len(distinct) / (time.perf_counter() - start)
+                logger.info("Encoded %d captions, %.0f a second.", len(distinct), self._rate)
         assert self._row_of_id is not None
         self._embeds, self._row_of_id = self._embeds.to(device), self._row_of_id.to(device)
 
@@ -100,6 +111,10 @@ class CachedTexts(TextFeatures):
     @property
     def complete(self) -> bool:
         return True
+
+    @property
+    def captions_per_second(self) -> float | None:
+        return self._rate
 
 
 class LazyTexts(TextFeatures):
@@ -184,8 +199,6 @@ def _encode(live: LiveReference, texts: Sequence[str], device: torch.device, siz
             rows = mine[start : start + size]
             chunks.append(live.embed_texts([texts[row] for row in rows]))
             bar.update(len(rows))
-        rate = bar.format_dict["rate"]
-    logger.info("Encoded %d captions%s.", len(mine), f", {rate:,.0f} a second" if rate else "")
     share = torch.cat(chunks) if chunks else live.embed_texts(texts[:1])[:0]
     embeds = assemble(share, len(texts))
     return torch.empty_like(embeds).index_copy_(0, torch.tensor(order, device=embeds.device), embeds)

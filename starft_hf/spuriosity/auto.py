@@ -9,7 +9,6 @@ from datasets import Dataset
 from torch import nn
 from transformers.utils import logging
 
-from starft_hf.adapters import base_model_of, base_state
 from starft_hf.configuration import StarFTConfig
 from starft_hf.data.columns import ImageColumns
 from starft_hf.distributed import all_agree, rank
@@ -151,9 +150,9 @@ def _key(
     settings = [config.discovery_samples, config.seed, config.caption_templates, columns.class_names, columns.label]
     return digest(
         [
-            model_fingerprint(base_model_of(model).config, base_state(model)),
+            model_fingerprint(model),
             preprocessing_fingerprint(encoder.image_processor),
-            images_fingerprint(dataset, columns.image),
+            images_fingerprint(dataset, columns.image, [columns.label] if columns.label else []),
             given.to_dict(),
             settings,
         ]

@@ -123,8 +123,9 @@ def test_precompute_fills_the_cache_that_train_uses(run, pictures):
     first = json.loads(run("precompute", *arguments, "--json"))
     assert first["kind"] == "cached texts and images"
     assert first["forwards"] > 0
+    assert first["captions_per_second"] > 0
     again = json.loads(run("precompute", *arguments, "--json"))
-    assert (again["rows"], again["forwards"]) == (first["rows"], 0)
+    assert (again["rows"], again["forwards"], again["captions_per_second"]) == (first["rows"], 0, None)
     assert "needs no reference" in run("precompute", *arguments, "--regularizer", "none", code=2)
     weighted = json.loads(run("precompute", *arguments, "--reweight", "attribution", "--json"))
     assert weighted["sample_weights"]["images"] == 16

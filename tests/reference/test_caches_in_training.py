@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from starft_hf import SpuriosityPool, StarFTTrainer
+from starft_hf.adapters import with_adapter
 from starft_hf.reference import live
+from starft_hf.regularizers import _REGISTRY, Regularizer
 from tests.conftest import make_dataset
 
 
@@ -139,6 +141,47 @@ def test_too_many_captions_are_encoded_as_they_come(clip, processor, config, dat
     assert "Captions are encoded when a batch first needs them" in caplog.text
     assert lazy.reference.live is not None
     assert_same_run(train(clip, processor, config(**settings), dataset), lazy, atol=1e-9)
+
+
+def test_without_a_limit_all_captions_are_encoded_in_advance(clip, processor, config, dataset, settings):
+    unlimited = train(clip, processor, config(**settings, reference_text_cache_gib=float("inf")), dataset)
+    assert unlimited.reference.info.captions_per_second > 0
+    assert_same_run(train(clip, processor, config(**settings), dataset), unlimited, atol=0)
+    for wrong in (-1, float("nan")):
+        with pytest.raises(ValueError, match="reference_text_cache_gib is "):
+            config(reference_text_cache_gib=wrong)
+
+
+@pytest.mark.parametrize("cache", ["none", "text", "full"])
+def test_a_regularizer_that_looks_at_the_weights_has_them(
+    clip, processor, config, dataset, settings, cache, monkeypatch
+):
+    def both(inputs):
+        return sum((tuned - start).square().sum() for tuned, start in inputs.weight_pairs())
+
+    regularizer = Regularizer("distance", both, columns="spurious", needs_weights=True)
+    monkeypatch.setitem(_REGISTRY, "distance", regularizer)
+    trainer = train(clip, processor, config(**settings, regularizer="distance", reference_cache=cache), dataset)
+    losses = [entry["reg_loss"] for entry in trainer.state.log_history[:-1]]
+    assert losses[0] == 0
+    assert losses[-1] > 0
+
+
+def test_narrower_features_go_with_wider_models(clip, processor, config, dataset, settings):
+    clip = clip.double()
+    stored = train(
+        clip, processor, config(**settings, reference_cache="full", reference_cache_dtype="float32"), dataset
+    )
+    assert_same_run(train(clip, processor, config(**settings, reference_cache="none"), dataset), stored, atol=1e-4)
+
+
+def test_a_reference_with_an_adapter_is_refused(clip, processor, config, dataset):
+    """It would be switched off, and the reference be the model under it."""
+    adapted = with_adapter(copy.deepcopy(clip), "lora")
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        StarFTTrainer(clip, config(), dataset, processing_class=processor, reference_model=adapted)
+    merged = adapted.merge_and_unload()
+    StarFTTrainer(clip, config(), dataset, processing_class=processor, reference_model=merged)
 
 
 def test_images_are_not_remembered_where_they_are_random_or_the_run_is_short(clip, processor, config, dataset):

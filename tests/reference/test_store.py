@@ -80,6 +80,36 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
         FeatureStore(tmp_path / "file")
 
 
+def test_a_folder_that_may_not_be_looked_into_costs_a_warning(tmp_path, caplog, monkeypatch):
+    """As under another user's home; root may look everywhere, so that the answer is given here."""
+    refused = PermissionError(13, "Permission denied")
+    stat = os.stat
+
+    def refusing(path, *args, **kwargs):
+        if "private" in str(path):
+            raise refused
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    monkeypatch.setattr(store_module, "file_in_place_of", lambda path: exec("raise refused", {"refused": refused}))
+    store = FeatureStore(tmp_path / "private" / "features")
+    embeds, file = store.load_or_build("texts", "k", 6, torch.device("cpu"), lambda: EMBEDS)
+    assert torch.equal(embeds, EMBEDS)
+    assert file is None
+    assert len(messages(caplog)) == 1
+    assert "Permission denied" in messages(caplog)[0]
+
+
+def test_a_damaged_file_in_a_folder_without_room_is_told_of_once(store, caplog, monkeypatch):
+    assert store.save("texts", "k", EMBEDS)
+    flip_a_byte(store.path("texts", "k"))
+    monkeypatch.setattr(store_module, "save_file", lambda *args, **kwargs: exec("raise OSError(28, 'No space')"))
+    embeds, file = store.load_or_build("texts", "k", 6, torch.device("cpu"), lambda: EMBEDS)
+    assert torch.equal(embeds, EMBEDS)
+    assert file is None
+    assert [("rebuilt" in text, "No space" in text) for text in messages(caplog)] == [(True, False), (False, True)]
+
+
 def test_a_full_disk_costs_a_warning_and_leaves_nothing_behind(store, caplog, monkeypatch):
     def no_room(tensors, path, metadata):
         with open(path, "wb") as file:
