@@ -34,11 +34,14 @@ from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER, pretrain
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, CLASS_NAMES, Task, make_split
 from starft_hf.files import write_text_atomically
+from starft_hf.regularizers import AUTO_WEIGHT, get_regularizer
 from starft_hf.spuriosity.result import Scorer
 
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "beyond.json"
+
+PARTS = ("choice", "test", "scale", "schedule", "report")
 
 CLASSES = (2, 4, 6, 8)
 CORRELATIONS = (0.5, 0.8, 0.95, 1.0)
@@ -55,6 +58,8 @@ WEIGHTS = {
     "conditional": (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0),
     "conditional + attribution": (3.0, 10.0, 30.0, 100.0, 300.0),
 }
+# Those that are tested with `reg_weight="auto"` as well.
+AUTO = ("kl", "conditional")
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 # The method of `compare` that is run, and what its attribution is made to get wrong.
@@ -85,7 +90,8 @@ class Cell:
     """One fine-tuning, and what it is scored on.
 
     Attributes:
-        part: "choice" and "scale" are scored on validation, "test" on the test split.
+        part: "choice", "scale" and "linear" are scored on validation, "test" on the test split; "linear" is the
+            schedule of reg_weight, which is constant otherwise.
         classes: how many.
         correlation: share of a class's training images at home.
         base: the pre-trained model.
@@ -144,7 +150,8 @@ def run_cell(cell: Cell, work: str) -> dict[str, Any]:
     method, wrong = METHODS[cell.method]
     base = MODEL_FOLDER if cell.base == "seed-0" else Path(work) / cell.base
     folders = {"output_dir": str(Path(work) / "output"), "reference_cache_dir": str(Path(work) / "features")}
-    args = run_settings(Setting(), work, **folders, disable_tqdm=True, logging_strategy="no")
+    schedule = {"reg_schedule": "linear"} if cell.part == "linear" else {}
+    args = run_settings(Setting(), work, **folders, **schedule, disable_tqdm=True, logging_strategy="no")
     plain = cell.method == "FLYP"
     wrong_rows = partial(with_random_rows, plain=Scorer.probabilities, seed=cell.seed)
     start = time.perf_counter()
@@ -248,6 +255,13 @@ def chosen(store: Store, classes: int, method: str) -> float | None:
     return max(WEIGHTS[base], key=worst)
 
 
+def auto(classes: int, method: str) -> float:
+    """What `reg_weight="auto"` takes."""
+    regularizer = get_regularizer(method)
+    assert regularizer is not None
+    return regularizer.weight(AUTO_WEIGHT, classes)
+
+
 def test_cells(store: Store, run: tuple[str, int]) -> Iterator[Cell]:
     """What is tested of a pre-trained model and a seed, with the weights that were chosen.
 
@@ -265,9 +279,25 @@ def test_cells(store: Store, run: tuple[str, int]) -> Iterator[Cell]:
                     yield Cell("test", classes, correlation, base, method, chosen(store, classes, method), seed)
 
 
+def auto_cells(run: tuple[str, int]) -> Iterator[Cell]:
+    """The same with `reg_weight="auto"`; where that is the weight that was chosen, it is the same cell."""
+    for method in AUTO:
+        for classes in CLASSES:
+            for correlation in CORRELATIONS:
+                yield Cell("test", classes, correlation, run[0], method, auto(classes, method), run[1])
+
+
+def schedule_cells(part: str) -> Iterator[Cell]:
+    """`reg_weight="auto"` under the schedule of the comparison ("choice") or the default one ("linear")."""
+    for classes in CLASSES:
+        for method in SCALE_METHODS:
+            for seed in CHOICE_SEEDS:
+                yield Cell(part, classes, **CHOICE, method=method, weight=auto(classes, method), seed=seed)
+
+
 def complete_runs(store: Store) -> list[tuple[str, int]]:
     """Those of `RUNS` of which everything is in the store."""
-    return [run for run in RUNS if all(cell in store for cell in test_cells(store, run))]
+    return [run for run in RUNS if all(cell in store for cell in (*test_cells(store, run), *auto_cells(run)))]
 
 
 def scale_cells() -> Iterator[Cell]:
@@ -306,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for, and write what was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beyond", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=int, default=len(RUNS), help="pairs of a model and a seed, of %(default)s")
-    parser.add_argument("--only", choices=("choice", "test", "scale", "report"), nargs="*")
+    parser.add_argument("--only", choices=PARTS, nargs="*")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "starft-beyond"), help="models and caches")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where finished runs are kept")
@@ -314,14 +344,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.environ.update(KEEPS_MEMORY, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     store = Store(options.results)
-    parts = options.only or ["choice", "test", "scale", "report"]
+    parts = options.only or PARTS
     if "choice" in parts:
         run_all(list(choice_cells()), store, options.work, options.processes, "choice")
     if "test" in parts:
-        cells = [cell for run in RUNS[: options.runs] for cell in test_cells(store, run)]
+        cells = [cell for run in RUNS[: options.runs] for cell in (*test_cells(store, run), *auto_cells(run))]
         run_all(cells, store, options.work, options.processes, "test")
     if "scale" in parts:
         run_all(list(scale_cells()), store, options.work, options.processes, "scale")
+    if "schedule" in parts:
+        cells = [*schedule_cells("choice"), *schedule_cells("linear")]
+        run_all(cells, store, options.work, options.processes, "schedule")
     if "report" in parts:
         from benchmarks.beyond_report import write_report
 

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from starft_hf.card_edits import BEGIN, END, signed
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.record import RunRecord
+from starft_hf.regularizers import AUTO_WEIGHT
 from starft_hf.report.text import markdown, one_line, percent, points
 
 
@@ -170,7 +171,11 @@ def _results_table(content: CardContent) -> str:
 
 def _settings_table(record: RunRecord) -> str:
     shown = {name: value for name, value in record.config.items() if value is not None and name != "class_names"}
+    if shown.get("reg_weight") == AUTO_WEIGHT and record.reg_weight is not None:
+        shown["reg_weight"] = f"{AUTO_WEIGHT}: {record.reg_weight:g}"
     shown["processes"] = record.processes
+    if (found := record.sample_weights) is not None:
+        shown["effective sample size under reweight"] = f"{found['effective_sample_size']:,.0f} of {found['images']:,}"
     rows = [f"| {name} | {markdown(str(value))} |" for name, value in shown.items()]
     return "\n".join(["| setting | value |", "| --- | --- |", *rows])
 

@@ -42,6 +42,7 @@ class PublishingMixin(Trainer):
     evaluation_results: dict[str, EvaluationResult]
     zero_shot_results: dict[str, EvaluationResult]
     _pool: Any = None
+    _alignment: Any = None
     _start: str | None = None
     _reference_model: dict[str, Any] | None = None
     _evaluated_step: int | None = None
@@ -52,7 +53,9 @@ class PublishingMixin(Trainer):
         examples: Any = self.train_dataset
         dataset = getattr(examples, "dataset", None)
         start = identity_of(base_model_of(self.model), self._start)
-        return make_record(self.args, self._pool, self.class_names, start, self._reference_model, dataset)
+        return make_record(
+            self.args, self._pool, self.class_names, start, self._reference_model, dataset, self._alignment
+        )
 
     def note_start(self) -> None:
         """Remember which weights training starts from."""

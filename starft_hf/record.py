@@ -70,6 +70,10 @@ class RunRecord:
             unknown.
         processes: how many shared the batches.
         versions: of the libraries.
+        reg_weight: of the regularizer at the start of the run, a number where the settings say "auto"; None without
+            one.
+        sample_weights: what `reweight="attribution"` found, as `WeightDiagnostics` names it; None without it, or
+            before it.
     """
 
     config: dict[str, Any]
@@ -80,6 +84,8 @@ class RunRecord:
     data: dict[str, Any]
     processes: int
     versions: dict[str, str]
+    reg_weight: float | None = None
+    sample_weights: dict[str, Any] | None = None
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -132,6 +138,8 @@ def _check_types(record: RunRecord) -> None:
         "data": dict,
         "processes": int,
         "versions": dict,
+        "reg_weight": (int, float, type(None)),
+        "sample_weights": (dict, type(None)),
     }
     for name, kind in kinds.items():
         if not isinstance(getattr(record, name), kind):
@@ -179,6 +187,7 @@ def make_record(
     start: dict[str, Any],
     reference: dict[str, Any] | None,
     dataset: Any,
+    alignment: Any,
 ) -> RunRecord:
     """The record of a run.
 
@@ -189,7 +198,10 @@ def make_record(
         start: the `identity_of` the model that training started from.
         reference: that of the frozen reference, if it is another model.
         dataset: the training set as it was given, or None.
+        alignment: the `Alignment` of the run.
     """
+    weights = alignment.sample_weights
+    diagnostics = None if weights is None else weights.diagnostics
     rows = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
     return RunRecord(
         config=settings_of(args),
@@ -200,6 +212,8 @@ def make_record(
         data={"fingerprint": getattr(dataset, "_fingerprint", None), "rows": rows},
         processes=args.world_size,
         versions={package: importlib.metadata.version(package) for package in _PACKAGES},
+        reg_weight=None if alignment.reference is None else alignment.reg_weight,
+        sample_weights=None if diagnostics is None else dataclasses.asdict(diagnostics),
     )
 
 

@@ -155,7 +155,7 @@ def divergence_weight(num_classes: int | None) -> float:
     """What `reg_weight="auto"` takes for the mean of divergences: 30 from six classes on, 120 for three, 270 for two.
 
     It is at or near the best of sweeps on the demo's validation data with the contrastive base loss and
-    reg_schedule="constant" (benchmarks/BEYOND.md). With fewer classes more of a batch's captions are the same, and the
+    reg_schedule="constant" (docs/beyond.md). With fewer classes more of a batch's captions are the same, and the
     base loss, which cannot get them right, pulls harder. The logit scale turned out not to matter. Nothing else was
     measured.
 

@@ -5,7 +5,7 @@ them. No group labels are needed to find them: the reference says with which pro
 names, by the attribution of `discover_spuriosity`, and weights make up for what labels and attributes have in common.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,10 @@ logger = logging.get_logger(__name__)
 # From this share of the mutual information on that weighting leaves over, it is warned of.
 LARGEST_RESIDUAL = 0.3
 
+# How often labels are exchanged among the images, to see what they and the attributes have in common by chance.
+_EXCHANGES = 20
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class WeightDiagnostics:
@@ -40,7 +44,7 @@ class WeightDiagnostics:
     Attributes:
         mutual_information: of labels and attributes by the probabilities of the reference, in nats; several aspects
             are added up.
-        by_chance: about how much of it there is where labels and attributes have nothing to do with each other.
+        by_chance: the most there was of it when the labels were exchanged among the images, 20 times.
         left: what is left of it under the weights, in nats.
         effective_sample_size: the number of equally weighted images whose mean would vary as much.
         images: that were weighted.
@@ -56,16 +60,18 @@ class WeightDiagnostics:
 
     @property
     def residual(self) -> float:
-        """The share of the mutual information that weighting leaves over; 0 where there was no more than chance."""
-        # Twice what is expected of chance is about what chance exceeds once in a hundred times.
-        beyond_chance = self.mutual_information > 2 * self.by_chance
+        """The share of the mutual information that weighting leaves over; 0 where there was no more than chance.
+
+        It goes by the same attribution as the weights, and does not tell whether that is right.
+        """
+        beyond_chance = self.mutual_information > self.by_chance + _ROUNDING
         return self.left / self.mutual_information if beyond_chance else 0.0
 
     def __str__(self) -> str:
         return (
             f"{self.attributes} attributes that share {self.mutual_information:.3f} nats with the labels (by chance "
-            f"{self.by_chance:.3f}), and {self.left:.3f} after weighting (residual {self.residual:.2f}); effective "
-            f"sample size {self.effective_sample_size:,.0f} of {self.images:,}"
+            f"up to {self.by_chance:.3f}), and {self.left:.3f} after weighting (residual {self.residual:.2f}); "
+            f"effective sample size {self.effective_sample_size:,.0f} of {self.images:,}"
         )
 
 
@@ -118,15 +124,24 @@ def attribution_weights(
     tables = [
         [joint_distribution(shown, labels, num_classes, w) for w in (uniform, weights)] for shown in probabilities
     ]
-    present = len(labels.unique())
     return weights, WeightDiagnostics(
         mutual_information=sum(mutual_information(before) for before, _ in tables),
-        by_chance=sum((present - 1) * (shown.shape[1] - 1) for shown in probabilities) / (2 * len(labels)),
+        by_chance=max(_informations_by_chance(probabilities, labels, num_classes)),
         left=sum(mutual_information(after) for _, after in tables),
         effective_sample_size=(weights.sum().square() / weights.square().sum()).item(),
         images=len(labels),
         attributes=sum(shown.shape[1] - 1 for shown in probabilities),
     )
+
+
+def _informations_by_chance(probabilities: Sequence[Tensor], labels: Tensor, num_classes: int) -> Iterator[float]:
+    # Bounds that need no exchange hold for attributes that all occur and are certain, which few are.
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.ones(len(labels), dtype=torch.float64)
+    for _ in range(_EXCHANGES):
+        exchanged = labels[torch.randperm(len(labels), generator=generator)]
+        joints = (joint_distribution(shown, exchanged, num_classes, uniform) for shown in probabilities)
+        yield sum(mutual_information(joint) for joint in joints)
 
 
 class SampleWeights:
@@ -221,7 +236,7 @@ def _report(found: WeightDiagnostics) -> None:
     if found.residual > LARGEST_RESIDUAL:
         logger.warning(
             "Weights leave %.0f%% of what labels and attributes have in common, because next to no image of a label "
-            "is without what goes together with it, or because the attribution is unsure. They cannot replace a "
-            "regularizer here: keep one, at its full weight.",
+            "is without what goes together with it. They cannot replace a regularizer here: keep one, at its full "
+            "weight.",
             100 * found.residual,
         )

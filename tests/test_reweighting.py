@@ -2,14 +2,18 @@
 
 import copy
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Value
 
 from starft_hf import StarFTTrainer
 from starft_hf.demo.pretrain import MODEL_FOLDER
-from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, make_split
+from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, Task, make_split
+from starft_hf.demo.world import CLASS_NAMES as DEMO_CLASSES
 from starft_hf.reference import live as live_module
 from starft_hf.reweighting import attribution_weights, joint_distribution
 from tests.conftest import CLASS_NAMES, make_dataset
@@ -86,7 +90,25 @@ def test_what_chance_gives_is_no_residual():
     labels = torch.randint(3, (300,), generator=generator)
     shown = torch.nn.functional.one_hot(torch.randint(4, (300,), generator=generator)).double()
     _, found = attribution_weights([shown], labels, 3)
-    assert 0 < found.mutual_information < 2 * found.by_chance
+    assert 0 < found.mutual_information < found.by_chance
+    assert found.residual == 0
+
+
+@pytest.mark.parametrize(("classes", "images", "attributes"), [(100, 2000, 21), (8, 64, 15)])
+def test_many_classes_and_few_images_hide_no_residual(classes, images, attributes):
+    """Two of many attributes occur, each with one half of the classes, and no image is an exception."""
+    labels = torch.arange(images) % classes
+    shown = torch.nn.functional.one_hot(1 + labels % 2, attributes).double()
+    for unsure in (0.0, 0.2):
+        _, found = attribution_weights([(1 - unsure) * shown + unsure / attributes], labels, classes)
+        assert found.by_chance < found.mutual_information / 2
+        assert found.residual > 0.7
+
+
+def test_one_class_has_nothing_in_common_with_anything():
+    shown = torch.rand(30, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
+    weights, found = attribution_weights([shown], torch.zeros(30, dtype=torch.long), 1)
+    torch.testing.assert_close(weights, torch.ones(30, dtype=torch.float64))
     assert found.residual == 0
 
 
@@ -127,7 +149,8 @@ def demo(config):
     def make(dataset=None, spuriosity=BACKGROUND_TEMPLATES, model=MODEL_FOLDER, **settings):
         settings = {"reweight": "attribution", "learning_rate": 1e-4, "crop_scale": None} | settings
         dataset = make_split("train") if dataset is None else dataset
-        return StarFTTrainer(model, config(**settings), dataset, spuriosity=list(spuriosity))
+        pool = spuriosity if isinstance(spuriosity, str) else list(spuriosity)
+        return StarFTTrainer(model, config(**settings), dataset, spuriosity=pool)
 
     return make
 
@@ -180,17 +203,27 @@ def test_without_a_minority_it_warns_and_the_alignment_stays(demo, caplog):
     assert steps(trainer)[-1]["reg_loss"] > 1e-3
 
 
+def test_it_warns_with_many_classes_and_few_images(demo, caplog):
+    rows = make_split("train", correlation=1.0, size=128, task=Task(DEMO_CLASSES[:8]))
+    trainer = demo(rows, spuriosity="background")
+    weights_of(trainer)
+    assert trainer.sample_weights.diagnostics.residual > 0.5
+    assert "cannot replace a regularizer" in caplog.text
+
+
 def test_a_pool_that_names_nothing_is_warned_of(demo, caplog):
     trainer = demo(spuriosity=["{}."])
     assert torch.equal(weights_of(trainer), torch.ones(480))
     assert "tells none of the pool's templates from the plain caption" in caplog.text
 
 
-def test_a_pool_that_misses_the_bias_leaves_a_residual(demo, caplog):
+def test_a_pool_that_misses_the_bias_hardly_changes_the_weights(demo, caplog):
     seen = (*BACKGROUND_PHRASES["grass"], *BACKGROUND_PHRASES["water"])
     trainer = demo(spuriosity=[text for text in BACKGROUND_TEMPLATES if not any(phrase in text for phrase in seen)])
     weights_of(trainer)
-    assert trainer.sample_weights.diagnostics.mutual_information < 0.1
+    found = trainer.sample_weights.diagnostics
+    assert found.mutual_information < 0.1
+    assert found.effective_sample_size > 0.9 * found.images
 
 
 def test_weights_belong_to_samples_whatever_the_order(demo):
@@ -289,6 +322,23 @@ def test_the_pool_and_the_settings_are_on_record(demo, tmp_path):
     record = json.loads((tmp_path / "model" / "starft.json").read_text())
     assert record["config"]["reweight"] == "attribution"
     assert len(record["pool"]["templates"]) == len(BACKGROUND_TEMPLATES)
+    assert record["sample_weights"] == asdict(trainer.sample_weights.diagnostics)
+    assert record["reg_weight"] is None
+    size = f"{trainer.sample_weights.diagnostics.effective_sample_size:,.0f} of 480"
+    trainer.create_model_card()
+    card = (Path(trainer.args.output_dir) / "README.md").read_text()
+    assert f"| effective sample size under reweight | {size} |" in card
+
+
+def test_labels_may_be_strings_and_the_largest_weight_is_a_setting(demo):
+    rows = make_split("train")
+    names = rows.features["label"].names
+    named = rows.cast_column("label", Value("int64")).map(lambda row: {"name": names[row["label"]]})
+    named = named.remove_columns("label").rename_column("name", "label")
+    expected = weights_of(demo(rows))
+    torch.testing.assert_close(weights_of(demo(named, class_names=names)), expected)
+    clipped = weights_of(demo(rows, reweight_clip=1.5))
+    assert clipped.max() / clipped.min() < expected.max() / expected.min()
 
 
 def test_what_it_cannot_do_is_refused(clip, processor, config, dataset):

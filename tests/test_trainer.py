@@ -1,12 +1,14 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset, Image
 from transformers import AutoProcessor, CLIPModel, pipeline
 
-from starft_hf import StarFTTrainer, register_regularizer
+from starft_hf import StarFTConfig, StarFTTrainer, register_regularizer
 from starft_hf.heads import load_head
+from starft_hf.record import RunRecord
 from starft_hf.regularizers import Regularizer, get_regularizer
 from tests.conftest import CHECKPOINTING, CLASS_NAMES, make_dataset
 
@@ -94,13 +96,22 @@ def test_another_reference_model(clip, processor, config, dataset):
 
 
 @pytest.mark.parametrize(("regularizer", "weight"), [("star", 30), ("kl", 30), ("conditional", 30), ("none", 0)])
-@pytest.mark.parametrize(("number", "share"), [(2, 9), (3, 4), (6, 1), (8, 1)])
-def test_the_weight_that_was_measured(clip, processor, config, regularizer, weight, number, share):
+@pytest.mark.parametrize(("number", "share"), [(2, 9), (3, 4), (4, 2.25), (6, 1), (8, 1)])
+def test_the_weight_that_was_measured(clip, processor, config, regularizer, weight, number, share, tmp_path):
     expected, dataset = weight * share, make_dataset(16, class_names=[f"class {index}" for index in range(number)])
     args = config(reg_weight="auto", reg_schedule="constant", regularizer=regularizer, max_steps=1)
     trainer = train(clip, args, dataset, processing_class=processor)
     assert steps(trainer)[0]["reg_weight"] == expected
     assert trainer.args.reg_weight == "auto"
+    trainer.save_model(str(tmp_path / "model"))
+    record = RunRecord.load(tmp_path / "model")
+    assert (record.config["reg_weight"], record.reg_weight) == ("auto", expected if weight else None)
+    if weight:
+        trainer.create_model_card()
+        card = (Path(trainer.args.output_dir) / "README.md").read_text()
+        assert f"| reg_weight | auto: {expected:g} |" in card
+    # For the classes of another training set, it is another number.
+    assert StarFTConfig.from_pretrained(tmp_path / "model", output_dir=str(tmp_path)).reg_weight == "auto"
 
 
 def test_without_regularizer_there_is_no_reference(clip, processor, config, dataset):

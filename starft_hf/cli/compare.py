@@ -14,7 +14,10 @@ class CompareArguments:
 
     methods: list[str] = field(
         default_factory=lambda: ["zero-shot", "CE", "FLYP", "kl", "star"],
-        metadata={"help": "Methods: zero-shot, CE, FLYP, kl, star, L2-SP, CAR-FT."},
+        metadata={
+            "help": "Methods: zero-shot, CE, FLYP, kl, star, conditional, attribution, 'conditional + attribution', "
+            "L2-SP, CAR-FT."
+        },
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds; every method runs with each."})
     alpha: float = field(default=0.5, metadata={"help": "Share of the fine-tuned weights in interpolated models."})

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import CLIPModel
 from starft_hf import RobustnessReport, evaluate_zero_shot, interpolate
 from starft_hf.cli import main
 from starft_hf.cli.arguments import settings_of, training_parser
+from starft_hf.comparison import METHODS
 from tests.conftest import CLASS_NAMES, TINY_CLIP, make_dataset, write_folder
 from tests.data.test_loading import write_shards
 from tests.distributed.launch import torchrun
@@ -156,6 +158,17 @@ def test_compare_and_report(run, pictures, tmp_path):
     assert report.title == "Both"
     assert len(report.runs) == 1 + 2 * 2 * 2
     assert "there is no" in run("report", "nowhere", "--output", "x", code=2)
+
+
+def test_compare_knows_every_method(run, pictures, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    shown = "".join(capsys.readouterr().out.split())
+    assert all(method.replace(" ", "") in shown for method in METHODS)
+    arguments = ["--model", TINY_CLIP, "--dataset", pictures, *FAST, "--reg_weight", "auto", "--output_dir", "beyond"]
+    run("compare", *arguments, "--methods", "kl", "conditional + attribution")
+    report = RobustnessReport.from_json(Path("beyond", "report.json").read_text())
+    assert {entry.method for entry in report.runs} >= {"kl", "conditional + attribution"}
 
 
 def test_interpolate_and_merge(run, pictures, tmp_path, clip):

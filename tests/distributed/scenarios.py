@@ -1,6 +1,6 @@
 """Runs that must come out the same however many processes share them.
 
-Also a script: `scenarios.py FOLDER SETTINGS NAME...`.
+Also a script: `scenarios.py FOLDER SETTINGS NAME...`, with `{}` in a setting "resume" for the name.
 """
 
 import json
@@ -181,6 +181,7 @@ def run(name, folder, resume=None, **overrides):
 if __name__ == "__main__":
     target, settings, *names = sys.argv[1:]
     overrides = json.loads(settings)
+    resume = overrides.pop("resume", None)
     for scenario in names:
-        run(scenario, Path(target) / scenario, **overrides)
+        run(scenario, Path(target) / scenario, resume and resume.format(scenario), **overrides)
     end_quietly(sharded="sharded" in overrides)

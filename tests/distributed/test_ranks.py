@@ -101,18 +101,19 @@ def test_fsdp2_does_the_same_and_saves_a_checkpoint_that_loads(name, sharded, al
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_run_of_two_processes_resumes_on_any_number(processes, alone, tmp_path):
-    name = "contrastive star"
+    names = ["contrastive star", "weighted conditional, adapter"]
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
-    done = torchrun(2, SCRIPT, tmp_path / "first", json.dumps(saving), name)
+    done = torchrun(2, SCRIPT, tmp_path / "first", json.dumps(saving), *names)
     assert done.returncode == 0, done.stderr[-6000:]
-    checkpoint = tmp_path / "first" / name / "output" / "checkpoint-4"
-    resumed = tmp_path / "resumed"
+    checkpoint, resumed = str(tmp_path / "first" / "{}" / "output" / "checkpoint-4"), tmp_path / "resumed"
     if processes == 1:
-        scenarios.run(name, resumed / name, resume=str(checkpoint))
+        for name in names:
+            scenarios.run(name, resumed / name, resume=checkpoint.format(name))
     else:
-        done = torchrun(processes, SCRIPT, resumed, json.dumps({"resume": str(checkpoint)}), name)
+        done = torchrun(processes, SCRIPT, resumed, json.dumps({"resume": checkpoint}), *names)
         assert done.returncode == 0, done.stderr[-6000:]
-    assert_same_runs(alone(name), resumed / name, gradients=False)
+    for name in names:
+        assert_same_runs(alone(name), resumed / name, gradients=False)
 
 
 FAILING = """

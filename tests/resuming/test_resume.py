@@ -75,6 +75,16 @@ SLOW_CASES = {
         "reference_cache": "full",
         "mini_batch_size": 3,
     },
+    "conditional, not all classes, weighted, an adapter, in chunks": {
+        "regularizer": "conditional",
+        "reg_max_classes": 3,
+        "reg_weight": "auto",
+        "reweight": "attribution",
+        "peft_config": LORA,
+        "mini_batch_size": 3,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 4,
+    },
     "in double precision, bfloat16 reference": {"reference_dtype": "bfloat16", "weight_decay": 0.3},
     "autocast in bfloat16": {"bf16": True},
 }
