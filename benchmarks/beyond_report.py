@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.beyond import (
+    AUTO,
     CHOICE,
     CHOICE_SEEDS,
     CLASSES,
@@ -21,47 +22,33 @@ from benchmarks.beyond import (
     SCALES,
     Cell,
     Store,
+    auto,
+    auto_cells,
     chosen,
     complete_runs,
     test_cells,
 )
 from starft_hf.files import file_in_place_of, write_text_atomically
-from starft_hf.regularizers import get_regularizer
 
 
-_KL = get_regularizer("kl")
-AUTO = _KL.weight("auto", 6) if _KL is not None else None
 TUNED = "WiSE-FT, tuned"
-ROWS = [*list(METHODS)[:2], TUNED, *list(METHODS)[2:]]
-DRAWN = ("zero-shot", "FLYP", TUNED, "kl", "star", "conditional", "attribution", "conditional + attribution")
-COLOURS = dict(zip(DRAWN, ("0.5", "C7", "C5", "C0", "C1", "C2", "C4", "C3"), strict=True))
-
-
-NOTES = """\
-## What was tried and did not help
-
-- "conditional" in place of "kl": with the weight of each chosen on validation they are within a point of each other at
-  every correlation. It is faster, because it needs a caption per class rather than one per image.
-- A large weight of "star" with two classes: at 3000 it is the best of its weights on validation, and unstable.
-- Weights of the images alone, without a regularizer: what is left of the shortcut in the rare images is learned.
-- The small weight that is best beside attribution weights at a correlation of 0.95, at one of 1: there, no image shows
-  anything else, weights have nothing to work with, and 14 points of the worst group are lost to what "kl" keeps with
-  its larger weight.
-- A weight that falls as the logit scale grows, as 1 / s0 or slower: what it takes at 50 and 100 does worse there.
-- Attribution by one softmax over classes x templates, with the classes summed out. Templates that the model cannot
-  tell from the plain caption take their share of the probability: with 15 of them beside the 15 of the backgrounds,
-  images that are not at home weigh 4.4 on average in place of 9.1 (by true groups 10). `discover_spuriosity` leaves
-  such templates out, takes away what tells classes apart and counts the plain caption as "none of them": its
-  attribution is the one that is used.
-
-## What a toy world cannot show
-
-There is one shortcut here, of two values, which the pre-trained model knows well and has words for, so that
-attribution is nearly perfect, and validation data have group labels to choose weights by. Real data have several
-shortcuts at once, known to the model in part; captions of a class under a template may make no sense ("a photo of a
-whale in the desert"), and what the reference answers to them may not be worth keeping. The model has 0.6 million
-parameters and sees 480 pictures 13 times, at a learning rate that lets it forget; a large model at 1e-5 may need other
-weights. Spreads are over seeds and models of one world, and say nothing about other worlds."""
+# Methods by the names of their rows, each followed by the same with `reg_weight="auto"` where that was run.
+ROWS = [name for method in METHODS for name in (method, f"{method}, auto") if name == method or method in AUTO]
+ROWS.insert(2, TUNED)
+NOTES = Path(__file__).with_name("beyond_notes.md")
+FIGURES = ("worst", "average")
+DRAWN = {
+    "zero-shot": {"color": "0.5", "ls": "--"},
+    "FLYP": {"color": "C7"},
+    TUNED: {"color": "C5"},
+    "kl": {"color": "C0"},
+    "star": {"color": "C1"},
+    "conditional": {"color": "C2"},
+    "attribution": {"color": "C4"},
+    "conditional + attribution": {"color": "C3"},
+    "both, 20% of attributes random": {"color": "C3", "ls": "--"},
+    "both, pool misses the bias": {"color": "C3", "ls": ":"},
+}
 
 
 def tested(store: Store) -> list[dict[str, Any]]:
@@ -73,6 +60,8 @@ def tested(store: Store) -> list[dict[str, Any]]:
             entries.append({**asdict(cell), **result})
             if "interpolated" in result:
                 entries.append({**asdict(cell), "method": TUNED, **result["interpolated"]})
+        for cell in auto_cells(run):
+            entries.append({**asdict(cell), **store[cell], "method": f"{cell.method}, auto"})
     return entries
 
 
@@ -162,6 +151,46 @@ def paired_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def by_model_table(entries: Sequence[dict[str, Any]], correlation: float) -> list[str]:
+    """Worst group against kl at a correlation, by pre-trained model, in points."""
+    found = by_run(entries)
+    bases = sorted({entry["base"] for entry in entries})
+    lines = [f"| Against kl | {' | '.join(bases)} |", f"| --- | {' | '.join('---:' for _ in bases)} |"]
+    for method in ROWS[2:]:
+        if method == "kl":
+            continue
+        gains = [
+            statistics.fmean(
+                100 * (entry["worst"] - found[("kl", *key[1:])]["worst"])
+                for key, entry in found.items()
+                if (key[0], key[2], key[3]) == (method, correlation, base)
+            )
+            for base in bases
+        ]
+        lines.append(f"| {method} | {' | '.join(f'{gain:+.1f}' for gain in gains)} |")
+    return lines
+
+
+def schedule_table(store: Store) -> list[str]:
+    """Worst group / average on validation with `reg_weight="auto"`, by schedule and number of classes."""
+    lines = [
+        f"| `reg_schedule` | Regularizer | {' | '.join(f'{classes} classes' for classes in CLASSES)} |",
+        f"| --- | --- | {' | '.join('---:' for _ in CLASSES)} |",
+    ]
+    for part, name in (("choice", "constant"), ("linear", "linear")):
+        for method in SCALE_METHODS:
+            cells = []
+            for classes in CLASSES:
+                weight = auto(classes, method)
+                keys = [
+                    Cell(part, classes, **CHOICE, method=method, weight=weight, seed=seed) for seed in CHOICE_SEEDS
+                ]
+                worst, average = (statistics.fmean(100 * store[key][what] for key in keys) for what in FIGURES)
+                cells.append(f"{worst:.1f} / {average:.1f}")
+            lines.append(f"| {name} | {method} | {' | '.join(cells)} |")
+    return lines
+
+
 def duration_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Duration of a run by number of classes, as a multiple of star's of the same task, model and seed; median."""
     # FLYP's runs include interpolating weights.
@@ -226,9 +255,9 @@ def draw(entries: Sequence[dict[str, Any]], path: Path) -> None:
                 if not all(found):
                     continue
                 means = [statistics.fmean(own) for own in found]
-                shown = {"color": COLOURS[method], "label": method, "lw": 1.6}
+                shown = {"label": method, "lw": 1.6, **DRAWN[method]}
                 if method == "zero-shot":
-                    panel.plot(range(len(CORRELATIONS)), means, ls="--", **shown)
+                    panel.plot(range(len(CORRELATIONS)), means, **shown)
                     continue
                 panel.errorbar(
                     range(len(CORRELATIONS)),
@@ -246,13 +275,13 @@ def draw(entries: Sequence[dict[str, Any]], path: Path) -> None:
         axes[1, column].set_xlabel("correlation in training")
     axes[0, 0].set_ylabel("worst group, %")
     axes[1, 0].set_ylabel("average, %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DRAWN))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DRAWN) // 2)
     with file_in_place_of(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
 
 
 def draw_scale(store: Store, path: Path) -> None:
-    """Worst group on validation by weight, a panel per model; the line is what "auto" takes."""
+    """Worst group on validation by weight, a panel per model, with what single seeds gave; the line is "auto"."""
     figure = Figure(figsize=(15, 3.6), layout="constrained")
     axes = figure.subplots(1, len(SCALES), sharey=True)
     for panel, base in zip(axes, SCALES, strict=True):
@@ -260,8 +289,12 @@ def draw_scale(store: Store, path: Path) -> None:
             found = [scale_values(store, base, method, weight) for weight in SCALE_WEIGHTS]
             if all(found):
                 means = [statistics.fmean(own) for own in found]
-                panel.plot(SCALE_WEIGHTS, means, marker="o", ms=4, color=COLOURS[method], label=method)
-        panel.axvline(AUTO, color="0.6", ls=":")
+                colour = DRAWN[method]["color"]
+                panel.plot(SCALE_WEIGHTS, means, marker="o", ms=4, color=colour, label=method)
+                panel.vlines(
+                    SCALE_WEIGHTS, [min(own) for own in found], [max(own) for own in found], colour, alpha=0.5
+                )
+        panel.axvline(auto(6, "kl"), color="0.6", ls=":")
         panel.set_xscale("log")
         panel.set_title(f"s0 = {scale_name(base)}", fontsize=10)
         panel.set_xlabel("reg_weight")
@@ -282,9 +315,12 @@ def write_report(store: Store, folder: Path) -> None:
         "",
         "By `python -m benchmarks.beyond`, on the demo's world: 480 training images, two backgrounds, 100 steps. "
         "Figures",
-        f"are of {len(runs)} runs each, over {len({base for base, _ in runs})} pre-trained models and "
+        f"are of {len(runs)} runs each (of zero-shot one per model), over "
+        f"{len({base for base, _ in runs})} pre-trained models and "
         f"{len({seed for _, seed in runs})} seeds ({len(runs)} of {len(RUNS)} pairs),",
-        f"scored on {PER_GROUP} images of every group.",
+        f"scored on {PER_GROUP} images of every group. The weight of a regularizer is constant over a run "
+        "(`reg_schedule`),",
+        'and was chosen on validation, or is what `reg_weight="auto"` takes; where both are the same, so is the run.',
         "",
         "![Worst group and average by correlation](beyond.png)",
         "",
@@ -293,9 +329,14 @@ def write_report(store: Store, folder: Path) -> None:
         *summary(entries),
         "",
         "The same against kl on the same task, model and seed: worst group / average in points, each ± its standard "
-        "error.",
+        "error",
+        "over all runs, as though they were independent; runs of one model are more alike.",
         "",
         *paired_table(entries),
+        "",
+        "Worst group against kl where no image is an exception (correlation 1), by pre-trained model, in points:",
+        "",
+        *by_model_table(entries, 1.0),
         "",
         "Every task, worst group ± standard deviation over runs / average:",
         "",
@@ -325,13 +366,19 @@ def write_report(store: Store, folder: Path) -> None:
         "",
         f"Worst group / average in % on validation, six classes, correlation {CHOICE['correlation']}, "
         f"{len(CHOICE_SEEDS)} seeds, by weight. The",
-        'dotted line is what `reg_weight="auto"` takes.',
+        'dotted line is what `reg_weight="auto"` takes; bars reach from one seed to the other.',
         "",
         "![Worst group by weight](beyond_scale.png)",
         "",
         *scale_table(store),
         "",
-        NOTES,
+        f'`reg_weight="auto"` on validation, correlation {CHOICE["correlation"]}, the package\'s model, '
+        f'{len(CHOICE_SEEDS)} seeds; "linear", which falls to 0,',
+        "is the default:",
+        "",
+        *schedule_table(store),
+        "",
+        *NOTES.read_text(encoding="utf-8").splitlines(),
     ]
     write_text_atomically(folder / "beyond.md", "\n".join(lines) + "\n")
     draw(entries, folder / "beyond.png")

@@ -77,6 +77,11 @@ def check_run(
             f"regularizer={regularizer.name!r} {does}, so it needs labels with class "
             "names and captions made of them; set label_column and class_names, and no caption_column"
         )
+    if regularizer is not None and regularizer.columns == "classes" and len(class_names or ()) < 2:
+        raise ValueError(
+            f"regularizer={regularizer.name!r} compares classes, and there is only one: {list(class_names or ())}; "
+            "use regularizer='kl'"
+        )
     if regularizer is not None and regularizer.columns == "contexts" and pool is not None and pool.weights is not None:
         logger.warning(
             "regularizer=%r compares every image with every template of the pool, so the weights of the templates, "

@@ -12,6 +12,8 @@ import datasets
 import pytest
 from datasets import DatasetDict
 
+from benchmarks import beyond_report
+from benchmarks.beyond import Store
 from starft_hf import RobustnessReport
 from starft_hf.cli import main
 from starft_hf.demo.experiment import METHODS
@@ -178,6 +180,22 @@ def test_the_figures_beyond_the_paper_are_those_of_the_stored_runs():
     section = README.split("### Which should I use?")[1].split("\n### ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
     assert len(rows) == 8
+    assert all(row in page for row in rows)
+
+
+def test_the_page_beyond_the_paper_is_that_of_the_stored_runs():
+    page = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
+    store = Store(ROOT / "benchmarks" / "beyond.json")
+    entries = beyond_report.tested(store)
+    rows = [
+        *beyond_report.summary(entries),
+        *beyond_report.paired_table(entries),
+        *beyond_report.by_model_table(entries, 1.0),
+        *beyond_report.table(entries),
+        *beyond_report.scale_table(store),
+        *beyond_report.schedule_table(store),
+    ]
+    assert len(rows) > 60
     assert all(row in page for row in rows)
 
 
