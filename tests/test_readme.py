@@ -179,7 +179,7 @@ def test_the_figures_beyond_the_paper_are_those_of_the_stored_runs():
     page = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
     section = README.split("### Which should I use?")[1].split("\n### ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
-    assert len(rows) == 8
+    assert len(rows) == 9
     assert all(row in page for row in rows)
 
 
