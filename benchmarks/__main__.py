@@ -27,7 +27,7 @@ STEPS = (
     ("ViT-B/32", 1000, BATCH_SIZE, 3),
     ("ViT-B/32", 2, 8, 1),
     ("ViT-B/16", 1000, BATCH_SIZE, 2),
-    ("ViT-B/16", 2, 4, 1),
+    ("ViT-B/16", 2, 8, 1),
 )
 
 # Images per step, settings.

@@ -154,11 +154,12 @@ def _star(inputs: RegularizerInputs) -> Tensor:
 def divergence_weight(num_classes: int | None) -> float:
     """What `reg_weight="auto"` takes for the mean of divergences: 30 from six classes on, 120 for three, 270 for two.
 
-    On the demo's world, with the contrastive base loss and reg_schedule="constant", "kl" and "conditional" do as well at
-    it as at weights chosen on validation for each number of classes. "star" is within two points of its best weight on
-    validation from four classes on, and far from it with two (docs/beyond.md). With fewer classes more of a batch's captions are the same, and the
-    base loss, which cannot get them right, pulls harder. At logit scales of 50 and 100 the best of the weights that
-    were tried, up to 100, was at or above 30, with no rule to it. Nothing else was measured.
+    On the demo's world, with the contrastive base loss and reg_schedule="constant", "kl" and "conditional" do as well
+    at it as at weights chosen on validation for each number of classes. "star" is within two points of its best weight
+    on validation from four classes on, and far from it with two (docs/beyond.md). With fewer classes more of a batch's
+    captions are the same, and the base loss, which cannot get them right, pulls harder. At logit scales of 50 and 100
+    the best of the weights that were tried, up to 100, was at or above 30, with no rule to it. Nothing else was
+    measured.
 
     Args:
         num_classes: of the training set; None without labels.
