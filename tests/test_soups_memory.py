@@ -34,6 +34,7 @@ for shard in map(int, sys.argv[2:]):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of resident memory from /proc")
+@pytest.mark.slow
 def test_memory_stays_near_one_file_of_the_output_however_many_models(tmp_path):
     """Five models of 64 MiB, in tensors of 4 MiB: the peak of resident memory, mapped files included."""
     size = 64 * 2**20

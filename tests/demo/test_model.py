@@ -42,6 +42,7 @@ def run_pretraining(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_pretraining_overwrites_nothing(tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     done = run_pretraining("--output", tmp_path, "--steps", 1)

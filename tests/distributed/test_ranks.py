@@ -139,3 +139,53 @@ def test_a_process_that_fails_ends_the_run_with_its_message(tmp_path):
     done = torchrun(2, tmp_path / "failing.py", tmp_path, timeout=120)
     assert done.returncode != 0
     assert "the disk of this machine is on fire" in done.stderr
+
+
+COUNTING = """
+import json
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+from tests.distributed.launch import end_quietly
+from tests.distributed.scenarios import make_trainer
+
+reduced = []
+
+class Counted(DistributedDataParallel):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_comm_hook(None, self.count)
+
+    @staticmethod
+    def count(state, bucket):
+        reduced.append(bucket.buffer().numel())
+        return allreduce_hook(dist.group.WORLD, bucket)
+
+def run(folder, size):
+    trainer = make_trainer("full cache", Path(folder), mini_batch_size=size, max_steps=3)
+    trainer.train()
+    numbers = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)
+    return numbers
+
+import torch.nn.parallel
+torch.nn.parallel.DistributedDataParallel = Counted
+found = {}
+for size in (None, 2):
+    reduced.clear()
+    numbers = run(sys.argv[1], size)
+    found[str(size)] = [sum(reduced), numbers]
+if dist.get_rank() == 0:
+    Path(sys.argv[1], "found.json").write_text(json.dumps(found))
+end_quietly()
+"""
+
+
+@pytest.mark.slow
+def test_gradients_are_exchanged_once_a_step_however_many_chunks(tmp_path):
+    (tmp_path / "counting.py").write_text(COUNTING)
+    done = torchrun(2, tmp_path / "counting.py", tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for exchanged, numbers in json.loads((tmp_path / "found.json").read_text()).values():
+        assert exchanged == 3 * numbers
