@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.beyond import (
     AUTO,
+    BASES,
     CHOICE,
     CHOICE_SEEDS,
     CLASSES,
@@ -26,6 +27,7 @@ from benchmarks.beyond import (
     auto_cells,
     chosen,
     complete_runs,
+    schedule_cells,
     test_cells,
 )
 from starft_hf.files import file_in_place_of, write_text_atomically
@@ -35,6 +37,8 @@ TUNED = "WiSE-FT, tuned"
 # Methods by the names of their rows, each followed by the same with `reg_weight="auto"` where that was run.
 ROWS = [name for method in METHODS for name in (method, f"{method}, auto") if name == method or method in AUTO]
 ROWS.insert(2, TUNED)
+# What is compared with kl.
+COMPARED = [method for method in ROWS[2:] if method != "kl"]
 NOTES = Path(__file__).with_name("beyond_notes.md")
 FIGURES = ("worst", "average")
 DRAWN = {
@@ -92,7 +96,7 @@ def table(entries: Sequence[dict[str, Any]]) -> list[str]:
         for correlation in CORRELATIONS:
             cells = []
             for method in ROWS:
-                worst, average = (values(entries, classes, correlation, method, what) for what in ("worst", "average"))
+                worst, average = (values(entries, classes, correlation, method, what) for what in FIGURES)
                 if not worst:
                     cells.append("")
                     continue
@@ -112,7 +116,7 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[str]:
         cells = []
         for correlation in CORRELATIONS:
             figures = []
-            for what in ("worst", "average"):
+            for what in FIGURES:
                 by_task = [values(entries, classes, correlation, method, what) for classes in CLASSES]
                 figures.append(statistics.fmean(statistics.fmean(found) for found in by_task if found))
             cells.append(f"{figures[0]:.1f} / {figures[1]:.1f}")
@@ -126,6 +130,29 @@ def by_run(entries: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str,
     return {tuple(entry[part] for part in parts): entry for entry in entries}
 
 
+def gains(
+    found: dict[tuple[Any, ...], dict[str, Any]],
+    method: str,
+    correlation: float,
+    what: str,
+    bases: Sequence[str] = BASES,
+) -> list[float]:
+    """What a method gains over kl in every run at a correlation on some of the models, in points.
+
+    Args:
+        found: the entries by run.
+        method: a row of the tables.
+        correlation: one of `CORRELATIONS`.
+        what: one of `FIGURES`.
+        bases: the models.
+    """
+    return [
+        100 * (entry[what] - found[("kl", *key[1:])][what])
+        for key, entry in found.items()
+        if (key[0], key[2]) == (method, correlation) and key[3] in bases
+    ]
+
+
 def paired_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Worst group and average against kl on the same task, model and seed, in points with their standard errors."""
     found = by_run(entries)
@@ -133,19 +160,13 @@ def paired_table(entries: Sequence[dict[str, Any]]) -> list[str]:
         f"| Against kl | {' | '.join(f'{correlation:g}' for correlation in CORRELATIONS)} |",
         f"| --- | {' | '.join('---:' for _ in CORRELATIONS)} |",
     ]
-    for method in ROWS[2:]:
-        if method == "kl":
-            continue
+    for method in COMPARED:
         cells = []
         for correlation in CORRELATIONS:
             figures = []
-            for what in ("worst", "average"):
-                gains = [
-                    100 * (entry[what] - found[("kl", *key[1:])][what])
-                    for key, entry in found.items()
-                    if (key[0], key[2]) == (method, correlation)
-                ]
-                figures.append(f"{statistics.fmean(gains):+.1f} ± {spread(gains) / len(gains) ** 0.5:.1f}")
+            for what in FIGURES:
+                own = gains(found, method, correlation, what)
+                figures.append(f"{statistics.fmean(own):+.1f} ± {spread(own) / len(own) ** 0.5:.1f}")
             cells.append(" / ".join(figures))
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
@@ -156,18 +177,9 @@ def by_model_table(entries: Sequence[dict[str, Any]], correlation: float) -> lis
     found = by_run(entries)
     bases = sorted({entry["base"] for entry in entries})
     lines = [f"| Against kl | {' | '.join(bases)} |", f"| --- | {' | '.join('---:' for _ in bases)} |"]
-    for method in ROWS[2:]:
-        if method == "kl":
-            continue
-        gains = [
-            statistics.fmean(
-                100 * (entry["worst"] - found[("kl", *key[1:])]["worst"])
-                for key, entry in found.items()
-                if (key[0], key[2], key[3]) == (method, correlation, base)
-            )
-            for base in bases
-        ]
-        lines.append(f"| {method} | {' | '.join(f'{gain:+.1f}' for gain in gains)} |")
+    for method in COMPARED:
+        means = [statistics.fmean(gains(found, method, correlation, "worst", [base])) for base in bases]
+        lines.append(f"| {method} | {' | '.join(f'{mean:+.1f}' for mean in means)} |")
     return lines
 
 
@@ -181,11 +193,10 @@ def schedule_table(store: Store) -> list[str]:
         for method in SCALE_METHODS:
             cells = []
             for classes in CLASSES:
-                weight = auto(classes, method)
-                keys = [
-                    Cell(part, classes, **CHOICE, method=method, weight=weight, seed=seed) for seed in CHOICE_SEEDS
+                own = [
+                    store[cell] for cell in schedule_cells(part) if (cell.method, cell.classes) == (method, classes)
                 ]
-                worst, average = (statistics.fmean(100 * store[key][what] for key in keys) for what in FIGURES)
+                worst, average = (statistics.fmean(100 * result[what] for result in own) for what in FIGURES)
                 cells.append(f"{worst:.1f} / {average:.1f}")
             lines.append(f"| {name} | {method} | {' | '.join(cells)} |")
     return lines
@@ -248,7 +259,7 @@ def draw(entries: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(15, 7), layout="constrained")
     axes = figure.subplots(2, len(CLASSES), sharex=True, sharey="row")
     for column, classes in enumerate(CLASSES):
-        for row, what in enumerate(("worst", "average")):
+        for row, what in enumerate(FIGURES):
             panel = axes[row, column]
             for method in DRAWN:
                 found = [values(entries, classes, correlation, method, what) for correlation in CORRELATIONS]

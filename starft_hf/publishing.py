@@ -44,7 +44,6 @@ class PublishingMixin(Trainer):
     _pool: Any = None
     _alignment: Any = None
     _start: str | None = None
-    _reference_model: dict[str, Any] | None = None
     _evaluated_step: int | None = None
 
     @property
@@ -53,9 +52,7 @@ class PublishingMixin(Trainer):
         examples: Any = self.train_dataset
         dataset = getattr(examples, "dataset", None)
         start = identity_of(base_model_of(self.model), self._start)
-        return make_record(
-            self.args, self._pool, self.class_names, start, self._reference_model, dataset, self._alignment
-        )
+        return make_record(self.args, self._pool, self.class_names, start, dataset, self._alignment)
 
     def note_start(self) -> None:
         """Remember which weights training starts from."""

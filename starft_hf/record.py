@@ -185,7 +185,6 @@ def make_record(
     pool: Any,
     class_names: Sequence[str] | None,
     start: dict[str, Any],
-    reference: dict[str, Any] | None,
     dataset: Any,
     alignment: Any,
 ) -> RunRecord:
@@ -196,7 +195,6 @@ def make_record(
         pool: its spuriosity pool, or None.
         class_names: of the training set, or None.
         start: the `identity_of` the model that training started from.
-        reference: that of the frozen reference, if it is another model.
         dataset: the training set as it was given, or None.
         alignment: the `Alignment` of the run.
     """
@@ -208,7 +206,7 @@ def make_record(
         pool=None if pool is None else _pool_of(pool),
         class_names=None if class_names is None else tuple(class_names),
         start=start,
-        reference=start if reference is None else reference,
+        reference=start if alignment.identity is None else alignment.identity,
         data={"fingerprint": getattr(dataset, "_fingerprint", None), "rows": rows},
         processes=args.world_size,
         versions={package: importlib.metadata.version(package) for package in _PACKAGES},

@@ -47,7 +47,8 @@ def run_identity(args: TrainingArguments, record: RunRecord, model: Any, example
     config["images_per_step"] = args.train_batch_size * args.world_size
     config["caption_templates"] = args.caption_templates
     # What "auto" stands for depends on the version.
-    config["reg_weight"] = config["reg_weight"] if record.reg_weight is None else record.reg_weight
+    if record.reg_weight is not None:
+        config["reg_weight"] = record.reg_weight
     if args.max_steps > 0:
         del config["num_train_epochs"]
     pool, start, reference = record.pool or {}, record.start["fingerprint"], record.reference["fingerprint"]

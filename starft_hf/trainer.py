@@ -189,7 +189,6 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
             train_dataset,
         )
         self.reference: Reference | None = self._alignment.reference
-        self._reference_model = self._alignment.identity
         self.sample_weights: SampleWeights | None = self._alignment.sample_weights
 
         super().__init__(

@@ -66,16 +66,15 @@ class CachedReference(Reference):
         for part in (self.texts, self.images):
             if part is not None:
                 part.prepare(live, device)
-        complete = self.texts is not None and self.texts.complete and self.images is not None
-        complete = complete and not self._keep_weights
-        if complete and isinstance(live, FrozenReference):
+        remembered = self.texts is not None and self.texts.complete and self.images is not None
+        if not remembered or self._keep_weights:
+            live.prepare(device)
+        elif isinstance(live, FrozenReference):
             if live.exact:
                 parameters = {name: value.flatten() for name, value in live.model.named_parameters()}
                 self._weights = frozenset(parameters), tensors_digest(parameters)
             self._forwards = live.forwards
             self.live = None
-        elif not complete:
-            live.prepare(device)
 
     def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         if self.texts is not None:

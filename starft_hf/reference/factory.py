@@ -40,7 +40,7 @@ class CachePlan:
     texts: bool
     images: bool
     store: FeatureStore
-    weights: bool = False
+    weights: bool
 
 
 def plan_cache(
@@ -61,7 +61,7 @@ def plan_cache(
     cache = config.reference_cache
     store = FeatureStore(config.reference_cache_dir)
     if regularizer.columns == "none":
-        return CachePlan(texts=False, images=False, store=store)
+        return CachePlan(texts=False, images=False, store=store, weights=regularizer.needs_weights)
     if cache in ("text", "full") and not finite_captions:
         raise ValueError(
             f"reference_cache={cache!r} remembers the captions of classes, but here captions come from a column or "
@@ -72,7 +72,7 @@ def plan_cache(
         raise ValueError(f"reference_cache='full' remembers one embedding per image, but {obstacle}")
     texts = cache in ("text", "full") or (cache == "auto" and finite_captions)
     images = cache == "full" or (cache == "auto" and not obstacle and _sees_every_image(config, len(dataset)))
-    return CachePlan(texts, images, store, weights=regularizer.needs_weights)
+    return CachePlan(texts, images, store, regularizer.needs_weights)
 
 
 def _why_images_cannot_be_cached(dataset: Any, deterministic_images: bool) -> str | None:

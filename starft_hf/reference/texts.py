@@ -24,7 +24,13 @@ CHUNK_SIZE = 256
 
 
 class TextFeatures(ABC):
-    """Embeddings of the spurious captions of a bank, by their ids."""
+    """Embeddings of the spurious captions of a bank, by their ids.
+
+    Attributes:
+        captions_per_second: how fast distinct captions were encoded in advance; None if none were.
+    """
+
+    captions_per_second: float | None = None
 
     @abstractmethod
     def prepare(self, live: LiveReference, device: torch.device) -> None:
@@ -49,11 +55,6 @@ class TextFeatures(ABC):
     def complete(self) -> bool:
         """Whether the reference model is no longer needed for texts."""
 
-    @property
-    def captions_per_second(self) -> float | None:
-        """How fast distinct captions were encoded in advance; None if none were."""
-        return None
-
 
 class CachedTexts(TextFeatures):
     """Every caption of the bank, encoded in advance, each distinct one once, and kept on disk.
@@ -73,7 +74,6 @@ class CachedTexts(TextFeatures):
         self._embeds: Tensor | None = None
         self._row_of_id: Tensor | None = None
         self._file: Path | None = None
-        self._rate: float | None = None
 
     def prepare(self, live: LiveReference, device: torch.device) -> None:
         if self._embeds is None:
@@ -85,8 +85,8 @@ class CachedTexts(TextFeatures):
                 live, list(distinct), self.store, device, chunk_size=self.chunk_size, progress=self.progress
             )
             if live.forwards > forwards:
-                self._rate = len(distinct) / (time.perf_counter() - start)
-                logger.info("Encoded %d captions, %.0f a second.", len(distinct), self._rate)
+                self.captions_per_second = len(distinct) / (time.perf_counter() - start)
+                logger.info("Encoded %d captions, %.0f a second.", len(distinct), self.captions_per_second)
         assert self._row_of_id is not None
         self._embeds, self._row_of_id = self._embeds.to(device), self._row_of_id.to(device)
 
@@ -111,10 +111,6 @@ class CachedTexts(TextFeatures):
     @property
     def complete(self) -> bool:
         return True
-
-    @property
-    def captions_per_second(self) -> float | None:
-        return self._rate
 
 
 class LazyTexts(TextFeatures):

@@ -18,6 +18,15 @@ def store(tmp_path):
     return FeatureStore(tmp_path / "features")
 
 
+def raising(error):
+    """A function that raises, whatever it is called with."""
+
+    def function(*args, **kwargs):
+        raise error
+
+    return function
+
+
 EMBEDS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -91,7 +100,7 @@ def test_a_folder_that_may_not_be_looked_into_costs_a_warning(tmp_path, caplog, 
         return stat(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "stat", refusing)
-    monkeypatch.setattr(store_module, "file_in_place_of", lambda path: exec("raise refused", {"refused": refused}))
+    monkeypatch.setattr(store_module, "file_in_place_of", raising(refused))
     store = FeatureStore(tmp_path / "private" / "features")
     embeds, file = store.load_or_build("texts", "k", 6, torch.device("cpu"), lambda: EMBEDS)
     assert torch.equal(embeds, EMBEDS)
@@ -103,7 +112,7 @@ def test_a_folder_that_may_not_be_looked_into_costs_a_warning(tmp_path, caplog, 
 def test_a_damaged_file_in_a_folder_without_room_is_told_of_once(store, caplog, monkeypatch):
     assert store.save("texts", "k", EMBEDS)
     flip_a_byte(store.path("texts", "k"))
-    monkeypatch.setattr(store_module, "save_file", lambda *args, **kwargs: exec("raise OSError(28, 'No space')"))
+    monkeypatch.setattr(store_module, "save_file", raising(OSError(28, "No space")))
     embeds, file = store.load_or_build("texts", "k", 6, torch.device("cpu"), lambda: EMBEDS)
     assert torch.equal(embeds, EMBEDS)
     assert file is None
