@@ -76,7 +76,7 @@ fuzz: $(VENV)/.installed
 	STARFT_FUZZ_SECONDS=600 $(BIN)/python -m pytest -m slow -s tests/fuzz
 
 soak: $(VENV)/.installed
-	$(BIN)/python -m pytest -m soak -s tests/test_soak.py
+	$(BIN)/python -m pytest -m soak -s tests/training/test_soak.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

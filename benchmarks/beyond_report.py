@@ -30,7 +30,7 @@ from benchmarks.beyond import (
     schedule_cells,
     test_cells,
 )
-from starft_hf.files import file_in_place_of, write_text_atomically
+from starft_hf.utils.files import file_in_place_of, write_text_atomically
 
 
 TUNED = "WiSE-FT, tuned"

@@ -10,7 +10,7 @@ from benchmarks.setup import CAPTION_TEMPLATE, class_names, make_images, make_sc
 from benchmarks.steps import make_trainer
 from starft_hf import SpuriosityPool
 from starft_hf.data.captions import CaptionBank
-from starft_hf.models import DualEncoder
+from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference import FrozenReference
 from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import CachedTexts

@@ -38,7 +38,7 @@ def main(repetitions: int) -> None:
     """What every process runs."""
     from benchmarks.setup import make_scene
     from benchmarks.steps import our_step
-    from starft_hf.distributed import rank, world_size
+    from starft_hf.utils.collectives import rank, world_size
 
     processes = int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -55,7 +55,7 @@ def main(repetitions: int) -> None:
 
 
 if __name__ == "__main__":
-    from starft_hf.distributed import leave
+    from starft_hf.utils.collectives import leave
 
     main(int(sys.argv[1]))
     leave()

@@ -30,7 +30,7 @@ from starft_hf.data.columns import ImageColumns
 from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES, make_split
-from starft_hf.models import DualEncoder, unit_rows
+from starft_hf.models.encoder import DualEncoder, unit_rows
 from starft_hf.report import Run
 from starft_hf.spuriosity.answers import TemplateCheck, parse_answer
 from starft_hf.spuriosity.discovery import embed_images, make_scorer

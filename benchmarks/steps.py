@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 from benchmarks.setup import MANY_CLASSES, MAX_LENGTH, POOL, Scene, make_optimizer, make_scene, make_state
 from starft_hf import StarFTConfig, StarFTTrainer, alignment_loss, contrastive_loss
-from starft_hf.distributed import world_size
+from starft_hf.utils.collectives import world_size
 
 
 Step = Callable[[], None]

@@ -8,53 +8,57 @@ __version__ = "0.1.0"
 
 # Names load on first use, so that `import starft_hf` and `starft --help` do not pay for torch.
 _EXPORTS = {
-    "CheckpointError": "starft_hf.checkpoint_files",
-    "ExponentialAverageCallback": "starft_hf.averaging",
+    "CheckpointError": "starft_hf.training.checkpointing.files",
+    "ExponentialAverageCallback": "starft_hf.training.averaging",
+    "Regularizer": "starft_hf.objectives",
+    "RegularizerInputs": "starft_hf.objectives",
     "RobustnessReport": "starft_hf.report",
     "Run": "starft_hf.report",
-    "StarFTConfig": "starft_hf.configuration",
-    "StarFTTrainer": "starft_hf.trainer",
+    "StarFTConfig": "starft_hf.training.configuration",
+    "StarFTTrainer": "starft_hf.training.trainer",
     "SpuriosityPool": "starft_hf.spuriosity",
-    "TrainingInterrupted": "starft_hf.interruption",
+    "TrainingInterrupted": "starft_hf.training.checkpointing.interruption",
     "alignment_loss": "starft_hf.objectives",
-    "compare": "starft_hf.comparison",
+    "compare": "starft_hf.training.comparison",
     "contrastive_loss": "starft_hf.objectives",
     "discover_spuriosity": "starft_hf.spuriosity.discovery",
     "evaluate_zero_shot": "starft_hf.evaluation",
     "generate_pool": "starft_hf.spuriosity.generation",
-    "greedy_soup": "starft_hf.soups",
+    "greedy_soup": "starft_hf.weights",
     "interpolate": "starft_hf.weights",
-    "load": "starft_hf.classifier",
-    "interpolate_checkpoints": "starft_hf.soups",
-    "register_regularizer": "starft_hf.regularizers",
+    "load": "starft_hf.hub.classifier",
+    "interpolate_checkpoints": "starft_hf.weights",
+    "register_regularizer": "starft_hf.objectives",
     "sweep": "starft_hf.weights",
-    "uniform_soup": "starft_hf.soups",
+    "uniform_soup": "starft_hf.weights",
 }
 
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
-    from starft_hf.averaging import ExponentialAverageCallback as ExponentialAverageCallback
-    from starft_hf.checkpoint_files import CheckpointError as CheckpointError
-    from starft_hf.classifier import load as load
-    from starft_hf.comparison import compare as compare
-    from starft_hf.configuration import StarFTConfig as StarFTConfig
     from starft_hf.evaluation import evaluate_zero_shot as evaluate_zero_shot
-    from starft_hf.interruption import TrainingInterrupted as TrainingInterrupted
+    from starft_hf.hub.classifier import load as load
+    from starft_hf.objectives import Regularizer as Regularizer
+    from starft_hf.objectives import RegularizerInputs as RegularizerInputs
     from starft_hf.objectives import alignment_loss as alignment_loss
     from starft_hf.objectives import contrastive_loss as contrastive_loss
-    from starft_hf.regularizers import register_regularizer as register_regularizer
+    from starft_hf.objectives import register_regularizer as register_regularizer
     from starft_hf.report import RobustnessReport as RobustnessReport
     from starft_hf.report import Run as Run
-    from starft_hf.soups import greedy_soup as greedy_soup
-    from starft_hf.soups import interpolate_checkpoints as interpolate_checkpoints
-    from starft_hf.soups import uniform_soup as uniform_soup
     from starft_hf.spuriosity import SpuriosityPool as SpuriosityPool
     from starft_hf.spuriosity.discovery import discover_spuriosity as discover_spuriosity
     from starft_hf.spuriosity.generation import generate_pool as generate_pool
-    from starft_hf.trainer import StarFTTrainer as StarFTTrainer
+    from starft_hf.training.averaging import ExponentialAverageCallback as ExponentialAverageCallback
+    from starft_hf.training.checkpointing.files import CheckpointError as CheckpointError
+    from starft_hf.training.checkpointing.interruption import TrainingInterrupted as TrainingInterrupted
+    from starft_hf.training.comparison import compare as compare
+    from starft_hf.training.configuration import StarFTConfig as StarFTConfig
+    from starft_hf.training.trainer import StarFTTrainer as StarFTTrainer
+    from starft_hf.weights import greedy_soup as greedy_soup
     from starft_hf.weights import interpolate as interpolate
+    from starft_hf.weights import interpolate_checkpoints as interpolate_checkpoints
     from starft_hf.weights import sweep as sweep
+    from starft_hf.weights import uniform_soup as uniform_soup
 
 
 def __getattr__(name: str) -> Any:

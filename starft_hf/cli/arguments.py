@@ -45,7 +45,7 @@ def training_parser(
     """
     from transformers import HfArgumentParser
 
-    from starft_hf.configuration import StarFTConfig
+    from starft_hf.training.configuration import StarFTConfig
 
     class ConfigFileParser(HfArgumentParser):
         def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -59,8 +59,8 @@ def training_parser(
         def _read(self, file: str) -> dict[str, Any]:
             import yaml
 
-            from starft_hf.files import read_text
-            from starft_hf.names import unknown_name
+            from starft_hf.utils.files import read_text
+            from starft_hf.utils.names import unknown_name
 
             try:
                 content = yaml.safe_load(read_text(Path(file)))
@@ -106,7 +106,7 @@ def build(kind: type, options: argparse.Namespace, **changes: Any) -> Any:
 
 def settings_of(options: argparse.Namespace, **changes: Any) -> Any:
     """The `StarFTConfig` of the options."""
-    from starft_hf.configuration import StarFTConfig
+    from starft_hf.training.configuration import StarFTConfig
 
     if options.no_random_crop:
         changes["crop_scale"] = None

@@ -40,9 +40,9 @@ class CompareCommand(Command):
     def run(self, options: argparse.Namespace) -> None:
         from starft_hf.cli.data import load_training_data
         from starft_hf.cli.output import print_json, print_report
-        from starft_hf.comparison import compare
-        from starft_hf.files import is_free
         from starft_hf.report.page import check_extra
+        from starft_hf.training.comparison import compare
+        from starft_hf.utils.files import is_free
 
         required(options, "model", "dataset")
         own = build(CompareArguments, options)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from starft_hf.cli.command import Command, positive_int
-from starft_hf.files import is_free, unused_folder
+from starft_hf.utils.files import is_free, unused_folder
 
 
 DEFAULT_OUTPUT = "starft-demo"

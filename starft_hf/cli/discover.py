@@ -35,7 +35,7 @@ class DiscoverCommand(Command):
         return parser
 
     def run(self, options: argparse.Namespace) -> None:
-        from starft_hf.files import is_free
+        from starft_hf.utils.files import is_free
 
         if options.output is not None and not is_free(options.output):
             raise argparse.ArgumentTypeError(f"{options.output} holds something, and nothing is overwritten")
@@ -44,7 +44,7 @@ class DiscoverCommand(Command):
         from starft_hf import SpuriosityPool, discover_spuriosity
         from starft_hf.cli.output import print_associations, print_json
         from starft_hf.data.loading import choose_split, load_splits
-        from starft_hf.models import load_model
+        from starft_hf.models.encoder import load_model
 
         pool = SpuriosityPool.load(options.pool)
         columns = {"image_column": options.image_column, "label_column": options.label_column}

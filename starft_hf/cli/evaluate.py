@@ -38,8 +38,8 @@ class EvaluateCommand(Command):
             raise argparse.ArgumentTypeError("pass either a data set or --benchmark")
         import torch
 
-        from starft_hf.classifier import load
         from starft_hf.cli.output import print_json, print_result
+        from starft_hf.hub.classifier import load
 
         saved = load(options.model)
         if torch.cuda.is_available():

@@ -21,11 +21,11 @@ class InterpolateCommand(Command):
         return parser
 
     def run(self, options: argparse.Namespace) -> None:
-        from starft_hf.classifier import local_folder
         from starft_hf.cli.output import print_written
-        from starft_hf.files import check_free
-        from starft_hf.soups import interpolate_checkpoints
-        from starft_hf.weights import check_alpha
+        from starft_hf.hub.classifier import local_folder
+        from starft_hf.utils.files import check_free
+        from starft_hf.weights.interpolation import check_alpha
+        from starft_hf.weights.soups import interpolate_checkpoints
 
         try:
             check_alpha(options.alpha)

@@ -24,8 +24,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
     SIGTERM is passed on, and the exit code is the one that `tell_launcher` was given, if any.
     """
-    from starft_hf.accelerate_configs import config_file
-    from starft_hf.interruption import INTERRUPTED
+    from starft_hf.cli.accelerate_configs import config_file
+    from starft_hf.training.checkpointing.interruption import INTERRUPTED
 
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file("ddp"))]
     # The precision is that of the command's own settings.

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with nothing_but_json() if options.json else contextlib.nullcontext():
             code = command.run(options) or 0
         if launched():
-            from starft_hf.distributed import leave
+            from starft_hf.utils.collectives import leave
 
             leave()
         return code

@@ -19,10 +19,10 @@ class MergeCommand(Command):
         return parser
 
     def run(self, options: argparse.Namespace) -> None:
-        from starft_hf.adapters import merge_and_save
-        from starft_hf.classifier import load
         from starft_hf.cli.output import print_written
-        from starft_hf.files import folder_in_place_of, is_free
+        from starft_hf.hub.classifier import load
+        from starft_hf.models.adapters import merge_and_save
+        from starft_hf.utils.files import folder_in_place_of, is_free
 
         if not is_free(options.output):
             raise argparse.ArgumentTypeError(f"{options.output} is not an empty folder; choose another")

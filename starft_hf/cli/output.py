@@ -50,7 +50,7 @@ def print_result(result: "EvaluationResult", title: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from starft_hf.report.text import one_line, percent
+    from starft_hf.utils.text import one_line, percent
 
     table = Table(title=escape(one_line(title)), title_justify="left")
     for heading in ("group", "rows", "accuracy, %"):
@@ -76,7 +76,7 @@ def print_report(report: "RobustnessReport") -> None:
     from rich.table import Table
 
     from starft_hf.report.table import Summary
-    from starft_hf.report.text import one_line, percent
+    from starft_hf.utils.text import one_line, percent
 
     def shown(summary: Summary) -> str:
         spread = "" if summary.deviation is None else f" ± {percent(summary.deviation)}"
@@ -100,7 +100,7 @@ def print_associations(result: "DiscoveryResult", top: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from starft_hf.report.text import one_line
+    from starft_hf.utils.text import one_line
 
     found = len(result.found)
     title = (

@@ -28,7 +28,7 @@ class PushCommand(Command):
                 f"{options.folder} has neither config.json nor adapter_config.json; pass a folder that a run has saved"
             )
         from starft_hf.cli.output import print_json
-        from starft_hf.hub import push_folder
+        from starft_hf.hub.pushing import push_folder
 
         commit = push_folder(
             options.folder,

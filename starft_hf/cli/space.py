@@ -27,7 +27,7 @@ class SpaceCommand(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         from starft_hf.cli.output import print_written
-        from starft_hf.space import SETTINGS_FILE, SpaceSettings, build, write_space
+        from starft_hf.hub.space import SETTINGS_FILE, SpaceSettings, build, write_space
 
         if options.model is not None:
             pairs = [pair.partition("=") for pair in options.model]

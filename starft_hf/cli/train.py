@@ -33,7 +33,7 @@ class TrainCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int | None:
         from starft_hf.cli.launch import launch, launched, tell_launcher
-        from starft_hf.interruption import INTERRUPTED, TrainingInterrupted, ended_by_sigterm
+        from starft_hf.training.checkpointing.interruption import INTERRUPTED, TrainingInterrupted, ended_by_sigterm
 
         required(options, "model", "dataset")
         own = build(TrainArguments, options)
@@ -59,7 +59,7 @@ class TrainCommand(Command):
 
 
 def _check_output(folder: Path, *, resumed: bool) -> None:
-    from starft_hf.files import is_free
+    from starft_hf.utils.files import is_free
 
     if not resumed and not is_free(folder):
         raise argparse.ArgumentTypeError(
@@ -80,8 +80,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
-    from starft_hf.comparison import ZERO_SHOT, evaluation_results
     from starft_hf.report import Run, TrainingPoint
+    from starft_hf.training.comparison import ZERO_SHOT, evaluation_results
 
     args, resume = trainer.args, options.resume_from_checkpoint
     resume = True if resume in ("last", "true", "True") else resume

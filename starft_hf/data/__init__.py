@@ -1,1 +1,1 @@
-"""From a user's data set to batches: columns, captions, keyed randomness, preprocessing, collation."""
+"""From a user's dataset to batches: splits, columns, captions, keyed randomness, preprocessing, collation."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from starft_hf.names import readable
+from starft_hf.models.texts import TextEncoding
 from starft_hf.spuriosity.pool import SpuriosityPool
-from starft_hf.texts import TextEncoding
+from starft_hf.utils.names import readable
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from starft_hf.data.decoding import BAD_IMAGES
 from starft_hf.data.images import stack_features
-from starft_hf.data.opening import BAD_IMAGES
-from starft_hf.texts import TextEncoding
+from starft_hf.models.texts import TextEncoding
 
 
 @dataclass

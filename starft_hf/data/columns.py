@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, DatasetDict, IterableDatasetDict
 
-from starft_hf.configuration import StarFTConfig
 from starft_hf.data.groups import GroupFunction, Groups, resolve_groups
 from starft_hf.data.source import column_names, is_stream
-from starft_hf.names import unknown_name
+from starft_hf.training.configuration import StarFTConfig
+from starft_hf.utils.names import unknown_name
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
+from starft_hf.data.class_mapping import resolve_classes
 from starft_hf.data.columns import ImageColumns
+from starft_hf.data.decoding import RAISE, SKIP, BadImageError, PictureReader, Row, blank_picture
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
-from starft_hf.data.mapping import resolve_classes
-from starft_hf.data.opening import RAISE, SKIP, BadImageError, PictureReader, Row, blank_picture
 from starft_hf.data.randomness import Draw, sample_generator
 from starft_hf.data.source import is_stream
-from starft_hf.distributed import NO_SAMPLE
-from starft_hf.interruption import spare_worker
+from starft_hf.training.checkpointing.interruption import spare_worker
+from starft_hf.training.configuration import StarFTConfig
+from starft_hf.utils.collectives import NO_SAMPLE
 
 
 Example = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import ClassLabel, DatasetDict, Image, IterableDatasetDict, load_dataset, load_from_disk
 from transformers.utils import logging
 
-from starft_hf.names import unknown_name
+from starft_hf.utils.names import unknown_name
 
 
 logger = logging.get_logger(__name__)

@@ -11,7 +11,7 @@ from starft_hf import RobustnessReport
 from starft_hf.demo.experiment import Setting
 from starft_hf.demo.results import as_markdown, as_rows, as_sentence, as_tables, setting_as_json
 from starft_hf.demo.runner import run_demo
-from starft_hf.files import write_bytes_atomically, write_text_atomically
+from starft_hf.utils.files import write_bytes_atomically, write_text_atomically
 
 
 _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets")

@@ -9,7 +9,6 @@ from typing import Any
 from datasets import Dataset
 
 from starft_hf import RobustnessReport, StarFTConfig, compare
-from starft_hf.comparison import ZERO_SHOT
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import (
     BACKGROUND_TEMPLATES,
@@ -17,7 +16,8 @@ from starft_hf.demo.world import (
     UNRELATED_TEMPLATES,
     make_split,
 )
-from starft_hf.names import unknown_name
+from starft_hf.training.comparison import ZERO_SHOT
+from starft_hf.utils.names import unknown_name
 
 
 METHODS = ("FLYP", "kl", "star")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from starft_hf.comparison import ZERO_SHOT
 from starft_hf.demo.experiment import Setting
 from starft_hf.demo.results import Row
 from starft_hf.demo.world import GROUP_NAMES, make_split
+from starft_hf.training.comparison import ZERO_SHOT
 
 
 if TYPE_CHECKING:

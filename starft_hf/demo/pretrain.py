@@ -26,8 +26,8 @@ from starft_hf.demo.world import (
     draw_image,
     vocabulary,
 )
-from starft_hf.models import DualEncoder
-from starft_hf.objectives import contrastive_loss
+from starft_hf.models.encoder import DualEncoder
+from starft_hf.objectives.losses import contrastive_loss
 
 
 MODEL_FOLDER = Path(__file__).parent / "model"

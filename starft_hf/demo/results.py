@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from starft_hf.comparison import ZERO_SHOT
 from starft_hf.demo.experiment import HELD_OUT, METHODS, Setting
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.report import Run
+from starft_hf.training.comparison import ZERO_SHOT
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFilter
 
-from starft_hf.names import unknown_name
+from starft_hf.utils.names import unknown_name
 
 
 IMAGE_SIZE = 32

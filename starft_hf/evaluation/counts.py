@@ -10,7 +10,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from starft_hf.distributed import world_size
 from starft_hf.evaluation.metrics.functions import (
     accuracies_of,
     adjusted_accuracy,
@@ -19,7 +18,8 @@ from starft_hf.evaluation.metrics.functions import (
     count_groups,
 )
 from starft_hf.evaluation.results import EvaluationResult, ReliabilityBin
-from starft_hf.objectives import as_float32_or_wider
+from starft_hf.objectives.losses import as_float32_or_wider
+from starft_hf.utils.collectives import world_size
 
 
 class ClassificationCounts:

@@ -13,20 +13,20 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from starft_hf.adapters import base_model_of
-from starft_hf.configuration import check_caption_templates
+from starft_hf.data.class_mapping import resolve_mapped_columns
 from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.columns import ColumnSettings, check_distinct, check_names, group_names, resolve_evaluation_columns
+from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
-from starft_hf.data.mapping import resolve_mapped_columns
-from starft_hf.data.opening import RAISE, check_on_bad_image
 from starft_hf.data.source import is_stream
-from starft_hf.distributed import NO_SAMPLE, share_of, world_size
 from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.models import DualEncoder, evaluation_mode, floating_dtype, load_model, load_processor
+from starft_hf.models.adapters import base_model_of
+from starft_hf.models.encoder import DualEncoder, evaluation_mode, floating_dtype, load_model, load_processor
+from starft_hf.training.configuration import check_caption_templates
+from starft_hf.utils.collectives import NO_SAMPLE, share_of, world_size
 
 
 def evaluate_zero_shot(

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from starft_hf.data.columns import read_column
+from starft_hf.data.decoding import SkippedImages
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
-from starft_hf.data.opening import SkippedImages
 from starft_hf.evaluation.counts import ClassificationCounts
 from starft_hf.evaluation.mistakes import ConfidentMistakes
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.models import DualEncoder, batch_images, head_logits
+from starft_hf.models.encoder import DualEncoder, batch_images, head_logits
 
 
 logger = logging.get_logger(__name__)

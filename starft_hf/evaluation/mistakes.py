@@ -7,8 +7,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from starft_hf.distributed import world_size
 from starft_hf.evaluation.results import Mistake
+from starft_hf.utils.collectives import world_size
 
 
 class ConfidentMistakes:

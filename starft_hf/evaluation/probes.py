@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import nn
 
-from starft_hf.configuration import StarFTConfig
 from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
 from starft_hf.data.source import is_stream
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.training.configuration import StarFTConfig
 
 
 def named_probes(probes: Any, args: StarFTConfig) -> dict[str, Any]:

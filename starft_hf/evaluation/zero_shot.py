@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from starft_hf.models import DualEncoder, evaluation_mode, logit_scale_of, unit_rows, unwrapped
-from starft_hf.names import readable
+from starft_hf.models.encoder import DualEncoder, evaluation_mode, logit_scale_of, unit_rows, unwrapped
+from starft_hf.utils.names import readable
 
 
 def zero_shot_weights(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.models import batch_images, batch_texts, differs_in_training, whole
+from starft_hf.models.encoder import batch_images, batch_texts, differs_in_training, whole
 from starft_hf.reference.base import Reference, ReferenceInfo
 from starft_hf.reference.fingerprint import tensors_digest
 from starft_hf.reference.images import CachedImages

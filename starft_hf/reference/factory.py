@@ -8,19 +8,19 @@ from datasets import Dataset
 from torch import nn
 from transformers.utils import logging
 
-from starft_hf.adapters import base_model_of, is_adapted
-from starft_hf.configuration import StarFTConfig
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.examples import IndexedExamples, image_examples
 from starft_hf.data.source import is_fingerprinted, is_stream
-from starft_hf.models import DualEncoder
+from starft_hf.models.adapters import base_model_of, is_adapted
+from starft_hf.models.encoder import DualEncoder
+from starft_hf.objectives.regularizers import Regularizer
 from starft_hf.reference.base import Reference
 from starft_hf.reference.cached import CachedReference
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import AdapterReference, FrozenReference, LiveReference
 from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import CachedTexts, LazyTexts, TextFeatures
-from starft_hf.regularizers import Regularizer
+from starft_hf.training.configuration import StarFTConfig
 
 
 logger = logging.get_logger(__name__)

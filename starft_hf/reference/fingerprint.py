@@ -16,8 +16,8 @@ from datasets import Dataset
 from datasets.table import ConcatenationTable, MemoryMappedTable
 from torch import Tensor, nn
 
-from starft_hf.adapters import base_model_of, base_state, without_adapter
-from starft_hf.models import DualEncoder
+from starft_hf.models.adapters import base_model_of, base_state, without_adapter
+from starft_hf.models.encoder import DualEncoder
 
 
 # What a configuration says about where it came from rather than about what the model computes.

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from starft_hf.configuration import StarFTConfig
+from starft_hf.data.decoding import BAD_IMAGES, SKIP, SkippedImages
 from starft_hf.data.examples import IndexedExamples
 from starft_hf.data.images import stack_features
-from starft_hf.data.opening import BAD_IMAGES, SKIP, SkippedImages
-from starft_hf.distributed import assemble, share_of
 from starft_hf.reference.fingerprint import digest, images_fingerprint, preprocessing_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
+from starft_hf.training.configuration import StarFTConfig
+from starft_hf.utils.collectives import assemble, share_of
 
 
 KIND = "images"

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.gradient_cache import forward_in_chunks
-from starft_hf.models import DualEncoder, differs_in_training, evaluation_mode, logit_scale_of, unit_rows, whole
+from starft_hf.models.encoder import (
+    DualEncoder,
+    differs_in_training,
+    evaluation_mode,
+    logit_scale_of,
+    unit_rows,
+    whole,
+)
+from starft_hf.models.gradient_cache import forward_in_chunks
 from starft_hf.reference.base import Reference, ReferenceInfo
 from starft_hf.reference.fingerprint import model_fingerprint
 

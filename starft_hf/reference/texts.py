@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.distributed import assemble, share_of
 from starft_hf.reference.fingerprint import digest, texts_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
+from starft_hf.utils.collectives import assemble, share_of
 
 
 logger = logging.get_logger(__name__)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starft_hf.files import write_bytes_atomically
 from starft_hf.report import plots
 from starft_hf.report.plots import Style
 from starft_hf.report.series import FEWEST_IN_BIN, pooled_bins, training_line, wise_ft_curve
 from starft_hf.report.svg import as_svg, drawing
 from starft_hf.report.table import Entry, Row, Summary, cell, shown_groups, without_interpolations
-from starft_hf.report.text import one_line, percent
+from starft_hf.utils.files import write_bytes_atomically
+from starft_hf.utils.text import one_line, percent
 
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from starft_hf.report.table import Entry, Row, cell, columns_of, shown_groups
-from starft_hf.report.text import markdown
 from starft_hf.report.words import Finding
+from starft_hf.utils.text import markdown
 
 
 def as_markdown(

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from starft_hf.report.mistakes import galleries_of
 from starft_hf.report.table import Entry, Row, cell, columns_of, shown_groups
-from starft_hf.report.text import one_line
 from starft_hf.report.words import Finding
+from starft_hf.utils.text import one_line
 
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from starft_hf.evaluation.results import CurvePoint
 from starft_hf.report.series import Bins, Line
 from starft_hf.report.svg import INK, PAPER, SERIES, SOFT
 from starft_hf.report.table import Entry, Row, Summary
-from starft_hf.report.text import one_line, percent
+from starft_hf.utils.text import one_line, percent
 
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from starft_hf.files import write_text_atomically
-from starft_hf.names import unknown_name
 from starft_hf.report.data import Run, as_plain, check_runs
 from starft_hf.report.figures import save_figures
 from starft_hf.report.markdown import as_markdown
 from starft_hf.report.page import check_extra, render_page
 from starft_hf.report.table import Row, entries_of, rows_of
 from starft_hf.report.words import Finding, findings_of
+from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.names import unknown_name
 
 
 BASELINE = "zero-shot"

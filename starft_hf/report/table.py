@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.report.data import Run
-from starft_hf.report.text import percent, points
+from starft_hf.utils.text import percent, points
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starft_hf.report.table import Row, Summary, cell
-from starft_hf.report.text import and_then, one_line, percent
+from starft_hf.utils.text import and_then, one_line, percent
 
 
 # Of more methods than these only the two ends are named; the table has all.

@@ -8,8 +8,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from starft_hf.names import readable
 from starft_hf.spuriosity.pool import CAPTION_FIELD, CLASS_FIELD
+from starft_hf.utils.names import readable
 
 
 # Beyond that, an answer is cut: a list of templates is never so long.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from starft_hf.models import unit_rows
+from starft_hf.models.encoder import unit_rows
 
 
 # Templates whose embeddings, less the mean of their aspect, are this similar are one attribute.

@@ -9,14 +9,14 @@ from datasets import Dataset
 from torch import nn
 from transformers.utils import logging
 
-from starft_hf.configuration import StarFTConfig
 from starft_hf.data.columns import ImageColumns
-from starft_hf.distributed import all_agree, rank
-from starft_hf.models import DualEncoder
+from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.fingerprint import digest, images_fingerprint, model_fingerprint, preprocessing_fingerprint
 from starft_hf.spuriosity.discovery import Significance, check_labelled, discover, sample_rows
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.reading import POOL_FILE
+from starft_hf.training.configuration import StarFTConfig
+from starft_hf.utils.collectives import all_agree, rank
 
 
 logger = logging.get_logger(__name__)

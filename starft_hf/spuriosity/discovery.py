@@ -13,17 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from starft_hf.adapters import base_model_of
-from starft_hf.configuration import check_caption_templates
 from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
+from starft_hf.data.decoding import RAISE, SkippedImages, check_on_bad_image
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.images import ImagePreprocessor
-from starft_hf.data.opening import RAISE, SkippedImages, check_on_bad_image
 from starft_hf.data.source import is_stream
-from starft_hf.distributed import assemble, share_of
-from starft_hf.models import DualEncoder, batch_images, evaluation_mode, load_model, load_processor, unit_rows
-from starft_hf.names import readable
+from starft_hf.models.adapters import base_model_of
+from starft_hf.models.encoder import DualEncoder, batch_images, evaluation_mode, load_model, load_processor, unit_rows
+from starft_hf.models.texts import TextEncoding
 from starft_hf.spuriosity.attributes import (
     Attribute,
     attributes_of,
@@ -35,7 +33,9 @@ from starft_hf.spuriosity.attributes import (
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.result import DiscoveryResult, Scorer
 from starft_hf.spuriosity.statistics import measure_associations
-from starft_hf.texts import TextEncoding
+from starft_hf.training.configuration import check_caption_templates
+from starft_hf.utils.collectives import assemble, share_of
+from starft_hf.utils.names import readable
 
 
 # A template is averaged over no more classes than this, evenly spread: more would change the average very little.

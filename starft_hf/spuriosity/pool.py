@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from starft_hf.names import readable, unknown_name
 from starft_hf.spuriosity.reading import READERS, read_repository, read_templates
+from starft_hf.utils.names import readable, unknown_name
 
 
 CAPTION_FIELD = "{}"
@@ -279,7 +279,7 @@ class SpuriosityPool:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pool with its provenance as JSON, at once or not at all."""
-        from starft_hf.files import write_text_atomically
+        from starft_hf.utils.files import write_text_atomically
 
         write_text_atomically(Path(path), json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 

@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from starft_hf.files import MOST_BYTES, check_size, read_text
+from starft_hf.utils.files import MOST_BYTES, check_size, read_text
 
 
 # What a repository that holds nothing but a pool calls it.
@@ -82,7 +82,7 @@ def read_repository(source: str) -> Any:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    from starft_hf.record import RunRecord
+    from starft_hf.hub.record import RunRecord
 
     try:
         path = Path(source) / POOL_FILE if Path(source).is_dir() else Path(hf_hub_download(source, POOL_FILE))

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
-from starft_hf.data.opening import RAISE
-from starft_hf.files import write_bytes_atomically, write_text_atomically
+from starft_hf.data.decoding import RAISE
 from starft_hf.spuriosity.attributes import Attribute, assign
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.statistics import Associations, agreement, labels_concerned
+from starft_hf.utils.files import write_bytes_atomically, write_text_atomically
 
 
 if TYPE_CHECKING:
@@ -263,10 +263,10 @@ class DiscoveryResult:
     def _look_at(
         self, dataset: Any, model: str | PathLike[str] | nn.Module | None, processor: Any
     ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
-        from starft_hf.adapters import base_model_of
-        from starft_hf.models import DualEncoder, load_model, load_processor
-        from starft_hf.names import readable
+        from starft_hf.models.adapters import base_model_of
+        from starft_hf.models.encoder import DualEncoder, load_model, load_processor
         from starft_hf.spuriosity.discovery import embed_images
+        from starft_hf.utils.names import readable
 
         if model is None:
             raise ValueError("pass the zero-shot model as well: groups of other images are told by it")
@@ -295,7 +295,7 @@ class DiscoveryResult:
 
     def as_markdown(self, top: int = 20) -> str:
         """The first rows of the table, with the line between what was found and what was not."""
-        from starft_hf.report.text import markdown
+        from starft_hf.utils.text import markdown
 
         lines = [
             f"{len(self.found)} of {len(self.attributes)} attributes go together with a label "
@@ -343,8 +343,8 @@ class DiscoveryResult:
         Raises:
             FileExistsError: if `folder` is a file or a folder that is not empty.
         """
-        from starft_hf.files import check_free
         from starft_hf.spuriosity.figures import as_png
+        from starft_hf.utils.files import check_free
 
         folder = Path(folder)
         check_free(folder)

@@ -13,10 +13,9 @@ from transformers import CLIPModel
 from starft_hf import RobustnessReport, evaluate_zero_shot, interpolate
 from starft_hf.cli import main
 from starft_hf.cli.arguments import settings_of, training_parser
-from starft_hf.comparison import METHODS
-from tests.conftest import CLASS_NAMES, TINY_CLIP, make_dataset, write_folder
-from tests.data.test_loading import write_shards
-from tests.distributed.launch import torchrun
+from starft_hf.training.comparison import METHODS
+from tests.support.launch import torchrun
+from tests.support.tiny import CLASS_NAMES, TINY_CLIP, make_dataset, write_folder, write_shards
 
 
 FAST = ["--per_device_train_batch_size", "8", "--num_train_epochs", "1", "--use_cpu", "--learning_rate", "1e-3"]
@@ -265,7 +264,7 @@ def test_several_processes_train_what_one_does(pictures, tmp_path):
 SCRIPT = """
 import sys
 from starft_hf.cli import main
-from tests.distributed.launch import end_quietly
+from tests.support.launch import end_quietly
 
 assert main(sys.argv[1:]) == 0
 end_quietly()

@@ -9,12 +9,12 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from starft_hf.checkpoint_files import last_good_checkpoint
 from starft_hf.cli import main
 from starft_hf.reference.fingerprint import tensors_digest
-from tests.conftest import TINY_CLIP, write_folder
-from tests.distributed.launch import ROOT
-from tests.distributed.scenarios import environment
+from starft_hf.training.checkpointing.files import last_good_checkpoint
+from tests.support.launch import ROOT
+from tests.support.scenarios import environment
+from tests.support.tiny import TINY_CLIP, write_folder
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
 from starft_hf import StarFTTrainer, discover_spuriosity, evaluate_zero_shot
-from starft_hf.data.opening import BadImageError
-from tests.conftest import CLASS_NAMES, make_dataset
-from tests.distributed.launch import end_quietly, torchrun
-from tests.families import family
+from starft_hf.data.decoding import BadImageError
+from tests.support.families import family
+from tests.support.launch import end_quietly, torchrun
+from tests.support.tiny import CLASS_NAMES, make_dataset
 
 
 def encoded(picture):
@@ -325,7 +325,7 @@ def test_processes_skip_alike(tmp_path):
 def main(folder, batch_size):
     """Trains and evaluates with bad images, the first one and all of a process's batch among them."""
     from starft_hf import StarFTConfig
-    from starft_hf.distributed import rank
+    from starft_hf.utils.collectives import rank
 
     model, processor = family("clip", torch.float64)
     args = StarFTConfig(

@@ -9,9 +9,9 @@ from datasets import Value
 
 from starft_hf import SpuriosityPool, StarFTTrainer, discover_spuriosity, evaluate_zero_shot
 from starft_hf.data.captions import CaptionBank
-from starft_hf.models import DualEncoder
-from tests.conftest import CLASS_NAMES, make_dataset
-from tests.families import FAMILIES, family
+from starft_hf.models.encoder import DualEncoder
+from tests.support.families import FAMILIES, family
+from tests.support.tiny import CLASS_NAMES, make_dataset
 
 
 NAMES = [

@@ -1,8 +1,6 @@
 """Data sets as users have them: in folders of several kinds, on the Hub, as streams."""
 
-import io
 import json
-import tarfile
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDatasetDict, load_dataset
@@ -11,7 +9,7 @@ from starft_hf import StarFTTrainer, evaluate_zero_shot
 from starft_hf.data import loading
 from starft_hf.data.columns import ColumnSettings, resolve_columns
 from starft_hf.data.loading import load_splits
-from tests.conftest import CLASS_NAMES, make_dataset, write_folder
+from tests.support.tiny import CLASS_NAMES, make_dataset, write_folder, write_shards
 
 
 @pytest.fixture
@@ -26,20 +24,6 @@ def folder(tmp_path):
         return tmp_path / "photos"
 
     return make
-
-
-def write_shards(folder):
-    """WebDataset shards: pictures and labels of one name each."""
-    folder.mkdir()
-    for split, seed in (("train", 0), ("test", 1)):
-        with tarfile.open(folder / f"{split}-0000.tar", "w") as shard:
-            for number, row in enumerate(make_dataset(16, seed)):
-                picture = io.BytesIO()
-                row["image"].save(picture, "PNG")
-                for ending, content in (("png", picture.getvalue()), ("cls", str(row["label"]).encode())):
-                    entry = tarfile.TarInfo(f"{number:04}.{ending}")
-                    entry.size = len(content)
-                    shard.addfile(entry, io.BytesIO(content))
 
 
 def check_trains(clip, processor, config, train, test=None, **settings):

@@ -10,8 +10,7 @@ from PIL import Image
 from starft_hf import StarFTTrainer
 from starft_hf.data.images import ImagePreprocessor, random_crop_box
 from starft_hf.data.randomness import Draw, global_generators_from, sample_generator
-from tests.conftest import make_dataset
-from tests.test_packing import token_ids
+from tests.support.tiny import make_dataset, token_ids
 
 
 POOL = [f"{{}} number {word}." for word in ("one", "two", "three", "four", "five")]

@@ -7,13 +7,13 @@ from PIL import Image
 from rich.console import Console
 
 from starft_hf import RobustnessReport
-from starft_hf.comparison import ZERO_SHOT
 from starft_hf.demo.command import demo
 from starft_hf.demo.experiment import HELD_OUT, METHODS, POOLS, Setting, run_experiment
 from starft_hf.demo.results import as_markdown, as_rows, as_sentence, as_tables
 from starft_hf.demo.world import GROUP_NAMES
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.report import Run
+from starft_hf.training.comparison import ZERO_SHOT
 
 
 def run(method, seed, worst, alpha=None):

@@ -3,7 +3,7 @@ from datasets import ClassLabel, Value
 
 from starft_hf import StarFTTrainer
 from starft_hf.evaluation import evaluate_zero_shot
-from tests.conftest import CLASS_NAMES, make_dataset
+from tests.support.tiny import CLASS_NAMES, make_dataset
 
 
 FINE = ["barn owl", "snowy owl", "truck", "violin", "fern"]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from starft_hf.evaluation import ClassificationCounts, zero_shot_weights
-from starft_hf.models import DualEncoder, logit_scale_of
+from starft_hf.models.encoder import DualEncoder, logit_scale_of
 
 
 def counted(logits, labels, groups, sizes=None, **kwargs):

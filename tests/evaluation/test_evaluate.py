@@ -7,11 +7,11 @@ from datasets import DatasetDict, concatenate_datasets
 from transformers.utils import logging
 
 from starft_hf import StarFTTrainer, evaluate_zero_shot
-from starft_hf.adapters import with_adapter
 from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.heads import head_from_weights
-from tests.conftest import CLASS_NAMES, TINY_CLIP, make_dataset
+from starft_hf.models.adapters import with_adapter
+from starft_hf.models.heads import head_from_weights
+from tests.support.tiny import CLASS_NAMES, TINY_CLIP, make_dataset
 
 
 def predictions(clip, processor, dataset, names):
@@ -251,7 +251,7 @@ def test_a_head_without_a_class_says_that_names_take_its_place(clip, processor, 
     other = make_dataset(class_names=["owl", "cat"])
     args = config(base_loss="cross_entropy", regularizer="none")
     trainer = StarFTTrainer(clip, args, dataset, {"other": other}, processing_class=processor)
-    logger = logging.get_logger("starft_hf.heads")
+    logger = logging.get_logger("starft_hf.models.heads")
     logger.addHandler(caplog.handler)
     try:
         logger.warning_once.cache_clear()

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from starft_hf import RobustnessReport, SpuriosityPool, StarFTConfig
 from starft_hf.cli.arguments import settings_of, training_parser
-from starft_hf.heads import HEAD_FILE, load_head
-from starft_hf.record import RECORD_FILE, RunRecord
+from starft_hf.hub.record import RECORD_FILE, RunRecord
+from starft_hf.models.heads import HEAD_FILE, load_head
 from starft_hf.reference.store import FeatureStore
 
 

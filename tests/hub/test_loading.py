@@ -11,10 +11,10 @@ from huggingface_hub.utils import filter_repo_objects
 from peft import get_peft_model
 from transformers import CLIPModel
 
-from starft_hf import classifier
-from starft_hf.adapters import resolve_peft_config
-from starft_hf.classifier import load, local_folder
-from tests.conftest import TINY_CLIP
+from starft_hf.hub import classifier
+from starft_hf.hub.classifier import load, local_folder
+from starft_hf.models.adapters import resolve_peft_config
+from tests.support.tiny import TINY_CLIP
 
 
 @pytest.fixture

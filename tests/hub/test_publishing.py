@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub import publish
-from tests.hub.server import TOKEN, serve
+from tests.support import publish
+from tests.support.hub_server import TOKEN, serve
 
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from tests.conftest import TINY_CLIP
-from tests.hub.server import TOKEN, USER, serve
+from tests.support.hub_server import TOKEN, USER, serve
+from tests.support.tiny import TINY_CLIP
 
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ SECONDS_PER_CELL = 600
 # Stands in for the Hub where a notebook is told to take real data.
 STAND_IN = """
 import datasets
-from tests.conftest import make_dataset
+from tests.support.tiny import make_dataset
 
 rows = make_dataset(16, class_names=["landbird", "waterbird"], group_names=("land", "water"))
 rows = rows.rename_column("group", "place")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from starft_hf import SpuriosityPool, StarFTTrainer
-from starft_hf.adapters import with_adapter
+from starft_hf.models.adapters import with_adapter
+from starft_hf.objectives.regularizers import _REGISTRY, Regularizer
 from starft_hf.reference import live
-from starft_hf.regularizers import _REGISTRY, Regularizer
-from tests.conftest import make_dataset
+from tests.support.tiny import make_dataset
 
 
 def train(clip, processor, args, dataset, **kwargs):

@@ -12,15 +12,15 @@ from PIL import Image as PILImage
 from torch import nn
 from transformers import CLIPModel
 
-from starft_hf.adapters import with_adapter
-from starft_hf.models import DualEncoder
+from starft_hf.models.adapters import with_adapter
+from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.fingerprint import (
     images_fingerprint,
     model_fingerprint,
     preprocessing_fingerprint,
     texts_fingerprint,
 )
-from tests.conftest import TINY_CLIP, make_dataset
+from tests.support.tiny import TINY_CLIP, make_dataset
 
 
 @pytest.fixture

@@ -1,21 +1,14 @@
 import pytest
 import torch
 
-from starft_hf.data.columns import ImageColumns
-from starft_hf.data.examples import ImageExampleMaker, IndexedExamples
-from starft_hf.data.images import ImagePreprocessor
-from starft_hf.models import DualEncoder
+from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import FrozenReference
 from starft_hf.reference.store import FeatureStore
+from tests.support.tiny import images_of
 
 
 CPU = torch.device("cpu")
-
-
-def images_of(dataset, encoder):
-    columns = ImageColumns("image", None, None, None, None)
-    return IndexedExamples(dataset, ImageExampleMaker(columns, ImagePreprocessor(encoder.image_processor)))
 
 
 @pytest.fixture

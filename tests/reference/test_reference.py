@@ -8,13 +8,12 @@ import torch
 from starft_hf import SpuriosityPool
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.models import DualEncoder
+from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference import CachedReference, FrozenReference
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import CachedTexts, LazyTexts
-from tests.conftest import CLASS_NAMES
-from tests.reference.test_images import images_of
+from tests.support.tiny import CLASS_NAMES, images_of
 
 
 CPU = torch.device("cpu")

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from starft_hf.report import RobustnessReport, Run
-from tests.conftest import make_dataset
-from tests.report.runs import all_kinds, mistakes, result
+from tests.support.report_runs import all_kinds, mistakes, result
+from tests.support.tiny import make_dataset
 
 
 pytestmark = pytest.mark.browser

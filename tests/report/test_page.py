@@ -11,7 +11,7 @@ from PIL import Image
 from starft_hf.report import CurvePoint, RobustnessReport, Run, TrainingPoint
 from starft_hf.report.series import pooled_bins, training_line, wise_ft_curve
 from starft_hf.report.table import entries_of
-from tests.report.runs import all_kinds, mistakes, result, run
+from tests.support.report_runs import all_kinds, mistakes, result, run
 
 
 EVIL = "_<script>alert(1)</script> & $\\frac{1}{2}$ \x1b\u202e \"quoted\" 'x'"

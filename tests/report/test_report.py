@@ -7,7 +7,7 @@ import pytest
 import starft_hf
 from starft_hf import StarFTTrainer
 from starft_hf.report import CurvePoint, RobustnessReport, Run, TrainingPoint
-from tests.report.runs import all_kinds, fine_tuned, mistakes, result, run
+from tests.support.report_runs import all_kinds, fine_tuned, mistakes, result, run
 
 
 EVIL = "a|b `c` <script>alert(1)</script>\nnext [link](javascript:x)"

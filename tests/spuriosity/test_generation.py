@@ -13,7 +13,7 @@ from starft_hf import SpuriosityPool, generate_pool
 from starft_hf.spuriosity import ChatEndpoint, LocalChatModel
 from starft_hf.spuriosity.backends import BackendError
 from starft_hf.spuriosity.generation import prompt
-from tests.families import family
+from tests.support.families import family
 
 
 CLASSES = ["owl", "fire_truck"]

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from starft_hf.data.mapping import check_mapping
+from starft_hf.data.class_mapping import check_mapping
 
 
 Mapped = tuple[tuple[int, ...], ...]

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Features, Image, Value
 
 from starft_hf.data.columns import distinct_values, read_column
 from starft_hf.data.source import is_stream
-from starft_hf.names import unknown_name
+from starft_hf.utils.names import unknown_name
 
 
 # clip_benchmark writes images under one of these, the first that a sample has.

@@ -21,7 +21,7 @@ from starft_hf.evaluation.catalog.columns import (
 )
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.names import unknown_name
+from starft_hf.utils.names import unknown_name
 
 
 # A step of preparation: from a data set and its benchmark to the data set as the following steps take it.

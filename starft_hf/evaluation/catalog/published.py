@@ -1,6 +1,6 @@
 """Accuracies that papers report, to tell whether one's own are in the right region."""
 
-from starft_hf.names import unknown_name
+from starft_hf.utils.names import unknown_name
 
 
 PUBLISHED_NOTE = (

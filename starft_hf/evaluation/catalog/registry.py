@@ -5,7 +5,7 @@ from typing import Any
 
 from starft_hf.evaluation.catalog import groups, imagenet, wilds
 from starft_hf.evaluation.catalog.entry import BenchmarkEntry
-from starft_hf.names import unknown_name
+from starft_hf.utils.names import unknown_name
 
 
 ENTRIES = {entry.name: entry for entry in (*imagenet.ENTRIES, *groups.ENTRIES, *wilds.ENTRIES)}

@@ -1,0 +1,165 @@
+"""What a run has saved or published, put together again and ready to classify."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
+
+from starft_hf.data.images import ImagePreprocessor, stack_features
+from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.hub.record import RECORD_FILE, RunRecord
+from starft_hf.models.encoder import DualEncoder, evaluation_mode, head_logits, load_model, load_processor
+from starft_hf.models.heads import HEAD_FILE, load_head
+from starft_hf.training.configuration import check_caption_templates
+
+
+_DEFAULT_TEMPLATE = "a photo of a {}."
+
+# Beside these, repositories have the weights in the formats of other frameworks, as large again each.
+_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of an image.
+
+    Attributes:
+        label: name of the most probable class.
+        score: its probability.
+        scores: probability of every class, by name.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+class Classifier:
+    """A dual encoder with its processor, and its linear head or a zero-shot one.
+
+    Args:
+        model: the dual encoder.
+        processor: its processor.
+        class_names: the classes; None leaves them to `with_classes`.
+        templates: prompts with `{}` for the class name.
+        head: a linear head over `class_names`, instead of the prompts.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        class_names: Sequence[str] | None,
+        templates: Sequence[str] = (_DEFAULT_TEMPLATE,),
+        head: nn.Linear | None = None,
+    ):
+        self.model = model.eval()
+        self.processor = processor
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.templates = tuple(templates)
+        self.head = head
+        self.encoder = DualEncoder.of(model, processor)
+        self._weights: Tensor | None = None
+
+    def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> "Classifier":
+        """The same model as a zero-shot classifier of other classes."""
+        return Classifier(self.model, self.processor, class_names, templates or self.templates)
+
+    def __call__(self, images: Any, batch_size: int = 32) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: a PIL image, an array of unsigned bytes `(H, W, 3)`, or a sequence of them.
+            batch_size: images per forward.
+
+        Returns:
+            A prediction per image.
+
+        Raises:
+            ValueError: if there are no classes.
+            TypeError: if an image is none.
+        """
+        if self.class_names is None:
+            raise ValueError("no classes are known; name some with classifier.with_classes(['cat', 'dog'])")
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        preprocess = ImagePreprocessor(self.encoder.image_processor)
+        device = next(self.model.parameters()).device
+        predictions: list[Prediction] = []
+        with evaluation_mode(self.model):
+            for start in range(0, len(images), batch_size):
+                batch = stack_features(preprocess(images[start : start + batch_size]))
+                embeds = self.encoder.encode(self.model, images={name: t.to(device) for name, t in batch.items()})
+                for row in self._logits(embeds).double().softmax(-1).cpu():
+                    scores = dict(zip(self.class_names, row.tolist(), strict=True))
+                    best = self.class_names[int(row.argmax())]
+                    predictions.append(Prediction(best, scores[best], scores))
+        return predictions
+
+    def _logits(self, image_embeds: Tensor) -> Tensor:
+        if self.head is not None:
+            return head_logits(self.head.to(image_embeds.device), image_embeds)
+        if self._weights is None:
+            self._weights = zero_shot_weights(self.model, self.encoder, self.class_names or (), self.templates)
+        return image_embeds @ self._weights.to(image_embeds).T
+
+
+def load(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Classifier:
+    """What `StarFTTrainer` has saved or published: model, processor, classes, and head, ready to classify.
+
+    Args:
+        source: a folder or a repository of the Hub, with a full model or with an adapter, which is put on the model
+            that it names. Other dual encoders load as well, without classes.
+        revision: branch, tag or commit on the Hub.
+        token: for private repositories, that of an adapter's model among them.
+
+    Raises:
+        OSError: if there is no model, or none that an adapter could be put on.
+    """
+    folder = processor_folder = local_folder(source, revision=revision, token=token)
+    if (folder / "adapter_config.json").is_file():
+        config = PeftConfig.from_pretrained(folder)
+        if not config.base_model_name_or_path:
+            raise OSError(f"the adapter in {str(source)!r} does not say which model it belongs to")
+        base = local_folder(config.base_model_name_or_path, revision=config.revision, token=token)
+        model: Any = PeftModel.from_pretrained(load_model(base), folder)
+        if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
+            processor_folder = base
+    else:
+        model = load_model(folder)
+    names: Sequence[str] | None = None
+    templates: Sequence[str] = (_DEFAULT_TEMPLATE,)
+    if (folder / RECORD_FILE).is_file():
+        record = RunRecord.load(folder)
+        names, settings = record.class_names, record.config
+        prompts = settings.get("eval_templates") or settings.get("caption_template") or templates
+        templates = (prompts,) if isinstance(prompts, str) else prompts
+        check_caption_templates(f"{RECORD_FILE} of {str(source)!r}", list(templates))
+    head = None
+    if (folder / HEAD_FILE).is_file():
+        head, names = load_head(folder)
+    return Classifier(model, load_processor(model, str(processor_folder)), names, templates, head)
+
+
+def local_folder(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
+    """The folder of a model, downloaded where it is on the Hub: one form of its weights, and no checkpoints.
+
+    Raises:
+        OSError: if there is no such folder, and no such repository.
+    """
+    if Path(source).exists():
+        return Path(source)
+    wanted: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": "*/*"}
+    try:
+        folder = Path(snapshot_download(str(source), allow_patterns=_FILES, **wanted))
+    except HFValidationError as error:
+        raise OSError(f"{str(source)!r} is no folder here, and no repository's id either: {error}") from error
+    if not any(folder.glob("*.safetensors")):
+        snapshot_download(str(source), allow_patterns="pytorch_model*.bin", **wanted)
+    return folder

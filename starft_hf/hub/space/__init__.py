@@ -1,0 +1,157 @@
+"""A Space: upload an image, and see side by side what a model said before and after fine-tuning."""
+
+import html
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starft_hf import __version__
+from starft_hf.utils.files import folder_in_place_of
+
+
+if TYPE_CHECKING:
+    import gradio
+
+    from starft_hf.hub.classifier import Classifier
+
+
+SETTINGS_FILE = "space.json"
+REPORT_FILE = "report.html"
+_TEMPLATES = ("app.py", "requirements.txt", "README.md")
+_SHOWN_CLASSES = 5
+# In pixels: small pictures and large ones leave the columns where they are.
+_IMAGE_HEIGHT = 320
+
+
+@dataclass(frozen=True)
+class SpaceSettings:
+    """What a Space shows.
+
+    Attributes:
+        models: folder or repository of every model, by the heading of its column.
+        class_names: the classes; None takes those of the first model that knows some.
+        title: of the page.
+    """
+
+    models: Mapping[str, str]
+    class_names: Sequence[str] | None = None
+    title: str = "Robust fine-tuning with StarFT"
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("models is empty; name at least one, such as {'StarFT': 'you/owls'}")
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> "SpaceSettings":
+        """The settings in the folder of a Space.
+
+        Raises:
+            FileNotFoundError: if there are none.
+            ValueError: if they cannot be read.
+        """
+        path = Path(folder) / SETTINGS_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{str(folder)!r} has no {SETTINGS_FILE}; write_space makes one")
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def write_space(
+    folder: str | PathLike[str], settings: SpaceSettings, report: str | PathLike[str] | None = None
+) -> Path:
+    """Write a Space: `app.py`, its requirements, its card and its settings, ready to be uploaded or run.
+
+    Args:
+        folder: an empty or new one.
+        settings: what it shows.
+        report: the page of a `RobustnessReport`, for the second tab.
+
+    Raises:
+        FileExistsError: if there is something in `folder`.
+        FileNotFoundError: if there is no such report.
+    """
+    if report is not None and not Path(report).is_file():
+        raise FileNotFoundError(f"there is no report {str(report)!r}; RobustnessReport.save writes a {REPORT_FILE}")
+    with folder_in_place_of(Path(folder)) as temporary:
+        for name in _TEMPLATES:
+            text = (files("starft_hf.hub.space") / "template" / name).read_text(encoding="utf-8")
+            text = text.replace("VERSION", __version__).replace("TITLE", json.dumps(settings.title))
+            (temporary / name).write_text(text, encoding="utf-8")
+        content = json.dumps(asdict(settings), indent=2, ensure_ascii=False) + "\n"
+        (temporary / SETTINGS_FILE).write_text(content, encoding="utf-8")
+        if report is not None:
+            shutil.copyfile(report, temporary / REPORT_FILE)
+    return Path(folder)
+
+
+def load_classifiers(settings: SpaceSettings, folder: str | PathLike[str] = ".") -> dict[str, "Classifier"]:
+    """The models of a Space as classifiers of the same classes.
+
+    Args:
+        settings: of the Space.
+        folder: of the Space; models in it may be named by paths within.
+
+    Raises:
+        ValueError: if no model knows any classes and none are named.
+    """
+    from starft_hf.hub.classifier import load
+
+    found = {
+        name: load(Path(folder) / source if (Path(folder) / source).is_dir() else source)
+        for name, source in settings.models.items()
+    }
+    known = next((classifier for classifier in found.values() if classifier.class_names is not None), None)
+    names = settings.class_names or (known.class_names if known is not None else None)
+    if names is None:
+        raise ValueError("none of the models knows its classes; name them in class_names")
+    templates = known.templates if known is not None else None
+    return {
+        name: classifier
+        if classifier.class_names == tuple(names)
+        else classifier.with_classes(names, None if classifier.class_names is not None else templates)
+        for name, classifier in found.items()
+    }
+
+
+def build(folder: str | PathLike[str]) -> "gradio.Blocks":
+    """The page of the Space in `folder`, which `launch()` serves.
+
+    Raises:
+        ImportError: if gradio is missing.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError("a Space needs gradio, which is not installed: pip install 'starft_hf[space]'") from error
+    settings = SpaceSettings.load(folder)
+    classifiers = load_classifiers(settings, folder)
+
+    def classify(image: Any) -> list[dict[str, float]]:
+        if image is None:
+            return [{} for _ in classifiers]
+        return [classifier(image)[0].scores for classifier in classifiers.values()]
+
+    with gradio.Blocks(title=settings.title) as page:
+        gradio.Markdown(f"# {html.escape(settings.title)}")
+        with gradio.Tab("Compare"):
+            image = gradio.Image(type="pil", label="Image", height=_IMAGE_HEIGHT)
+            with gradio.Row():
+                labels = [gradio.Label(label=name, num_top_classes=_SHOWN_CLASSES) for name in classifiers]
+            image.change(classify, image, labels)
+        report = Path(folder) / REPORT_FILE
+        if report.is_file():
+            with gradio.Tab("Report"):
+                # In a frame of its own without scripts: a report is a page, and a stranger's is not trusted.
+                content = html.escape(report.read_text(encoding="utf-8"), quote=True)
+                gradio.HTML(
+                    f'<iframe title="Report" sandbox="" style="width: 100%; height: 80vh; border: 0" '
+                    f'srcdoc="{content}"></iframe>'
+                )
+    return page

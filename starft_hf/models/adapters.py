@@ -1,0 +1,230 @@
+"""PEFT adapters on dual encoders: presets, checks, and the temperature that PEFT forgets."""
+
+import copy
+import re
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+from peft import LoraConfig, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from starft_hf.utils.files import file_in_place_of
+from starft_hf.utils.names import unknown_name
+
+
+_TOWERS = ("vision_model", "text_model")
+# What the families call the projections of attention.
+_ATTENTION = r"(q_proj|k_proj|v_proj|out_proj|query|key|value|attention\.output\.dense"
+# ALIGN's vision tower has no attention: there, the convolutions that mix channels.
+_ATTENTION += r"|expand_conv|project_conv)"
+
+PRESETS = {
+    "lora": f"({'|'.join(_TOWERS)})",
+    "lora-vision": "vision_model",
+    "lora-text": "text_model",
+}
+
+# How LoRA may begin: these leave the base weights as they are.
+_STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
+
+_TEMPERATURE = re.compile(r"(^|\.)(logit_scale|logit_bias|temperature)$")
+
+
+def resolve_peft_config(config: PeftConfig | str, model: nn.Module) -> PeftConfig:
+    """A PEFT configuration that goes with `model`, from one or from the name of a preset.
+
+    "lora" puts adapters of rank 16 on the attention projections of both towers, "lora-vision" and "lora-text" on
+    those of one.
+
+    Raises:
+        ValueError: if the preset is unknown or the configuration does not work with dual encoders, saying why.
+    """
+    if isinstance(config, str):
+        check_preset(config)
+        pattern = rf"(.*\.)?{PRESETS[config]}\..*{_ATTENTION}"
+        config = LoraConfig(r=16, lora_alpha=16, target_modules=pattern)
+    _check(config, model)
+    _check_targets(config, model)
+    return config
+
+
+def check_preset(name: str) -> None:
+    """Check that there is a preset of this name.
+
+    Raises:
+        ValueError: if there is none; the message has the nearest one.
+    """
+    if name not in PRESETS:
+        raise ValueError(unknown_name("peft_config", name, PRESETS))
+
+
+def _check(config: PeftConfig, model: nn.Module) -> None:
+    kind = type(config).__name__
+    if isinstance(config, PromptLearningConfig):
+        raise ValueError(
+            f"{kind} learns virtual tokens, which the two towers of a dual encoder have no place for; use an adapter "
+            "on weights, such as peft_config='lora'"
+        )
+    if config.task_type is not None:
+        raise ValueError(
+            f"{kind} has task_type={str(config.task_type)!r}, which makes PEFT pass arguments that dual encoders do "
+            "not take; leave task_type out"
+        )
+    bias = getattr(config, "bias", "none")
+    if bias != "none":
+        raise ValueError(
+            f"{kind} has bias={bias!r}, which trains biases of the base model: with the adapter switched off it would "
+            "no longer be the reference. Use bias='none'."
+        )
+    start = getattr(config, "init_lora_weights", True)
+    if (start.lower() if isinstance(start, str) else start) not in _STARTS:
+        raise ValueError(
+            f"{kind} has init_lora_weights={start!r}, which may move a part of the base weights into the adapter: "
+            "with the adapter switched off the model would no longer be the reference. Use one of "
+            f"{', '.join(map(repr, _STARTS))}."
+        )
+    names = {name for name, _ in model.named_modules()}
+    for module in getattr(config, "modules_to_save", None) or ():
+        if not any(name == module or name.endswith(f".{module}") for name in names):
+            hint = (
+                "The temperature is trained and saved with the adapter anyway."
+                if _TEMPERATURE.search(module)
+                else "Name one of the model's modules."
+            )
+            raise ValueError(f"modules_to_save has {module!r}, which is no module, so PEFT would do nothing. {hint}")
+
+
+def _check_targets(config: PeftConfig, model: nn.Module) -> None:
+    targets = getattr(config, "target_modules", None)
+    if not targets and not getattr(config, "target_parameters", None):
+        raise ValueError(
+            f"{type(config).__name__} has no target_modules, and PEFT knows no default for {type(model).__name__}; "
+            "name them, or use peft_config='lora'"
+        )
+    if not targets or targets == "all-linear":
+        return
+    kinds = (nn.Linear, nn.Embedding, nn.Conv2d)
+    linear = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    matched = [name for name in linear if _matches(name, targets)]
+    if not matched:
+        ends = sorted({name.rsplit(".", 1)[-1] for name in linear if not name.rsplit(".", 1)[-1].isdigit()})
+        raise ValueError(
+            f"target_modules={targets!r} matches nothing in {type(model).__name__}; its modules end in "
+            f"{', '.join(ends)}"
+        )
+    touched = [tower for tower in _TOWERS if any(tower in name for name in matched)]
+    asked = isinstance(targets, str) or any(tower in target for tower in _TOWERS for target in targets)
+    if len(touched) == 1 and not asked:
+        other = next(tower for tower in _TOWERS if tower not in touched)
+        raise ValueError(
+            f"target_modules={sorted(targets)!r} matches the {touched[0]} alone; the {other} would stay as it is. Add "
+            f"targets of the {other}, or ask for one tower by a regular expression that names it."
+        )
+
+
+def _matches(name: str, targets: Any) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module:
+    """`model` with the adapter that `config` asks for; the temperature beside an adapter is trained as well.
+
+    Raises:
+        ValueError: if the configuration does not work with dual encoders, or the model has an adapter already.
+    """
+    if is_adapted(model):
+        if config is not None:
+            raise ValueError("the model has an adapter already; pass either peft_config or a PeftModel")
+        for present in cast(PeftModel, model).peft_config.values():
+            _check(present, base_model_of(model))
+    elif config is not None:
+        model = get_peft_model(model, resolve_peft_config(config, model))
+    if is_adapted(model):
+        # As full fine-tuning does.
+        for value in _temperatures(model).values():
+            value.requires_grad_(True)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                # Running statistics are no part of the adapter: if they moved, the reference would, too.
+                module.momentum = 0.0
+    return model
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether `model` has a PEFT adapter."""
+    return isinstance(model, PeftModel)
+
+
+def base_model_of(model: nn.Module) -> Any:
+    """The dual encoder under an adapter, or `model` itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the model as it would be without its adapter, under the names they would have."""
+    if not isinstance(model, PeftModel):
+        return model.state_dict()
+    prefix = cast(Any, model.base_model).prefix
+    state = {}
+    for name, value in base_model_of(model).state_dict().items():
+        if prefix in name or ".modules_to_save." in name:
+            continue
+        state[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = value
+    return state
+
+
+def without_adapter(module: nn.Module) -> nn.Module:
+    """The module that an adapter has been put around, or `module` itself."""
+    while isinstance(inner := getattr(module, "base_layer", getattr(module, "original_module", None)), nn.Module):
+        module = inner
+    return module
+
+
+def _temperatures(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in model.named_parameters() if _TEMPERATURE.search(name)}
+
+
+def save_temperature(model: nn.Module, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
+    """Add the temperature to an adapter that has been saved to `folder`.
+
+    It goes into the adapter's own file, under its name in the model, so that `PeftModel.from_pretrained` restores it.
+
+    Args:
+        model: the adapted model.
+        folder: where `save_pretrained` has put the adapter.
+        state: where to take the value from; None takes the model's own.
+    """
+    path = Path(folder) / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, value in _temperatures(model).items():
+        tensors[name] = (value if state is None else state.get(name, value)).detach().cpu().clone()
+    with file_in_place_of(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def merged(model: nn.Module) -> Any:
+    """A plain dual encoder that computes what the adapted one does; the adapted one stays as it is.
+
+    Raises:
+        ValueError: if the model has no adapter.
+    """
+    if not isinstance(model, PeftModel):
+        raise ValueError(f"the {type(model).__name__} has no adapter to merge; save it with save_model()")
+    return copy.deepcopy(model).merge_and_unload().requires_grad_(True)
+
+
+def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]) -> None:
+    """Save an adapted model, its adapter merged in, with its processor: a checkpoint like any other.
+
+    Raises:
+        ValueError: if the model has no adapter.
+    """
+    merged(model).save_pretrained(folder)
+    processor.save_pretrained(folder)

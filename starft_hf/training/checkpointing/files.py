@@ -1,0 +1,183 @@
+"""Folders of checkpoints: believed only if they are complete, and found complete at every moment.
+
+`Trainer` writes a checkpoint file by file, so that a process that is killed leaves half of one, which looks like any
+other. Here a folder is marked while it is written, as transformers marks those it writes on a signal, and in the end
+gets a list of its files with their sizes and checksums.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from starft_hf.utils.files import read_text, unused_folder, write_text_atomically
+
+
+CHECKPOINT_FILE = "starft_checkpoint.json"
+MARK = "checkpoint-is-incomplete.txt"
+_STATE = "trainer_state.json"
+# Nobody reads them to go on, and published checkpoints lack them, because they hold the paths of a machine.
+_UNLISTED = (MARK, CHECKPOINT_FILE, "training_args.bin")
+_FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, or cannot be resumed from; the message says why and what to do instead."""
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """A checkpoint that cannot be resumed from.
+
+    Attributes:
+        folder: the checkpoint.
+        reason: why, as a clause.
+    """
+
+    folder: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.folder} ({self.reason})"
+
+
+@contextmanager
+def marked_incomplete(folder: Path) -> Iterator[None]:
+    """Mark `folder` as incomplete, and remove it if there is an exception; what a killed run left there goes first.
+
+    Raises:
+        CheckpointError: in place of what writing raises.
+    """
+    try:
+        if (folder / MARK).exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).write_text("This checkpoint is being written, or was when its process ended.\n")
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # What torch raises where a file cannot be written is a RuntimeError. The space may be needed, too.
+        room = shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free
+        shutil.rmtree(folder, ignore_errors=True)
+        last = last_good_checkpoint(folder.parent)[0]
+        kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+        why = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder} could not be written, with {room / 2**20:.1f} MiB left on the disk ({why}); {kept}. Make room, "
+            "set save_total_limit or choose another output_dir, and go on with resume_from_checkpoint=True"
+        ) from error
+
+
+def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:
+    """Bring the files of a checkpoint onto the disk, list them, and take the mark away.
+
+    Args:
+        folder: the checkpoint.
+        content: what else to remember, for JSON.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = {name: _state_of(folder / name, to_disk=True) for name in names if name not in _UNLISTED}
+    text = json.dumps({"format": _FORMAT, **content, "files": files}, indent=2, ensure_ascii=False) + "\n"
+    write_text_atomically(folder / CHECKPOINT_FILE, text)
+    (folder / MARK).unlink(missing_ok=True)
+
+
+def read_content(folder: Path) -> dict[str, Any] | None:
+    """What `mark_complete` has remembered in a checkpoint, or None if another trainer wrote it.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(read_text(path))
+        found, files = content["format"], content["files"]
+        if found != _FORMAT:
+            raise ValueError(f"it has format {found!r}, this version reads {_FORMAT}; update starft_hf")
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+            raise ValueError("it names files outside of the folder")
+        if not all({"size", "checksum"} <= state.keys() for state in files.values()):
+            raise ValueError("it lacks sizes or checksums")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{CHECKPOINT_FILE} of {str(folder)!r} cannot be read: {error!r}") from error
+    return dict(content)
+
+
+def flaw_of(folder: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from, as a clause, or None if it can."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    if (folder / MARK).exists():
+        return "the run that wrote it ended while writing"
+    try:
+        content = read_content(folder)
+    except CheckpointError as error:
+        return str(error)
+    for name, expected in (content or {"files": {}})["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        size = (folder / name).stat().st_size
+        if size != expected["size"]:
+            return f"{name} has {size} of {expected['size']} bytes"
+        if _state_of(folder / name) != expected:
+            return f"{name} is not as it was written"
+    try:
+        TrainerState.load_from_json(str(folder / _STATE))
+    except (OSError, ValueError, TypeError):
+        return f"{_STATE} is missing or damaged, so it is no checkpoint of a run or not a whole one"
+    return None
+
+
+def last_good_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[Path | None, list[Flaw]]:
+    """The latest checkpoint in a folder that can be resumed from, and the later ones that cannot."""
+    flaws: list[Flaw] = []
+    for folder in reversed(_checkpoints(Path(output_dir))):
+        reason = flaw_of(folder)
+        if reason is None:
+            return folder, flaws
+        flaws.append(Flaw(folder, reason))
+    return None, flaws
+
+
+def set_aside(flaws: Sequence[Flaw]) -> None:
+    """Take flawed checkpoints out of the way of a run that will write them anew.
+
+    Otherwise rotation would take them for the latest ones. Those that were never complete are removed.
+    """
+    for flaw in flaws:
+        if (flaw.folder / MARK).exists() or not any(flaw.folder.iterdir()):
+            shutil.rmtree(flaw.folder, ignore_errors=True)
+        else:
+            flaw.folder.rename(unused_folder(str(flaw.folder.with_name(f"damaged-{flaw.folder.name}"))))
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, by the name of its folder."""
+    return int(folder.name.rpartition("-")[2])
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run in the order of their steps."""
+    found = output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if output_dir.is_dir() else ()
+    return sorted((path for path in found if path.is_dir() and path.name.rpartition("-")[2].isdecimal()), key=step_of)
+
+
+def _state_of(file: Path, *, to_disk: bool = False) -> dict[str, Any]:
+    hasher, size = hashlib.blake2b(digest_size=16), 0
+    with file.open("r+b" if to_disk else "rb") as opened:
+        while block := opened.read(2**20):
+            hasher.update(block)
+            size += len(block)
+        if to_disk:
+            os.fsync(opened.fileno())
+    return {"size": size, "checksum": hasher.hexdigest()}

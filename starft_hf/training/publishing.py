@@ -1,0 +1,357 @@
+"""From a run to the Hub: what is saved beside the weights, the card, and pushes that never cost a run."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
+
+from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.hub.card_edits import update_card
+from starft_hf.hub.model_card import CardContent, render_card
+from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
+from starft_hf.hub.record import RunRecord, identity_of, make_record, public_id
+from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
+from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
+from starft_hf.reference.fingerprint import tensors_digest
+
+
+logger = logging.get_logger(__name__)
+
+_FIGURES = "figures"
+
+# What a checkpoint holds for the sake of going on, and not of the model.
+_OF_THE_RUN = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args|ema|starft_checkpoint)\b|rng_state_"
+)
+
+
+class PublishingMixin(Trainer):
+    """The part of `StarFTTrainer` that saves a run for others and publishes it."""
+
+    class_names: tuple[str, ...] | None
+    evaluation_results: dict[str, EvaluationResult]
+    zero_shot_results: dict[str, EvaluationResult]
+    _pool: Any = None
+    _alignment: Any = None
+    _start: str | None = None
+    _evaluated_step: int | None = None
+
+    @property
+    def record(self) -> RunRecord:
+        """What someone needs to repeat the run, as `starft.json` keeps it."""
+        examples: Any = self.train_dataset
+        dataset = getattr(examples, "dataset", None)
+        start = identity_of(base_model_of(self.model), self._start)
+        return make_record(self.args, self._pool, self.class_names, start, dataset, self._alignment)
+
+    def note_start(self) -> None:
+        """Remember which weights training starts from."""
+        if self._start is None and self.args.should_save:
+            state = base_state(self.model)
+            self._start = tensors_digest({name: state[name] for name in state if not name.startswith(HEAD_NAME)})
+
+    # Saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """`Trainer.save_model`; a push that fails says so and leaves what was saved."""
+        try:
+            super().save_model(output_dir, _internal_call)
+        except PushError as error:
+            logger.error("%s", error)
+
+    def save_record(self, output_dir: str | PathLike[str]) -> None:
+        """Write `starft.json` beside the weights."""
+        self.record.save(output_dir)
+
+    def merge_and_save(self, output_dir: str | PathLike[str]) -> None:
+        """Save the model with its adapter merged in, as a plain checkpoint with its processor, record and card.
+
+        Raises:
+            ValueError: if the model has no adapter.
+        """
+        if self.args.should_save:
+            merge_and_save(self.model, self.processing_class, output_dir)
+            self.save_record(output_dir)
+            self._write_card(Path(output_dir), Path(output_dir).name, None, merged=True)
+
+    # The card
+
+    def create_model_card(
+        self,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        dataset: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the model card, README.md, into the output folder; what a person has written into one stays.
+
+        Args:
+            license: of the model; None takes that of the base model.
+            tags: further tags.
+            model_name: the heading.
+            dataset: ids of the training data on the Hub; None takes what `datasets` knows of them.
+            kwargs: further arguments of `Trainer.create_model_card`, which say nothing here.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(str(self.args.output_dir))
+        wanted = self.args.hub_model_id or folder.name
+        self._write_card(
+            folder,
+            model_name or str(wanted).split("/")[-1],
+            self.hub_model_id,
+            license=license,
+            tags=[tags] if isinstance(tags, str) else list(tags or ()),
+            datasets=[dataset] if isinstance(dataset, str) else dataset,
+        )
+
+    def _write_card(
+        self,
+        folder: Path,
+        title: str,
+        repo_id: str | None,
+        *,
+        license: str | None = None,
+        tags: list[str] | None = None,
+        datasets: list[str] | None = None,
+        merged: bool = False,
+    ) -> None:
+        record = self.record
+        adapter = None
+        if is_adapted(self.model) and not merged:
+            config: Any = next(iter(self.model.peft_config.values()))
+            adapter = str(getattr(config.peft_type, "value", config.peft_type))
+        content = CardContent(
+            title=title,
+            repo_id=repo_id,
+            record=record,
+            results=self.evaluation_results,
+            zero_shot=self.zero_shot_results,
+            adapter=adapter,
+            head=(folder / HEAD_FILE).is_file(),
+            license=license or _license_of(record.start["id"], self.args.hub_token),
+            datasets=datasets if datasets is not None else _dataset_ids(getattr(self.train_dataset, "dataset", None)),
+            tags=tags or (),
+            figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
+        )
+        stated = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]
+        update_card(folder, render_card(content, self.args.card_template, stated))
+
+    # Publishing
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository. What cannot be published for want of a right is an error now, before training.
+
+        Raises:
+            PushError: if nobody is logged in or the token does not suffice. Other failures are tried again later.
+        """
+        self.push_in_progress = None
+        if not self.is_world_process_zero():
+            return
+        wanted = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+        try:
+            self.hub_model_id = open_repository(
+                wanted,
+                private=self.args.hub_private_repo if private is None else private,
+                revision=self.args.hub_revision,
+                token=token or self.args.hub_token,
+            )
+        except (LocalTokenNotFoundError, HFValidationError) as error:
+            raise PushError(reason(error, wanted)) from error
+        except Exception as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if isinstance(error, HfHubHTTPError) and status in (401, 403):
+                raise PushError(reason(error, wanted)) from error
+            logger.warning("%s It is tried again when something is saved.", reason(error, wanted))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        tag: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save and publish the model with its processor, `starft.json`, card and plots.
+
+        Args:
+            commit_message: of the commit.
+            blocking: whether to wait until it is done.
+            token: with the right to write.
+            revision: the branch; None is `hub_revision`, or main.
+            private: whether a new repository is private.
+            tag: a tag of Git for the commit.
+            kwargs: of `create_model_card`, such as `tags` for the card.
+
+        Returns:
+            The commit, or with `blocking=False` a future of it; None in all processes but one.
+
+        Raises:
+            PushError: if it could not be published. What was saved stays.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        super().save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        return push_folder(
+            str(self.args.output_dir),
+            self.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            tag=tag,
+            message=commit_message or "End of training",
+            blocking=blocking,
+        )
+
+    def publish_trained(self) -> None:
+        """At the end of a run that is pushed as it goes: publish the model with what it achieves.
+
+        It is evaluated, unless it was after its last step; with `hub_strategy="end"`, `push_to_hub` is left to be
+        called. A Hub that does not answer is an error in the log: the training was not in vain.
+        """
+        if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END:
+            return
+        step = self.state.global_step
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            step = self.state.best_global_step or step
+        if self.eval_dataset is not None and self._evaluated_step != step:
+            self.evaluate()
+        try:
+            self.push_to_hub()
+        except PushError as error:
+            logger.error("%s", error)
+
+    def push_merged_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Publish the model with its adapter merged in, as a plain checkpoint with its processor, record and card.
+
+        Args:
+            repo_id: the repository.
+            kwargs: of `push_folder`, such as `private` or `revision`.
+
+        Raises:
+            ValueError: if the model has no adapter.
+            PushError: if it could not be published.
+        """
+        if not self.is_world_process_zero():
+            return None
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / repo_id.split("/")[-1]
+            merge_and_save(self.model, self.processing_class, folder)
+            self.save_record(folder)
+            self._write_card(folder, folder.name, repo_id, merged=True)
+            return push_folder(folder, repo_id, token=kwargs.pop("token", self.args.hub_token), **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        self._tell_failed_pushes()
+        in_progress: Any = self.push_in_progress
+        running = in_progress is not None and not in_progress.is_done()
+        if running and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            if self.hub_model_id is None:
+                self.init_hf_repo()
+            repo_id = self.hub_model_id
+            if repo_id is None:
+                return
+            output = Path(str(self.args.output_dir))
+            for file in Path(checkpoint_folder).iterdir():
+                if file.is_file() and not _OF_THE_RUN.match(file.name):
+                    shutil.copy(file, output / file.name)
+            self.create_model_card()
+            settings: dict[str, Any] = {
+                "private": self.args.hub_private_repo,
+                "revision": self.args.hub_revision,
+                "token": self.args.hub_token,
+                "message": f"Training in progress, step {self.state.global_step}",
+                "blocking": False,
+            }
+            jobs = [push_folder(output, repo_id, **settings)]
+            if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+                last = strategy == HubStrategy.CHECKPOINT
+                path = "last-checkpoint" if last else Path(checkpoint_folder).name
+                jobs.append(push_folder(checkpoint_folder, repo_id, path_in_repo=path, **settings))
+        except Exception as error:
+            # A run of hours does not end because the Hub does not answer.
+            logger.error("%s Training goes on.", error if isinstance(error, PushError) else reason(error, repo_id))
+            return
+        if running:
+            in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._tell_failed_pushes()
+
+    def _tell_failed_pushes(self) -> None:
+        """Say which of the pushes in the background failed; they keep it to themselves."""
+        in_progress = getattr(self, "push_in_progress", None)
+        if in_progress is None:
+            return
+        for job in list(in_progress.jobs):
+            if job.done() and (error := job.exception()) is not None:
+                in_progress.jobs.remove(job)
+                kept = advice(
+                    str(self.args.output_dir),
+                    self.hub_model_id,
+                    private=self.args.hub_private_repo,
+                    revision=self.args.hub_revision,
+                )
+                logger.error("%s %s", reason(error, self.hub_model_id), kept)
+
+
+def _license_of(model_id: str | None, token: str | None) -> str | None:
+    if model_id is None:
+        return None
+    try:
+        license: str | None = ModelCard.load(model_id, token=token, ignore_metadata_errors=True).data.license
+        return license
+    except Exception:
+        # A card without it is better than none.
+        return None
+
+
+def _dataset_ids(dataset: Any) -> list[str]:
+    """The repositories on the Hub that `datasets` has read a data set from."""
+    addresses = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
+    prefix = "hf://datasets/"
+    found = [address.removeprefix(prefix).split("@")[0] for address in addresses if address.startswith(prefix)]
+    return [name for name in dict.fromkeys(found) if public_id(name) is not None]
+
+
+def _save_figures(
+    folder: Path, zero_shot: Mapping[str, EvaluationResult], results: Mapping[str, EvaluationResult]
+) -> list[tuple[str, str]]:
+    import importlib.util
+
+    from starft_hf.report import RobustnessReport, Run
+
+    if not results or importlib.util.find_spec("matplotlib") is None:
+        return []
+    runs = [Run("fine-tuned", 0, results)]
+    if set(zero_shot) == set(results):
+        runs.insert(0, Run("zero-shot", 0, zero_shot))
+    figures = RobustnessReport(runs).save_figures(folder / _FIGURES)
+    return [(alt, f"{_FIGURES}/{path.name}") for alt, path in figures]

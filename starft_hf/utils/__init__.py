@@ -1,0 +1,1 @@
+"""What every room uses: collectives, atomic files, hashing, names."""

@@ -1,0 +1,252 @@
+"""Interpolation of weights between two models, and how the interpolated models do."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from starft_hf.evaluation.results import CurvePoint, EvaluationResult
+from starft_hf.models.adapters import is_adapted
+from starft_hf.models.encoder import evaluation_mode
+from starft_hf.utils.names import unknown_name
+
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+ALPHAS = tuple(step / 10 for step in range(11))
+
+# Numbers of an `EvaluationResult`, and whether more is better.
+MEASURES = {
+    "accuracy": True,
+    "worst_group_accuracy": True,
+    "group_adjusted_accuracy": True,
+    "loss": False,
+    "ece": False,
+    "gap": False,
+}
+
+# Settings with which the same weights compute something else. Token ids are not among them: `Trainer` sets those of
+# the model it trains to the tokenizer's.
+_COMPUTATION = ("model_type", "hidden_act", "num_attention_heads", "layer_norm_eps", "batch_norm_eps")
+
+
+def interpolate(model_a: ModelT, model_b: nn.Module, alpha: float) -> ModelT:
+    """A new model with weights `(1 - alpha) * a + alpha * b`, as in WiSE-FT (arXiv 2109.01903).
+
+    Weights are mixed in float32 or wider and have the dtype of `model_a`. Integers are those of `model_a`.
+
+    Args:
+        model_a: usually the zero-shot model.
+        model_b: usually the fine-tuned model, of the same architecture.
+        alpha: share of `model_b`, from 0 to 1.
+
+    Raises:
+        ValueError: if `alpha` is outside [0, 1] or the models do not match, naming the first difference.
+    """
+    check_alpha(alpha)
+    _check_models(model_a, model_b)
+    merged = copy.deepcopy(model_a)
+    _mix_into(merged, model_a.state_dict(), model_b.state_dict(), alpha)
+    return merged
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How interpolated models do.
+
+    Attributes:
+        alphas: shares of the second model, in the order they were given.
+        results: for each of them, the results by data set.
+    """
+
+    alphas: tuple[float, ...]
+    results: tuple[Mapping[str, EvaluationResult], ...]
+
+    def values(self, dataset: str, measure: str = "worst_group_accuracy") -> tuple[float, ...]:
+        """What was measured on a data set at each alpha.
+
+        Args:
+            dataset: a name that `evaluate` gave.
+            measure: "accuracy", "worst_group_accuracy", "group_adjusted_accuracy", "loss", "ece" or "gap".
+
+        Raises:
+            ValueError: if there is no such data set or measure, or the measure is not known everywhere.
+        """
+        if dataset not in self.results[0]:
+            raise ValueError(unknown_name("data set", dataset, self.results[0]))
+        if measure not in MEASURES:
+            raise ValueError(unknown_name("measure", measure, MEASURES))
+        values = [getattr(results[dataset], measure) for results in self.results]
+        for alpha, value in zip(self.alphas, values, strict=True):
+            if value is None or math.isnan(value):
+                raise ValueError(f"{measure} of {dataset!r} is {value} at alpha {alpha}; choose another measure")
+        return tuple(values)
+
+    def best(self, dataset: str, measure: str = "worst_group_accuracy") -> float:
+        """The alpha with the best value: the highest accuracy, or the lowest loss, calibration error or gap.
+
+        Among equals it is the lowest alpha, whose model is nearest to the first. Choose on held-out data: the best
+        value on the data that is reported is too good.
+
+        Raises:
+            ValueError: as `values`.
+        """
+        sign = 1 if MEASURES.get(measure, True) else -1
+        scored = zip(self.alphas, self.values(dataset, measure), strict=True)
+        return max(scored, key=lambda point: (sign * point[1], -point[0]))[0]
+
+    def curve(
+        self,
+        in_distribution: str,
+        out_of_distribution: str,
+        in_measure: str = "accuracy",
+        out_measure: str = "accuracy",
+    ) -> tuple[CurvePoint, ...]:
+        """Points to draw one data set against another, in the order of `alphas`.
+
+        The two may be one data set under two measures, such as its accuracy and its worst-group accuracy.
+
+        Raises:
+            ValueError: as `values`.
+        """
+        inside = self.values(in_distribution, in_measure)
+        outside = self.values(out_of_distribution, out_measure)
+        return tuple(CurvePoint(*point) for point in zip(self.alphas, inside, outside, strict=True))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        results = [{name: result.as_dict() for name, result in part.items()} for part in self.results]
+        return {"alphas": list(self.alphas), "results": results}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Sweep":
+        """The sweep that `as_dict` made `content` of."""
+        results = (
+            {name: EvaluationResult.from_dict(result) for name, result in part.items()} for part in content["results"]
+        )
+        return cls(tuple(content["alphas"]), tuple(results))
+
+
+def sweep(
+    model_a: ModelT,
+    model_b: nn.Module,
+    evaluate: Callable[[ModelT], Mapping[str, EvaluationResult]],
+    alphas: Sequence[float] = ALPHAS,
+) -> Sweep:
+    """Evaluate the models between two models.
+
+    Both are left as they are. One further model is in memory, whatever the number of alphas: it is overwritten for
+    each of them, so `evaluate` must not keep it.
+
+    Args:
+        model_a: usually the zero-shot model.
+        model_b: usually the fine-tuned model, of the same architecture.
+        evaluate: from a model in eval mode, without gradients, to its result on every data set, by name. Results
+            rather than bare numbers, because the measure to choose alpha by, and whether more of it is better, can
+            then be decided afterwards.
+        alphas: shares of `model_b`, from 0 to 1.
+
+    Raises:
+        ValueError: before anything is evaluated, if an alpha is outside [0, 1], there is none, or the models do not
+            match; later, if the evaluations do not give results of the same data sets.
+    """
+    alphas = tuple(alphas)
+    if not alphas:
+        raise ValueError("alphas is empty; pass shares of the second model, from 0 to 1")
+    for alpha in alphas:
+        check_alpha(alpha)
+    _check_models(model_a, model_b)
+    state_a, state_b = model_a.state_dict(), model_b.state_dict()
+    merged = copy.deepcopy(model_a)
+    results: list[Mapping[str, EvaluationResult]] = []
+    for alpha in alphas:
+        _mix_into(merged, state_a, state_b, alpha)
+        with evaluation_mode(merged):
+            found = evaluate(merged)
+        _check_results(found, results[0] if results else found)
+        results.append(dict(found))
+    return Sweep(alphas, tuple(results))
+
+
+def check_alpha(alpha: float) -> None:
+    """Check that `alpha` is a share.
+
+    Raises:
+        ValueError: if it is outside [0, 1].
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it is the share of the second model, from 0 to 1")
+
+
+def mixed(value_a: Tensor, value_b: Tensor, alpha: float) -> Tensor:
+    """`(1 - alpha) * a + alpha * b`, computed in float32 or wider, in the dtype of `value_a`; integers are those of a.
+
+    At 0 and at 1 it is one of the two, without a rounding error where the dtypes agree.
+    """
+    if not value_a.is_floating_point():
+        return value_a
+    dtype = torch.promote_types(torch.promote_types(value_a.dtype, value_b.dtype), torch.float32)
+    return torch.lerp(value_a.to(dtype), value_b.to(value_a.device, dtype), alpha).to(value_a.dtype)
+
+
+def difference(traits_a: Mapping[str, Any], traits_b: Mapping[str, Any], name_a: str, name_b: str) -> str | None:
+    """The first trait in which two models differ, as a clause, or None."""
+    for name in [*traits_a, *traits_b]:
+        values = [repr(traits[name]) if name in traits else "nothing" for traits in (traits_a, traits_b)]
+        if values[0] != values[1]:
+            return f"{name!r} is {values[0]} in {name_a} and {values[1]} in {name_b}"
+    return None
+
+
+def computation_of(config: Any) -> dict[str, Any]:
+    """The settings of a configuration and its parts with which the same weights compute something else."""
+    content = config.to_dict() if hasattr(config, "to_dict") else config
+    found: dict[str, Any] = {}
+    if isinstance(content, Mapping):
+        found = {name: content[name] for name in _COMPUTATION if name in content}
+        for part, inner in content.items():
+            found |= {f"{part}.{name}": value for name, value in computation_of(inner).items()}
+    return found
+
+
+def _mix_into(model: nn.Module, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], alpha: float) -> None:
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            value.copy_(mixed(state_a[name], state_b[name], alpha))
+
+
+def _check_models(model_a: nn.Module, model_b: nn.Module) -> None:
+    if is_adapted(model_a) or is_adapted(model_b):
+        raise ValueError(
+            "a model with an adapter cannot be interpolated, because the mean of two products of matrices is not the "
+            "product of their means; merge it first, with merge_and_unload of its PeftModel"
+        )
+    traits = [
+        {
+            **{name: tuple(value.shape) for name, value in model.state_dict().items()},
+            **computation_of(getattr(model, "config", None)),
+        }
+        for model in (model_a, model_b)
+    ]
+    found = difference(traits[0], traits[1], "the first", "the second")
+    if found is not None:
+        raise ValueError(f"the models differ: {found}; only models of one architecture can be interpolated")
+
+
+def _check_results(found: Any, first: Mapping[str, EvaluationResult]) -> None:
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(f"evaluate returned {found!r}; it has to return an EvaluationResult by name of data set")
+    for name, result in found.items():
+        if not isinstance(result, EvaluationResult):
+            raise ValueError(
+                f"evaluate returned a {type(result).__name__} for {name!r}; it has to return an EvaluationResult"
+            )
+    if found.keys() != first.keys():
+        raise ValueError(
+            f"evaluate returned results of {sorted(found)} after those of {sorted(first)}; every model has to be "
+            "evaluated on the same data sets"
+        )

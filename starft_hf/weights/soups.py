@@ -1,0 +1,207 @@
+"""Averages of checkpoints on disk: model soups (arXiv 2203.05482) and WiSE-FT (arXiv 2109.01903).
+
+Everything here reads pieces of tensors: in memory is one file of the output, and not the models.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from starft_hf.utils.files import check_free, move_folder
+from starft_hf.weights.folders import Checkpoint, open_alike, split_into_shards, write_checkpoint
+from starft_hf.weights.interpolation import check_alpha, mixed
+
+
+Folder = str | os.PathLike[str]
+
+MAX_SHARD_SIZE = "5GB"
+
+
+def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_size: int | str = MAX_SHARD_SIZE) -> Path:
+    """Write the mean of several checkpoints, which `from_pretrained` loads as a model of its own.
+
+    Weights are added up in float64 and have the dtype they have in the first checkpoint. Integers, configuration and
+    processor are those of the first. Classification heads of cross-entropy runs are averaged as well.
+
+    Args:
+        checkpoints: folders that `save_pretrained` or the trainer has written, in one file or in shards.
+        output: the folder to write, which appears when it is complete. It must not hold anything yet.
+        max_shard_size: weights beyond that many bytes are split over several files; a number, or such as "5GB". One
+            such file at a time is in memory.
+
+    Returns:
+        `output`.
+
+    Raises:
+        FileExistsError: if there is something in `output`.
+        FileNotFoundError: if there is no model in one of `checkpoints`.
+        ValueError: if there is none, or one is an adapter, pickled, quantised or damaged, or two of them are of
+            different architectures; the message names the first difference.
+    """
+    opened = _opened(checkpoints, output, max_shard_size)
+    return _write_mean(opened, output, max_shard_size)
+
+
+def interpolate_checkpoints(
+    checkpoint_a: Folder,
+    checkpoint_b: Folder,
+    alpha: float,
+    output: Folder,
+    *,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> Path:
+    """Write `(1 - alpha) * a + alpha * b`, as in WiSE-FT: what `interpolate` gives, without loading the models.
+
+    Args:
+        checkpoint_a: folder of the model that gives dtype, integers, configuration and processor; usually zero-shot.
+        checkpoint_b: folder of the other one, usually fine-tuned.
+        alpha: share of `checkpoint_b`, from 0 to 1.
+        output: as for `uniform_soup`.
+        max_shard_size: as for `uniform_soup`.
+
+    Returns:
+        `output`.
+
+    Raises:
+        FileExistsError: as `uniform_soup`.
+        FileNotFoundError: as `uniform_soup`.
+        ValueError: as `uniform_soup`, or if `alpha` is outside [0, 1].
+    """
+    check_alpha(alpha)
+    opened = _opened([checkpoint_a, checkpoint_b], output, max_shard_size)
+    return write_checkpoint(output, opened, lambda parts: mixed(parts[0], parts[1], alpha), max_shard_size)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One checkpoint's turn in a greedy soup.
+
+    Attributes:
+        checkpoint: the folder.
+        own_score: the score of the checkpoint alone.
+        score: the score of the soup with it.
+        chosen: whether it stayed in the soup.
+    """
+
+    checkpoint: Path
+    own_score: float
+    score: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class GreedySoup:
+    """What a greedy soup is made of.
+
+    Attributes:
+        folder: where it has been written.
+        score: its score.
+        trials: all checkpoints in the order they were tried, which is that of their own scores.
+    """
+
+    folder: Path
+    score: float
+    trials: tuple[Trial, ...]
+
+    @property
+    def chosen(self) -> tuple[Path, ...]:
+        """The folders whose mean the soup is, in the order they were added."""
+        return tuple(trial.checkpoint for trial in self.trials if trial.chosen)
+
+
+def greedy_soup(
+    checkpoints: Sequence[Folder],
+    output: Folder,
+    evaluate: Callable[[Path], float],
+    *,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> GreedySoup:
+    """Write the mean of those of several checkpoints that go together.
+
+    The checkpoints are tried in the order of their own scores, the best first, and in the order given where these are
+    equal. Each stays if the mean of those that have stayed and itself scores no less than without it. At most two
+    such means are on disk at a time, beside `output`; those that were not chosen are removed.
+
+    Args:
+        checkpoints: as for `uniform_soup`. The best of them gives dtype, integers, configuration and processor.
+        output: as for `uniform_soup`.
+        evaluate: from the folder of a checkpoint to its score; more is better. It is called once with every
+            checkpoint and once with every mean. The score should be of held-out data, since what is chosen by it is
+            fitted to it. For example `lambda folder: accuracy_of(CLIPModel.from_pretrained(folder))`.
+        max_shard_size: as for `uniform_soup`.
+
+    Returns:
+        What was chosen, and all scores.
+
+    Raises:
+        FileExistsError: as `uniform_soup`.
+        FileNotFoundError: as `uniform_soup`.
+        ValueError: as `uniform_soup`, before anything is evaluated; or if a score is not a number.
+    """
+    opened = _opened(checkpoints, output, max_shard_size)
+    output = Path(output)
+    own = [_score(evaluate, checkpoint.folder) for checkpoint in opened]
+    order = sorted(range(len(opened)), key=lambda place: -own[place])
+    chosen, score = [opened[order[0]]], own[order[0]]
+    trials = [Trial(chosen[0].folder, score, score, True)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
+        best: Path | None = None
+        for place in order[1:]:
+            candidate = Path(workspace) / f"soup-{len(trials)}"
+            _write_mean([*chosen, opened[place]], candidate, max_shard_size)
+            found = _score(evaluate, candidate)
+            trials.append(Trial(opened[place].folder, own[place], found, found >= score))
+            worse: Path | None = candidate
+            if found >= score:
+                chosen.append(opened[place])
+                worse, best, score = best, candidate, found
+            if worse is not None:
+                shutil.rmtree(worse)
+        if best is None:
+            _write_mean(chosen, output, max_shard_size)
+        else:
+            move_folder(best, output)
+    return GreedySoup(output, score, tuple(trials))
+
+
+def _opened(checkpoints: Sequence[Folder], output: Folder, max_shard_size: int | str) -> list[Checkpoint]:
+    if isinstance(checkpoints, str | os.PathLike):
+        raise ValueError(f"checkpoints is {str(checkpoints)!r}; pass a list of folders")
+    if not checkpoints:
+        raise ValueError("checkpoints is empty; pass at least one folder")
+    check_free(Path(output))
+    opened = open_alike(checkpoints)
+    split_into_shards(opened[0], max_shard_size)
+    return opened
+
+
+def _write_mean(checkpoints: Sequence[Checkpoint], output: Folder, max_shard_size: int | str) -> Path:
+    return write_checkpoint(output, checkpoints, _mean, max_shard_size)
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    if not parts[0].is_floating_point():
+        return parts[0]
+    total = parts[0].to(torch.float64, copy=True)
+    for part in parts[1:]:
+        total += part
+    return total.div_(len(parts))
+
+
+def _score(evaluate: Callable[[Path], float], folder: Path) -> float:
+    found = evaluate(folder)
+    try:
+        score = float(found)
+    except (TypeError, ValueError):
+        raise ValueError(f"evaluate returned {found!r} for {str(folder)!r}; it has to return a number") from None
+    if math.isnan(score):
+        raise ValueError(f"evaluate returned nan for {str(folder)!r}, which cannot be compared with other scores")
+    return score

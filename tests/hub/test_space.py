@@ -1,0 +1,116 @@
+"""The Space: written, and used in a browser as a visitor would."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoProcessor, CLIPModel
+
+from starft_hf.cli import main
+from starft_hf.hub.space import SpaceSettings, load_classifiers, write_space
+from tests.support.tiny import TINY_CLIP, make_dataset
+
+
+NAMES = ["owl", "truck", "violin", "fern"]
+
+
+def models():
+    return {name: str(TINY_CLIP) for name in ("zero-shot", "fine-tuned", "StarFT")}
+
+
+def test_a_space_is_written_once_and_whole(tmp_path):
+    (tmp_path / "report.html").write_text("<p>All owls</p>")
+    settings = SpaceSettings(models(), NAMES, title='Owls: "robust"')
+    folder = write_space(tmp_path / "space", settings, tmp_path / "report.html")
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == ["README.md", "app.py", "report.html", "requirements.txt", "space.json"]
+    assert SpaceSettings.load(folder) == settings
+    assert 'title: "Owls: \\"robust\\""' in (folder / "README.md").read_text()
+    with pytest.raises(FileExistsError, match="would be overwritten"):
+        write_space(folder, settings)
+    with pytest.raises(FileNotFoundError, match="no report"):
+        write_space(tmp_path / "other", settings, "nowhere.html")
+    assert not (tmp_path / "other").exists()
+
+
+def test_all_models_tell_the_same_classes_apart(tmp_path):
+    image = make_dataset()[0]["image"]
+    for classifier in load_classifiers(SpaceSettings(models(), NAMES)).values():
+        assert set(classifier(image)[0].scores) == set(NAMES)
+    with pytest.raises(ValueError, match="none of the models knows its classes"):
+        load_classifiers(SpaceSettings(models()))
+    with pytest.raises(ValueError, match="models is empty"):
+        SpaceSettings({})
+    (tmp_path / "space.json").write_text(json.dumps({"modells": {}}))
+    with pytest.raises(ValueError, match="cannot be read"):
+        SpaceSettings.load(tmp_path)
+
+
+def test_the_command_writes_one_and_says_what_is_missing(tmp_path, capsys):
+    arguments = ["space", str(tmp_path / "space"), "--no-run"]
+    assert main(arguments) == 2
+    assert "name models with --model" in capsys.readouterr().err
+    assert main([*arguments, "--model", "StarFT"]) == 2
+    assert main([*arguments, "--model", f"StarFT={TINY_CLIP}", "--class-names", *NAMES]) == 0
+    assert SpaceSettings.load(tmp_path / "space").models == {"StarFT": str(TINY_CLIP.resolve())}
+    assert main(arguments) == 0
+
+
+@pytest.fixture
+def different(tmp_path):
+    """Three models that do not agree on the first picture."""
+    for seed, name in enumerate(models()):
+        torch.manual_seed(seed)
+        model = CLIPModel.from_pretrained(TINY_CLIP)
+        for parameter in model.vision_model.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        model.save_pretrained(tmp_path / name)
+        AutoProcessor.from_pretrained(TINY_CLIP).save_pretrained(tmp_path / name)
+    return SpaceSettings({name: str(tmp_path / name) for name in models()}, NAMES)
+
+
+@pytest.fixture
+def running(tmp_path, different):
+    (tmp_path / "report.html").write_text("<!DOCTYPE html><html><body><h1>All owls</h1></body></html>")
+    write_space(tmp_path / "space", different, tmp_path / "report.html")
+    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "starft_hf", "space", str(tmp_path / "space")]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            for _ in range(240):
+                found = re.search(r"http://127\.0\.0\.1:\d+", (tmp_path / "log").read_text())
+                if found is not None or process.poll() is not None:
+                    break
+                time.sleep(0.5)
+            assert found is not None, (tmp_path / "log").read_text()
+            yield found.group()
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.mark.browser
+def test_an_image_in_and_three_columns_of_predictions_out(running, different, tmp_path, browser):
+    page = browser.new_page(viewport={"width": 1100, "height": 900})
+    image = make_dataset(image_size=64)[0]["image"]
+    image.save(tmp_path / "owl.png")
+    expected = [classifier(image)[0].label for classifier in load_classifiers(different).values()]
+    assert len(set(expected)) > 1
+    page.goto(running)
+    page.set_input_files("input[type=file]", str(tmp_path / "owl.png"))
+    labels = page.locator("[data-testid=label-output-value]")
+    labels.nth(2).wait_for(timeout=60_000)
+    assert [text.strip() for text in labels.all_inner_texts()] == expected
+    text = page.inner_text("body")
+    assert all(name in text for name in models())
+    page.get_by_role("tab", name="Report").click()
+    page.frame_locator("iframe[title=Report]").get_by_role("heading", name="All owls").wait_for(timeout=20_000)
+    if folder := os.environ.get("STARFT_SCREENSHOTS"):
+        page.get_by_role("tab", name="Compare").click()
+        page.screenshot(path=f"{folder}/space.png", full_page=True)

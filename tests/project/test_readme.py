@@ -1,0 +1,216 @@
+"""The README's examples run as they stand; only what needs the network is replaced by something tiny."""
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import DatasetDict
+
+from benchmarks import beyond_report
+from benchmarks.beyond import Store
+from starft_hf import RobustnessReport
+from starft_hf.cli import main
+from starft_hf.demo.experiment import METHODS
+from tests.support.tiny import TINY_CLIP, make_dataset, write_folder
+
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHELL = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def waterbirds(monkeypatch):
+    """A stand-in with the columns of grodino/waterbirds."""
+    rows = make_dataset(16, class_names=["landbird", "waterbird"]).rename_column("group", "place")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: DatasetDict(train=rows, test=rows))
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_python_examples_run(example, waterbirds, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = example.replace("openai/clip-vit-base-patch16", str(TINY_CLIP))
+    # The test asks whether it runs, not how good it gets.
+    example = example.replace("max_steps=100", "max_steps=2").replace(
+        'make_split("test")', 'make_split("test", size=24)'
+    )
+    exec(compile(example, "README.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert any(words in shown for words in ("eval_worst_group_accuracy", "worst group: ", "| FLYP |"))
+    assert list(tmp_path.glob("*/model.safetensors")) or (tmp_path / "report" / "report.html").is_file()
+
+
+def commands(first_word):
+    """The commands of the shell block that begins with a word, one a line, without comments."""
+    (block,) = (block for block in SHELL if block.startswith(f"{first_word} "))
+    lines = (shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines())
+    return [shlex.join(words) for words in lines if words]
+
+
+def test_every_shell_block_is_run_here():
+    assert sorted(block.split()[0] for block in SHELL) == ["accelerate", "make", "pip", "starft"]
+
+
+def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos")
+    write_folder(tmp_path / "photos", seed=1, split="test")
+    assert len(commands("starft")) == 2
+    for command in commands("starft"):
+        arguments = shlex.split(command.replace("openai/clip-vit-base-patch16", str(TINY_CLIP)))[1:]
+        quick = ["--max_steps", "2", "--use_cpu"] if arguments[0] == "train" else []
+        assert main([*arguments, *quick]) == 0
+        assert "worst group" in capsys.readouterr().out
+
+
+def start(command, folder, **environment):
+    """A command line in a shell, with the programs of this environment and the package of this checkout."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    settings = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(["bash", "-e", "-c", command], cwd=folder, env=settings, **pipes)
+
+
+def finish(process, timeout=600):
+    """What a process has printed, if it has ended well."""
+    try:
+        shown = process.communicate(timeout=timeout)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, shown[-5000:]
+    return shown
+
+
+def make(target):
+    """`make` with this environment, as if it had been set up by it."""
+    files = shlex.join(["-f", str(ROOT / "Makefile"), "-o", f"{sys.prefix}/.installed", f"VENV={sys.prefix}"])
+    return f"make {files} {target}"
+
+
+@pytest.mark.slow
+def test_make_demo_keeps_its_promise_and_make_test_runs_tests(tmp_path):
+    """Five seeds: star keeps the worst group that plain fine-tuning loses, as the README says."""
+    assert commands("make") == ["make demo", "make test"]
+    shown = finish(start(make("demo"), tmp_path), timeout=1200)
+    report = RobustnessReport.from_json((tmp_path / "starft-demo" / "report.json").read_text(encoding="utf-8"))
+    rows = {row.method: row for row in report.rows if row.dataset == "test" and row.interpolated is None}
+    star, flyp, zero_shot = rows["star"], rows["FLYP"], rows["zero-shot"]
+    assert star.worst_group.mean - flyp.worst_group.mean >= 0.15
+    assert star.average.mean >= flyp.average.mean
+    assert flyp.worst_group.mean < zero_shot.worst_group.mean
+    assert "points better in the worst group" in " ".join(shown.split())
+    # One test stands for all: those that run this one would run themselves.
+    assert "1 passed" in finish(start(make("test"), ROOT, PYTEST_ADDOPTS="-k test_there_are_examples"))
+
+
+@pytest.mark.slow
+def test_pip_installs_what_the_demo_needs(tmp_path):
+    """What is here already takes the place of what pip would download."""
+    torch, package, demo = commands("pip")
+    assert torch == "pip install torch"
+    target = tmp_path / "installed"
+    here = shlex.join(["--no-deps", "--no-build-isolation", "--target", str(target)])
+    finish(start(f"python -m {package.replace('install', f'install {here}')}", ROOT))
+    # Of the checkout nothing can be seen from there.
+    shown = finish(start(demo, tmp_path, PYTHONPATH=str(target)))
+    assert "Written to starft-demo" in " ".join(shown.split())
+    assert (tmp_path / "starft-demo" / "report.html").is_file()
+
+
+FIRST = EXAMPLES[0].replace('"openai/clip-vit-base-patch16"', "str(TINY_CLIP)")
+TRAIN = f"""
+import datasets
+from tests.support.tiny import TINY_CLIP, make_dataset
+from tests.support.launch import end_quietly
+
+rows = make_dataset(16, class_names=["landbird", "waterbird"]).rename_column("group", "place")
+datasets.load_dataset = lambda name: datasets.DatasetDict(train=rows, test=rows)
+{FIRST.replace("args=StarFTConfig(", "args=StarFTConfig(use_cpu=True, ")}
+# In one piece, as both processes write to one pipe.
+print(f"processes: {{trainer.args.world_size}}\\n", end="")
+del trainer
+end_quietly()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(4), ids=["ddp", "fsdp2", "two_machines", "torchrun"])
+def test_the_launchers_start_the_first_example(number, tmp_path):
+    """With two processes on CPUs; the second machine is a second launcher."""
+    command = commands("accelerate")[number]
+    (tmp_path / "train.py").write_text(TRAIN, encoding="utf-8")
+    command = command.replace("--num_processes 8", "--num_processes 2").replace(
+        "--nproc_per_node 8", "--nproc_per_node 2"
+    )
+    # shlex has quoted what the shell is to run.
+    command = re.sub(r"'(\$\([^)]*\))'", r'"\1"', command)
+    launched = [command]
+    if "two_machines" in command:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        here = f"--num_processes 2 --main_process_port {port} --main_process_ip 127.0.0.1"
+        command = command.replace("--main_process_ip 10.0.0.1", here)
+        launched = [command, command.replace("--machine_rank 0", "--machine_rank 1")]
+    shown = "".join([finish(process) for process in [start(line, tmp_path) for line in launched]])
+    assert shown.count("processes: 2") == 2
+    assert "eval_worst_group_accuracy" in shown
+    assert (tmp_path / "clip-waterbirds-starft" / "model.safetensors").is_file()
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 3
+
+
+def test_the_table_is_that_of_the_stored_run():
+    table = (ROOT / "benchmarks" / "demo" / "table.md").read_text(encoding="utf-8")
+    assert table in README
+    assert all(f"| {method} |" in table for method in METHODS)
+
+
+def test_the_figures_beyond_the_paper_are_those_of_the_stored_runs():
+    page = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
+    section = README.split("### Which should I use?")[1].split("\n### ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    assert len(rows) == 9
+    assert all(row in page for row in rows)
+
+
+def test_the_page_beyond_the_paper_is_that_of_the_stored_runs():
+    page = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
+    store = Store(ROOT / "benchmarks" / "beyond.json")
+    entries = beyond_report.tested(store)
+    rows = [
+        *beyond_report.summary(entries),
+        *beyond_report.paired_table(entries),
+        *beyond_report.by_model_table(entries, 1.0),
+        *beyond_report.table(entries),
+        *beyond_report.scale_table(store),
+        *beyond_report.schedule_table(store),
+    ]
+    assert len(rows) > 60
+    assert all(row in page for row in rows)
+
+
+def test_links_and_make_targets_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).is_file(), target
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_settings_that_the_readme_names_exist():
+    from starft_hf import StarFTConfig
+
+    table = README.split("| Setting of `StarFTConfig`")[1].split("\n\n")[0]
+    fields = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert len(fields) > 4
+    assert fields <= set(StarFTConfig.__dataclass_fields__)

@@ -1,0 +1,45 @@
+"""A script that evaluates without a trainer: `evaluations.py FILE`, with one process or several."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import AutoProcessor, CLIPModel
+
+from starft_hf import evaluate_zero_shot
+from starft_hf.models.heads import head_from_weights
+from starft_hf.utils.collectives import rank, world_size
+from tests.support.launch import end_quietly
+from tests.support.tiny import TINY_CLIP, make_dataset
+
+
+# Arguments of `evaluate_zero_shot`, and the number of images: 1 leaves a process without any.
+CASES = {
+    "groups": ({"group_column": "group", "keep_mistakes": 5, "batch_size": 4}, 23),
+    "one image": ({"keep_mistakes": 2}, 1),
+    "mapping": ({"class_names": ["a", "b", "c", "d", "e"], "class_mapping": [[0, 4], [1], [2], [3]]}, 9),
+    "head": ({"keep_mistakes": 3}, 13),
+}
+
+
+def run(file):
+    """Evaluate every case and write what rank 0 gets; every process has to get the same."""
+    model = CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float64)
+    processor = AutoProcessor.from_pretrained(TINY_CLIP)
+    found = {"processes": world_size()}
+    for name, (settings, size) in CASES.items():
+        if name == "head":
+            weights = torch.randn(4, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            settings = {**settings, "head": head_from_weights(weights)}
+        result = evaluate_zero_shot(model, processor, make_dataset(size), progress=False, **settings)
+        found[name] = result.as_dict()
+    path = Path(file)
+    path.with_suffix(f".{rank()}").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    PartialState(cpu=True)
+    run(sys.argv[1])
+    end_quietly()

@@ -1,0 +1,169 @@
+"""Disks without room, folders that cannot be written to, and checkpoints that are not what they were."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from starft_hf import CheckpointError
+from starft_hf.training.checkpointing.files import CHECKPOINT_FILE, MARK, flaw_of, last_good_checkpoint
+from tests.support.resumed_run import make_trainer, outcome
+
+
+STEPS = {"eval_strategy": "no", "save_total_limit": None, "max_steps": 4, "num_train_epochs": 1}
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """A file system in memory at `folder`, where that is allowed."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with checkpoints at steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = make_trainer(folder, **STEPS)
+    trainer.train()
+    trainer.save_model()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "room", ["9m", *(pytest.param(room, marks=pytest.mark.slow) for room in ("3m", "10m", "11m", "12m"))]
+)
+def test_a_full_disk_ends_the_run_and_the_last_good_checkpoint_is_used(tmp_path, run, room):
+    """At 3 MB not even the first checkpoint of 5 fits; at more, different files of later ones do not."""
+    output = tmp_path / "output"
+    with mounted(output, f"size={room}"):
+        with pytest.raises(CheckpointError, match="could not be written") as error:
+            make_trainer(tmp_path, save_steps=1, **STEPS).train(resume_from_checkpoint=True)
+        assert re.search(r"with [0-2]\.\d MiB left on the disk", str(error.value))
+        last, flaws = last_good_checkpoint(output)
+        assert flaws == []
+        if last is None:
+            assert "no earlier checkpoint" in str(error.value)
+            assert list(output.iterdir()) == []
+        else:
+            assert f"the last good checkpoint is {last}" in str(error.value)
+        # Somebody makes room, and gives the same command.
+        subprocess.run(["mount", "-o", "remount,size=100m", str(output)], check=True)
+        again = make_trainer(tmp_path, save_steps=1, **STEPS)
+        assert again.checkpoint_to_resume(True) == last
+        again.train(resume_from_checkpoint=True)
+        again.save_model()
+        assert outcome(tmp_path)["keys"] == outcome(run)["keys"]
+
+
+def test_a_read_only_folder_is_refused_before_anything_is_computed(tmp_path):
+    with mounted(tmp_path / "disk", "size=1m,ro"):
+        for name in (".", "new/output"):
+            with pytest.raises(PermissionError, match=r"output_dir is .*, and nothing can be written to '.*disk'"):
+                make_trainer(tmp_path, output_dir=str(tmp_path / "disk" / name))
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "file").chmod(0o700)
+    with pytest.raises(NotADirectoryError, match=r"output_dir is '.*output', and '.*file' is a file"):
+        make_trainer(tmp_path, output_dir=str(tmp_path / "file" / "output"))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.getuid() == 0, reason="permissions do not bind this user")
+def test_a_folder_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output").chmod(0o500)
+    with pytest.raises(PermissionError, match="nothing can be written"):
+        make_trainer(tmp_path)
+
+
+@pytest.fixture
+def folder(run, tmp_path):
+    shutil.copytree(run, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "no optimiser": (lambda path: (path / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+    "no random state": (lambda path: (path / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+    "truncated weights": (lambda path: os.truncate(path / "model.safetensors", 100), "has 100 of"),
+    "an empty state": (lambda path: os.truncate(path / "trainer_state.json", 0), "trainer_state.json has 0 of"),
+    "a bit is flipped": (lambda path: flip(path / "optimizer.pt"), "optimizer.pt is not as it was written"),
+    "half a list": (lambda path: os.truncate(path / CHECKPOINT_FILE, 50), "cannot be read"),
+    "killed while writing": (lambda path: (path / MARK).write_text(""), "ended while writing"),
+    "nothing in it": (lambda path: [file.unlink() for file in path.iterdir()], "trainer_state.json is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_last_good_checkpoint_is_found(folder, damage):
+    inflict, reason = DAMAGES[damage]
+    last = folder / "output" / "checkpoint-4"
+    inflict(last)
+    assert reason in flaw_of(last)
+    assert last_good_checkpoint(folder / "output")[0] == folder / "output" / "checkpoint-2"
+    with pytest.raises(CheckpointError, match=f"cannot be resumed from: .*{reason}.*good checkpoint there is .*-2"):
+        make_trainer(folder, **STEPS).train(resume_from_checkpoint=str(last))
+
+
+@pytest.mark.parametrize("damage", ["truncated weights", "killed while writing"])
+def test_it_is_used_with_a_warning_and_the_damaged_one_is_kept(folder, run, damage, caplog):
+    inflict, reason = DAMAGES[damage]
+    inflict(folder / "output" / "checkpoint-4")
+    trainer = make_trainer(folder, **STEPS)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    assert reason in caplog.text
+    assert f"Training goes on from {folder / 'output' / 'checkpoint-2'}" in caplog.text
+    assert outcome(folder) == outcome(run)
+    assert (folder / "output" / "damaged-checkpoint-4").exists() == (damage == "truncated weights")
+
+
+def test_without_a_good_one_training_starts_from_the_beginning(folder, run, caplog):
+    for step in (2, 4):
+        DAMAGES["no optimiser"][0](folder / "output" / f"checkpoint-{step}")
+    trainer = make_trainer(folder, **STEPS)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    assert "training starts from the beginning" in caplog.text
+    assert outcome(folder) == outcome(run)
+
+
+def test_a_list_that_names_files_elsewhere_is_refused(folder):
+    last = folder / "output" / "checkpoint-4"
+    text = (last / CHECKPOINT_FILE).read_text()
+    (last / CHECKPOINT_FILE).write_text(text.replace('"optimizer.pt"', '"../../secret"'))
+    assert "names files outside of the folder" in flaw_of(last)
+
+
+def test_the_latest_good_checkpoint_is_never_rotated_away_before_there_is_a_later_one(tmp_path, monkeypatch):
+    """With one checkpoint to keep, writing the next fails; the former is still there."""
+    trainer = make_trainer(tmp_path, **STEPS | {"save_total_limit": 1})
+    save = trainer._save_rng_state
+
+    def fail(output_dir):
+        save(output_dir)
+        if output_dir.endswith("-4"):
+            raise OSError(28, "No space left on device")
+
+    trainer._save_rng_state = fail
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 could not be written, .*checkpoint is .*checkpoint-2\."):
+        trainer.train()
+    assert trainer.args.save_total_limit == 1
+    assert last_good_checkpoint(tmp_path / "output") == (tmp_path / "output" / "checkpoint-2", [])

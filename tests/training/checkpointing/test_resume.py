@@ -1,0 +1,183 @@
+"""A resumed run is the uninterrupted run, to the bit, in everything that is kept of it."""
+
+import copy
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from starft_hf import StarFTTrainer
+from tests.support.runs import assert_same_weights, steps
+from tests.support.tiny import make_dataset
+
+
+SETTINGS = {
+    "max_steps": -1,
+    "num_train_epochs": 2,
+    "reg_weight": 5.0,
+    "save_strategy": "steps",
+    "save_steps": 100,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "metric_for_best_model": "eval_worst_group_accuracy",
+    "group_column": "group",
+}
+LORA = LoraConfig(r=4, lora_dropout=0.2, target_modules=["q_proj", "v_proj"])
+QUICK_CASES = {
+    "full, contrastive, crops": ({}, 2),
+    "full, cross-entropy": ({"base_loss": "cross_entropy", "dataloader_num_workers": 1}, 2),
+    "adapter with dropout, at the end of an epoch": ({"peft_config": LORA, "dataloader_num_workers": 2}, 3),
+    "in chunks, logged every second step, evaluated at the start": (
+        {"mini_batch_size": 5, "logging_steps": 2, "eval_on_start": True},
+        1,
+    ),
+}
+SLOW_CASES = {
+    "full, cross-entropy, both caches": {"base_loss": "cross_entropy", "crop_scale": None, "reference_cache": "full"},
+    "adapter with dropout": {"peft_config": LORA, "dataloader_num_workers": 2},
+    "accumulated, in chunks, logged every second step": {
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 4,
+        "mini_batch_size": 2,
+        "logging_steps": 2,
+    },
+    "adapter, cross-entropy, text cache": {
+        "peft_config": LORA,
+        "base_loss": "cross_entropy",
+        "reference_cache": "text",
+        "dataloader_num_workers": 2,
+        "dataloader_persistent_workers": True,
+    },
+    "no cache, by epochs, an uneven end": {
+        "reference_cache": "none",
+        "reg_schedule": "epoch_linear",
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 7,
+        "eval_strategy": "epoch",
+    },
+    "several captions, accumulated unevenly": {
+        "caption_template": ["a photo of a {}.", "a picture of a {}."],
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 3,
+        "dataloader_num_workers": 4,
+    },
+    "kl, the best model in the end": {
+        "regularizer": "kl",
+        "load_best_model_at_end": True,
+        "eval_steps": 1,
+        "save_steps": 1,
+    },
+    "in chunks with an adapter and both caches": {
+        "peft_config": LORA,
+        "crop_scale": None,
+        "reference_cache": "full",
+        "mini_batch_size": 3,
+    },
+    "conditional, not all classes, weighted, an adapter, in chunks": {
+        "regularizer": "conditional",
+        "reg_max_classes": 3,
+        "reg_weight": "auto",
+        "reweight": "attribution",
+        "peft_config": LORA,
+        "mini_batch_size": 3,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 4,
+    },
+    "in double precision, bfloat16 reference": {"reference_dtype": "bfloat16", "weight_decay": 0.3},
+    "autocast in bfloat16": {"bf16": True},
+}
+
+
+class CutError(Exception):
+    pass
+
+
+class CutAt(TrainerCallback):
+    """Saves a checkpoint at a step, right after which the process ends."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save |= state.global_step == self.step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise CutError
+
+
+def without_timing(log):
+    """What a log says of training and evaluation."""
+    timing = ("runtime", "per_second", "preparation_time", "flos", "train_loss")
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(timing)}
+        for entry in log
+        if "train_runtime" not in entry
+    ]
+
+
+@pytest.fixture
+def trainer_of(clip, processor, config, dataset, tmp_path):
+    """Makes a trainer of a fresh model that saves under `tmp_path / name`."""
+
+    def make(name, *callbacks, **settings):
+        peft_config = settings.pop("peft_config", None)
+        # An adapter's first weights come from the global generator.
+        torch.manual_seed(0)
+        return StarFTTrainer(
+            copy.deepcopy(clip),
+            config(output_dir=str(tmp_path / name), **{**SETTINGS, **settings}),
+            dataset,
+            make_dataset(12, seed=5),
+            processing_class=processor,
+            peft_config=peft_config and copy.deepcopy(peft_config),
+            callbacks=list(callbacks),
+        )
+
+    return make
+
+
+def assert_resumes(trainer_of, stops, **settings):
+    whole = trainer_of("whole", **settings)
+    whole.train()
+    for stop in stops:
+        name = f"cut-{stop}"
+        with pytest.raises(CutError):
+            trainer_of(name, CutAt(stop), **settings).train()
+        torch.manual_seed(stop)
+        resumed = trainer_of(name, **settings)
+        resumed.train(resume_from_checkpoint=True)
+        assert_same_weights(whole, resumed)
+        assert without_timing(resumed.state.log_history) == without_timing(whole.state.log_history)
+        assert resumed.zero_shot_results == whole.zero_shot_results
+        for name in ("best_metric", "best_global_step", "global_step", "epoch"):
+            assert getattr(resumed.state, name) == getattr(whole.state, name), name
+    return whole
+
+
+@pytest.mark.parametrize("case", QUICK_CASES)
+def test_the_middle_and_the_end_of_an_epoch(trainer_of, case):
+    settings, stop = QUICK_CASES[case]
+    whole = assert_resumes(trainer_of, [stop], **settings)
+    assert whole.state.global_step == 6
+    assert bool(whole.zero_shot_results) == settings.get("eval_on_start", False)
+    assert all(math.isfinite(entry["loss"]) for entry in steps(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW_CASES)
+def test_more_settings(trainer_of, case):
+    assert_resumes(trainer_of, [2, 3], **SLOW_CASES[case])
+
+
+def test_a_run_that_has_ended_resumes_to_its_end(trainer_of):
+    """In the middle of an epoch as well, where a step more could be taken."""
+    for name, settings in {"epoch": {}, "middle": {"max_steps": 4}}.items():
+        whole = trainer_of(name, **settings)
+        whole.train()
+        again = trainer_of(name, **settings)
+        again.train(resume_from_checkpoint=True)
+        assert again.state.global_step == whole.state.global_step
+        assert_same_weights(whole, again)

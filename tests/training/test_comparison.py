@@ -1,0 +1,182 @@
+"""Several methods and seeds from one call, and one report out."""
+
+import copy
+
+import pytest
+import torch
+
+from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, interpolate
+from starft_hf.models.adapters import with_adapter
+from starft_hf.training.comparison import METHODS
+from tests.support.tiny import make_dataset
+
+
+@pytest.fixture
+def sets(dataset):
+    return {"plain": dataset, "shifted": make_dataset(seed=4)}
+
+
+def test_every_method_is_run_with_every_seed_and_interpolated(clip, processor, config, dataset, sets):
+    before = copy.deepcopy(clip.state_dict())
+    report = compare(
+        clip,
+        config(max_steps=2, learning_rate=1e-2, group_column="group"),
+        dataset,
+        sets,
+        methods=["zero-shot", *METHODS],
+        seeds=(0, 1),
+        processing_class=processor,
+        spuriosity=["{} in the snow.", "{} at night."],
+    )
+    assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
+    runs = {(run.method, run.seed, run.interpolated) for run in report.runs}
+    assert runs == {("zero-shot", 0, None)} | {
+        (method, seed, alpha) for method in METHODS for seed in (0, 1) for alpha in (None, 0.5)
+    }
+    zero_shot = next(run for run in report.runs if run.method == "zero-shot")
+    alone = evaluate_zero_shot(clip, processor, sets["shifted"], group_column="group", progress=False)
+    assert zero_shot.results["shifted"].group_accuracies == alone.group_accuracies
+    text = report.as_markdown()
+    assert all(method in text for method in METHODS)
+
+
+def test_a_run_is_what_the_trainer_gives_and_its_interpolation_what_interpolate_gives(
+    clip, processor, config, dataset, sets
+):
+    args = config(max_steps=3, learning_rate=1e-2, regularizer="kl", seed=5, group_column="group")
+    pool = ["{} in the snow.", "{} at night."]
+    trainer = StarFTTrainer(copy.deepcopy(clip), args, dataset, sets, processing_class=processor, spuriosity=pool)
+    trainer.train()
+    trainer.evaluate()
+    report = compare(
+        clip,
+        config(max_steps=3, learning_rate=1e-2, group_column="group"),
+        dataset,
+        sets,
+        methods=["kl"],
+        seeds=(5,),
+        alpha=0.25,
+        processing_class=processor,
+        spuriosity=pool,
+    )
+    tuned, interpolated = report.runs
+    assert tuned.results == trainer.evaluation_results
+    halfway = interpolate(clip, trainer.model, 0.25)
+    expected = evaluate_zero_shot(halfway, processor, sets["plain"], group_column="group", progress=False)
+    assert interpolated.results["plain"].loss == pytest.approx(expected.loss, rel=1e-6)
+    assert [point.step for point in tuned.log] == [1, 2, 3]
+
+
+def test_labels_that_stand_for_classes_are_mapped_in_every_run(clip, processor, config, dataset):
+    part, mapping = make_dataset(class_names=["instrument", "alive"]), [[2], [0, 3]]
+    report = compare(
+        clip,
+        config(max_steps=2),
+        dataset,
+        {"part": part},
+        methods=["zero-shot", "CE"],
+        processing_class=processor,
+        class_mapping={"part": mapping},
+    )
+    names = dataset.features["label"].names
+    expected = evaluate_zero_shot(clip, processor, part, class_names=names, class_mapping=mapping, progress=False)
+    assert report.runs[0].results["part"].group_accuracies == expected.group_accuracies
+    assert len(report.runs) == 3
+
+
+def test_settings_by_method_reach_it(clip, processor, config, dataset, sets):
+    def star(**settings):
+        report = compare(
+            clip,
+            config(max_steps=3, learning_rate=1e-2),
+            dataset,
+            sets,
+            methods=["star"],
+            alpha=None,
+            settings=settings,
+            processing_class=processor,
+        )
+        return report.runs[0].log[1].reg_weight
+
+    assert star(star={"reg_weight": 8.0}) == pytest.approx(16 * star())
+
+
+def test_nothing_is_published(clip, processor, config, dataset, sets, monkeypatch):
+    monkeypatch.setattr(StarFTTrainer, "init_hf_repo", lambda *args, **kwargs: pytest.fail("a repository is made"))
+    args = config(max_steps=1, push_to_hub=True)
+    report = compare(clip, args, dataset, sets, methods=["star"], alpha=None, processing_class=processor)
+    assert len(report.runs) == 1
+
+
+def test_unknown_methods_are_refused_before_anything_is_trained(clip, config, dataset):
+    with pytest.raises(ValueError, match=r"unknown method 'starr'\. Did you mean 'star'\?"):
+        compare(clip, config(), dataset, dataset, methods=["starr"])
+    with pytest.raises(ValueError, match=r"unknown method 'flyp'"):
+        compare(clip, config(), dataset, dataset, settings={"flyp": {}})
+
+
+def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_have_pictures(
+    clip, processor, config, dataset, sets
+):
+    report = compare(
+        clip,
+        config(max_steps=2, learning_rate=1e-2, group_column="group"),
+        lambda seed: dataset if seed == 3 else None,
+        sets,
+        methods=["zero-shot", "FLYP"],
+        seeds=(3,),
+        curve_alphas=(0.25, 0.75),
+        processing_class=processor,
+    )
+    zero_shot, tuned, interpolated = report.runs
+    assert [point.alpha for point in tuned.curve] == [0, 0.25, 0.5, 0.75, 1]
+    for run, point in ((zero_shot, tuned.curve[0]), (interpolated, tuned.curve[2]), (tuned, tuned.curve[4])):
+        result = run.results["plain"]
+        assert (point.in_distribution, point.out_of_distribution) == (result.accuracy, result.worst_group_accuracy)
+    mistakes = tuned.results["shifted"].mistakes
+    assert mistakes
+    assert all(mistake.group == tuned.results["shifted"].worst_group for mistake in mistakes)
+    for mistake in mistakes:
+        assert sets["shifted"][mistake.sample]["image"] == report.thumbnails["shifted"][mistake.sample]
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"alpha": 2}, "alpha is 2"),
+        ({"curve_alphas": [-1]}, "alpha is -1"),
+        ({"seeds": ()}, "at least one"),
+        ({"seeds": (0, 0)}, "seeds is"),
+        ({"methods": ["zero-shot", "kl", "kl"]}, "methods is"),
+        ({"processes": 0}, "processes is 0"),
+        ({"eval_dataset": None}, "nothing to compare on"),
+        ({"eval_dataset": {}}, "nothing to compare on"),
+        ({"train_dataset": None}, "nothing to train on"),
+        ({"class_mapping": {"eval": [[0]]}, "eval_dataset": {"set": "of a name"}}, "unknown evaluation set 'eval'"),
+        ({"spuriosity": "backgroud"}, "unknown spuriosity pool"),
+        ({"settings": {"star": {"reg_schedule": "epoch_linear"}}}, "limited by max_steps"),
+        ({"settings": {"star": {"regularizer": "sta"}}}, "unknown regularizer"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_comparison_is_refused_before_the_first_forward(clip, config, dataset, settings, match):
+    clip.forward = None
+    with pytest.raises(ValueError, match=match):
+        compare(clip, config(), **{"train_dataset": dataset, "eval_dataset": dataset, **settings})
+
+
+def test_what_workers_cannot_be_sent_is_refused_before_they_start(clip, config, dataset, monkeypatch):
+    monkeypatch.setattr(
+        "starft_hf.training.processes.ProcessPoolExecutor", lambda *_, **__: pytest.fail("workers were started")
+    )
+    with pytest.raises(ValueError, match="cannot be sent to them"):
+        compare(clip, config(), lambda seed: dataset, dataset, processes=2)
+
+
+def test_weights_of_adapters_are_not_interpolated(clip, processor, config, dataset):
+    model = with_adapter(clip, "lora")
+    settings = {"methods": ["FLYP"], "processing_class": processor}
+    with pytest.raises(ValueError, match="a model with an adapter cannot be interpolated"):
+        compare(model, config(), dataset, dataset, **settings)
+    (run,) = compare(model, config(), dataset, dataset, alpha=None, **settings).runs
+    assert run.interpolated is None
