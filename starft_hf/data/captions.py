@@ -1,14 +1,86 @@
-"""Captions of classes, with and without something spurious in them."""
+"""Captions of classes, with and without a spurious template: the one place that fills templates."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
 
 from starft_hf.models.texts import TextEncoding
-from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.utils.names import readable
+
+
+CAPTION_FIELD = "{}"
+CLASS_FIELD = "{class}"
+
+
+class SpuriousTemplates(Protocol):
+    """What captions need of a pool of spurious templates, such as a `SpuriosityPool`."""
+
+    templates: tuple[str, ...]
+    weights: tuple[float, ...] | None
+    classes: tuple[frozenset[str] | None, ...] | None
+
+    def __len__(self) -> int: ...
+
+    def eligible(self, class_name: str | None) -> tuple[int, ...]:
+        """The indices of the templates that may be drawn for a class."""
+
+    def draw(self, generator: np.random.Generator, class_name: str | None = None) -> int:
+        """The index of a template for a class."""
+
+
+def check_caption_templates(name: str, templates: list[str]) -> None:
+    """Check that there are templates and that each holds one `{}`.
+
+    Raises:
+        ValueError: naming the first template that does not.
+    """
+    if not templates:
+        raise ValueError(f"{name} is an empty list; pass at least one template such as 'a photo of a {{}}.'")
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise ValueError(
+                f"{name} has {template!r}; a caption template needs exactly one {{}} where the class name goes, "
+                "as in 'a photo of a {}.'"
+            )
+
+
+def inject(template: str, caption: str, class_name: str | None) -> str:
+    """The spurious caption that a spurious template makes of `caption`, or of `class_name`.
+
+    Raises:
+        ValueError: if the template needs a class name and there is none.
+    """
+    if CAPTION_FIELD in template:
+        return template.replace(CAPTION_FIELD, caption.rstrip().removesuffix("."))
+    if class_name is None:
+        raise ValueError(f"the template {template!r} needs a class name, but the dataset has no labels")
+    return template.replace(CLASS_FIELD, class_name)
+
+
+def class_caption(
+    class_name: str, caption_template: str, spurious_template: str | None = None, encoding: TextEncoding | None = None
+) -> str:
+    """The caption of a class.
+
+    Args:
+        class_name: as the dataset has it; underscores are read as spaces.
+        caption_template: with `{}` for the class name.
+        spurious_template: injected into the caption; None leaves it plain.
+        encoding: of the model whose text tower has to see the whole class name: a caption that is too long loses
+            words in front of the name. None checks no lengths.
+    """
+
+    def fill(name: str) -> str:
+        caption = caption_template.replace(CAPTION_FIELD, name)
+        return caption if spurious_template is None else inject(spurious_template, caption, name)
+
+    name = readable(class_name)
+    return fill(name) if encoding is None else encoding.fit(fill, name)
 
 
 @dataclass(frozen=True)
@@ -30,7 +102,7 @@ class CaptionBank:
 
     class_names: Sequence[str]
     caption_templates: Sequence[str]
-    pool: SpuriosityPool | None = None
+    pool: SpuriousTemplates | None = None
     encode_texts: TextEncoding | None = None
 
     def __post_init__(self) -> None:
@@ -51,17 +123,13 @@ class CaptionBank:
 
     def caption(self, label: int, template: int) -> str:
         """The caption of class `label` under caption template `template`."""
-        return self._filled(lambda name: self.caption_templates[template].replace("{}", name), label)
-
-    def _filled(self, fill: Callable[[str], str], label: int) -> str:
-        name = readable(self.class_names[label])
-        return fill(name) if self.encode_texts is None else self.encode_texts.fit(fill, name)
+        return class_caption(self.class_names[label], self.caption_templates[template], None, self.encode_texts)
 
     def spurious_caption(self, label: int, template: int, spurious_template: int) -> str:
-        """The same with spurious template `spurious_template` of the pool put in."""
-        pool, caption = self.pool, self.caption_templates[template]
-        assert pool is not None
-        return self._filled(lambda name: pool.inject(caption.replace("{}", name), name, spurious_template), label)
+        """The same with spurious template `spurious_template` of the pool injected."""
+        assert self.pool is not None
+        spurious, caption = self.pool.templates[spurious_template], self.caption_templates[template]
+        return class_caption(self.class_names[label], caption, spurious, self.encode_texts)
 
     @cached_property
     def _eligible(self) -> list[tuple[int, ...]]:

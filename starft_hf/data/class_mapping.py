@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluation_columns
-from starft_hf.data.groups import GroupFunction
-from starft_hf.training.configuration import StarFTConfig
 from starft_hf.utils.names import unknown_name
 
 
@@ -19,12 +17,11 @@ ClassMapping = Sequence[Sequence[int]]
 
 def resolve_mapped_columns(
     dataset: Any,
-    config: StarFTConfig | ColumnSettings,
+    settings: ColumnSettings,
     class_mapping: ClassMapping,
     class_names: Sequence[str] | None,
     *,
     what: str,
-    group_function: GroupFunction | None = None,
 ) -> ImageColumns:
     """`resolve_evaluation_columns` for a data set whose labels stand for classes of a classifier.
 
@@ -32,11 +29,10 @@ def resolve_mapped_columns(
 
     Args:
         dataset: the evaluation set.
-        config: the settings.
+        settings: which columns hold what.
         class_mapping: for every label the indices into `class_names`.
         class_names: the classes of the classifier.
         what: how messages call the data set.
-        group_function: names the group of a row, instead of `config.group_column`.
 
     Raises:
         ValueError: as `resolve_evaluation_columns`; or if the mapping is of other labels or classes.
@@ -44,13 +40,11 @@ def resolve_mapped_columns(
     if class_names is None:
         raise ValueError("class_mapping gives indices into class_names; pass class_names as well")
     check_mapping(class_mapping, class_names)
-    settings = ColumnSettings(config.image_column, config.label_column, None, config.group_column, None)
     columns = resolve_evaluation_columns(
         dataset,
-        settings,
+        dataclasses.replace(settings, caption_column=None, class_names=None),
         what=what,
         default_class_names=[class_names[indices[0]] for indices in class_mapping],
-        group_function=group_function,
     )
     labels = len(columns.class_names or ())
     if labels != len(class_mapping):
@@ -64,35 +58,32 @@ def resolve_mapped_columns(
 
 def resolve_classes(
     dataset: Any,
-    config: StarFTConfig,
+    settings: ColumnSettings,
     class_mapping: ClassMapping | None,
     class_names: Sequence[str] | None,
     *,
     what: str,
-    group_function: GroupFunction | None = None,
 ) -> ImageColumns:
     """The columns of an evaluation set of a run, with its own classes: by a mapping, by name or the run's.
 
     Args:
         dataset: the evaluation set.
-        config: the settings.
+        settings: which columns hold what.
         class_mapping: for every label the indices into `class_names`, or None where the labels are the classes.
         class_names: the classes of the training set.
         what: how messages call the data set.
-        group_function: names the group of a row, instead of `config.group_column`.
 
     Raises:
         ValueError: as `resolve_mapped_columns`.
     """
     if class_mapping is not None:
-        names = class_names or config.class_names
-        return resolve_mapped_columns(dataset, config, class_mapping, names, what=what, group_function=group_function)
+        names = class_names or settings.class_names
+        return resolve_mapped_columns(dataset, settings, class_mapping, names, what=what)
     return resolve_evaluation_columns(
         dataset,
-        config,
+        settings,
         what=what,
         default_class_names=class_names,
-        group_function=group_function,
         own_order=True,
     )
 

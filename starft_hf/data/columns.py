@@ -9,19 +9,19 @@ from datasets import ClassLabel, DatasetDict, IterableDatasetDict
 
 from starft_hf.data.groups import GroupFunction, Groups, resolve_groups
 from starft_hf.data.source import column_names, is_stream
-from starft_hf.training.configuration import StarFTConfig
-from starft_hf.utils.names import unknown_name
+from starft_hf.utils.names import check_names, unknown_name
 
 
 @dataclass(frozen=True)
 class ColumnSettings:
-    """The part of `StarFTConfig` that says what the columns of a data set are."""
+    """Which columns of a dataset hold what, and how its classes and groups are named."""
 
     image_column: str = "image"
     label_column: str = "label"
     caption_column: str | None = None
     group_column: str | Sequence[str] | None = None
     class_names: Sequence[str] | None = None
+    group_function: GroupFunction | None = None
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,23 @@ class ImageColumns:
 
 def resolve_columns(
     dataset: Any,
-    config: StarFTConfig | ColumnSettings,
+    settings: ColumnSettings,
     *,
     what: str,
     default_class_names: Sequence[str] | None = None,
-    group_function: GroupFunction | None = None,
     own_order: bool = False,
 ) -> ImageColumns:
-    """Find the columns `config` names in `dataset`, and the class names.
+    """Find the columns `settings` names in `dataset`, and the class names.
 
-    Class names are those of `config`, else of the ClassLabel feature, else `default_class_names`, else the values of
+    Class names are those of `settings`, else of the ClassLabel feature, else `default_class_names`, else the values of
     a label column of strings.
 
     Args:
         dataset: a `datasets` Dataset or IterableDataset, or any torch data set whose rows are mappings.
-        config: the settings.
+        settings: which columns hold what.
         what: how messages call the data set.
         default_class_names: used when nothing else gives names.
-        group_function: names the group of a row, instead of `config.group_column`.
-        own_order: read a ClassLabel column that has some of the class names of `config` in another order by its own;
+        own_order: read a ClassLabel column that has some of the class names of `settings` in another order by its own;
             otherwise that is an error.
 
     Raises:
@@ -114,7 +112,7 @@ def resolve_columns(
     columns = column_names(dataset)
 
     def find(setting: str, *, required: bool) -> str | None:
-        column = getattr(config, setting)
+        column = getattr(settings, setting)
         if column is None or columns is None or column in columns:
             return column
         if not required:
@@ -127,12 +125,12 @@ def resolve_columns(
     assert image is not None
     caption = find("caption_column", required=True)
     label = find("label_column", required=caption is None)
-    groups = resolve_groups(dataset, config.group_column, group_function)
+    groups = resolve_groups(dataset, settings.group_column, settings.group_function)
     if label is None:
         return ImageColumns(image, None, caption, groups, None)
 
     feature = (getattr(dataset, "features", None) or {}).get(label)
-    names: Sequence[str] | None = config.class_names
+    names: Sequence[str] | None = settings.class_names
     if names is not None:
         check_names(names)
         if isinstance(feature, ClassLabel) and _in_other_order(feature.names, names):
@@ -156,11 +154,10 @@ def resolve_columns(
 
 def resolve_evaluation_columns(
     dataset: Any,
-    config: StarFTConfig | ColumnSettings,
+    settings: ColumnSettings,
     *,
     what: str,
     default_class_names: Sequence[str] | None = None,
-    group_function: GroupFunction | None = None,
     own_order: bool = False,
 ) -> ImageColumns:
     """`resolve_columns`, and everything that evaluation asks of a data set.
@@ -171,19 +168,18 @@ def resolve_evaluation_columns(
     """
     columns = resolve_columns(
         dataset,
-        config,
+        settings,
         what=what,
         default_class_names=default_class_names,
-        group_function=group_function,
         own_order=own_order,
     )
     if columns.class_names is None:
         raise ValueError(
-            f"{what} has no labels in column {config.label_column!r}; evaluation classifies images, so it needs "
+            f"{what} has no labels in column {settings.label_column!r}; evaluation classifies images, so it needs "
             "labels and class_names"
         )
-    if config.group_column and columns.groups is None:
-        wanted = [config.group_column] if isinstance(config.group_column, str) else config.group_column
+    if settings.group_column and columns.groups is None:
+        wanted = [settings.group_column] if isinstance(settings.group_column, str) else settings.group_column
         present = column_names(dataset) or []
         missing = next(column for column in wanted if column not in present)
         raise ValueError(
@@ -194,21 +190,6 @@ def resolve_evaluation_columns(
     check_labels(dataset, columns, what=what, several=False)
     check_groups(dataset, columns, what=what)
     return columns
-
-
-def check_names(class_names: Sequence[str]) -> None:
-    """Check that class names are names, of which a classifier can be made.
-
-    Raises:
-        ValueError: if there are none, or naming the first that is no name.
-    """
-    if isinstance(class_names, str):
-        raise ValueError(f"class_names is the string {class_names!r}; pass a list of names, in label order")
-    if len(class_names) == 0:
-        raise ValueError("class_names is empty; pass one name for every label, in label order")
-    for label, name in enumerate(class_names):
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"class_names has {name!r} for label {label}; pass a name for every label")
 
 
 def _in_other_order(own: Sequence[str], class_names: Sequence[str]) -> bool:

@@ -10,16 +10,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from starft_hf.data.captions import CaptionBank
+from starft_hf.data.captions import CaptionBank, inject
 from starft_hf.data.class_mapping import resolve_classes
-from starft_hf.data.columns import ImageColumns
+from starft_hf.data.columns import ColumnSettings, ImageColumns
 from starft_hf.data.decoding import RAISE, SKIP, BadImageError, PictureReader, Row, blank_picture
-from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
 from starft_hf.data.source import is_stream
-from starft_hf.training.checkpointing.interruption import spare_worker
-from starft_hf.training.configuration import StarFTConfig
+from starft_hf.data.workers import spare_worker
 from starft_hf.utils.collectives import NO_SAMPLE
 
 
@@ -96,7 +94,7 @@ class TrainingExampleMaker:
             example["caption"] = row[self.columns.caption]
             if pool is not None and spurious_template is not None:
                 class_name = self.bank.class_names[label] if label is not None else None
-                example["spurious_caption"] = pool.inject(example["caption"], class_name, spurious_template)
+                example["spurious_caption"] = inject(pool.templates[spurious_template], example["caption"], class_name)
         elif label is not None:
             template = self._draw(sample, Draw.CAPTION_TEMPLATE, len(self.bank.caption_templates))
             example["caption"] = self.bank.caption(label, template)
@@ -301,21 +299,22 @@ def as_examples(dataset: Any, make: ExampleMaker, on_bad_image: str = RAISE) -> 
 
 def evaluation_sets(
     dataset: Any,
-    config: StarFTConfig,
+    settings: ColumnSettings,
     class_names: Sequence[str] | None,
     image_processor: Any,
-    group_function: GroupFunction | None = None,
+    *,
     class_mapping: Any = None,
+    on_bad_image: str = RAISE,
 ) -> Any:
     """The evaluation examples of a data set or, by name, of a dictionary of several; what are examples stays.
 
     Args:
         dataset: one evaluation set, several, or None.
-        config: the settings.
+        settings: which columns hold what.
         class_names: the classes of the training set.
         image_processor: of the model.
-        group_function: names the group of a row, instead of `config.group_column`.
-        class_mapping: for every label the indices into `class_names`; by name for several data sets.
+        class_mapping: for every label the indices into `class_names`; by name for several datasets.
+        on_bad_image: as in `IndexedExamples`.
 
     Raises:
         ValueError: as `resolve_classes`.
@@ -324,16 +323,13 @@ def evaluation_sets(
         return dataset
     if isinstance(dataset, dict):
         mappings = class_mapping or {}
+        shared = (settings, class_names, image_processor)
         return {
-            name: evaluation_sets(part, config, class_names, image_processor, group_function, mappings.get(name))
+            name: evaluation_sets(part, *shared, class_mapping=mappings.get(name), on_bad_image=on_bad_image)
             for name, part in dataset.items()
         }
-    columns = resolve_classes(
-        dataset, config, class_mapping, class_names, what="eval_dataset", group_function=group_function
-    )
-    return as_examples(
-        dataset, EvaluationExampleMaker(columns, ImagePreprocessor(image_processor)), config.on_bad_image
-    )
+    columns = resolve_classes(dataset, settings, class_mapping, class_names, what="eval_dataset")
+    return as_examples(dataset, EvaluationExampleMaker(columns, ImagePreprocessor(image_processor)), on_bad_image)
 
 
 def image_examples(examples: IndexedExamples, preprocessor: ImagePreprocessor | None = None) -> IndexedExamples:

@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.class_mapping import resolve_mapped_columns
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import ColumnSettings, check_distinct, check_names, group_names, resolve_evaluation_columns
+from starft_hf.data.columns import ColumnSettings, check_distinct, group_names, resolve_evaluation_columns
 from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
@@ -25,8 +26,8 @@ from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder, evaluation_mode, floating_dtype, load_model, load_processor
-from starft_hf.training.configuration import check_caption_templates
 from starft_hf.utils.collectives import NO_SAMPLE, share_of, world_size
+from starft_hf.utils.names import check_names
 
 
 def evaluate_zero_shot(
@@ -93,13 +94,11 @@ def evaluate_zero_shot(
     if class_names is not None:
         check_names(class_names)
         check_distinct(class_names)
-    settings = ColumnSettings(image_column, label_column, group_column=group_column, class_names=class_names)
+    settings = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
     if class_mapping is None:
-        columns = resolve_evaluation_columns(dataset, settings, what="dataset", group_function=group_function)
+        columns = resolve_evaluation_columns(dataset, settings, what="dataset")
     else:
-        columns = resolve_mapped_columns(
-            dataset, settings, class_mapping, class_names, what="dataset", group_function=group_function
-        )
+        columns = resolve_mapped_columns(dataset, settings, class_mapping, class_names, what="dataset")
     names = columns.classifier or columns.class_names or ()
     if head is not None:
         check_head(head, names)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from starft_hf.data.captions import class_caption
 from starft_hf.models.encoder import DualEncoder, evaluation_mode, logit_scale_of, unit_rows, unwrapped
-from starft_hf.utils.names import readable
 
 
 def zero_shot_weights(
@@ -33,9 +33,7 @@ def zero_shot_weights(
         ValueError: if a class name is too long for the text tower.
     """
     texts = [
-        encoder.encode_texts.fit(lambda name, template=template: template.replace("{}", name), readable(name))  # type: ignore[misc]
-        for name in class_names
-        for template in templates
+        class_caption(name, template, encoding=encoder.encode_texts) for name in class_names for template in templates
     ]
     count = len(templates)
     rows: list[Tensor] = []

@@ -12,12 +12,12 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.images import ImagePreprocessor, stack_features
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.models.encoder import DualEncoder, evaluation_mode, head_logits, load_model, load_processor
 from starft_hf.models.heads import HEAD_FILE, load_head
-from starft_hf.training.configuration import check_caption_templates
 
 
 _DEFAULT_TEMPLATE = "a photo of a {}."

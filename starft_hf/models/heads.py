@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from starft_hf.data.columns import check_names
 from starft_hf.models.encoder import whole
 from starft_hf.utils.files import file_in_place_of
+from starft_hf.utils.names import check_names
 
 
 logger = logging.get_logger(__name__)

@@ -2,7 +2,7 @@
 
 from starft_hf.reference.base import Reference, ReferenceInfo
 from starft_hf.reference.cached import CachedReference
-from starft_hf.reference.factory import CachePlan, make_live_reference, make_reference, plan_cache
+from starft_hf.reference.factory import CachePlan, ReferenceSettings, make_live_reference, make_reference, plan_cache
 from starft_hf.reference.live import AdapterReference, FrozenReference
 
 
@@ -13,6 +13,7 @@ __all__ = [
     "FrozenReference",
     "Reference",
     "ReferenceInfo",
+    "ReferenceSettings",
     "make_live_reference",
     "make_reference",
     "plan_cache",

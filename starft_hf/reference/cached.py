@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from starft_hf.data.captions import CaptionBank
 from starft_hf.models.encoder import batch_images, batch_texts, differs_in_training, whole
 from starft_hf.reference.base import Reference, ReferenceInfo
-from starft_hf.reference.fingerprint import tensors_digest
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import FrozenReference, LiveReference, mean_over_classes
 from starft_hf.reference.texts import CachedTexts, TextFeatures
+from starft_hf.utils.hashing import tensors_digest
 
 
 class CachedReference(Reference):

@@ -5,19 +5,19 @@ import hashlib
 import inspect
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 import transformers
 from datasets import Dataset
 from datasets.table import ConcatenationTable, MemoryMappedTable
-from torch import Tensor, nn
+from torch import nn
 
 from starft_hf.models.adapters import base_model_of, base_state, without_adapter
 from starft_hf.models.encoder import DualEncoder
+from starft_hf.utils.hashing import digest, tensors_digest
 
 
 # What a configuration says about where it came from rather than about what the model computes.
@@ -30,23 +30,6 @@ _LIBRARIES = ("torch", "transformers", "peft", "starft_hf")
 # differs in most of them.
 _FILES_READ = 64
 _BYTES_READ = 2**20
-
-
-def digest(parts: Any) -> str:
-    """A key for anything JSON can hold."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A key for named tensors: names, types, shapes and every byte."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        # A copy, because what numpy has looked at can no longer be resized, as FSDP does with its parameters.
-        tensor = tensors[name].detach().to("cpu", copy=True).contiguous()
-        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
 
 
 def model_fingerprint(model: nn.Module) -> str:

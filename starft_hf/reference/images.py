@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 from starft_hf.data.decoding import BAD_IMAGES, SKIP, SkippedImages
 from starft_hf.data.examples import IndexedExamples
 from starft_hf.data.images import stack_features
-from starft_hf.reference.fingerprint import digest, images_fingerprint, preprocessing_fingerprint
+from starft_hf.reference.fingerprint import images_fingerprint, preprocessing_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
-from starft_hf.training.configuration import StarFTConfig
 from starft_hf.utils.collectives import assemble, share_of
+from starft_hf.utils.hashing import digest
 
 
 KIND = "images"
@@ -46,18 +46,6 @@ class CachedImages:
     num_workers: int = 0
     dtype: torch.dtype | None = None
     progress: bool = True
-
-    @classmethod
-    def of_run(cls, examples: IndexedExamples, store: FeatureStore | None, config: StarFTConfig) -> "CachedImages":
-        """Those of a run with these settings."""
-        return cls(
-            examples,
-            store,
-            batch_size=config.per_device_eval_batch_size,
-            num_workers=config.dataloader_num_workers,
-            dtype=None if config.reference_cache_dtype is None else getattr(torch, config.reference_cache_dtype),
-            progress=not config.disable_tqdm,
-        )
 
     def __post_init__(self) -> None:
         self._embeds: Tensor | None = None

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging
 
-from starft_hf.reference.fingerprint import tensors_digest
 from starft_hf.utils.collectives import all_agree, is_first_on_machine
 from starft_hf.utils.files import file_in_place_of
+from starft_hf.utils.hashing import tensors_digest
 
 
 logger = logging.get_logger(__name__)

@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.reference.fingerprint import digest, texts_fingerprint
+from starft_hf.reference.fingerprint import texts_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
 from starft_hf.utils.collectives import assemble, share_of
+from starft_hf.utils.hashing import digest
 
 
 logger = logging.get_logger(__name__)

@@ -1,22 +1,24 @@
 """`spuriosity="auto"`: the pool of a run, out of its own training set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers.utils import logging
 
 from starft_hf.data.columns import ImageColumns
 from starft_hf.models.encoder import DualEncoder
-from starft_hf.reference.fingerprint import digest, images_fingerprint, model_fingerprint, preprocessing_fingerprint
+from starft_hf.reference.fingerprint import images_fingerprint, model_fingerprint, preprocessing_fingerprint
 from starft_hf.spuriosity.discovery import Significance, check_labelled, discover, sample_rows
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.reading import POOL_FILE
-from starft_hf.training.configuration import StarFTConfig
 from starft_hf.utils.collectives import all_agree, rank
+from starft_hf.utils.hashing import digest
 
 
 logger = logging.get_logger(__name__)
@@ -26,14 +28,39 @@ AUTO = "auto"
 Spuriosity = SpuriosityPool | str | PathLike[str] | Sequence[str]
 
 
+@dataclass(frozen=True)
+class DiscoverySettings:
+    """How a run discovers its pool.
+
+    Attributes:
+        pool: the candidates: a name, a path or a Hub repository.
+        samples: training images to look at, drawn at random; of an iterable dataset the first ones.
+        caption_templates: the plain captions, with `{}` for the class name.
+        seed: of the sample and of the permutations.
+        device: where to compute.
+        keep_in: folder where the pool is kept for resumed runs; None keeps it nowhere.
+        saves: whether this process writes it there.
+        options: further ones of `discover`, such as the batch size.
+    """
+
+    pool: str
+    samples: int
+    caption_templates: Sequence[str]
+    seed: int
+    device: torch.device
+    keep_in: Path
+    saves: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 def is_auto(spuriosity: Spuriosity) -> bool:
     """Whether the pool is to be found in the training set."""
     return isinstance(spuriosity, str) and spuriosity == AUTO
 
 
-def given_pool(spuriosity: Spuriosity, config: StarFTConfig) -> SpuriosityPool:
+def given_pool(spuriosity: Spuriosity, discovery_pool: str) -> SpuriosityPool:
     """The pool that a run is given; with "auto" the one it is to choose from."""
-    return as_pool(config.discovery_pool if is_auto(spuriosity) else spuriosity)
+    return as_pool(discovery_pool if is_auto(spuriosity) else spuriosity)
 
 
 def check_auto(spuriosity: Spuriosity, columns: ImageColumns) -> None:
@@ -53,7 +80,7 @@ def pool_of_run(
     encoder: DualEncoder,
     dataset: Any,
     columns: ImageColumns | None,
-    config: StarFTConfig,
+    settings: DiscoverySettings,
 ) -> SpuriosityPool | None:
     """The pool that a run trains with: the one it is given, or what discovery finds of it in the training set.
 
@@ -66,18 +93,18 @@ def pool_of_run(
         encoder: its conventions.
         dataset: the training set, or None.
         columns: its columns.
-        config: the settings.
+        settings: of the discovery.
     """
     if given is None or columns is None or not is_auto(spuriosity):
         return given
-    key = _key(model, encoder, dataset, columns, given, config)
-    file = Path(config.output_dir) / POOL_FILE
+    key = _key(model, encoder, dataset, columns, given, settings)
+    file = settings.keep_in / POOL_FILE
     kept = _kept_pool(file, key)
-    if all_agree(kept is not None, config.device):
+    if all_agree(kept is not None, settings.device):
         return kept
-    pool = _discovered(given, model, encoder, dataset, columns, config)
+    pool = _discovered(given, model, encoder, dataset, columns, settings)
     pool.metadata["key"] = key
-    if config.should_save and config.save_strategy != "no":
+    if settings.saves:
         _keep(pool, file)
     return pool
 
@@ -88,13 +115,13 @@ def _discovered(
     encoder: DualEncoder,
     dataset: Any,
     columns: ImageColumns,
-    config: StarFTConfig,
+    settings: DiscoverySettings,
 ) -> SpuriosityPool:
-    rows, indices = sample_rows(dataset, config.discovery_samples, config.seed)
+    rows, indices = sample_rows(dataset, settings.samples, settings.seed)
     device = next(model.parameters()).device
     # Models in 4 or 8 bits are where they compute already, and refuse to be moved.
-    if device != config.device:
-        model.to(config.device)
+    if device != settings.device:
+        model.to(settings.device)
     try:
         result = discover(
             model,
@@ -103,16 +130,13 @@ def _discovered(
             indices,
             columns,
             given,
-            config.caption_templates,
-            Significance(seed=config.seed),
-            batch_size=config.per_device_eval_batch_size,
-            num_workers=config.dataloader_num_workers,
-            on_bad_image=config.on_bad_image,
-            progress=not config.disable_tqdm,
+            settings.caption_templates,
+            Significance(seed=settings.seed),
+            **settings.options,
         )
     finally:
         # Where FSDP will shard the model, it is not to be on the device as a whole.
-        if device != config.device:
+        if device != settings.device:
             model.to(device)
     pool, why = (result.pool(), "") if result.found else (None, "nothing in the sample goes together with a label")
     if pool is not None and any(not pool.eligible(name) for name in columns.class_names or ()):
@@ -142,19 +166,19 @@ def _key(
     dataset: Any,
     columns: ImageColumns,
     given: SpuriosityPool,
-    config: StarFTConfig,
+    settings: DiscoverySettings,
 ) -> str | None:
     """A key for all that discovery depends on, or None where the data set does not say whether it has changed."""
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         return None
-    settings = [config.discovery_samples, config.seed, config.caption_templates, columns.class_names, columns.label]
+    drawn = [settings.samples, settings.seed, list(settings.caption_templates)]
     return digest(
         [
             model_fingerprint(model),
             preprocessing_fingerprint(encoder.image_processor),
             images_fingerprint(dataset, columns.image, [columns.label] if columns.label else []),
             given.to_dict(),
-            settings,
+            [*drawn, columns.class_names, columns.label],
         ]
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from starft_hf.data.captions import check_caption_templates, class_caption
 from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
 from starft_hf.data.decoding import RAISE, SkippedImages, check_on_bad_image
@@ -33,7 +34,6 @@ from starft_hf.spuriosity.attributes import (
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.result import DiscoveryResult, Scorer
 from starft_hf.spuriosity.statistics import measure_associations
-from starft_hf.training.configuration import check_caption_templates
 from starft_hf.utils.collectives import assemble, share_of
 from starft_hf.utils.names import readable
 
@@ -279,14 +279,8 @@ def scorer_from(
     wanted = [list(_spread(own, _CLASSES_PER_TEMPLATE)) for own in wanted]
 
     def captions(index: int | None, own: Sequence[str]) -> list[str]:
-        return [caption_of(index, name, caption) for name in own for caption in caption_templates]
-
-    def caption_of(index: int | None, name: str, template: str) -> str:
-        def fill(name: str) -> str:
-            caption = template.replace("{}", name)
-            return caption if index is None else pool.inject(caption, name, index)
-
-        return encoding.fit(fill, name)
+        spurious = None if index is None else pool[index]
+        return [class_caption(name, caption, spurious, encoding) for name in own for caption in caption_templates]
 
     # The plain captions of every class; then, of all classes and of each half of them, plain captions and templates.
     shown = _spread(names, _CLASSES_PER_TEMPLATE)

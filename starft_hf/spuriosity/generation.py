@@ -17,13 +17,13 @@ from transformers.utils import logging
 
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder, evaluation_mode, load_model, load_processor, unit_rows
-from starft_hf.reference.fingerprint import digest
 from starft_hf.reference.store import default_folder
 from starft_hf.spuriosity.answers import TemplateCheck, UnusableError, parse_answer
 from starft_hf.spuriosity.backends import ChatBackend, Message, as_backend
 from starft_hf.spuriosity.duplicates import Gist
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.hashing import digest
 from starft_hf.utils.names import readable
 
 

@@ -10,12 +10,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from starft_hf.data.captions import CAPTION_FIELD, CLASS_FIELD, inject
 from starft_hf.spuriosity.reading import READERS, read_repository, read_templates
 from starft_hf.utils.names import readable, unknown_name
 
-
-CAPTION_FIELD = "{}"
-CLASS_FIELD = "{class}"
 
 # The union of all built-in pools has a name but no file.
 UNION = "all"
@@ -128,12 +126,7 @@ class SpuriosityPool:
         Raises:
             ValueError: if the template asks for a class name and there is none.
         """
-        template = self.templates[index]
-        if CAPTION_FIELD in template:
-            return template.replace(CAPTION_FIELD, caption.rstrip().removesuffix("."))
-        if class_name is None:
-            raise ValueError(f"the template {template!r} asks for a class name, but the data set has no labels")
-        return template.replace(CLASS_FIELD, class_name)
+        return inject(self.templates[index], caption, class_name)
 
     def eligible(self, class_name: str | None) -> tuple[int, ...]:
         """The indices of the templates that may be drawn for a class; without one, those for any class."""

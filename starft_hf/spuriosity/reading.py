@@ -10,6 +10,8 @@ from starft_hf.utils.files import MOST_BYTES, check_size, read_text
 
 # What a repository that holds nothing but a pool calls it.
 POOL_FILE = "starft_pool.json"
+# The record of a run, which holds its pool among other things.
+_RUN_FILE = "starft.json"
 
 
 def _read_json(path: Path) -> Any:
@@ -82,15 +84,18 @@ def read_repository(source: str) -> Any:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    from starft_hf.hub.record import RunRecord
-
     try:
         path = Path(source) / POOL_FILE if Path(source).is_dir() else Path(hf_hub_download(source, POOL_FILE))
     except EntryNotFoundError:
         path = None
     if path is not None and path.is_file():
         return read_templates(path)
-    pool = RunRecord.load(source).pool
+    path = Path(source) / _RUN_FILE if Path(source).is_dir() else Path(hf_hub_download(source, _RUN_FILE))
+    if not path.is_file():
+        raise FileNotFoundError(f"{source!r} has neither {POOL_FILE} nor {_RUN_FILE}, so there is no pool to load")
+    record = read_templates(path)
+    if not isinstance(record, dict) or not isinstance(pool := record.get("pool"), dict | None):
+        raise ValueError(f"{_RUN_FILE} of {source!r} cannot be read: it is not the record of a run")
     if pool is None:
         raise ValueError(f"the run in {source!r} had no spuriosity pool, for its regularizer takes none")
     return pool

@@ -15,9 +15,9 @@ from starft_hf.models.adapters import base_state, is_adapted
 from starft_hf.models.encoder import DualEncoder, load_model
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, Regularizer
 from starft_hf.reference import CachePlan, Reference, make_live_reference, make_reference
-from starft_hf.reference.fingerprint import tensors_digest
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.reweighting import SampleWeights
+from starft_hf.utils.hashing import tensors_digest
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ def make_alignment(
         )
     source_encoder = DualEncoder.of(source, processor, packed=config.mini_batch_size is None)
     identity = None if reference_model is None else identity_of(source, tensors_digest(base_state(source)))
-    live = make_live_reference(source, source_encoder, config)
+    live = make_live_reference(source, source_encoder, config.reference_settings)
     weights = SampleWeights(live, examples, bank, config) if config.reweight != "none" else None
     if regularizer is None or cache_plan is None:
         return Alignment(sample_weights=weights, reg_weight=reg_weight, identity=identity)
     columns = None
     if regularizer.columns == "classes":
         columns = ClassColumns(bank, encoder.encode_texts, config.seed, config.reg_max_classes)
-    reference = make_reference(live, config, cache_plan, bank, examples)
+    reference = make_reference(live, config.reference_settings, cache_plan, bank, examples)
     return Alignment(reference, weights, columns, reg_weight, identity)

@@ -178,7 +178,7 @@ def _check_job(job: _Job) -> None:
     if job.method == ZERO_SHOT:
         return
     regularizer = get_regularizer(job.args.regularizer)
-    pool = given_pool(job.spuriosity, job.args) if job.args.needs_pool else None
+    pool = given_pool(job.spuriosity, job.args.discovery_pool) if job.args.needs_pool else None
     # A function may draw the training set, which is as expensive as it likes to be.
     if not callable(job.train_dataset):
         check_training_set(job.train_dataset, job.args, regularizer, pool, job.spuriosity)

@@ -22,7 +22,7 @@ from starft_hf.hub.pushing import PushError, advice, open_repository, push_folde
 from starft_hf.hub.record import RunRecord, identity_of, make_record, public_id
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
-from starft_hf.reference.fingerprint import tensors_digest
+from starft_hf.utils.hashing import tensors_digest
 
 
 logger = logging.get_logger(__name__)

@@ -7,6 +7,7 @@ names, by the attribution of `discover_spuriosity`, and weights make up for what
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,11 +18,11 @@ from starft_hf.data.columns import read_column
 from starft_hf.data.examples import IndexedExamples, image_examples
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.source import is_fingerprinted
-from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import embeds_of_texts
 from starft_hf.spuriosity.discovery import scorer_from
+from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.result import Scorer
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.utils.collectives import rank
@@ -205,12 +206,16 @@ class SampleWeights:
             return embeds_of_texts(live, texts, store, device, progress=progress)[0].float().cpu()
 
         return scorer_from(
-            embed, live.encoder.encode_texts, self.bank.class_names, self.bank.pool, self.bank.caption_templates
+            embed,
+            live.encoder.encode_texts,
+            self.bank.class_names,
+            cast(SpuriosityPool, self.bank.pool),
+            self.bank.caption_templates,
         )
 
     def _image_embeds(self, live: LiveReference, store: FeatureStore | None, device: torch.device) -> Tensor:
         examples = image_examples(self.examples, ImagePreprocessor(live.encoder.image_processor))
-        images = CachedImages.of_run(examples, store if is_fingerprinted(examples.dataset) else None, self.config)
+        images = self.config.reference_settings.images(examples, store if is_fingerprinted(examples.dataset) else None)
         images.prepare(live, device)
         return images.all_rows().float().cpu()
 

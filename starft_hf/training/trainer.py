@@ -26,6 +26,7 @@ from starft_hf.data.examples import (
 )
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor, ImageTransform
+from starft_hf.data.source import is_stream
 from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
 from starft_hf.evaluation.probes import evaluate_probes, named_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
@@ -139,7 +140,7 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
         check_best_metric(args, eval_dataset)
         check_mapped_sets(class_mapping, eval_dataset)
         regularizer = get_regularizer(args.regularizer)
-        pool = given_pool(spuriosity, args) if args.needs_pool else None
+        pool = given_pool(spuriosity, args.discovery_pool) if args.needs_pool else None
         columns = cache_plan = None
         if train_dataset is not None:
             columns = check_training_set(train_dataset, args, regularizer, pool, spuriosity, group_function)
@@ -149,11 +150,12 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
                 check_writable(Path(str(args.output_dir)), "output_dir")
             if regularizer is not None:
                 cache_plan = plan_cache(
-                    args,
+                    args.reference_settings,
                     regularizer,
                     train_dataset,
                     finite_captions=columns.label is not None and columns.caption is None,
                     deterministic_images=args.crop_scale is None and image_transform is None,
+                    at_least_an_epoch=not is_stream(train_dataset) and args.is_at_least_an_epoch(len(train_dataset)),
                 )
         self.class_names: tuple[str, ...] | None = columns.class_names if columns is not None else None
 
@@ -163,11 +165,11 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
         model = with_adapter(model, peft_config)
         self.encoder = DualEncoder.of(model, processing_class, packed=args.mini_batch_size is None)
         check_model(args, regularizer, model)
-        pool = pool_of_run(spuriosity, pool, model, self.encoder, train_dataset, columns, args)
+        pool = pool_of_run(spuriosity, pool, model, self.encoder, train_dataset, columns, args.discovery_settings)
 
         self._group_function = group_function
         self._pool = pool
-        self._probes = named_probes(zero_shot_probe, args)
+        self._probes = named_probes(zero_shot_probe, args.column_settings())
         self.retention: dict[str, Retention] = {}
         self.epoch = Epoch()
         self._place = BatchPlaceCallback()
@@ -257,7 +259,19 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
         return output
 
     def _evaluate_probes(self) -> dict[str, EvaluationResult]:
-        return evaluate_probes(self.model, self.processing_class, self._probes, self.args)
+        args = self.args
+        return evaluate_probes(
+            self.model,
+            self.processing_class,
+            self._probes,
+            templates=args.zero_shot_templates,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            batch_size=args.eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            on_bad_image=args.on_bad_image,
+            progress=not args.disable_tqdm,
+        )
 
     def compute_loss(
         self,
@@ -299,8 +313,14 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
     # Evaluation
 
     def _evaluation_examples(self, dataset: Any, args: StarFTConfig, class_mapping: Any = None) -> Any:
-        classes, image_processor = self.class_names, self.encoder.image_processor
-        return evaluation_sets(dataset, args, classes, image_processor, self._group_function, class_mapping)
+        return evaluation_sets(
+            dataset,
+            args.column_settings(self._group_function),
+            self.class_names,
+            self.encoder.image_processor,
+            class_mapping=class_mapping,
+            on_bad_image=args.on_bad_image,
+        )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The data loader of an evaluation data set, given as a data set or by its name."""

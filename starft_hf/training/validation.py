@@ -193,7 +193,7 @@ def check_training_set(
     Raises:
         ValueError: as `resolve_columns`, `check_auto` and `check_run`.
     """
-    columns = resolve_columns(dataset, config, what="train_dataset", group_function=group_function)
+    columns = resolve_columns(dataset, config.column_settings(group_function), what="train_dataset")
     if pool is not None:
         check_auto(spuriosity, columns)
     check_run(config, regularizer, pool, columns.class_names, streamed=is_stream(dataset))

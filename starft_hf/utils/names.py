@@ -1,7 +1,7 @@
 """Names: how they read, and error messages for those that are not known."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def readable(class_name: str) -> str:
@@ -15,3 +15,18 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(map(repr, known))}."
+
+
+def check_names(class_names: Sequence[str]) -> None:
+    """Check that class names are names, of which a classifier can be made.
+
+    Raises:
+        ValueError: if there are none, or naming the first that is no name.
+    """
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names is the string {class_names!r}; pass a list of names, in label order")
+    if len(class_names) == 0:
+        raise ValueError("class_names is empty; pass one name for every label, in label order")
+    for label, name in enumerate(class_names):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"class_names has {name!r} for label {label}; pass a name for every label")

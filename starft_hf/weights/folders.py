@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from starft_hf.models.heads import HEAD_FILE, save_head
-from starft_hf.training.checkpointing.files import CHECKPOINT_FILE
 from starft_hf.utils.files import folder_in_place_of, read_text
 from starft_hf.weights.interpolation import computation_of, difference
 
@@ -49,7 +48,7 @@ _BLOCK = 2**22
 _COPIED = {".json", ".txt", ".model", ".jinja", ".py"}
 # These tell of the run that made the checkpoint.
 _LEFT = {
-    CHECKPOINT_FILE,
+    "starft_checkpoint.json",
     "trainer_state.json",
     "all_results.json",
     "train_results.json",

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from starft_hf.cli import main
-from starft_hf.reference.fingerprint import tensors_digest
 from starft_hf.training.checkpointing.files import last_good_checkpoint
+from starft_hf.utils.hashing import tensors_digest
 from tests.support.launch import ROOT
 from tests.support.scenarios import environment
 from tests.support.tiny import TINY_CLIP, write_folder

@@ -15,7 +15,7 @@ from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer, load
 from starft_hf.hub.model_card import default_template
 from starft_hf.hub.pushing import advice
 from starft_hf.hub.record import RunRecord, public_id
-from starft_hf.reference.fingerprint import tensors_digest
+from starft_hf.utils.hashing import tensors_digest
 from tests.support.hub_server import card_errors
 from tests.support.tiny import TINY_CLIP, make_dataset
 

@@ -17,6 +17,7 @@ PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
 DOCUMENTED = [name for page in PAGES for name in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE)]
 NOT_FOR_USERS = {
     "CachePlan",
+    "ReferenceSettings",
     "make_live_reference",
     "make_reference",
     "plan_cache",

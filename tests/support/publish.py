@@ -22,7 +22,7 @@ from starft_hf.cli import main
 from starft_hf.hub.pushing import PushError, push_folder
 from starft_hf.hub.record import RunRecord
 from starft_hf.models.heads import load_head
-from starft_hf.reference.fingerprint import tensors_digest
+from starft_hf.utils.hashing import tensors_digest
 from tests.support.tiny import TINY_CLIP, make_dataset
 
 

@@ -17,7 +17,7 @@ from transformers import AutoProcessor, CLIPModel, TrainerCallback
 
 from starft_hf import ExponentialAverageCallback, StarFTConfig, StarFTTrainer
 from starft_hf.reference import store
-from starft_hf.reference.fingerprint import tensors_digest
+from starft_hf.utils.hashing import tensors_digest
 from tests.support.tiny import TINY_CLIP, make_dataset
 
 

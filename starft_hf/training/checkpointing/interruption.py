@@ -1,7 +1,5 @@
 """A run that is told to stop, by SIGTERM as a spot machine going away sends it, saves a checkpoint and says so."""
 
-import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +8,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -112,25 +109,6 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-def spare_worker() -> None:
-    """Have a process that loads data end by SIGTERM only if the main process has sent it.
-
-    Where every process of a group or a job is sent one, a run whose workers went first could not save a checkpoint.
-    In other processes, and where the system does not tell who sends a signal, nothing happens.
-    """
-    if torch.utils.data.get_worker_info() is None or not hasattr(signal, "sigwaitinfo"):
-        return
-    if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}):
-        threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (os.getppid() if parent is None else parent.pid):
-        pass
-    os._exit(0)
 
 
 def _ends_epoch(state: TrainerState) -> bool:

@@ -1,0 +1,27 @@
+"""Processes that load data, and the signals they receive."""
+
+import multiprocessing
+import os
+import signal
+import threading
+
+import torch
+
+
+def spare_worker() -> None:
+    """Have a process that loads data end by SIGTERM only if the main process has sent it.
+
+    Where every process of a group or a job is sent one, a run whose workers went first could not save a checkpoint.
+    In other processes, and where the system does not tell who sends a signal, nothing happens.
+    """
+    if torch.utils.data.get_worker_info() is None or not hasattr(signal, "sigwaitinfo"):
+        return
+    if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}):
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (os.getppid() if parent is None else parent.pid):
+        pass
+    os._exit(0)

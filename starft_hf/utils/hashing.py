@@ -1,0 +1,26 @@
+"""Short keys of values and tensors."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def digest(parts: Any) -> str:
+    """A key for anything JSON can hold."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A key for named tensors: names, types, shapes and every byte."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        # A copy, because what numpy has looked at can no longer be resized, as FSDP does with its parameters.
+        tensor = tensors[name].detach().to("cpu", copy=True).contiguous()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
