@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -25,3 +27,22 @@ def _wait_for_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (os.getppid() if parent is None else parent.pid):
         pass
     os._exit(0)
+
+
+@contextmanager
+def explained_worker_deaths() -> Iterator[None]:
+    """Say what to do where a process that loads data has died.
+
+    Raises:
+        RuntimeError: in place of torch's own.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"a process that loads data died ({' '.join(str(error).split())}); usually it ran out of memory or of "
+            "shared memory (/dev/shm), or a library crashed in it. Lower dataloader_num_workers, or set it to 0 to "
+            "see the error, and continue with resume_from_checkpoint=True"
+        ) from error

@@ -196,7 +196,7 @@ def make_record(
         class_names: of the training set, or None.
         start: the `identity_of` the model that training started from.
         dataset: the training set as it was given, or None.
-        alignment: the `Alignment` of the run.
+        alignment: the `RunSetup` of the run.
     """
     weights = alignment.sample_weights
     diagnostics = None if weights is None else weights.diagnostics
@@ -206,7 +206,7 @@ def make_record(
         pool=None if pool is None else _pool_of(pool),
         class_names=None if class_names is None else tuple(class_names),
         start=start,
-        reference=start if alignment.identity is None else alignment.identity,
+        reference=start if alignment.reference_source is None else alignment.reference_source,
         data={"fingerprint": getattr(dataset, "_fingerprint", None), "rows": rows},
         processes=args.world_size,
         versions={package: importlib.metadata.version(package) for package in _PACKAGES},

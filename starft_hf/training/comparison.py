@@ -15,14 +15,13 @@ from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.models.adapters import is_adapted
 from starft_hf.models.encoder import load_model, load_processor
-from starft_hf.objectives.regularizers import NO_REGULARIZER, get_regularizer
+from starft_hf.objectives.regularizers import NO_REGULARIZER
 from starft_hf.report import RobustnessReport, Run, TrainingPoint
-from starft_hf.spuriosity.auto import given_pool
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.processes import map_in_processes
+from starft_hf.training.setup import RunInputs, RunPlan
 from starft_hf.training.trainer import StarFTTrainer
-from starft_hf.training.validation import check_training_set
 from starft_hf.utils.names import unknown_name
 from starft_hf.weights.interpolation import check_alpha, mixed
 
@@ -177,11 +176,9 @@ def _check_job(job: _Job) -> None:
     """Check what would otherwise fail after other methods have been trained."""
     if job.method == ZERO_SHOT:
         return
-    regularizer = get_regularizer(job.args.regularizer)
-    pool = given_pool(job.spuriosity, job.args.discovery_pool) if job.args.needs_pool else None
     # A function may draw the training set, which is as expensive as it likes to be.
-    if not callable(job.train_dataset):
-        check_training_set(job.train_dataset, job.args, regularizer, pool, job.spuriosity)
+    train_dataset = None if callable(job.train_dataset) else job.train_dataset
+    RunPlan.check(RunInputs(job.model, job.args, train_dataset, job.eval_dataset, spuriosity=job.spuriosity))
 
 
 def _run_all(jobs: Sequence[_Job], processes: int, on_step: Callable[[str], None] | None, *, show: bool) -> list[Run]:

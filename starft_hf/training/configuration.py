@@ -15,8 +15,6 @@ from starft_hf.data.decoding import ON_BAD_IMAGE, RAISE
 from starft_hf.data.groups import GroupFunction
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer, get_regularizer
 from starft_hf.objectives.schedules import SCHEDULE_NAMES
-from starft_hf.reference import ReferenceSettings
-from starft_hf.spuriosity.auto import DiscoverySettings
 from starft_hf.utils.names import unknown_name
 
 
@@ -244,55 +242,10 @@ class StarFTConfig(TrainingArguments):
         if getattr(self, name) not in known:
             raise ValueError(unknown_name(name, getattr(self, name), filter(None, known)))
 
-    @property
-    def needs_pool(self) -> bool:
-        """Whether anything looks at the spurious templates."""
-        regularizer = get_regularizer(self.regularizer)
-        return self.reweight != "none" or (regularizer is not None and regularizer.columns != "none")
-
     def column_settings(self, group_function: GroupFunction | None = None) -> ColumnSettings:
         """Which columns of a dataset hold what; `group_function` takes the place of `group_column`."""
         names = (self.image_column, self.label_column, self.caption_column, self.group_column)
         return ColumnSettings(*names, self.class_names, group_function)
-
-    @property
-    def reference_settings(self) -> ReferenceSettings:
-        """How the frozen reference computes, and what it caches."""
-        return ReferenceSettings(
-            cache=self.reference_cache,
-            cache_dir=self.reference_cache_dir,
-            cache_dtype=self.reference_cache_dtype,
-            text_cache_gib=self.reference_text_cache_gib,
-            dtype=self.reference_dtype,
-            mini_batch_size=self.mini_batch_size,
-            batch_size=self.per_device_eval_batch_size,
-            num_workers=self.dataloader_num_workers,
-            progress=not self.disable_tqdm,
-        )
-
-    @property
-    def discovery_settings(self) -> DiscoverySettings:
-        """How `spuriosity="auto"` finds its pool."""
-        return DiscoverySettings(
-            pool=self.discovery_pool,
-            samples=self.discovery_samples,
-            caption_templates=self.caption_templates,
-            seed=self.seed,
-            device=self.device,
-            keep_in=Path(str(self.output_dir)),
-            saves=self.should_save and self.save_strategy != "no",
-            options={
-                "batch_size": self.per_device_eval_batch_size,
-                "num_workers": self.dataloader_num_workers,
-                "on_bad_image": self.on_bad_image,
-                "progress": not self.disable_tqdm,
-            },
-        )
-
-    def is_at_least_an_epoch(self, rows: int) -> bool:
-        """Whether a run on so many rows uses each of them at least once."""
-        per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        return self.max_steps * per_step >= rows if self.max_steps > 0 else self.num_train_epochs >= 1
 
     @property
     def caption_templates(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""NaN and infinity end a run at the step where they come up, with the part that they come from."""
+"""NaN and infinity end a run at the step where they occur, naming the part they come from."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
 
 from starft_hf.utils.collectives import world_size
 
@@ -19,26 +18,27 @@ CAPTIONS = "the model's caption embeddings"
 SPURIOUS = "the model's spurious-caption embeddings"
 SCALE = "the model's logit scale"
 REFERENCE_IMAGES = "the reference's image embeddings"
-REFERENCE_COLUMNS = "the reference's caption embeddings"
+REFERENCE_CANDIDATES = "the reference's caption embeddings"
 BASE_LOSS = "the base loss"
 REGULARIZER = "the regularizer"
 GRADIENT = "the gradient"
 
 _SMALLER = "Try a lower learning_rate, a longer warm-up (warmup_steps) or a smaller max_grad_norm"
 _RANGE = "fp16 overflows above 65504, where bf16=True or full precision does not"
+_REFERENCE = f"Set reference_dtype='bfloat16' or 'float32': {_RANGE}. If they come from a cache, remove it."
 
 # In the order in which one is computed from another, with what to try where it is the first.
 _ADVICE = {
-    PIXELS: "Look at what image_transform returns, and at the mean and standard deviation of the image processor.",
+    PIXELS: "Check what image_transform returns, and the mean and standard deviation of the image processor.",
     IMAGES: f"{_SMALLER}; {_RANGE}.",
     CAPTIONS: f"{_SMALLER}; {_RANGE}.",
     SPURIOUS: f"{_SMALLER}; {_RANGE}.",
     SCALE: f"{_SMALLER}.",
-    REFERENCE_IMAGES: f"Set reference_dtype='bfloat16' or 'float32': {_RANGE}. If they come from a cache, remove it.",
-    REFERENCE_COLUMNS: f"Set reference_dtype='bfloat16' or 'float32': {_RANGE}. If they come from a cache, remove it.",
-    BASE_LOSS: f"{_SMALLER}; with base_loss='cross_entropy', look at the weights of the head.",
-    REGULARIZER: "Try a smaller reg_weight or another regularizer; if it is one of your own, look for logarithms and "
-    "divisions of 0 in it.",
+    REFERENCE_IMAGES: _REFERENCE,
+    REFERENCE_CANDIDATES: _REFERENCE,
+    BASE_LOSS: f"{_SMALLER}; with base_loss='cross_entropy', check the weights of the head.",
+    REGULARIZER: "Try a smaller reg_weight or another regularizer; if it is your own, check it for logarithms and "
+    "divisions of 0.",
     GRADIENT: f"{_SMALLER}; {_RANGE}.",
 }
 
@@ -46,11 +46,11 @@ _ADVICE = {
 _MOST_SKIPPED = 40
 
 
-class FinitenessCheck:
-    """Stops a run whose losses or gradients are not finite, before the optimiser has seen them.
+class NaNCheck:
+    """Stops a run whose losses or gradients are not finite, before the optimizer uses them.
 
-    Parts of the losses are added batch by batch without waiting for the device. One look per optimiser step tells all
-    of them together, in all processes: a process that stopped alone would leave the others waiting for it.
+    Parts of the losses are added batch by batch without waiting for the device. Once per optimizer step, all of them
+    are checked together, in all processes: a process that stopped alone would leave the others waiting for it.
     """
 
     def __init__(self) -> None:
@@ -59,44 +59,47 @@ class FinitenessCheck:
         self._skipped = 0
 
     def add(self, parts: Mapping[str, Tensor]) -> None:
-        """Add scalars by the names of what they are finite with."""
+        """Add scalars, by the names of the parts they are sums of."""
         values = torch.stack([value.detach().float().reshape(()) for value in parts.values()])
         self._sums = values if self._sums is None else self._sums + values
         self._names = tuple(parts)
 
-    def look(self, model: nn.Module, grad_norm: Tensor | float | None, step: int, *, scaled: bool) -> None:
-        """Look at everything added since the last time, and at the norm of the gradient.
+    def check(self, model: nn.Module, grad_norm: Any, step: int, *, scaled: bool) -> Any:
+        """Check everything added since the last time, and the norm of the gradient.
 
         Args:
             model: whose parameters are named where they are not finite.
             grad_norm: of all parameters in all processes; None where it is not known.
-            step: the optimiser step that is about to be made, from 1.
-            scaled: whether a gradient scaler is at work. It skips steps whose gradient is not finite, which is how it
-                finds its scale, and no failure.
+            step: the optimizer step that is about to be made, counted from 1.
+            scaled: whether a gradient scaler is used. It skips steps whose gradient is not finite, which is how it
+                finds its scale and is not a failure.
+
+        Returns:
+            `grad_norm`.
 
         Raises:
             FloatingPointError: in all processes, naming the step, the part and what to try.
         """
-        bad = self._take(grad_norm)
+        bad = self._pop(grad_norm)
         overflowed = bad == [GRADIENT] and scaled
         self._skipped = self._skipped + 1 if overflowed else 0
         if not bad or (overflowed and self._skipped < _MOST_SKIPPED):
-            return
+            return grad_norm
         first = next(name for name in _ADVICE if name in bad)
         advice = _ADVICE[first]
         wrong = _not_finite(model)
         if wrong:
             first = f"{len(wrong)} parameters of the model are not finite, such as {wrong[0]}"
-            advice = f"If that is so before the first step, the model was saved so; else: {_SMALLER}."
+            advice = f"If they are so before the first step, the model was saved that way; otherwise: {_SMALLER}."
         skipped = f" The gradient scaler has skipped {self._skipped} steps in a row." if overflowed else ""
         raise FloatingPointError(
-            f"training stops at step {step}, where there is NaN or infinity in {', '.join(bad)}.{skipped} It begins "
-            f"with this: {first}. {advice} The weights are those of before the step, and checkpoints are as they "
-            "were: train(resume_from_checkpoint=True) goes on from the last one."
+            f"training stops at step {step}, with NaN or infinity in {', '.join(bad)}.{skipped} They start with: "
+            f"{first}. {advice} The weights are those before this step, and checkpoints are unchanged: "
+            "train(resume_from_checkpoint=True) resumes from the last one."
         )
 
-    def _take(self, grad_norm: Tensor | float | None) -> list[str]:
-        """The names of what is not finite in any process, by one exchange and one wait for the device."""
+    def _pop(self, grad_norm: Any) -> list[str]:
+        """The names of what is not finite in any process, by one all-reduce and one synchronization."""
         values, names = self._sums, self._names
         self._sums, self._names = None, ()
         if isinstance(grad_norm, DTensor):
@@ -110,23 +113,6 @@ class FinitenessCheck:
         if isinstance(grad_norm, float) and not math.isfinite(grad_norm):
             found.append(GRADIENT)
         return found
-
-
-class FinitenessMixin(Trainer):
-    """The part of `StarFTTrainer` that stops a run whose numbers have gone bad."""
-
-    finiteness: FinitenessCheck
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.finiteness = FinitenessCheck()
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # The last thing that Trainer does before the optimiser makes its step.
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        step, scaled = self.state.global_step + 1, self.accelerator.scaler is not None
-        self.finiteness.look(self.model, norm, step, scaled=scaled)
-        return norm
 
 
 def _anywhere(flags: Tensor) -> list[bool]:

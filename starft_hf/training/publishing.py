@@ -22,6 +22,7 @@ from starft_hf.hub.pushing import PushError, advice, open_repository, push_folde
 from starft_hf.hub.record import RunRecord, identity_of, make_record, public_id
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
+from starft_hf.training.setup import RunSetup
 from starft_hf.utils.hashing import tensors_digest
 
 
@@ -35,14 +36,13 @@ _OF_THE_RUN = re.compile(
 )
 
 
-class PublishingMixin(Trainer):
-    """The part of `StarFTTrainer` that saves a run for others and publishes it."""
+class HubMixin(Trainer):
+    """The public methods of `StarFTTrainer` that save a run for others and publish it."""
 
     class_names: tuple[str, ...] | None
     evaluation_results: dict[str, EvaluationResult]
     zero_shot_results: dict[str, EvaluationResult]
-    _pool: Any = None
-    _alignment: Any = None
+    setup: RunSetup
     _start: str | None = None
     _evaluated_step: int | None = None
 
@@ -52,10 +52,10 @@ class PublishingMixin(Trainer):
         examples: Any = self.train_dataset
         dataset = getattr(examples, "dataset", None)
         start = identity_of(base_model_of(self.model), self._start)
-        return make_record(self.args, self._pool, self.class_names, start, dataset, self._alignment)
+        return make_record(self.args, self.setup.pool, self.class_names, start, dataset, self.setup)
 
-    def note_start(self) -> None:
-        """Remember which weights training starts from."""
+    def record_start(self) -> None:
+        """Record which weights training starts from, once."""
         if self._start is None and self.args.should_save:
             state = base_state(self.model)
             self._start = tensors_digest({name: state[name] for name in state if not name.startswith(HEAD_NAME)})

@@ -1,8 +1,8 @@
 """Weights of training images by what the frozen reference sees in them: `StarFTConfig(reweight="attribution")`.
 
-Where most images of a label show the same spurious thing, those that do not are few, and a base loss hardly notices
-them. No group labels are needed to find them: the reference says with which probability an image shows what a template
-names, by the attribution of `discover_spuriosity`, and weights make up for what labels and attributes have in common.
+Where most images of a label show the same spurious attribute, those that do not are few, and the base loss hardly
+depends on them. No group labels are needed to find them: the reference gives the probability that an image shows what
+a template names, as in `discover_spuriosity`, and the weights remove the correlation of labels and attributes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,23 +18,23 @@ from starft_hf.data.columns import read_column
 from starft_hf.data.examples import IndexedExamples, image_examples
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.source import is_fingerprinted
+from starft_hf.reference import ReferenceSettings
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import embeds_of_texts
 from starft_hf.spuriosity.discovery import scorer_from
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.result import Scorer
-from starft_hf.training.configuration import StarFTConfig
 from starft_hf.utils.collectives import rank
 
 
 logger = logging.get_logger(__name__)
 
-# From this share of the mutual information on that weighting leaves over, it is warned of.
+# A larger share of the mutual information that weighting leaves over is warned of.
 LARGEST_RESIDUAL = 0.3
 
-# How often labels are exchanged among the images, to see what they and the attributes have in common by chance.
-_EXCHANGES = 20
+# How often labels are permuted, to find out how much mutual information there is by chance.
+_PERMUTATIONS = 20
 _ROUNDING = 1e-12
 
 
@@ -45,11 +45,11 @@ class WeightDiagnostics:
     Attributes:
         mutual_information: of labels and attributes by the probabilities of the reference, in nats; several aspects
             are added up.
-        by_chance: the most there was of it when the labels were exchanged among the images, 20 times.
-        left: what is left of it under the weights, in nats.
+        by_chance: the largest value when the labels were permuted, of 20 permutations.
+        left: what remains of it under the weights, in nats.
         effective_sample_size: the number of equally weighted images whose mean would vary as much.
-        images: that were weighted.
-        attributes: that the reference can tell from the plain caption.
+        images: how many were weighted.
+        attributes: how many the reference can tell from the plain caption.
     """
 
     mutual_information: float
@@ -63,7 +63,7 @@ class WeightDiagnostics:
     def residual(self) -> float:
         """The share of the mutual information that weighting leaves over; 0 where there was no more than chance.
 
-        It goes by the same attribution as the weights, and does not tell whether that is right.
+        It uses the same attribution as the weights, and cannot tell whether that is right.
         """
         beyond_chance = self.mutual_information > self.by_chance + _ROUNDING
         return self.left / self.mutual_information if beyond_chance else 0.0
@@ -80,7 +80,7 @@ def joint_distribution(probabilities: Tensor, labels: Tensor, num_classes: int, 
     """J, `(C, T)`: `J[y, t] = sum_i w_i 1[y_i = y] q_i(t) / sum_i w_i`.
 
     Args:
-        probabilities: q, with which probability every image shows an attribute, `(N, T)`.
+        probabilities: q, the probability that an image shows an attribute, `(N, T)`.
         labels: `(N,)`.
         num_classes: C.
         weights: `(N,)`.
@@ -98,16 +98,16 @@ def mutual_information(joint: Tensor) -> float:
 def attribution_weights(
     probabilities: Sequence[Tensor], labels: Tensor, num_classes: int, clip: float = 10.0
 ) -> tuple[Tensor, WeightDiagnostics]:
-    """Weights under which labels and attributes have as little in common as weights can bring about.
+    """Weights under which labels and attributes share as little information as weights can achieve.
 
     With one aspect, `w_i = sum_t q_i(t) p(y_i) p(t) / J[y_i, t]`, clipped, and divided by the mean. With several, the
-    factors of one after the other are multiplied, with J under the weights so far, so that what two aspects say alike
-    is made up for once.
+    factors of one after the other are multiplied, with J under the weights so far, so that what two aspects share is
+    corrected for once.
 
     Args:
-        probabilities: q by aspect, with which probability every image shows an attribute of it, `(N, T)` each.
+        probabilities: q by aspect, the probability that an image shows an attribute of it, `(N, T)` each.
         labels: `(N,)`.
-        num_classes: labels there are.
+        num_classes: number of labels.
         clip: the largest weight, before they are divided by their mean.
 
     Returns:
@@ -136,12 +136,12 @@ def attribution_weights(
 
 
 def _informations_by_chance(probabilities: Sequence[Tensor], labels: Tensor, num_classes: int) -> Iterator[float]:
-    # Bounds that need no exchange hold for attributes that all occur and are certain, which few are.
+    # Bounds without permutations hold for attributes that all occur and are certain, which few are.
     generator = torch.Generator().manual_seed(0)
     uniform = torch.ones(len(labels), dtype=torch.float64)
-    for _ in range(_EXCHANGES):
-        exchanged = labels[torch.randperm(len(labels), generator=generator)]
-        joints = (joint_distribution(shown, exchanged, num_classes, uniform) for shown in probabilities)
+    for _ in range(_PERMUTATIONS):
+        permuted = labels[torch.randperm(len(labels), generator=generator)]
+        joints = (joint_distribution(shown, permuted, num_classes, uniform) for shown in probabilities)
         yield sum(mutual_information(joint) for joint in joints)
 
 
@@ -149,29 +149,38 @@ class SampleWeights:
     """The weights of the images of a training set, by sample index.
 
     They are computed before the first step, from the reference's embeddings of all images as the processor alone
-    prepares them, without crop or transform, and of the spurious templates. Both are remembered as the reference's
-    are. Their mean over the training set is 1; that over a batch is not.
+    prepares them, without crop or transform, and of the spurious templates. Both are cached as the reference's are.
+    Their mean over the training set is 1; that over a batch is not.
 
     Args:
         live: the reference.
         examples: the training examples.
         bank: the captions.
-        config: the settings.
+        settings: how the reference computes, and what it caches.
+        clip: the largest weight, before they are divided by their mean.
     """
 
-    def __init__(self, live: LiveReference, examples: IndexedExamples, bank: CaptionBank, config: StarFTConfig):
+    def __init__(
+        self,
+        live: LiveReference,
+        examples: IndexedExamples,
+        bank: CaptionBank,
+        settings: ReferenceSettings,
+        clip: float,
+    ):
         self.diagnostics: WeightDiagnostics | None = None
         self.bank = bank
-        self.config = config
+        self.settings = settings
+        self.clip = clip
         self.examples = examples
         self._live: LiveReference | None = live
         self._weights: Tensor | None = None
 
     def prepare(self, device: torch.device) -> None:
-        """Compute the weights, and say what they do, if that has not been done yet."""
+        """Compute the weights, and log what they do, if that has not been done yet."""
         if self._live is not None:
             self._compute(self._live, device)
-            # Where nothing else needs the reference, its weights are no longer kept.
+            # Release the reference, which nothing else may need.
             self._live = None
         assert self._weights is not None
         self._weights = self._weights.to(device)
@@ -182,16 +191,14 @@ class SampleWeights:
         return self._weights[samples]
 
     def _compute(self, live: LiveReference, device: torch.device) -> None:
-        store = None
-        if self.config.reference_cache != "none":
-            store = FeatureStore(self.config.reference_cache_dir)
+        store = None if self.settings.cache == "none" else self.settings.store
         scorer = self._scorer(live, store, device)
         embeds, labels = self._image_embeds(live, store, device), self._labels()
-        # Images that could not be read have no embedding, no part in the batches, and no weight.
+        # Images that could not be read have no embedding, are in no batch, and get no weight.
         readable = embeds.any(1)
         shown = scorer.probabilities(embeds[readable], live.logit_scale.item())
         weights, self.diagnostics = attribution_weights(
-            list(shown.values()), labels[readable], len(self.bank.class_names), self.config.reweight_clip
+            list(shown.values()), labels[readable], len(self.bank.class_names), self.clip
         )
         self._weights = torch.zeros(len(embeds), dtype=live.logit_scale.dtype)
         self._weights[readable] = weights.to(live.logit_scale.dtype)
@@ -200,7 +207,7 @@ class SampleWeights:
 
     def _scorer(self, live: LiveReference, store: FeatureStore | None, device: torch.device) -> Scorer:
         assert self.bank.pool is not None
-        progress = not self.config.disable_tqdm
+        progress = self.settings.progress
 
         def embed(texts: Sequence[str]) -> Tensor:
             return embeds_of_texts(live, texts, store, device, progress=progress)[0].float().cpu()
@@ -215,7 +222,7 @@ class SampleWeights:
 
     def _image_embeds(self, live: LiveReference, store: FeatureStore | None, device: torch.device) -> Tensor:
         examples = image_examples(self.examples, ImagePreprocessor(live.encoder.image_processor))
-        images = self.config.reference_settings.images(examples, store if is_fingerprinted(examples.dataset) else None)
+        images = self.settings.images(examples, store if is_fingerprinted(examples.dataset) else None)
         images.prepare(live, device)
         return images.all_rows().float().cpu()
 
@@ -231,17 +238,16 @@ class SampleWeights:
 
 
 def _report(found: WeightDiagnostics) -> None:
-    # As "auto" does for what it finds: a run should not start without having said so.
+    # A warning, so that no run starts without it.
     logger.warning("reweight='attribution': %s.", found)
     if found.attributes == 0:
         logger.warning(
-            "The reference tells none of the pool's templates from the plain caption, so that all images weigh the "
-            "same; use a pool of what the images show, or reweight='none'."
+            "The reference cannot tell any template of the pool from the plain caption, so all images get the same "
+            "weight; use a pool of what the images show, or reweight='none'."
         )
     if found.residual > LARGEST_RESIDUAL:
         logger.warning(
-            "Weights leave %.0f%% of what labels and attributes have in common, because next to no image of a label "
-            "is without what goes together with it. They cannot replace a regularizer here: keep one, at its full "
-            "weight.",
+            "Weights leave %.0f%% of the correlation of labels and attributes, because almost all images of a label "
+            "show what is correlated with it. They cannot replace a regularizer here: keep one, at its full weight.",
             100 * found.residual,
         )

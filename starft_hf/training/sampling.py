@@ -1,53 +1,27 @@
-"""The order of samples in several processes, with the last batch filled up by nothing."""
+"""The order of samples over several processes, with the last batch padded by no samples at all."""
 
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
-from torch.utils.data import RandomSampler, Sampler, SequentialSampler
-from transformers import Trainer
+from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
+from transformers import TrainingArguments
 
-from starft_hf.data.examples import Epoch, IndexedExamples
-from starft_hf.training.configuration import StarFTConfig
+from starft_hf.data.examples import IndexedExamples
 from starft_hf.utils.collectives import NO_SAMPLE
-
-
-class SamplingMixin(Trainer):
-    """The part of `StarFTTrainer` that shares samples out among processes."""
-
-    args: StarFTConfig
-    epoch: Epoch
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        sampler = super()._get_train_sampler(train_dataset)
-        if self.args.world_size == 1 or sampler is None or self.args.dataloader_drop_last:
-            return sampler
-        dataset.padded = True
-        step = self._train_batch_size * self.args.world_size
-        return padded_training_sampler(sampler, step, lambda: self.epoch.value, self.args.data_seed)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
-        sampler = super()._get_eval_sampler(eval_dataset)
-        if self.args.world_size == 1 or not isinstance(eval_dataset, IndexedExamples):
-            return sampler
-        eval_dataset.padded = True
-        return PaddedSampler(
-            sampler or SequentialSampler(eval_dataset), self.args.eval_batch_size * self.args.world_size
-        )
 
 
 class PaddedSampler(Sampler[int]):
     """A sampler, followed by as many `NO_SAMPLE` as fill the last batch of all processes.
 
-    Without them, the last batch would be filled up with samples from the beginning, which would count twice.
+    Without them, the last batch would be filled with samples from the beginning, which would count twice.
 
     Args:
-        sampler: what gives the samples.
+        sampler: gives the samples.
         multiple: samples per step of all processes.
-        epoch: tells the epoch to a sampler that shuffles by it. On resuming within an epoch, Accelerate's wrappers
-            do not pass it through.
+        epoch: gives the epoch, for samplers that shuffle by it. On resuming within an epoch, Accelerate's wrappers do
+            not pass it through.
     """
 
     def __init__(self, sampler: Sampler[int], multiple: int, epoch: Callable[[], int] | None = None):
@@ -65,16 +39,43 @@ class PaddedSampler(Sampler[int]):
         return -(-_length(self.sampler) // self.multiple) * self.multiple
 
 
-def padded_training_sampler(
-    sampler: Sampler[int], multiple: int, epoch: Callable[[], int], seed: int | None
-) -> PaddedSampler:
-    """The training sampler of several processes, which draw in one order and pad the last step.
+def training_sampler(
+    sampler: Sampler[int] | None, dataset: Any, args: TrainingArguments, batch_size: int, epoch: Callable[[], int]
+) -> Sampler[int] | None:
+    """The training sampler of a run: `sampler` itself for one process, else one order for all, padded at its end.
 
-    A random sampler is replaced by the one Accelerate would replace it with; it does not look inside the padding.
+    Args:
+        sampler: what `Trainer` would use.
+        dataset: the training examples, which are told to expect padding.
+        args: the settings of the run.
+        batch_size: images per process.
+        epoch: gives the current epoch.
     """
+    if args.world_size == 1 or sampler is None or args.dataloader_drop_last:
+        return sampler
+    dataset.padded = True
     if isinstance(sampler, RandomSampler):
-        sampler = SeedableRandomSampler(sampler.data_source, generator=torch.Generator(), data_seed=seed)
-    return PaddedSampler(sampler, multiple, epoch)
+        # Accelerate would replace it by this one, if it looked inside the padding.
+        sampler = SeedableRandomSampler(sampler.data_source, generator=torch.Generator(), data_seed=args.data_seed)
+    return PaddedSampler(sampler, batch_size * args.world_size, epoch)
+
+
+def evaluation_sampler(sampler: Sampler[int] | None, dataset: Any, args: TrainingArguments) -> Sampler[int] | None:
+    """The same for an evaluation set, in its own order."""
+    if args.world_size == 1 or not isinstance(dataset, IndexedExamples):
+        return sampler
+    dataset.padded = True
+    return PaddedSampler(sampler or SequentialSampler(dataset), args.eval_batch_size * args.world_size)
+
+
+def with_own_generator(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
+    """A loader that draws the seed of its workers from a generator of its own.
+
+    Persistent workers get one once in a run. Out of the global generator, a resumed run would draw once more, and
+    everything after it, such as dropout, would differ.
+    """
+    getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(seed)
+    return loader
 
 
 def _length(sampler: Any) -> int:

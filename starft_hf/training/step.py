@@ -1,4 +1,4 @@
-"""One training step's losses, from one forward of the model."""
+"""The losses of one training step, from one forward of the model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,21 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from starft_hf.data.captions import CaptionBank
 from starft_hf.models.encoder import DualEncoder, DualOutput, unwrapped
 from starft_hf.models.gradient_cache import forward_in_chunks
 from starft_hf.objectives.losses import contrastive_rows, sigmoid_rows
 from starft_hf.objectives.regularizers import Regularizer, RegularizerInputs
 from starft_hf.reference import Reference
 from starft_hf.training import nan_check
-from starft_hf.utils.collectives import gather_columns, gather_values, rank, world_size
+from starft_hf.training.candidates import Candidates
+from starft_hf.training.gathering import GatheredBatch, batch_mean, gather_batch
+from starft_hf.utils.collectives import mean_over_processes
 
 
 @dataclass(frozen=True)
 class StepLosses:
     """Scalars, in nats: `loss = base_loss + reg_weight * reg_loss`. Their mean over processes is the batch's.
 
-    `parts` are scalars by the names of what they were made of: where that is not finite, neither are they.
+    `parts` are sums of the tensors the losses are made of, by name: a part that is not finite is where NaN comes from.
     """
 
     loss: Tensor
@@ -31,79 +32,26 @@ class StepLosses:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What the rows of this process are compared with: the whole batch, of all processes.
-
-    Attributes:
-        images: unit rows, `(N, D)`.
-        captions: unit rows, `(N, D)`, or None where the base loss has no captions.
-        spurious: unit rows, `(N, D)`, or None without a regularizer.
-        first: the place of this process's first row among them.
-        valid: which columns are those of a sample, `(N,)`; None: all.
-    """
-
-    images: Tensor
-    captions: Tensor | None
-    spurious: Tensor | None
-    first: int
-    valid: Tensor | None
+BaseLoss = Callable[[DualOutput, GatheredBatch, Mapping[str, Any]], Tensor]
 
 
-def gather_batch(batch: Mapping[str, Any], outputs: DualOutput, *, spurious: bool) -> Columns:
-    """The columns of all processes, with gradients, by a single exchange."""
-    texts = outputs.text_embeds
-    parts = [outputs.image_embeds]
-    captions = "caption_rows" in batch
-    if captions:
-        parts.append(texts[batch["caption_rows"]])
-    if spurious:
-        parts.append(texts[batch["spurious_rows"]])
-    count = len(outputs.image_embeds)
-    valid = batch.get("valid")
-    if world_size() > 1:
-        parts = list(gather_columns(torch.cat(parts, dim=-1)).split([part.shape[-1] for part in parts], dim=-1))
-        valid = gather_values(batch["valid"]) if valid is not None else None
-    return Columns(
-        images=parts[0],
-        captions=parts[1] if captions else None,
-        spurious=parts[-1] if spurious else None,
-        first=rank() * count,
-        valid=valid,
-    )
-
-
-BaseLoss = Callable[[DualOutput, Columns, Mapping[str, Any]], Tensor]
-
-
-def contrastive_base_loss(outputs: DualOutput, columns: Columns, batch: Mapping[str, Any]) -> Tensor:
-    """Images against their captions, by the loss the model was trained with: its terms, one per row."""
-    captions = outputs.text_embeds[batch["caption_rows"]]
-    assert columns.captions is not None
+def contrastive_base_loss(outputs: DualOutput, gathered: GatheredBatch, batch: Mapping[str, Any]) -> Tensor:
+    """Images against their captions, by the loss the model was pre-trained with: its terms, one per row."""
+    assert gathered.captions is not None
+    rest = (gathered.first, gathered.valid)
     if outputs.logit_bias is not None:
-        return sigmoid_rows(
-            outputs.image_embeds,
-            columns.captions,
-            outputs.logit_scale,
-            outputs.logit_bias,
-            columns.first,
-            columns.valid,
-        )
-    return contrastive_rows(
-        outputs.image_embeds,
-        captions,
-        columns.images,
-        columns.captions,
-        outputs.logit_scale,
-        columns.first,
-        columns.valid,
-    )
+        return sigmoid_rows(outputs.image_embeds, gathered.captions, outputs.logit_scale, outputs.logit_bias, *rest)
+    own = outputs.text_embeds[batch["caption_rows"]]
+    return contrastive_rows(outputs.image_embeds, own, gathered.images, gathered.captions, outputs.logit_scale, *rest)
 
 
-def cross_entropy_base_loss(outputs: DualOutput, columns: Columns, batch: Mapping[str, Any]) -> Tensor:
+def cross_entropy_base_loss(outputs: DualOutput, gathered: GatheredBatch, batch: Mapping[str, Any]) -> Tensor:
     """Cross-entropy of the linear head: its terms, one per row."""
     assert outputs.head_logits is not None
     return F.cross_entropy(outputs.head_logits, batch["labels"], reduction="none")
+
+
+BASE_LOSSES: dict[str, BaseLoss] = {"contrastive": contrastive_base_loss, "cross_entropy": cross_entropy_base_loss}
 
 
 @dataclass(frozen=True)
@@ -111,25 +59,25 @@ class TrainingStep:
     """Computes the losses of a batch.
 
     Args:
-        encoder: the model's conventions.
-        base_loss: the loss that fine-tuning is about.
-        regularizer: what keeps the model near the reference, or None.
+        encoder: the model's spec.
+        base_loss: the loss of plain fine-tuning.
+        candidates: what the regularizer compares the images with.
+        regularizer: keeps the model near the reference, or None.
         reference: needed with a regularizer.
         head: the linear head, where the base loss needs one.
         mini_batch_size: images per forward and backward; None runs a batch as a whole.
-        bank: the captions, for regularizers that compare with contexts.
         sample_weights: from sample indices `(n,)` to the weights of their terms of the base loss, or None. With N
             samples in the batch of all processes, it is `sum(w_i l_i) / N`: the weights have a mean of 1 over the
-            training set, and are not brought to that within a batch.
+            training set, and are not normalized within a batch.
     """
 
     encoder: DualEncoder
     base_loss: BaseLoss
+    candidates: Candidates
     regularizer: Regularizer | None = None
     reference: Reference | None = None
     head: nn.Linear | None = None
     mini_batch_size: int | None = None
-    bank: CaptionBank | None = None
     sample_weights: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], reg_weight: float) -> StepLosses:
@@ -137,86 +85,91 @@ class TrainingStep:
         inner = unwrapped(model)
         with forward_in_chunks(inner, self.mini_batch_size):
             outputs = self.encoder.forward(model, batch, self.head)
-        spurious = self.regularizer is not None and self.regularizer.columns == "spurious"
-        columns = gather_batch(batch, outputs, spurious=spurious)
-        base_terms = self.base_loss(outputs, columns, batch)
+        gathered = gather_batch(batch, outputs, spurious=self.candidates.drawn_per_example)
+        base_terms = self.base_loss(outputs, gathered, batch)
         if self.sample_weights is not None:
             base_terms = base_terms * self.sample_weights(batch["sample_index"]).to(base_terms.dtype)
-        base = _mean(base_terms, batch, columns)
-        parts = _parts(batch, outputs, columns) | {nan_check.BASE_LOSS: base}
+        base = batch_mean(base_terms, batch, gathered)
+        parts = _parts(batch, outputs, gathered) | {nan_check.BASE_LOSS: base}
         if self.regularizer is None or self.reference is None:
             return StepLosses(base, base, torch.zeros_like(base), parts)
-        inputs = self._regularizer_inputs(self.regularizer, inner, batch, outputs, columns)
+        inputs = self._regularizer_inputs(self.reference, inner, batch, outputs, gathered)
         terms = self.regularizer.compute(inputs)
-        reg = _mean(terms, batch, columns) if terms.ndim else terms
+        reg = batch_mean(terms, batch, gathered) if terms.ndim else terms
         if self.regularizer.minimal_at_reference and self.reference.equals(inner):
             # The gradient is 0 here. What rounding leaves of it must not reach Adam, which would scale it up to full
             # steps in every parameter that only the spurious captions reach. It is made 0 rather than None, so that
             # Adam counts the step and decays the weights of these parameters like all others.
             reg = reg.detach() + 0 * reg
         parts[nan_check.REFERENCE_IMAGES] = inputs.reference_image_embeds.sum()
-        parts[nan_check.REFERENCE_COLUMNS] = inputs.reference_column_embeds.sum()
+        parts[nan_check.REFERENCE_CANDIDATES] = inputs.reference_column_embeds.sum()
         return StepLosses(base + reg_weight * reg, base, reg, parts | {nan_check.REGULARIZER: reg})
 
     def _regularizer_inputs(
         self,
-        regularizer: Regularizer,
+        reference: Reference,
         model: nn.Module,
         batch: Mapping[str, Any],
         outputs: DualOutput,
-        columns: Columns,
+        gathered: GatheredBatch,
     ) -> RegularizerInputs:
-        reference = self.reference
-        assert reference is not None
-        labels = batch.get("labels")
-        valid = column_labels = None
-        reference_images = outputs.image_embeds.detach()
-        tuned = reference_columns = outputs.text_embeds[:0].detach()
-        if regularizer.columns == "spurious":
-            assert columns.spurious is not None
-            tuned, valid = columns.spurious, columns.valid
-            reference_images, own_columns = reference.embed(batch)
-            reference_columns = gather_values(own_columns)
-            column_labels = None if labels is None else gather_values(labels)
-        elif regularizer.columns == "classes":
-            # Every process has all of these columns, so that its own rows need nothing of the others.
-            tuned, column_labels = outputs.text_embeds[batch["spurious_rows"]], batch["column_labels"]
-            reference_images, reference_columns = reference.embed(batch)
-        elif regularizer.columns == "contexts":
-            assert self.bank is not None
-            reference_images = reference.embed_images(batch)
-            tuned = reference_columns = reference.contexts(self.bank)
+        compared = self.candidates.compare(batch, outputs, gathered, reference)
         return RegularizerInputs(
             image_embeds=outputs.image_embeds,
-            column_embeds=tuned,
-            reference_image_embeds=reference_images,
-            reference_column_embeds=reference_columns,
+            column_embeds=compared.candidates,
+            reference_image_embeds=compared.reference_images,
+            reference_column_embeds=compared.reference_candidates,
             logit_scale=reference.logit_scale,
-            labels=labels,
-            column_labels=column_labels,
-            column_valid=valid,
+            labels=batch.get("labels"),
+            column_labels=compared.labels,
+            column_valid=compared.valid,
             weight_pairs=lambda: reference.weight_pairs(model),
         )
 
 
 @torch.no_grad()
-def _parts(batch: Mapping[str, Any], outputs: DualOutput, columns: Columns) -> dict[str, Tensor]:
+def _parts(batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch) -> dict[str, Tensor]:
     parts = {
         nan_check.PIXELS: batch["pixel_values"],
         nan_check.IMAGES: outputs.image_embeds,
-        nan_check.CAPTIONS: columns.captions,
-        nan_check.SPURIOUS: columns.spurious,
+        nan_check.CAPTIONS: gathered.captions,
+        nan_check.SPURIOUS: gathered.spurious,
         nan_check.SCALE: outputs.logit_scale,
     }
     return {name: part.float().sum() for name, part in parts.items() if part is not None}
 
 
-def _mean(terms: Tensor, batch: Mapping[str, Any], columns: Columns) -> Tensor:
-    """This process's share of the mean over all rows that are samples.
+class RunningLosses:
+    """Means of the losses since they were last logged, without synchronizing the device in every step."""
 
-    The mean over processes, which gradients go through anyway, is then the mean over the batch.
-    """
-    if columns.valid is None:
-        return terms.mean()
-    # Of a batch whose images are all bad, nothing is learnt.
-    return torch.where(batch["valid"], terms, 0).sum() * world_size() / columns.valid.sum().clamp(min=1)
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, losses: StepLosses) -> None:
+        """Add the losses of one batch."""
+        values = torch.stack([losses.loss, losses.base_loss, losses.reg_loss]).detach()
+        self._sum = values if self._sum is None else self._sum + values
+        self._count += 1
+
+    def pop(self) -> dict[str, float]:
+        """The means over steps and processes, and start anew; empty if nothing was added."""
+        if self._sum is None:
+            return {}
+        means = mean_over_processes(self._sum / self._count).tolist()
+        self._sum, self._count = None, 0
+        return dict(zip(("loss", "base_loss", "reg_loss"), means, strict=True))
+
+    def state(self) -> dict[str, Any] | None:
+        """What has been added since, for JSON: the mean over processes, which call this together."""
+        if self._sum is None:
+            return None
+        sums = mean_over_processes(self._sum)
+        return {"sums": sums.tolist(), "dtype": str(sums.dtype).removeprefix("torch."), "count": self._count}
+
+    def restore(self, state: dict[str, Any] | None, device: torch.device) -> None:
+        """Continue from a state; None starts anew."""
+        self._sum, self._count = None, 0
+        if state is not None:
+            self._sum = torch.tensor(state["sums"], dtype=getattr(torch, state["dtype"]), device=device)
+            self._count = int(state["count"])

@@ -1,6 +1,14 @@
-"""`StarFTTrainer`: wires data, losses, reference and evaluation into the `Trainer` of transformers."""
+"""`StarFTTrainer`: wires the parts of a run into the `Trainer` of transformers, and computes nothing itself.
+
+The story of a run: `RunSetup.resolve` checks everything it was given and loads everything it needs. `train` finds the
+checkpoint to resume from, fills the cache of the frozen reference, measures what must not be forgotten, and lets
+`Trainer` loop. In every step `compute_loss` makes one forward: the base loss compares images with captions, and the
+regularizer compares what the model says of spurious captions with what the reference says. Checkpoints are valid or
+absent, NaN ends the run, SIGTERM ends it with a checkpoint, and a finished run is published.
+"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -8,56 +16,36 @@ from typing import Any, cast
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers import Trainer, TrainerCallback, TrainerControl
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
-from starft_hf.data.captions import CaptionBank
-from starft_hf.data.class_mapping import check_mapped_sets
-from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import check_labels
 from starft_hf.data.decoding import SkippedImages
-from starft_hf.data.examples import (
-    Epoch,
-    Examples,
-    TrainingExampleMaker,
-    as_examples,
-    evaluation_sets,
-)
+from starft_hf.data.examples import Examples
 from starft_hf.data.groups import GroupFunction
-from starft_hf.data.images import ImagePreprocessor, ImageTransform
-from starft_hf.data.source import is_stream
+from starft_hf.data.images import ImageTransform
+from starft_hf.data.workers import explained_worker_deaths
 from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
-from starft_hf.evaluation.probes import evaluate_probes, named_probes
+from starft_hf.evaluation.probes import evaluate_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
-from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.models.adapters import base_model_of, is_adapted, save_temperature, with_adapter
-from starft_hf.models.encoder import DualEncoder, check_dual_encoder, load_model, load_processor, logit_scale_of
-from starft_hf.models.fsdp import prepare_for_sharding, with_scalars
-from starft_hf.models.heads import HEAD_NAME, head_from_weights, load_head, save_head, select_classes
-from starft_hf.objectives.regularizers import get_regularizer
+from starft_hf.models.encoder import logit_scale_of
+from starft_hf.models.fsdp import prepare_for_sharding
+from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
-from starft_hf.reference import Reference, plan_cache
-from starft_hf.spuriosity.auto import given_pool, pool_of_run
-from starft_hf.spuriosity.pool import SpuriosityPool
-from starft_hf.training.alignment import make_alignment
-from starft_hf.training.callbacks import BatchPlaceCallback, EpochCallback, RunningLosses
-from starft_hf.training.checkpointing.resuming import ResumingMixin
+from starft_hf.spuriosity.auto import Spuriosity
+from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, resuming_callbacks
+from starft_hf.training.checkpointing.checkpointer import Checkpointer
+from starft_hf.training.checkpointing.files import read_content
+from starft_hf.training.checkpointing.interruption import TrainingInterrupted, replace_jit_checkpoint
+from starft_hf.training.checkpointing.run_settings import run_identity
 from starft_hf.training.configuration import StarFTConfig
-from starft_hf.training.nan_check import FinitenessMixin
-from starft_hf.training.publishing import PublishingMixin
-from starft_hf.training.reweighting import SampleWeights
-from starft_hf.training.sampling import SamplingMixin
-from starft_hf.training.step import TrainingStep, contrastive_base_loss, cross_entropy_base_loss
-from starft_hf.training.validation import (
-    check_arguments,
-    check_best_metric,
-    check_model,
-    check_size,
-    check_training_set,
-)
-from starft_hf.utils.collectives import forget_preparation
-from starft_hf.utils.files import check_writable
+from starft_hf.training.nan_check import NaNCheck
+from starft_hf.training.publishing import HubMixin
+from starft_hf.training.sampling import evaluation_sampler, training_sampler, with_own_generator
+from starft_hf.training.saving import restore_head, save_weights
+from starft_hf.training.setup import RunInputs, RunSetup
+from starft_hf.training.step import RunningLosses
+from starft_hf.utils.collectives import forget_preparation, leave
 
 
 logger = logging.get_logger(__name__)
@@ -65,16 +53,16 @@ logger = logging.get_logger(__name__)
 _KEPT_MISTAKES = 12
 
 
-class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMixin, Trainer):
+class StarFTTrainer(HubMixin, Trainer):
     """Fine-tunes a dual encoder such as CLIP so that it stays robust (arXiv 2505.13232).
 
     Args:
         model: a Hub id, a path or a loaded dual encoder (CLIP, SigLIP, ...). As given, it is also the reference.
         args: the settings; None takes the defaults.
         train_dataset: a `datasets` Dataset or IterableDataset with an Image and a ClassLabel column, or any torch
-            data set whose rows are mappings with these columns.
-        eval_dataset: one such data set or a dictionary of several. Each may have its own classes.
-        processing_class: the model's processor, or where to load it from; None loads it from where the model is from.
+            dataset whose rows are mappings with these columns.
+        eval_dataset: one such dataset or a dictionary of several. Each may have its own classes.
+        processing_class: the model's processor, or where to load it from; None loads it from the model's source.
         spuriosity: the pool of spurious templates: a built-in name ("background", "texture", "resolution", "objects",
             "style", "all"), a path, a Hub repository, a list of templates or a `SpuriosityPool`.
         reference_model: another reference than the model as given; a Hub id, a path or a loaded model.
@@ -83,34 +71,38 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
             then the model with its adapter switched off, without a second copy of the weights.
         image_transform: from a PIL image to a PIL image or a tensor, in place of the random crop of training images.
             What it draws from the global generators is keyed to the sample.
-        data_collator: in place of `StarFTCollator`.
+        data_collator: replaces `StarFTCollator`.
         compute_metrics: further metrics, from an `EvalPrediction` with the logits of the whole set. Without it no
             logits are kept.
         callbacks: further callbacks.
-        optimizers: optimiser and learning-rate scheduler.
-        group_function: names the evaluation group of a row, from its columns other than the image; in place of
+        optimizers: optimizer and learning-rate scheduler.
+        group_function: names the evaluation group of a row, from its columns other than the image; replaces
             `group_column`.
         class_mapping: for an evaluation set whose labels stand for classes of the training set, as ImageNet-R's and
             ObjectNet's: for every label the indices into `class_names`, of which the best counts; a dictionary by the
             names of the sets where there are several.
-        zero_shot_probe: a labelled data set of another task, or a dictionary of several, that is classified zero-shot
-            before and after training: what fine-tuning has made the model forget. See `retention`.
+        zero_shot_probe: a retention set: a labelled dataset of another task, or a dictionary of several, that is
+            classified zero-shot before and after training, to measure what the model forgets. See `retention`.
         kwargs: the rest of `Trainer`'s arguments.
 
     Attributes:
         reference: the frozen reference, or None with regularizer="none".
         sample_weights: the weights of the training images, or None with reweight="none".
         class_names: the classes of the training set, or None without labels or training set.
-        retention: accuracy on the probes before and after training, by their names.
-        evaluation_results: what the latest evaluations found, by the name of the data set ("eval" for a single one).
-        skipped_images: which training images this process has left out (`on_bad_image="skip"`), and why.
-        zero_shot_results: the same of the model before its first step, where it was evaluated (`eval_on_start=True`).
+        retention: accuracy on the retention sets before and after training, by their names.
+        evaluation_results: results of the latest evaluations, by the name of the dataset ("eval" for a single one).
+        skipped_images: which training images this process has skipped (`on_bad_image="skip"`), and why.
+        zero_shot_results: evaluation results of the model before its first step (`eval_on_start=True`).
 
     Raises:
         ValueError: for anything that can be known to go wrong, before anything expensive is done.
     """
 
     args: StarFTConfig
+    control: TrainerControl
+    is_in_train: bool
+    _evaluation: ClassifierEvaluation | None = None
+    _scalars: Sequence[str] = ()
 
     # The losses are means over the batch: Trainer has to divide them when it accumulates gradients.
     loss_is_scaled_for_ga = False
@@ -122,7 +114,7 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        spuriosity: SpuriosityPool | str | PathLike[str] | Sequence[str] = "background",
+        spuriosity: Spuriosity = "background",
         reference_model: str | PathLike[str] | nn.Module | None = None,
         peft_config: PeftConfig | str | None = None,
         image_transform: ImageTransform | None = None,
@@ -136,142 +128,70 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
         **kwargs: Any,
     ):
         args = StarFTConfig(output_dir="starft_output") if args is None else args
-        check_arguments(args, model, peft_config, kwargs)
-        check_best_metric(args, eval_dataset)
-        check_mapped_sets(class_mapping, eval_dataset)
-        regularizer = get_regularizer(args.regularizer)
-        pool = given_pool(spuriosity, args.discovery_pool) if args.needs_pool else None
-        columns = cache_plan = None
-        if train_dataset is not None:
-            columns = check_training_set(train_dataset, args, regularizer, pool, spuriosity, group_function)
-            check_labels(train_dataset, columns, what="train_dataset", several=True)
-            check_size(args, train_dataset)
-            if args.save_strategy != "no" and args.should_save:
-                check_writable(Path(str(args.output_dir)), "output_dir")
-            if regularizer is not None:
-                cache_plan = plan_cache(
-                    args.reference_settings,
-                    regularizer,
-                    train_dataset,
-                    finite_captions=columns.label is not None and columns.caption is None,
-                    deterministic_images=args.crop_scale is None and image_transform is None,
-                    at_least_an_epoch=not is_stream(train_dataset) and args.is_at_least_an_epoch(len(train_dataset)),
-                )
-        self.class_names: tuple[str, ...] | None = columns.class_names if columns is not None else None
-
-        model = load_model(model)
-        processing_class = load_processor(base_model_of(model), processing_class)
-        check_dual_encoder(model)
-        model = with_adapter(model, peft_config)
-        self.encoder = DualEncoder.of(model, processing_class, packed=args.mini_batch_size is None)
-        check_model(args, regularizer, model)
-        pool = pool_of_run(spuriosity, pool, model, self.encoder, train_dataset, columns, args.discovery_settings)
-
-        self._group_function = group_function
-        self._pool = pool
-        self._probes = named_probes(zero_shot_probe, args.column_settings())
-        self.retention: dict[str, Retention] = {}
-        self.epoch = Epoch()
-        self._place = BatchPlaceCallback()
-        self.bank = CaptionBank(self.class_names or (), args.caption_templates, pool, self.encoder.encode_texts)
-        kind = regularizer.columns if regularizer is not None else "none"
-        if train_dataset is not None and columns is not None:
-            preprocessor = ImagePreprocessor(self.encoder.image_processor, args.crop_scale, image_transform)
-            maker = TrainingExampleMaker(columns, preprocessor, self.bank, args.seed, self.epoch, kind == "spurious")
-            train_dataset = as_examples(train_dataset, maker, args.on_bad_image)
-        eval_dataset = self._evaluation_examples(eval_dataset, args, class_mapping)
-        contrastive = args.base_loss == "contrastive"
-        data_collator = data_collator or StarFTCollator(
-            self.encoder.encode_texts, contrastive, kind == "spurious", kind != "classes"
-        )
-
-        self._alignment = make_alignment(
-            model,
-            self.encoder,
-            reference_model,
-            processing_class,
-            args,
-            regularizer,
-            cache_plan,
-            self.bank,
-            train_dataset,
-        )
-        self.reference: Reference | None = self._alignment.reference
-        self.sample_weights: SampleWeights | None = self._alignment.sample_weights
-
+        data = (train_dataset, eval_dataset, processing_class, spuriosity, reference_model, peft_config)
+        more = (image_transform, group_function, zero_shot_probe, class_mapping, kwargs)
+        self.setup = setup = RunSetup.resolve(RunInputs(model, args, *data, *more))
+        self.batch_counter = BatchCounterCallback()
         super().__init__(
-            model=model,
+            model=setup.model,
             args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            data_collator=data_collator or setup.collator(),
+            train_dataset=setup.train_dataset,
+            eval_dataset=setup.eval_dataset,
+            processing_class=setup.processor,
             compute_metrics=compute_metrics,
-            callbacks=[EpochCallback(self.epoch), self._place, *(callbacks or [])],
+            callbacks=[EpochCallback(setup.epoch), self.batch_counter, *(callbacks or [])],
             optimizers=optimizers,
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
-        self._listen_to_signals()
-        self.head: nn.Linear | None = None
-        if not contrastive and self.class_names is not None:
-            weights = zero_shot_weights(self.model, self.encoder, self.class_names, args.caption_templates)
-            self.head = head_from_weights(weights)
-            # A submodule, so that the optimiser, clipping and gradient scaling treat it as part of the model.
-            self.model.add_module(HEAD_NAME, self.head)
-        self.training_losses = TrainingStep(
-            self.encoder,
-            contrastive_base_loss if contrastive else cross_entropy_base_loss,
-            regularizer,
-            self.reference,
-            self.head,
-            args.mini_batch_size,
-            self.bank,
-            self.sample_weights,
-        )
-        self._running = RunningLosses()
-        self.skipped_images = SkippedImages()
-        self._reg_weight = self._alignment.reg_weight
+        self.encoder, self.bank, self.epoch = setup.encoder, setup.bank, setup.epoch
+        self.reference, self.sample_weights = setup.reference, setup.sample_weights
+        self.class_names = setup.plan.class_names
+        self.head = setup.add_head(self.model)
+        self.training_losses = setup.training_step(self.head)
+        self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
+        self.checkpointer = Checkpointer(args, self._run_settings)
+        self.interruption = replace_jit_checkpoint(self)
+        self.reg_weight = setup.reg_weight
+        self.retention: dict[str, Retention] = {}
         self.evaluation_results: dict[str, EvaluationResult] = {}
         self.zero_shot_results: dict[str, EvaluationResult] = {}
-        self._evaluation: ClassifierEvaluation | None = None
-        self._keep_logits = False
-        self._scalars: list[str] = []
 
     # Training
 
-    def _train(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> Any:
-        """Training, after the reference has been prepared, between two looks at the probes."""
-        self._alignment.prepare(self.args.device)
-        if self.is_fsdp_enabled:
-            self._scalars = prepare_for_sharding(self.model)
-        if self.model_wrapped is self.model:
-            forget_preparation(self.accelerator, self.model)
-        self._evaluated_step = None
-        before = self._evaluate_probes()
-        output = super()._train(checkpoint, *args, **kwargs)
-        after = self._evaluate_probes()
-        self.retention = {name: Retention(before[name], after[name]) for name in before}
-        if self.retention:
-            figures = (kept.metrics(name) for name, kept in self.retention.items())
-            self.log({key: value for part in figures for key, value in part.items()})
-        self.publish_trained()
-        return output
+    def train(
+        self, resume_from_checkpoint: str | PathLike[str] | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """`Trainer.train`, from the beginning or from a checkpoint.
 
-    def _evaluate_probes(self) -> dict[str, EvaluationResult]:
-        args = self.args
-        return evaluate_probes(
-            self.model,
-            self.processing_class,
-            self._probes,
-            templates=args.zero_shot_templates,
-            image_column=args.image_column,
-            label_column=args.label_column,
-            batch_size=args.eval_batch_size,
-            num_workers=args.dataloader_num_workers,
-            on_bad_image=args.on_bad_image,
-            progress=not args.disable_tqdm,
-        )
+        Args:
+            resume_from_checkpoint: a checkpoint to resume from, as if the run had never ended; or True for the last
+                valid one in `output_dir`, and to start from the beginning where there is none.
+            args: of `Trainer.train`.
+            kwargs: of `Trainer.train`.
+
+        Raises:
+            CheckpointError: as `checkpoint_to_resume`, before anything else; or if a checkpoint cannot be written.
+            TrainingInterrupted: after SIGTERM, once a checkpoint is saved; uncaught it is exit code 75.
+        """
+        if self.train_dataset is None:
+            raise ValueError("there is nothing to train on; pass train_dataset")
+        self.record_start()
+        checkpoint = self.checkpointer.start(resume_from_checkpoint)
+        self.running_losses.restore(None, self.args.device)
+        try:
+            with self.interruption.listening(self.args), explained_worker_deaths():
+                self.setup.prepare(self.args.device)
+                self._prepare_model()
+                before = self._evaluate_retention_sets()
+                output = super().train(checkpoint, *args, **kwargs)
+                self._record_retention(before)
+                self.publish_trained()
+        except TrainingInterrupted as interrupted:
+            self._end_interrupted(interrupted)
+            raise
+        return output
 
     def compute_loss(
         self,
@@ -281,21 +201,39 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a training batch, by one forward of `model`."""
-        self._reg_weight = reg_weight_at(self.args.reg_schedule, self._alignment.reg_weight, self._progress())
-        batch = self._alignment.with_columns(inputs, self.state.global_step, self._place.take())
-        losses = self.training_losses(model, batch, self._reg_weight)
-        self._running.add(losses)
+        self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, self._progress())
+        batch = self.setup.candidates.add_to(inputs, self.state.global_step, self.batch_counter.pop())
+        losses = self.training_losses(model, batch, self.reg_weight)
+        self.running_losses.add(losses)
+        self.nan_check.add(losses.parts)
         self.skipped_images.note(inputs)
-        self.finiteness.add(losses.parts)
         return (losses.loss, losses) if return_outputs else losses.loss
 
     def _progress(self) -> Progress:
-        return Progress(
-            step=self.state.global_step,
-            max_steps=self.state.max_steps,
-            epoch=self.epoch.value,
-            num_epochs=self.state.num_train_epochs,
-        )
+        state = self.state
+        return Progress(state.global_step, state.max_steps, self.setup.epoch.value, state.num_train_epochs)
+
+    def _prepare_model(self) -> None:
+        """Make the model ready for FSDP and, after an evaluation, for training."""
+        if self.is_fsdp_enabled:
+            self._scalars = prepare_for_sharding(self.model)
+        if self.model_wrapped is self.model:
+            forget_preparation(self.accelerator, self.model)
+        self._evaluated_step = None
+
+    def _end_interrupted(self, interrupted: TrainingInterrupted) -> None:
+        if self.is_in_train:
+            self.is_in_train = False
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            logger.warning("%s.", interrupted)
+            leave()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """`Trainer.log`, with the parts of the loss beside the loss of a training step, unrounded."""
+        if "loss" in logs:
+            state = {"reg_weight": self.reg_weight, "logit_scale": logit_scale_of(self.model).item()}
+            logs = {**logs, **self.running_losses.pop(), **state}
+        super().log(logs, start_time)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The parameters that weight decay applies to."""
@@ -303,34 +241,42 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """`Trainer.log`, with the parts of the loss beside the loss of a training step, unrounded."""
-        if "loss" in logs:
-            state = {"reg_weight": self._reg_weight, "logit_scale": logit_scale_of(self.model).item()}
-            logs = {**logs, **self._running.take(), **state}
-        super().log(logs, start_time)
+    # The hooks of Trainer's loop: one line each, to the component that is responsible.
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        sampler, epoch = super()._get_train_sampler(train_dataset), self.setup.epoch
+        return training_sampler(sampler, dataset, self.args, self._train_batch_size, lambda: epoch.value)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return evaluation_sampler(super()._get_eval_sampler(eval_dataset), eval_dataset, self.args)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        return with_own_generator(super()._get_dataloader(*args, **kwargs), self.args.seed)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # The last thing Trainer does before the optimizer's step.
+        norm, scaled = super()._get_grad_norm(model, grad_norm=grad_norm), self.accelerator.scaler is not None
+        return self.nan_check.check(self.model, norm, self.state.global_step + 1, scaled=scaled)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that ended in the middle of an epoch would take one more step before it checks.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     # Evaluation
 
-    def _evaluation_examples(self, dataset: Any, args: StarFTConfig, class_mapping: Any = None) -> Any:
-        return evaluation_sets(
-            dataset,
-            args.column_settings(self._group_function),
-            self.class_names,
-            self.encoder.image_processor,
-            class_mapping=class_mapping,
-            on_bad_image=args.on_bad_image,
-        )
-
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """The data loader of an evaluation data set, given as a data set or by its name."""
+        """The data loader of an evaluation set, given as a dataset or by its name."""
         if not isinstance(eval_dataset, str):
-            eval_dataset = self._evaluation_examples(eval_dataset, self.args)
+            eval_dataset = self.setup.evaluation_examples(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """The data loader of a data set to predict."""
-        return super().get_test_dataloader(self._evaluation_examples(test_dataset, self.args))
+        """The data loader of a dataset to predict."""
+        return super().get_test_dataloader(self.setup.evaluation_examples(test_dataset))
 
     def evaluation_loop(
         self,
@@ -340,15 +286,19 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """`Trainer.evaluation_loop`, with metrics out of counts; logits are kept only where they are asked for."""
+        """`Trainer.evaluation_loop`, with metrics from counts; logits are kept only where they are needed."""
         columns = cast(Examples, dataloader.dataset).columns
         names = columns.classifier or columns.class_names or ()
-        head = select_classes(self.head, self.class_names or (), names) if self.head is not None else None
-        templates = self.args.zero_shot_templates
-        evaluation = ClassifierEvaluation(
-            self.encoder, names, templates, head, columns.class_mapping, _KEPT_MISTAKES, columns.class_names
+        head = None if self.head is None else select_classes(self.head, self.class_names or (), names)
+        self._evaluation = evaluation = ClassifierEvaluation(
+            self.encoder,
+            names,
+            self.args.zero_shot_templates,
+            head,
+            columns.class_mapping,
+            _KEPT_MISTAKES,
+            columns.class_names,
         )
-        self._evaluation = evaluation
         self._keep_logits = self.compute_metrics is not None or description == "Prediction"
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
@@ -377,36 +327,87 @@ class StarFTTrainer(ResumingMixin, FinitenessMixin, SamplingMixin, PublishingMix
             logits = self._evaluation.step(model, batch)
         return (None, logits, labels_that_count(batch)) if self._keep_logits else (None, None, None)
 
-    # Saving and loading
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
+        # `eval_on_start` evaluates the model before its first step, which a resumed run has taken already.
+        if skip_scheduler and self.state.global_step > 0:
+            return None
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+    def _evaluate_retention_sets(self) -> dict[str, EvaluationResult]:
+        args = self.args
+        return evaluate_probes(
+            self.model,
+            self.processing_class,
+            self.setup.retention_sets,
+            templates=args.zero_shot_templates,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            batch_size=args.eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            on_bad_image=args.on_bad_image,
+            progress=not args.disable_tqdm,
+        )
+
+    def _record_retention(self, before: dict[str, EvaluationResult]) -> None:
+        after = self._evaluate_retention_sets()
+        self.retention = {name: Retention(before[name], after[name]) for name in before}
+        if self.retention:
+            figures = (kept.metrics(name) for name, kept in self.retention.items())
+            self.log({key: value for part in figures for key, value in part.items()})
+
+    # Saving and resuming
+
+    def checkpoint_to_resume(self, resume_from_checkpoint: str | PathLike[str] | bool | None) -> Path | None:
+        """The checkpoint that `train` would resume from, verified; None to start from the beginning.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, or True for the last valid one in `output_dir`. Invalid ones, such as
+                one that a killed run left half written, are skipped with a warning.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged, or was written by a run with other settings, pool, classes,
+                model or data that change the outcome, naming the differences. With
+                `ignore_mismatched_settings=True` these are a warning.
+        """
+        return self.checkpointer.find(resume_from_checkpoint)
+
+    def _run_settings(self) -> dict[str, Any]:
+        self.record_start()
+        return run_identity(self.args, self.record, self.model, self.train_dataset)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        save = partial(super()._save_checkpoint, model, trial)
+        self.checkpointer.write(folder, save, self.state, self._save_rest)
+
+    def _save_rest(self, folder: Path) -> dict[str, Any]:
+        """Write what callbacks keep into a checkpoint; returns what else resuming needs, for JSON."""
+        for callback in resuming_callbacks(self.callback_handler.callbacks):
+            callback.save_to(folder, self.args, self.state, self.model)
+        zero_shot = {name: result.as_dict() for name, result in self.zero_shot_results.items()}
+        return {"losses": self.running_losses.state(), "zero_shot": zero_shot}
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.checkpointer.once_valid(super()._push_from_checkpoint, checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        folder = str(output_dir or self.args.output_dir)
         if not self.args.should_save:
-            super()._save(output_dir, state_dict)
+            super()._save(folder, state_dict)
             return
-        state_dict = self.model.state_dict() if state_dict is None else state_dict
-        state_dict = with_scalars(state_dict, self._scalars)
-        # The encoder is saved as what it was given as; its head goes into a file of its own.
-        head = (
-            {name: state_dict.pop(f"{HEAD_NAME}.{name}") for name in ("weight", "bias")}
-            if self.head is not None
-            else {}
-        )
-        super()._save(output_dir, state_dict)
-        if head:
-            save_head(head, self.class_names or (), output_dir)
-        if is_adapted(self.model):
-            save_temperature(self.model, output_dir, state_dict)
-        self.save_record(output_dir)
+        save_weights(super()._save, folder, self.model, state_dict, self.class_names or (), self._scalars)
+        self.save_record(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_head(resume_from_checkpoint)
+        restore_head(self.head, resume_from_checkpoint)
+        for callback in resuming_callbacks(self.callback_handler.callbacks):
+            callback.resume_from(resume_from_checkpoint)
+        content = read_content(Path(resume_from_checkpoint)) or {}
+        self.running_losses.restore(content.get("losses"), self.args.device)
+        for name, result in content.get("zero_shot", {}).items():
+            self.zero_shot_results[name] = EvaluationResult.from_dict(result)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_head(self.state.best_model_checkpoint)
-
-    def _load_head(self, folder: str | None) -> None:
-        if self.head is not None and folder is not None:
-            self.head.load_state_dict(load_head(folder)[0].state_dict())
+        restore_head(self.head, self.state.best_model_checkpoint)

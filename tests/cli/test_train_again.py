@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from starft_hf.cli import main
-from starft_hf.training.checkpointing.files import last_good_checkpoint
+from starft_hf.training.checkpointing.files import last_valid_checkpoint
 from starft_hf.utils.hashing import tensors_digest
 from tests.support.launch import ROOT
 from tests.support.scenarios import environment
@@ -69,7 +69,7 @@ def test_sigterm_ends_with_75_and_the_same_command_gives_the_same(command, tmp_p
     arguments = [*command, "--processes", str(processes), "--num_train_epochs", "12", "--save_total_limit", "2"]
     arguments += ["--per_device_train_batch_size", str(4 // processes)]
     process = start(arguments, tmp_path / "cut")
-    while last_good_checkpoint(tmp_path / "cut")[0] is None and process.poll() is None:
+    while last_valid_checkpoint(tmp_path / "cut")[0] is None and process.poll() is None:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)
     shown, _ = process.communicate(timeout=200)

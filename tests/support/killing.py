@@ -73,7 +73,7 @@ def main(folder, count=None, seed=0):
                 "second": second,
                 "left": left,
                 "same": found == expected,
-                "passed over": log.count("is passed over"),
+                "skipped": log.count("is skipped"),
                 "log": log[-2000:] if found != expected else "",
             }
         )

@@ -30,7 +30,7 @@ def torchrun(processes, *arguments, timeout=300, **environment):
 def end_quietly(*, sharded=False):
     """End a script such that no thread of gloo can take the process down while the interpreter goes.
 
-    FSDP 2 leaves the group in caches of torch, and with it the threads; the interpreter is passed over then.
+    FSDP 2 leaves the group in caches of torch, and with it the threads; the interpreter is skipped then.
     """
     leave()
     if sharded:

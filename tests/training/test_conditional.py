@@ -80,7 +80,7 @@ def test_accumulated_batches_have_templates_of_their_own(trained, dataset):
     drawn = templates(trainer)
     assert len(drawn) == 12
     assert drawn[::2] != drawn[1::2]
-    columns = trainer._alignment.class_columns
+    columns = trainer.setup.candidates.classes
     assert drawn == [columns.templates(step, part)[1] for step in range(6) for part in range(2)]
 
 
@@ -166,7 +166,7 @@ def test_a_batch_of_more_classes_than_the_limit_is_compared_with_its_own(trained
 
 def test_filling_brings_no_classes(trained):
     trainer = trained(make_dataset(24, class_names=MANY), max_steps=1)
-    columns = trainer._alignment.class_columns
+    columns = trainer.setup.candidates.classes
     columns.limit = 2
     batch = {"labels": torch.tensor([3, 5, 7]), "pixel_values": torch.zeros(1)}
     assert columns(batch, 0, 0)["column_labels"].tolist() == [3, 5, 7]

@@ -111,7 +111,7 @@ def assert_plain(clip, processor, args, dataset):
     """Train with `args` and by hand, and compare losses, gradients and weights."""
     trainer = Recorder(copy.deepcopy(clip), args, dataset, processing_class=processor)
     head = copy.deepcopy(trainer.head)
-    bank, columns = trainer.bank, trainer._alignment.class_columns
+    bank, columns = trainer.bank, getattr(trainer.setup.candidates, "classes", None)
 
     def classes_of(step):
         caption_template, template = columns.templates(step, 0)

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from starft_hf import StarFTTrainer
 from starft_hf.objectives.regularizers import _REGISTRY, Regularizer, register_regularizer
-from starft_hf.training.nan_check import BASE_LOSS, FinitenessCheck
+from starft_hf.training.nan_check import BASE_LOSS, NaNCheck
 from tests.support.launch import torchrun
 from tests.support.tiny import make_dataset
 
@@ -55,10 +55,10 @@ def trainer(clip, processor, config, dataset):
 @pytest.mark.parametrize(
     ("poison", "words"),
     [
-        (poison_image_tower, "begins with this: the model's image embeddings.*learning_rate.*bf16=True"),
+        (poison_image_tower, "They start with: the model's image embeddings.*learning_rate.*bf16=True"),
         (poison_text_tower, r"1 parameters of the model are not finite, such as text_projection\.weight"),
         (poison_scale, "such as logit_scale"),
-        (poison_gradient, "in the gradient.*begins with this: the gradient"),
+        (poison_gradient, "in the gradient.*They start with: the gradient"),
     ],
 )
 @pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 0}, {"gradient_accumulation_steps": 2}])
@@ -86,7 +86,7 @@ def test_the_weights_are_those_of_the_step_before(trainer, clip):
 def test_images_that_a_transform_has_ruined_are_named(trainer):
     ruined = trainer(image_transform=lambda image: torch.full((3, 16, 16), float("nan")))
     with pytest.raises(
-        FloatingPointError, match=r"step 1, .*begins with this: the preprocessed images.*image_transform"
+        FloatingPointError, match=r"step 1, .*They start with: the preprocessed images.*image_transform"
     ):
         ruined.train()
 
@@ -96,7 +96,7 @@ def test_a_regularizer_is_named(trainer):
         Regularizer("broken", lambda inputs: (inputs.image_embeds - inputs.image_embeds).log().sum(-1))
     )
     try:
-        with pytest.raises(FloatingPointError, match=r"begins with this: the regularizer.*reg_weight"):
+        with pytest.raises(FloatingPointError, match=r"They start with: the regularizer.*reg_weight"):
             trainer(regularizer="broken").train()
     finally:
         del _REGISTRY["broken"]
@@ -106,23 +106,23 @@ def test_a_reference_in_half_precision_that_overflows_is_named(trainer, clip):
     running = trainer(reference_cache="none", reference_dtype="float16")
     projection = running.reference.model.visual_projection
     projection.register_forward_hook(lambda module, inputs, output: output * 1e6)
-    with pytest.raises(FloatingPointError, match=r"begins with this: the reference's image embeddings.*bfloat16"):
+    with pytest.raises(FloatingPointError, match=r"They start with: the reference's image embeddings.*bfloat16"):
         running.train()
 
 
 def test_steps_that_a_gradient_scaler_skips_are_no_failure_unless_it_skips_all(clip):
-    check = FinitenessCheck()
+    check = NaNCheck()
     for _ in range(39):
         check.add({BASE_LOSS: torch.tensor(1.0)})
-        check.look(clip, torch.tensor(float("inf")), 1, scaled=True)
-    check.look(clip, torch.tensor(1.0), 1, scaled=True)
+        check.check(clip, torch.tensor(float("inf")), 1, scaled=True)
+    check.check(clip, torch.tensor(1.0), 1, scaled=True)
     for _ in range(39):
-        check.look(clip, torch.tensor(float("nan")), 1, scaled=True)
+        check.check(clip, torch.tensor(float("nan")), 1, scaled=True)
     with pytest.raises(FloatingPointError, match="skipped 40 steps in a row"):
-        check.look(clip, torch.tensor(float("nan")), 7, scaled=True)
+        check.check(clip, torch.tensor(float("nan")), 7, scaled=True)
     check.add({BASE_LOSS: torch.tensor(float("nan"))})
-    with pytest.raises(FloatingPointError, match="begins with this: the base loss"):
-        check.look(clip, torch.tensor(float("nan")), 7, scaled=True)
+    with pytest.raises(FloatingPointError, match="They start with: the base loss"):
+        check.check(clip, torch.tensor(float("nan")), 7, scaled=True)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
@@ -173,15 +173,15 @@ def test_training_in_half_precision_at_a_logit_scale_of_100(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_any_batch_since_the_last_step_counts(clip, value):
-    check = FinitenessCheck()
+    check = NaNCheck()
     for loss in (value, 1.0, 2.0):
         check.add({BASE_LOSS: torch.tensor(loss)})
     with pytest.raises(FloatingPointError, match="in the base loss"):
-        check.look(clip, 1.0, 1, scaled=False)
+        check.check(clip, 1.0, 1, scaled=False)
     check.add({BASE_LOSS: torch.tensor(3.0)})
-    check.look(clip, torch.tensor(1.0), 2, scaled=False)
+    check.check(clip, torch.tensor(1.0), 2, scaled=False)
     with pytest.raises(FloatingPointError, match="in the gradient"):
-        check.look(clip, float("nan"), 2, scaled=False)
+        check.check(clip, float("nan"), 2, scaled=False)
 
 
 @pytest.mark.slow

@@ -214,7 +214,7 @@ def test_it_warns_with_many_classes_and_few_images(demo, caplog):
 def test_a_pool_that_names_nothing_is_warned_of(demo, caplog):
     trainer = demo(spuriosity=["{}."])
     assert torch.equal(weights_of(trainer), torch.ones(480))
-    assert "tells none of the pool's templates from the plain caption" in caplog.text
+    assert "cannot tell any template of the pool from the plain caption" in caplog.text
 
 
 def test_a_pool_that_misses_the_bias_hardly_changes_the_weights(demo, caplog):
@@ -345,7 +345,7 @@ def test_what_it_cannot_do_is_refused(clip, processor, config, dataset):
     build = lambda data, **settings: StarFTTrainer(  # noqa: E731
         clip, config(reweight="attribution", **settings), data, processing_class=processor
     )
-    with pytest.raises(ValueError, match="the training set is a stream"):
+    with pytest.raises(ValueError, match="the training set is an iterable dataset"):
         build(dataset.to_iterable_dataset())
     with pytest.raises(ValueError, match="it has no labels"):
         build(dataset.remove_columns("label"), caption_column="note", regularizer="kl")

@@ -18,7 +18,7 @@ def refused(config, monkeypatch):
         raise AssertionError("a model was loaded before the mistake was found")
 
     def build(dataset, eval_dataset=None, match=None, trainer=None, **settings):
-        monkeypatch.setattr("starft_hf.training.trainer.load_model", fail)
+        monkeypatch.setattr("starft_hf.training.setup.load_model", fail)
         with pytest.raises(ValueError, match=match):
             StarFTTrainer("some/model", config(**settings), dataset, eval_dataset, **trainer or {})
 

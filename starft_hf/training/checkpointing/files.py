@@ -1,8 +1,8 @@
-"""Folders of checkpoints: believed only if they are complete, and found complete at every moment.
+"""The folders of checkpoints: marked while they are written, and verified before they are used.
 
-`Trainer` writes a checkpoint file by file, so that a process that is killed leaves half of one, which looks like any
-other. Here a folder is marked while it is written, as transformers marks those it writes on a signal, and in the end
-gets a list of its files with their sizes and checksums.
+`Trainer` writes a checkpoint file by file, so a process that is killed leaves half of one, which looks like any other.
+Here a folder holds a mark until it is complete, as transformers marks those it writes on a signal, and then a list of
+its files with their sizes and checksums.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from starft_hf.utils.files import read_text, unused_folder, write_text_atomicall
 CHECKPOINT_FILE = "starft_checkpoint.json"
 MARK = "checkpoint-is-incomplete.txt"
 _STATE = "trainer_state.json"
-# Nobody reads them to go on, and published checkpoints lack them, because they hold the paths of a machine.
+# Nothing resumes from them, and published checkpoints lack them, because they hold the paths of a machine.
 _UNLISTED = (MARK, CHECKPOINT_FILE, "training_args.bin")
 _FORMAT = 1
 
@@ -52,7 +52,7 @@ class Flaw:
 
 @contextmanager
 def marked_incomplete(folder: Path) -> Iterator[None]:
-    """Mark `folder` as incomplete, and remove it if there is an exception; what a killed run left there goes first.
+    """Mark `folder` as incomplete, and remove it on an exception. What a killed run left there is removed first.
 
     Raises:
         CheckpointError: in place of what writing raises.
@@ -64,24 +64,24 @@ def marked_incomplete(folder: Path) -> Iterator[None]:
         (folder / MARK).write_text("This checkpoint is being written, or was when its process ended.\n")
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # What torch raises where a file cannot be written is a RuntimeError. The space may be needed, too.
+        # torch raises RuntimeError where a file cannot be written. The space of what was written may be needed.
         room = shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free
         shutil.rmtree(folder, ignore_errors=True)
-        last = last_good_checkpoint(folder.parent)[0]
-        kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+        last = last_valid_checkpoint(folder.parent)[0]
+        kept = f"the last valid checkpoint is {last}" if last else "there is no earlier checkpoint"
         why = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"{folder} could not be written, with {room / 2**20:.1f} MiB left on the disk ({why}); {kept}. Make room, "
-            "set save_total_limit or choose another output_dir, and go on with resume_from_checkpoint=True"
+            "set save_total_limit or choose another output_dir, and resume with resume_from_checkpoint=True"
         ) from error
 
 
 def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:
-    """Bring the files of a checkpoint onto the disk, list them, and take the mark away.
+    """Flush the files of a checkpoint to the disk, list them, and remove the mark.
 
     Args:
         folder: the checkpoint.
-        content: what else to remember, for JSON.
+        content: what else to keep, for JSON.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: _state_of(folder / name, to_disk=True) for name in names if name not in _UNLISTED}
@@ -91,7 +91,7 @@ def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_content(folder: Path) -> dict[str, Any] | None:
-    """What `mark_complete` has remembered in a checkpoint, or None if another trainer wrote it.
+    """What `mark_complete` kept in a checkpoint, or None if another trainer wrote it.
 
     Raises:
         CheckpointError: if it cannot be read.
@@ -107,7 +107,7 @@ def read_content(folder: Path) -> dict[str, Any] | None:
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
             raise ValueError("it names files outside of the folder")
         if not all({"size", "checksum"} <= state.keys() for state in files.values()):
-            raise ValueError("it lacks sizes or checksums")
+            raise ValueError("sizes or checksums are missing")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{CHECKPOINT_FILE} of {str(folder)!r} cannot be read: {error!r}") from error
     return dict(content)
@@ -130,15 +130,15 @@ def flaw_of(folder: Path) -> str | None:
         if size != expected["size"]:
             return f"{name} has {size} of {expected['size']} bytes"
         if _state_of(folder / name) != expected:
-            return f"{name} is not as it was written"
+            return f"{name} has changed since it was written"
     try:
         TrainerState.load_from_json(str(folder / _STATE))
     except (OSError, ValueError, TypeError):
-        return f"{_STATE} is missing or damaged, so it is no checkpoint of a run or not a whole one"
+        return f"{_STATE} is missing or damaged, so it is not a complete checkpoint of a run"
     return None
 
 
-def last_good_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[Path | None, list[Flaw]]:
+def last_valid_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[Path | None, list[Flaw]]:
     """The latest checkpoint in a folder that can be resumed from, and the later ones that cannot."""
     flaws: list[Flaw] = []
     for folder in reversed(_checkpoints(Path(output_dir))):
@@ -149,10 +149,10 @@ def last_good_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[Path | Non
     return None, flaws
 
 
-def set_aside(flaws: Sequence[Flaw]) -> None:
-    """Take flawed checkpoints out of the way of a run that will write them anew.
+def remove_from_rotation(flaws: Sequence[Flaw]) -> None:
+    """Remove flawed checkpoints that were never complete, and rename the others.
 
-    Otherwise rotation would take them for the latest ones. Those that were never complete are removed.
+    Otherwise rotation would take them for the latest ones.
     """
     for flaw in flaws:
         if (flaw.folder / MARK).exists() or not any(flaw.folder.iterdir()):

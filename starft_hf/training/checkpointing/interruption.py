@@ -1,4 +1,4 @@
-"""A run that is told to stop, by SIGTERM as a spot machine going away sends it, saves a checkpoint and says so."""
+"""SIGTERM, as preempted machines receive it, makes a run save a checkpoint and exit with a code of its own."""
 
 import signal
 import threading
@@ -9,22 +9,24 @@ from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from starft_hf.training.checkpointing.files import last_valid_checkpoint
 from starft_hf.utils.collectives import all_agree
 
 
-# EX_TEMPFAIL of sysexits.h: the same command again goes on.
+# EX_TEMPFAIL of sysexits.h: the same command resumes.
 INTERRUPTED = 75
 
 
 class TrainingInterrupted(SystemExit):
-    """Training was told to stop by SIGTERM, and a checkpoint was saved to go on from.
+    """Training was stopped by SIGTERM, after a checkpoint was saved to resume from.
 
-    Uncaught, it ends the process with exit code 75, without a traceback: the same command again, resuming, goes on.
+    Uncaught, it ends the process with exit code 75, without a traceback.
 
     Attributes:
-        checkpoint: the checkpoint, or None if the process was told to stop before or after training.
+        checkpoint: the checkpoint, or None if the signal came before or after training.
     """
 
     def __init__(self, checkpoint: Path | None = None):
@@ -33,13 +35,16 @@ class TrainingInterrupted(SystemExit):
 
     def __str__(self) -> str:
         saved = "" if self.checkpoint is None else f"; the checkpoint {self.checkpoint} was saved"
-        return f"stopped by SIGTERM{saved}. The same command goes on if it resumes (resume_from_checkpoint=True)"
+        return f"stopped by SIGTERM{saved}. Resume it with resume_from_checkpoint=True"
 
 
 class InterruptionCallback(TrainerCallback):
-    """Stops after the step in which one of the processes was told to, with a checkpoint.
+    """Stops training after the step in which one of the processes received SIGTERM, with a checkpoint.
 
     What is due at that step, such as an evaluation, is done first, so that the resumed run has the same log.
+
+    `enable_jit_checkpoint` of transformers saves within a step, where the random state is not what it was before,
+    leaves several processes waiting for each other, and leaves out what callbacks write: this callback replaces it.
     """
 
     def __init__(self) -> None:
@@ -54,14 +59,14 @@ class InterruptionCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # The device has just been waited for, to see that the gradient is finite; after the step it would be again.
+        # The NaN check has just synchronized the device; after the step it would have to be done again.
         self._stopping = not all_agree(not self.requested, args.device)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._stopping:
-            # What ends with the epoch comes after this, and belongs into the checkpoint.
+            # What ends with the epoch comes after this, and belongs in the checkpoint.
             control.should_save = not _ends_epoch(state)
 
     def on_epoch_end(
@@ -75,8 +80,17 @@ class InterruptionCallback(TrainerCallback):
             raise TrainingInterrupted(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGTERM for a request to stop, unless there is a handler of the user's own for it."""
+    def listening(self, args: TrainingArguments) -> Iterator[None]:
+        """Treat SIGTERM as a request to stop, unless the user has a handler of their own for it.
+
+        Runs that save nothing to resume from leave SIGTERM alone.
+
+        Raises:
+            TrainingInterrupted: on leaving, if the request came too late for a step to see it.
+        """
+        if args.save_strategy == "no" or args.save_only_model:
+            yield
+            return
 
         def request(number: int, frame: FrameType | None) -> None:
             self.requested = True
@@ -84,11 +98,24 @@ class InterruptionCallback(TrainerCallback):
         self.requested = False
         with _handling(request):
             yield
+        # The last step was over already, and what comes after training must not begin.
+        if not all_agree(not self.requested, args.device):
+            raise TrainingInterrupted(last_valid_checkpoint(str(args.output_dir))[0])
+
+
+def replace_jit_checkpoint(trainer: Any) -> InterruptionCallback:
+    """Give a trainer an `InterruptionCallback`, after the callbacks of the user, in place of transformers' own."""
+    interruption = InterruptionCallback()
+    trainer.add_callback(interruption)
+    replaced = trainer.pop_callback(JITCheckpointCallback)
+    if replaced is not None and replaced.jit_manager is not None:
+        signal.signal(signal.SIGTERM, replaced.jit_manager._original_sigterm_handler or signal.SIG_DFL)
+    return interruption
 
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM end this process as training does, where there is nothing to save: before training and after."""
+    """Make SIGTERM end this process as training does, where there is nothing to save: before training and after."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise TrainingInterrupted

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from starft_hf import CheckpointError
-from starft_hf.training.checkpointing.files import CHECKPOINT_FILE, MARK, flaw_of, last_good_checkpoint
+from starft_hf.training.checkpointing.files import CHECKPOINT_FILE, MARK, flaw_of, last_valid_checkpoint
 from tests.support.resumed_run import make_trainer, outcome
 
 
@@ -42,20 +42,20 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize(
     "room", ["9m", *(pytest.param(room, marks=pytest.mark.slow) for room in ("3m", "10m", "11m", "12m"))]
 )
-def test_a_full_disk_ends_the_run_and_the_last_good_checkpoint_is_used(tmp_path, run, room):
+def test_a_full_disk_ends_the_run_and_the_last_valid_checkpoint_is_used(tmp_path, run, room):
     """At 3 MB not even the first checkpoint of 5 fits; at more, different files of later ones do not."""
     output = tmp_path / "output"
     with mounted(output, f"size={room}"):
         with pytest.raises(CheckpointError, match="could not be written") as error:
             make_trainer(tmp_path, save_steps=1, **STEPS).train(resume_from_checkpoint=True)
         assert re.search(r"with [0-2]\.\d MiB left on the disk", str(error.value))
-        last, flaws = last_good_checkpoint(output)
+        last, flaws = last_valid_checkpoint(output)
         assert flaws == []
         if last is None:
             assert "no earlier checkpoint" in str(error.value)
             assert list(output.iterdir()) == []
         else:
-            assert f"the last good checkpoint is {last}" in str(error.value)
+            assert f"the last valid checkpoint is {last}" in str(error.value)
         # Somebody makes room, and gives the same command.
         subprocess.run(["mount", "-o", "remount,size=100m", str(output)], check=True)
         again = make_trainer(tmp_path, save_steps=1, **STEPS)
@@ -104,7 +104,7 @@ DAMAGES = {
     "no random state": (lambda path: (path / "rng_state.pth").unlink(), "rng_state.pth is missing"),
     "truncated weights": (lambda path: os.truncate(path / "model.safetensors", 100), "has 100 of"),
     "an empty state": (lambda path: os.truncate(path / "trainer_state.json", 0), "trainer_state.json has 0 of"),
-    "a bit is flipped": (lambda path: flip(path / "optimizer.pt"), "optimizer.pt is not as it was written"),
+    "a bit is flipped": (lambda path: flip(path / "optimizer.pt"), "optimizer.pt has changed since it was written"),
     "half a list": (lambda path: os.truncate(path / CHECKPOINT_FILE, 50), "cannot be read"),
     "killed while writing": (lambda path: (path / MARK).write_text(""), "ended while writing"),
     "nothing in it": (lambda path: [file.unlink() for file in path.iterdir()], "trainer_state.json is missing"),
@@ -112,13 +112,13 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_last_good_checkpoint_is_found(folder, damage):
+def test_the_last_valid_checkpoint_is_found(folder, damage):
     inflict, reason = DAMAGES[damage]
     last = folder / "output" / "checkpoint-4"
     inflict(last)
     assert reason in flaw_of(last)
-    assert last_good_checkpoint(folder / "output")[0] == folder / "output" / "checkpoint-2"
-    with pytest.raises(CheckpointError, match=f"cannot be resumed from: .*{reason}.*good checkpoint there is .*-2"):
+    assert last_valid_checkpoint(folder / "output")[0] == folder / "output" / "checkpoint-2"
+    with pytest.raises(CheckpointError, match=f"cannot be resumed from: .*{reason}.*valid checkpoint there is .*-2"):
         make_trainer(folder, **STEPS).train(resume_from_checkpoint=str(last))
 
 
@@ -130,7 +130,7 @@ def test_it_is_used_with_a_warning_and_the_damaged_one_is_kept(folder, run, dama
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
     assert reason in caplog.text
-    assert f"Training goes on from {folder / 'output' / 'checkpoint-2'}" in caplog.text
+    assert f"Training resumes from {folder / 'output' / 'checkpoint-2'}" in caplog.text
     assert outcome(folder) == outcome(run)
     assert (folder / "output" / "damaged-checkpoint-4").exists() == (damage == "truncated weights")
 
@@ -152,7 +152,7 @@ def test_a_list_that_names_files_elsewhere_is_refused(folder):
     assert "names files outside of the folder" in flaw_of(last)
 
 
-def test_the_latest_good_checkpoint_is_never_rotated_away_before_there_is_a_later_one(tmp_path, monkeypatch):
+def test_the_latest_valid_checkpoint_is_never_rotated_away_before_there_is_a_later_one(tmp_path, monkeypatch):
     """With one checkpoint to keep, writing the next fails; the former is still there."""
     trainer = make_trainer(tmp_path, **STEPS | {"save_total_limit": 1})
     save = trainer._save_rng_state
@@ -166,4 +166,4 @@ def test_the_latest_good_checkpoint_is_never_rotated_away_before_there_is_a_late
     with pytest.raises(CheckpointError, match=r"checkpoint-4 could not be written, .*checkpoint is .*checkpoint-2\."):
         trainer.train()
     assert trainer.args.save_total_limit == 1
-    assert last_good_checkpoint(tmp_path / "output") == (tmp_path / "output" / "checkpoint-2", [])
+    assert last_valid_checkpoint(tmp_path / "output") == (tmp_path / "output" / "checkpoint-2", [])

@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerCallback
 
 from starft_hf import TrainingInterrupted
-from starft_hf.training.checkpointing.files import last_good_checkpoint
+from starft_hf.training.checkpointing.files import last_valid_checkpoint
 from tests.support.resumed_run import make_trainer, outcome
 from tests.support.runs import SignalAt
 
@@ -35,7 +35,7 @@ def test_a_checkpoint_is_saved_and_the_run_goes_on(tmp_path, whole, step, settin
         make_trainer(tmp_path, callbacks=[SignalAt(step)], **settings).train(resume_from_checkpoint=True)
     assert interrupted.value.code == 75
     assert interrupted.value.checkpoint == tmp_path / "output" / f"checkpoint-{step + 1}"
-    assert last_good_checkpoint(tmp_path / "output") == (interrupted.value.checkpoint, [])
+    assert last_valid_checkpoint(tmp_path / "output") == (interrupted.value.checkpoint, [])
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     again = make_trainer(tmp_path, **settings)
     again.train(resume_from_checkpoint=True)
@@ -48,7 +48,7 @@ def test_the_best_checkpoint_does_not_take_the_place_of_the_last(tmp_path):
     settings = {"save_steps": 2, "save_total_limit": 1, "load_best_model_at_end": True}
     with pytest.raises(TrainingInterrupted):
         make_trainer(tmp_path, callbacks=[SignalAt(4)], **settings).train()
-    assert last_good_checkpoint(tmp_path / "output")[0].name == "checkpoint-5"
+    assert last_valid_checkpoint(tmp_path / "output")[0].name == "checkpoint-5"
 
 
 @pytest.mark.parametrize("event", ["on_step_end", "on_evaluate", "on_train_end"])
@@ -155,7 +155,7 @@ def test_several_processes_stop_together(tmp_path, only):
     # Once one has ended, torchrun ends the others, which may be about to.
     assert "exitcode  : 75" in done.stderr, done.stderr[-4000:]
     assert done.stderr.count("stopped by SIGTERM; the checkpoint") == 2
-    assert last_good_checkpoint(tmp_path / "output")[0].name == "checkpoint-3"
+    assert last_valid_checkpoint(tmp_path / "output")[0].name == "checkpoint-3"
     if only == 1:
         done = torchrun(2, script, tmp_path, 100, -1, timeout=200)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -188,4 +188,4 @@ def test_every_process_of_a_group_is_told(tmp_path):
     )
     assert done.returncode == 75, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
-    assert last_good_checkpoint(tmp_path / "output")[0].name == "checkpoint-3"
+    assert last_valid_checkpoint(tmp_path / "output")[0].name == "checkpoint-3"

@@ -59,5 +59,5 @@ def test_a_worker_that_is_killed_is_an_error_that_says_what_to_do(tmp_path):
 
     trainer = make_trainer(tmp_path, dataloader_num_workers=2, **SETTINGS)
     trainer.train_dataset.make.preprocessor.transform = transform
-    with pytest.raises(RuntimeError, match=r"a process that loads data ended .*dataloader_num_workers"):
+    with pytest.raises(RuntimeError, match=r"a process that loads data died .*dataloader_num_workers"):
         trainer.train()

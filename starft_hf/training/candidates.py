@@ -1,0 +1,157 @@
+"""What a regularizer compares the images of a batch with: spurious captions, classes, contexts or nothing.
+
+`Regularizer(columns=...)` names one of these strategies. Each says what an example has to draw, which texts a batch
+gets, and how the tuned model and the reference embed them; nothing else in the package asks which one it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from starft_hf.data.captions import CaptionBank
+from starft_hf.data.class_candidates import ClassColumns
+from starft_hf.models.encoder import DualOutput
+from starft_hf.objectives.regularizers import Regularizer
+from starft_hf.reference import Reference
+from starft_hf.training.gathering import GatheredBatch
+from starft_hf.utils.collectives import gather_values
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The embeddings a regularizer compares, for the n rows of this process and M candidates.
+
+    Attributes:
+        candidates: unit rows of the tuned model, `(M, D)`.
+        reference_images: unit rows of the reference, `(n, D0)`.
+        reference_candidates: unit rows of the reference, `(M, D0)`.
+        labels: class indices of the candidates, `(M,)`, or None.
+        valid: which candidates belong to a sample, `(M,)`; None: all.
+    """
+
+    candidates: Tensor
+    reference_images: Tensor
+    reference_candidates: Tensor
+    labels: Tensor | None = None
+    valid: Tensor | None = None
+
+
+class Candidates:
+    """Nothing: for regularizers that compare weights, and for plain fine-tuning.
+
+    Args:
+        bank: the captions of the run.
+        encode_texts: turns texts into arguments of the model's forward.
+        seed: of the draws that a batch shares.
+        max_classes: number of classes to compare at most.
+
+    Attributes:
+        needs_embeddings: whether the reference has to embed anything.
+        drawn_per_example: whether every example draws a spurious caption of its own.
+        drawn_per_batch: whether the texts are only known in the step, so that it encodes them.
+        needs_class_captions: why captions must be made of class names, as a clause; None where any captions do.
+        draws_templates: whether templates are drawn, so that their weights matter.
+        fewest_classes: the smallest number of classes with which there is something to compare.
+    """
+
+    needs_embeddings = False
+    drawn_per_example = False
+    drawn_per_batch = False
+    needs_class_captions: str | None = None
+    draws_templates = True
+    fewest_classes = 1
+
+    def __init__(self, bank: CaptionBank, encode_texts: Any, seed: int, max_classes: int):
+        self.bank = bank
+
+    def add_to(self, batch: Mapping[str, Any], step: int, part: int) -> Mapping[str, Any]:
+        """The batch with the texts that belong to it as a whole.
+
+        Args:
+            batch: of this process, on its device.
+            step: the optimizer step.
+            part: the place of the batch among those whose gradients the step accumulates.
+        """
+        return batch
+
+    def compare(
+        self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
+    ) -> Comparison:
+        """What the regularizer is computed from.
+
+        Args:
+            batch: of this process, with what `add_to` added.
+            outputs: of the tuned model's forward.
+            gathered: the embeddings of the batch over all processes.
+            reference: the frozen reference.
+        """
+        nothing = outputs.text_embeds[:0].detach()
+        return Comparison(nothing, outputs.image_embeds.detach(), nothing)
+
+
+class SpuriousCaptions(Candidates):
+    """One spurious caption per row: every image is compared with those of all rows, on all processes."""
+
+    needs_embeddings = True
+    drawn_per_example = True
+
+    def compare(
+        self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
+    ) -> Comparison:
+        assert gathered.spurious is not None
+        images, own = reference.embed(batch)
+        labels = batch.get("labels")
+        column_labels = None if labels is None else gather_values(labels)
+        return Comparison(gathered.spurious, images, gather_values(own), column_labels, gathered.valid)
+
+
+class ClassCaptions(Candidates):
+    """The captions of all classes under one spurious template, which the whole batch shares."""
+
+    needs_embeddings = True
+    drawn_per_batch = True
+    needs_class_captions = "compares classes"
+    fewest_classes = 2
+
+    def __init__(self, bank: CaptionBank, encode_texts: Any, seed: int, max_classes: int):
+        super().__init__(bank, encode_texts, seed, max_classes)
+        self.classes = ClassColumns(bank, encode_texts, seed, max_classes)
+
+    def add_to(self, batch: Mapping[str, Any], step: int, part: int) -> Mapping[str, Any]:
+        return self.classes(batch, step, part)
+
+    def compare(
+        self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
+    ) -> Comparison:
+        # Every process has all of these candidates, so that its own rows need nothing of the others.
+        images, candidates = reference.embed(batch)
+        return Comparison(outputs.text_embeds[batch["spurious_rows"]], images, candidates, batch["column_labels"])
+
+
+class Contexts(Candidates):
+    """One embedding per template of the pool: the reference's average over the classes."""
+
+    needs_embeddings = True
+    needs_class_captions = "averages templates over classes"
+    draws_templates = False
+
+    def compare(
+        self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
+    ) -> Comparison:
+        images, contexts = reference.embed_images(batch), reference.contexts(self.bank)
+        return Comparison(contexts, images, contexts)
+
+
+_STRATEGIES: dict[str, type[Candidates]] = {
+    "none": Candidates,
+    "spurious": SpuriousCaptions,
+    "classes": ClassCaptions,
+    "contexts": Contexts,
+}
+
+
+def strategy_of(regularizer: Regularizer | None) -> type[Candidates]:
+    """The strategy a regularizer names; `Candidates` itself without a regularizer."""
+    return Candidates if regularizer is None else _STRATEGIES[regularizer.columns]

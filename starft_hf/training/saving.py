@@ -1,0 +1,45 @@
+"""What a run saves: the model as it was given, and its head and temperature in files of their own."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from starft_hf.models.adapters import is_adapted, save_temperature
+from starft_hf.models.fsdp import with_scalars
+from starft_hf.models.heads import HEAD_NAME, load_head, save_head
+
+
+def save_weights(
+    write: Callable[[str, dict[str, Tensor]], None],
+    folder: str,
+    model: nn.Module,
+    state_dict: dict[str, Tensor] | None,
+    class_names: Sequence[str],
+    scalars: Sequence[str],
+) -> None:
+    """Save a model, possibly adapted, and its linear head, if it has one.
+
+    Args:
+        write: saves a state dict of the model without its head.
+        folder: where to.
+        model: the model.
+        state_dict: its weights; None takes the model's own.
+        class_names: of the head.
+        scalars: parameters that were made vectors of length 1 for FSDP, and are saved as scalars.
+    """
+    state_dict = with_scalars(model.state_dict() if state_dict is None else state_dict, scalars)
+    head = {name: state_dict.pop(key) for name in ("weight", "bias") if (key := f"{HEAD_NAME}.{name}") in state_dict}
+    write(folder, state_dict)
+    if head:
+        save_head(head, class_names, folder)
+    if is_adapted(model):
+        save_temperature(model, folder, state_dict)
+
+
+def restore_head(head: nn.Linear | None, folder: str | Path | None) -> None:
+    """Load the weights of a head from the folder of a checkpoint, where there are both."""
+    if head is not None and folder is not None:
+        saved: Any = load_head(folder)[0]
+        head.load_state_dict(saved.state_dict())

@@ -1,0 +1,365 @@
+"""Everything a run is made of: first all checks, then all loading.
+
+`RunInputs` is what a user gives. `RunPlan.check` finds out everything that can be known without loading a model, and
+refuses what cannot work. `RunSetup.resolve` then loads and builds. The trainer, `compare` and `starft precompute` all
+use them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import nn
+
+from starft_hf.data.captions import CaptionBank
+from starft_hf.data.class_mapping import check_mapped_sets
+from starft_hf.data.collator import StarFTCollator
+from starft_hf.data.columns import ImageColumns, check_labels
+from starft_hf.data.examples import Epoch, TrainingExampleMaker, as_examples, evaluation_sets
+from starft_hf.data.groups import GroupFunction
+from starft_hf.data.images import ImagePreprocessor, ImageTransform
+from starft_hf.data.source import is_stream
+from starft_hf.evaluation.probes import named_probes
+from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.hub.record import identity_of
+from starft_hf.models.adapters import base_model_of, base_state, is_adapted, with_adapter
+from starft_hf.models.encoder import DualEncoder, check_dual_encoder, load_model, load_processor
+from starft_hf.models.heads import HEAD_NAME, head_from_weights
+from starft_hf.objectives.regularizers import AUTO_WEIGHT, Regularizer, get_regularizer
+from starft_hf.reference import (
+    CachePlan,
+    Reference,
+    ReferenceSettings,
+    make_live_reference,
+    make_reference,
+    plan_cache,
+)
+from starft_hf.spuriosity.auto import DiscoverySettings, Spuriosity, given_pool, pool_of_run
+from starft_hf.spuriosity.pool import SpuriosityPool
+from starft_hf.training.candidates import Candidates, strategy_of
+from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.reweighting import SampleWeights
+from starft_hf.training.step import BASE_LOSSES, TrainingStep
+from starft_hf.training.validation import (
+    check_arguments,
+    check_best_metric,
+    check_model,
+    check_output_dir,
+    check_size,
+    check_training_set,
+)
+from starft_hf.utils.hashing import tensors_digest
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run is given. The attributes are the arguments of `StarFTTrainer`, which explains them.
+
+    `trainer_arguments` are those that `Trainer` gets unchanged; they are only checked.
+    """
+
+    model: str | PathLike[str] | nn.Module
+    args: StarFTConfig
+    train_dataset: Any = None
+    eval_dataset: Any = None
+    processing_class: Any = None
+    spuriosity: Spuriosity = "background"
+    reference_model: str | PathLike[str] | nn.Module | None = None
+    peft_config: PeftConfig | str | None = None
+    image_transform: ImageTransform | None = None
+    group_function: GroupFunction | None = None
+    zero_shot_probe: Any = None
+    class_mapping: Any = None
+    trainer_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is known of a run before anything is loaded.
+
+    Attributes:
+        regularizer: the regularizer, or None.
+        strategy: what it compares images with.
+        pool: the spurious templates as given, or None where none are needed.
+        columns: of the training set, or None without one.
+        cache: what to cache of the reference; None where there is no reference.
+    """
+
+    regularizer: Regularizer | None
+    strategy: type[Candidates]
+    pool: SpuriosityPool | None
+    columns: ImageColumns | None = None
+    cache: CachePlan | None = None
+
+    @classmethod
+    def check(cls, given: RunInputs) -> "RunPlan":
+        """Check what a run is given.
+
+        Raises:
+            ValueError: for everything that can be known to go wrong without a model.
+        """
+        args = given.args
+        check_arguments(args, given.model, given.peft_config, given.trainer_arguments)
+        check_best_metric(args, given.eval_dataset)
+        check_mapped_sets(given.class_mapping, given.eval_dataset)
+        regularizer = get_regularizer(args.regularizer)
+        strategy = strategy_of(regularizer)
+        needs_pool = args.reweight != "none" or strategy.needs_embeddings
+        pool = given_pool(given.spuriosity, args.discovery_pool) if needs_pool else None
+        dataset = given.train_dataset
+        if dataset is None:
+            return cls(regularizer, strategy, pool)
+        columns = check_training_set(dataset, args, regularizer, pool, given.spuriosity, given.group_function)
+        check_labels(dataset, columns, what="train_dataset", several=True)
+        check_size(args, dataset)
+        check_output_dir(args)
+        if regularizer is None:
+            return cls(regularizer, strategy, pool, columns)
+        cache = plan_cache(
+            reference_settings(args),
+            regularizer,
+            dataset,
+            finite_captions=columns.label is not None and columns.caption is None,
+            deterministic_images=args.crop_scale is None and given.image_transform is None,
+            at_least_an_epoch=_is_at_least_an_epoch(args, dataset),
+        )
+        return cls(regularizer, strategy, pool, columns, cache)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes of the training set, or None without labels or training set."""
+        return None if self.columns is None else self.columns.class_names
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """A run, ready to be trained.
+
+    Attributes:
+        given: what it was made from.
+        plan: what was known before anything was loaded.
+        model: the model to train, with its adapter.
+        processor: its processor.
+        encoder: its spec.
+        pool: the spurious templates it trains with, or None.
+        bank: the captions of its classes.
+        candidates: what the regularizer compares images with.
+        epoch: the current epoch, which the draws of the examples depend on.
+        train_dataset: the training examples, or None.
+        eval_dataset: the evaluation examples, of several sets by name, or None.
+        retention_sets: datasets that are classified zero-shot before and after training, by name.
+        reg_weight: weight of the regularizer at the start of the run.
+        reference: the frozen reference, or None without regularizer.
+        sample_weights: the weights of the training images, or None where all are 1.
+        reference_source: where the reference comes from, if it is not the model as given; for the record.
+    """
+
+    given: RunInputs
+    plan: RunPlan
+    model: nn.Module
+    processor: Any
+    encoder: DualEncoder
+    pool: SpuriosityPool | None
+    bank: CaptionBank
+    candidates: Candidates
+    epoch: Epoch
+    train_dataset: Any
+    eval_dataset: Any
+    retention_sets: dict[str, Any]
+    reg_weight: float
+    reference: Reference | None = None
+    sample_weights: SampleWeights | None = None
+    reference_source: dict[str, Any] | None = None
+
+    @classmethod
+    def resolve(cls, given: RunInputs) -> "RunSetup":
+        """Check what a run is given, then load and build what it is made of.
+
+        Raises:
+            ValueError: for everything that can be known to go wrong, before anything expensive is done.
+        """
+        plan, args = RunPlan.check(given), given.args
+
+        model = load_model(given.model)
+        processor = load_processor(base_model_of(model), given.processing_class)
+        check_dual_encoder(model)
+        model = with_adapter(model, given.peft_config)
+        encoder = DualEncoder.of(model, processor, packed=args.mini_batch_size is None)
+        check_model(args, plan.regularizer, model)
+
+        pool = pool_of_run(
+            given.spuriosity, plan.pool, model, encoder, given.train_dataset, plan.columns, discovery_settings(args)
+        )
+        bank = CaptionBank(plan.class_names or (), args.caption_templates, pool, encoder.encode_texts)
+        strategy = plan.strategy if given.train_dataset is not None else Candidates
+        candidates = strategy(bank, encoder.encode_texts, args.seed, args.reg_max_classes)
+        retention_sets = named_probes(given.zero_shot_probe, args.column_settings())
+        epoch = Epoch()
+        train_dataset = _training_examples(given, plan, encoder, bank, candidates, epoch)
+        eval_dataset = _evaluation_examples(given, plan, encoder, given.eval_dataset, given.class_mapping)
+
+        reference = sample_weights = source = None
+        if train_dataset is not None and (plan.cache is not None or args.reweight != "none"):
+            start = _reference_model(given, model)
+            settings = reference_settings(args)
+            live = make_live_reference(
+                start, DualEncoder.of(start, processor, packed=args.mini_batch_size is None), settings
+            )
+            if given.reference_model is not None:
+                source = identity_of(start, tensors_digest(base_state(start)))
+            if args.reweight != "none":
+                sample_weights = SampleWeights(live, train_dataset, bank, settings, args.reweight_clip)
+            if plan.cache is not None:
+                reference = make_reference(live, settings, plan.cache, bank, train_dataset)
+        return cls(
+            given=given,
+            plan=plan,
+            model=model,
+            processor=processor,
+            encoder=encoder,
+            pool=pool,
+            bank=bank,
+            candidates=candidates,
+            epoch=epoch,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            retention_sets=retention_sets,
+            reg_weight=_reg_weight(plan.regularizer, args, len(bank.class_names) or None),
+            reference=reference,
+            sample_weights=sample_weights,
+            reference_source=source,
+        )
+
+    def prepare(self, device: torch.device) -> None:
+        """Do what has to be done once, before the first step, such as filling the reference's cache."""
+        # The sample weights first: the reference may release the weights that both need.
+        for part in (self.sample_weights, self.reference):
+            if part is not None:
+                part.prepare(device)
+
+    def collator(self) -> StarFTCollator:
+        """What makes batches of training and evaluation examples."""
+        return StarFTCollator(
+            self.encoder.encode_texts,
+            with_captions=self.given.args.base_loss == "contrastive",
+            with_spurious_captions=self.candidates.drawn_per_example,
+            encode_captions=not self.candidates.drawn_per_batch,
+        )
+
+    def add_head(self, model: nn.Module) -> nn.Linear | None:
+        """The linear head of cross-entropy runs, from the captions of the classes; None for others.
+
+        It becomes a submodule of `model`, so that the optimizer, clipping and gradient scaling treat it as part of it.
+        """
+        if self.given.args.base_loss == "contrastive" or self.plan.class_names is None:
+            return None
+        templates = self.given.args.caption_templates
+        head = head_from_weights(zero_shot_weights(model, self.encoder, self.plan.class_names, templates))
+        model.add_module(HEAD_NAME, head)
+        return head
+
+    def training_step(self, head: nn.Linear | None) -> TrainingStep:
+        """What computes the losses of a batch."""
+        args = self.given.args
+        return TrainingStep(
+            self.encoder,
+            BASE_LOSSES[args.base_loss],
+            self.candidates,
+            self.plan.regularizer,
+            self.reference,
+            head,
+            args.mini_batch_size,
+            self.sample_weights,
+        )
+
+    def evaluation_examples(self, dataset: Any) -> Any:
+        """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
+        return _evaluation_examples(self.given, self.plan, self.encoder, dataset)
+
+
+def reference_settings(args: StarFTConfig) -> ReferenceSettings:
+    """How the frozen reference computes, and what it caches."""
+    return ReferenceSettings(
+        cache=args.reference_cache,
+        cache_dir=args.reference_cache_dir,
+        cache_dtype=args.reference_cache_dtype,
+        text_cache_gib=args.reference_text_cache_gib,
+        dtype=args.reference_dtype,
+        mini_batch_size=args.mini_batch_size,
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        progress=not args.disable_tqdm,
+    )
+
+
+def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
+    """How `spuriosity="auto"` finds the pool of a run."""
+    return DiscoverySettings(
+        pool=args.discovery_pool,
+        samples=args.discovery_samples,
+        caption_templates=args.caption_templates,
+        seed=args.seed,
+        device=args.device,
+        keep_in=Path(str(args.output_dir)),
+        saves=args.should_save and args.save_strategy != "no",
+        options={
+            "batch_size": args.per_device_eval_batch_size,
+            "num_workers": args.dataloader_num_workers,
+            "on_bad_image": args.on_bad_image,
+            "progress": not args.disable_tqdm,
+        },
+    )
+
+
+def _is_at_least_an_epoch(args: StarFTConfig, dataset: Any) -> bool:
+    """Whether the run uses every row at least once: caching the reference's embedding of each would cost more."""
+    if args.max_steps <= 0:
+        return bool(args.num_train_epochs >= 1)
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return not is_stream(dataset) and args.max_steps * per_step >= len(dataset)
+
+
+def _training_examples(
+    given: RunInputs, plan: RunPlan, encoder: DualEncoder, bank: CaptionBank, candidates: Candidates, epoch: Epoch
+) -> Any:
+    if plan.columns is None:
+        return None
+    args = given.args
+    preprocessor = ImagePreprocessor(encoder.image_processor, args.crop_scale, given.image_transform)
+    maker = TrainingExampleMaker(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
+    return as_examples(given.train_dataset, maker, args.on_bad_image)
+
+
+def _evaluation_examples(
+    given: RunInputs, plan: RunPlan, encoder: DualEncoder, dataset: Any, class_mapping: Any = None
+) -> Any:
+    return evaluation_sets(
+        dataset,
+        given.args.column_settings(given.group_function),
+        plan.class_names,
+        encoder.image_processor,
+        class_mapping=class_mapping,
+        on_bad_image=given.args.on_bad_image,
+    )
+
+
+def _reference_model(given: RunInputs, model: nn.Module) -> nn.Module:
+    if given.reference_model is None:
+        return model
+    reference = load_model(given.reference_model)
+    if is_adapted(reference):
+        raise ValueError(
+            "reference_model is a PeftModel, whose adapter a reference would switch off; pass "
+            "reference_model.merge_and_unload() to compare with the adapted model, or its get_base_model()"
+        )
+    return reference
+
+
+def _reg_weight(regularizer: Regularizer | None, args: StarFTConfig, num_classes: int | None) -> float:
+    if regularizer is not None:
+        return regularizer.weight(args.reg_weight, num_classes)
+    return 0.0 if args.reg_weight == AUTO_WEIGHT else float(args.reg_weight)
