@@ -19,8 +19,8 @@ from starft_hf.objectives.regularizers import NO_REGULARIZER
 from starft_hf.report import RobustnessReport, Run, TrainingPoint
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.plan import RunInputs, RunPlan
 from starft_hf.training.processes import map_in_processes
-from starft_hf.training.setup import RunInputs, RunPlan
 from starft_hf.training.trainer import StarFTTrainer
 from starft_hf.utils.names import unknown_name
 from starft_hf.weights.interpolation import check_alpha, mixed

@@ -1,138 +1,32 @@
-"""Everything a run is made of: first all checks, then all loading.
+"""A run, ready to be trained: all checks first, as `RunPlan` has them, then all loading."""
 
-`RunInputs` is what a user gives. `RunPlan.check` finds out everything that can be known without loading a model, and
-refuses what cannot work. `RunSetup.resolve` then loads and builds. The trainer, `compare` and `starft precompute` all
-use them.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from os import PathLike
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from torch import nn
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import ImageColumns, check_labels
 from starft_hf.data.examples import Epoch, TrainingExampleMaker, as_examples, evaluation_sets
-from starft_hf.data.groups import GroupFunction
-from starft_hf.data.images import ImagePreprocessor, ImageTransform
-from starft_hf.data.source import is_stream
+from starft_hf.data.images import ImagePreprocessor
 from starft_hf.evaluation.probes import named_probes
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.record import identity_of
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, with_adapter
 from starft_hf.models.encoder import DualEncoder, check_dual_encoder, load_model, load_processor
 from starft_hf.models.heads import HEAD_NAME, head_from_weights
-from starft_hf.objectives.regularizers import AUTO_WEIGHT, Regularizer, get_regularizer
-from starft_hf.reference import (
-    CachePlan,
-    Reference,
-    ReferenceSettings,
-    make_live_reference,
-    make_reference,
-    plan_cache,
-)
-from starft_hf.spuriosity.auto import DiscoverySettings, Spuriosity, given_pool, pool_of_run
+from starft_hf.objectives.regularizers import AUTO_WEIGHT
+from starft_hf.reference import Reference, make_live_reference, make_reference
+from starft_hf.spuriosity.auto import DiscoverySettings, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
-from starft_hf.training.candidates import Candidates, strategy_of
+from starft_hf.training.candidates import Candidates
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.plan import RunInputs, RunPlan, reference_settings
 from starft_hf.training.reweighting import SampleWeights
 from starft_hf.training.step import BASE_LOSSES, TrainingStep
-from starft_hf.training.validation import (
-    check_arguments,
-    check_best_metric,
-    check_model,
-    check_output_dir,
-    check_size,
-    check_training_set,
-)
 from starft_hf.utils.hashing import tensors_digest
-
-
-@dataclass(frozen=True)
-class RunInputs:
-    """What a run is given. The attributes are the arguments of `StarFTTrainer`, which explains them.
-
-    `trainer_arguments` are those that `Trainer` gets unchanged; they are only checked.
-    """
-
-    model: str | PathLike[str] | nn.Module
-    args: StarFTConfig
-    train_dataset: Any = None
-    eval_dataset: Any = None
-    processing_class: Any = None
-    spuriosity: Spuriosity = "background"
-    reference_model: str | PathLike[str] | nn.Module | None = None
-    peft_config: PeftConfig | str | None = None
-    image_transform: ImageTransform | None = None
-    group_function: GroupFunction | None = None
-    zero_shot_probe: Any = None
-    class_mapping: Any = None
-    trainer_arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What is known of a run before anything is loaded.
-
-    Attributes:
-        regularizer: the regularizer, or None.
-        strategy: what it compares images with.
-        pool: the spurious templates as given, or None where none are needed.
-        columns: of the training set, or None without one.
-        cache: what to cache of the reference; None where there is no reference.
-    """
-
-    regularizer: Regularizer | None
-    strategy: type[Candidates]
-    pool: SpuriosityPool | None
-    columns: ImageColumns | None = None
-    cache: CachePlan | None = None
-
-    @classmethod
-    def check(cls, given: RunInputs) -> "RunPlan":
-        """Check what a run is given.
-
-        Raises:
-            ValueError: for everything that can be known to go wrong without a model.
-        """
-        args = given.args
-        check_arguments(args, given.model, given.peft_config, given.trainer_arguments)
-        check_best_metric(args, given.eval_dataset)
-        check_mapped_sets(given.class_mapping, given.eval_dataset)
-        regularizer = get_regularizer(args.regularizer)
-        strategy = strategy_of(regularizer)
-        needs_pool = args.reweight != "none" or strategy.needs_embeddings
-        pool = given_pool(given.spuriosity, args.discovery_pool) if needs_pool else None
-        dataset = given.train_dataset
-        if dataset is None:
-            return cls(regularizer, strategy, pool)
-        columns = check_training_set(dataset, args, regularizer, pool, given.spuriosity, given.group_function)
-        check_labels(dataset, columns, what="train_dataset", several=True)
-        check_size(args, dataset)
-        check_output_dir(args)
-        if regularizer is None:
-            return cls(regularizer, strategy, pool, columns)
-        cache = plan_cache(
-            reference_settings(args),
-            regularizer,
-            dataset,
-            finite_captions=columns.label is not None and columns.caption is None,
-            deterministic_images=args.crop_scale is None and given.image_transform is None,
-            at_least_an_epoch=_is_at_least_an_epoch(args, dataset),
-        )
-        return cls(regularizer, strategy, pool, columns, cache)
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """The classes of the training set, or None without labels or training set."""
-        return None if self.columns is None else self.columns.class_names
 
 
 @dataclass(frozen=True)
@@ -189,7 +83,7 @@ class RunSetup:
         check_dual_encoder(model)
         model = with_adapter(model, given.peft_config)
         encoder = DualEncoder.of(model, processor, packed=args.mini_batch_size is None)
-        check_model(args, plan.regularizer, model)
+        plan.check_model(args, model)
 
         pool = pool_of_run(
             given.spuriosity, plan.pool, model, encoder, given.train_dataset, plan.columns, discovery_settings(args)
@@ -228,7 +122,7 @@ class RunSetup:
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             retention_sets=retention_sets,
-            reg_weight=_reg_weight(plan.regularizer, args, len(bank.class_names) or None),
+            reg_weight=_reg_weight(plan, args),
             reference=reference,
             sample_weights=sample_weights,
             reference_source=source,
@@ -281,21 +175,6 @@ class RunSetup:
         return _evaluation_examples(self.given, self.plan, self.encoder, dataset)
 
 
-def reference_settings(args: StarFTConfig) -> ReferenceSettings:
-    """How the frozen reference computes, and what it caches."""
-    return ReferenceSettings(
-        cache=args.reference_cache,
-        cache_dir=args.reference_cache_dir,
-        cache_dtype=args.reference_cache_dtype,
-        text_cache_gib=args.reference_text_cache_gib,
-        dtype=args.reference_dtype,
-        mini_batch_size=args.mini_batch_size,
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-        progress=not args.disable_tqdm,
-    )
-
-
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
     """How `spuriosity="auto"` finds the pool of a run."""
     return DiscoverySettings(
@@ -313,14 +192,6 @@ def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
             "progress": not args.disable_tqdm,
         },
     )
-
-
-def _is_at_least_an_epoch(args: StarFTConfig, dataset: Any) -> bool:
-    """Whether the run uses every row at least once: caching the reference's embedding of each would cost more."""
-    if args.max_steps <= 0:
-        return bool(args.num_train_epochs >= 1)
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    return not is_stream(dataset) and args.max_steps * per_step >= len(dataset)
 
 
 def _training_examples(
@@ -359,7 +230,7 @@ def _reference_model(given: RunInputs, model: nn.Module) -> nn.Module:
     return reference
 
 
-def _reg_weight(regularizer: Regularizer | None, args: StarFTConfig, num_classes: int | None) -> float:
-    if regularizer is not None:
-        return regularizer.weight(args.reg_weight, num_classes)
+def _reg_weight(plan: RunPlan, args: StarFTConfig) -> float:
+    if plan.regularizer is not None:
+        return plan.regularizer.weight(args.reg_weight, len(plan.class_names or ()) or None)
     return 0.0 if args.reg_weight == AUTO_WEIGHT else float(args.reg_weight)

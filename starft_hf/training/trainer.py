@@ -40,10 +40,11 @@ from starft_hf.training.checkpointing.interruption import TrainingInterrupted, r
 from starft_hf.training.checkpointing.run_settings import run_identity
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.nan_check import NaNCheck
+from starft_hf.training.plan import RunInputs
 from starft_hf.training.publishing import HubMixin
 from starft_hf.training.sampling import evaluation_sampler, training_sampler, with_own_generator
 from starft_hf.training.saving import restore_head, save_weights
-from starft_hf.training.setup import RunInputs, RunSetup
+from starft_hf.training.setup import RunSetup
 from starft_hf.training.step import RunningLosses
 from starft_hf.utils.collectives import forget_preparation, leave
 

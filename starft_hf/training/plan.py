@@ -1,0 +1,301 @@
+"""What is known of a run before anything is loaded, and every check that needs no model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from torch import nn
+from transformers.utils import logging
+
+from starft_hf.data.class_mapping import check_mapped_sets
+from starft_hf.data.columns import ImageColumns, check_labels, resolve_columns
+from starft_hf.data.decoding import RAISE, SKIP
+from starft_hf.data.groups import GroupFunction
+from starft_hf.data.images import ImageTransform
+from starft_hf.data.source import is_stream
+from starft_hf.models.adapters import check_preset, is_adapted
+from starft_hf.models.encoder import has_batch_statistics
+from starft_hf.objectives.regularizers import NO_REGULARIZER, Regularizer, get_regularizer
+from starft_hf.reference import CachePlan, ReferenceSettings, plan_cache
+from starft_hf.spuriosity.auto import Spuriosity, check_auto, given_pool
+from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
+from starft_hf.training.candidates import Candidates, strategy_of
+from starft_hf.training.configuration import StarFTConfig
+from starft_hf.utils.files import check_writable
+from starft_hf.utils.names import readable, unknown_name
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run is given. The attributes are the arguments of `StarFTTrainer`, which explains them.
+
+    `trainer_arguments` are those that `Trainer` gets unchanged; they are only checked.
+    """
+
+    model: str | PathLike[str] | nn.Module
+    args: StarFTConfig
+    train_dataset: Any = None
+    eval_dataset: Any = None
+    processing_class: Any = None
+    spuriosity: Spuriosity = "background"
+    reference_model: str | PathLike[str] | nn.Module | None = None
+    peft_config: PeftConfig | str | None = None
+    image_transform: ImageTransform | None = None
+    group_function: GroupFunction | None = None
+    zero_shot_probe: Any = None
+    class_mapping: Any = None
+    trainer_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is known of a run before anything is loaded.
+
+    Attributes:
+        regularizer: the regularizer, or None.
+        strategy: what it compares images with.
+        pool: the spurious templates as given, or None where none are needed.
+        columns: of the training set, or None without one.
+        cache: what to cache of the reference; None without a regularizer or a training set.
+    """
+
+    regularizer: Regularizer | None
+    strategy: type[Candidates]
+    pool: SpuriosityPool | None
+    columns: ImageColumns | None = None
+    cache: CachePlan | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes of the training set, or None without labels or training set."""
+        return None if self.columns is None else self.columns.class_names
+
+    @classmethod
+    def check(cls, given: RunInputs) -> "RunPlan":
+        """Check what a run is given.
+
+        Raises:
+            ValueError: naming what does not fit, and what to change.
+        """
+        args, dataset = given.args, given.train_dataset
+        _check_arguments(given)
+        _check_best_metric(args, given.eval_dataset)
+        check_mapped_sets(given.class_mapping, given.eval_dataset)
+        regularizer = get_regularizer(args.regularizer)
+        strategy = strategy_of(regularizer)
+        needs_pool = args.reweight != "none" or strategy.needs_embeddings
+        pool = given_pool(given.spuriosity, args.discovery_pool) if needs_pool else None
+        if dataset is None:
+            return cls(regularizer, strategy, pool)
+
+        columns = resolve_columns(dataset, args.column_settings(given.group_function), what="train_dataset")
+        if pool is not None:
+            check_auto(given.spuriosity, columns)
+        _check_labels_exist(args, regularizer, columns.class_names, streamed=is_stream(dataset))
+        if pool is not None:
+            _check_pool(pool, columns.class_names)
+        if regularizer is not None:
+            _check_candidates(args, regularizer, pool, columns.class_names)
+        _check_schedule(args, regularizer, streamed=is_stream(dataset))
+        check_labels(dataset, columns, what="train_dataset", several=True)
+        _check_size(args, dataset)
+        if args.save_strategy != "no" and args.should_save:
+            check_writable(Path(str(args.output_dir)), "output_dir")
+        return cls(regularizer, strategy, pool, columns, _plan_cache(given, regularizer, columns))
+
+    def check_model(self, args: StarFTConfig, model: nn.Module) -> None:
+        """Check that the settings fit the model, once it is loaded.
+
+        Raises:
+            ValueError: naming what does not fit and what to change.
+        """
+        if is_adapted(model) and self.regularizer is not None and self.regularizer.needs_weights:
+            raise ValueError(
+                f"regularizer={self.regularizer.name!r} compares the weights with those they started from, and with "
+                "an adapter these do not change; choose another regularizer, or use weight_decay on the adapter"
+            )
+        if is_adapted(model) and args.reference_dtype is not None:
+            raise ValueError(
+                f"reference_dtype={args.reference_dtype!r} needs a second copy of the weights, but with an adapter "
+                "the reference is the model itself with the adapter switched off; leave reference_dtype at None"
+            )
+        if args.on_bad_image == SKIP and has_batch_statistics(model):
+            raise ValueError(
+                f"on_bad_image={SKIP!r} leaves an empty row in the batch, and this {type(model).__name__} normalizes "
+                "by the statistics of a batch, which that would change; use "
+                f"on_bad_image={RAISE!r} and remove bad images"
+            )
+        if args.mini_batch_size is not None and has_batch_statistics(model):
+            raise ValueError(
+                f"mini_batch_size={args.mini_batch_size} would change what this {type(model).__name__} computes: it "
+                "normalizes by the statistics of a batch, which a part of the batch does not have. Leave it at None."
+            )
+
+
+def reference_settings(args: StarFTConfig) -> ReferenceSettings:
+    """How the frozen reference computes, and what it caches."""
+    return ReferenceSettings(
+        cache=args.reference_cache,
+        cache_dir=args.reference_cache_dir,
+        cache_dtype=args.reference_cache_dtype,
+        text_cache_gib=args.reference_text_cache_gib,
+        dtype=args.reference_dtype,
+        mini_batch_size=args.mini_batch_size,
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        progress=not args.disable_tqdm,
+    )
+
+
+def _plan_cache(given: RunInputs, regularizer: Regularizer | None, columns: ImageColumns) -> CachePlan | None:
+    if regularizer is None:
+        return None
+    args, dataset = given.args, given.train_dataset
+    # Caching one embedding per image costs more than it saves where a run does not use every image.
+    at_least_an_epoch = args.num_train_epochs >= 1
+    if args.max_steps > 0:
+        seen = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        at_least_an_epoch = not is_stream(dataset) and seen >= len(dataset)
+    return plan_cache(
+        reference_settings(args),
+        regularizer,
+        dataset,
+        finite_captions=columns.label is not None and columns.caption is None,
+        deterministic_images=args.crop_scale is None and given.image_transform is None,
+        at_least_an_epoch=at_least_an_epoch,
+    )
+
+
+def _check_arguments(given: RunInputs) -> None:
+    args, passed = given.args, given.trainer_arguments
+    if not isinstance(args, StarFTConfig):
+        raise ValueError(f"args is a {type(args).__name__}; pass a StarFTConfig, which has the same settings and more")
+    if given.model is None or "model_init" in passed:
+        raise ValueError("pass the model itself, or its Hub id or path, as `model`: it is the reference as well")
+    if passed.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func would replace StarFT's loss; register a regularizer instead")
+    if isinstance(given.peft_config, str):
+        check_preset(given.peft_config)
+    if args.n_gpu > 1:
+        logger.warning("%d GPUs are visible to one process; only the first is used.", args.n_gpu)
+        # DataParallel would compute the losses per GPU, on a part of the batch each.
+        args._n_gpu = 1
+
+
+def _check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
+    """Check that `metric_for_best_model` is a metric of one of several sets; of one set it may be the user's own."""
+    metric = config.metric_for_best_model
+    if metric is None or not isinstance(eval_dataset, dict) or not eval_dataset:
+        return
+    if not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_dataset)):
+        names = list(eval_dataset)
+        raise ValueError(
+            f"metric_for_best_model is {metric!r}, which is not a metric of any of the evaluation sets {names}; name "
+            f"one of them, as in 'eval_{names[0]}_worst_group_accuracy'"
+        )
+
+
+def _check_labels_exist(
+    config: StarFTConfig, regularizer: Regularizer | None, class_names: Sequence[str] | None, *, streamed: bool
+) -> None:
+    """Check that there are labels where something needs them."""
+    if class_names is None and config.base_loss == "cross_entropy":
+        raise ValueError(
+            "base_loss='cross_entropy' needs labels, and the training dataset has none; set label_column, or use "
+            "base_loss='contrastive'"
+        )
+    if class_names is None and regularizer is not None and regularizer.needs_labels:
+        raise ValueError(
+            f"regularizer={regularizer.name!r} needs labels, and the training dataset has none; set label_column and "
+            "class_names, or use regularizer='kl'"
+        )
+    if config.reweight != "none" and (class_names is None or streamed):
+        what = "the training set is an iterable dataset" if streamed else "it has no labels with class names"
+        raise ValueError(
+            f"reweight={config.reweight!r} gives every training image a weight by its label before the first step, "
+            f"but {what}; pass a labelled dataset that can be read in any order, or use reweight='none'"
+        )
+
+
+def _check_pool(pool: SpuriosityPool, class_names: Sequence[str] | None) -> None:
+    """Check that every class has a template; warn of restrictions to classes that do not exist."""
+    if class_names is None and pool.needs_class_names:
+        template = next(template for template in pool if CLASS_FIELD in template)
+        raise ValueError(
+            f"the spuriosity pool holds {template!r}, which needs a class name, and the training dataset has no "
+            "labels; use a pool whose templates hold {} only"
+        )
+    pool.check_classes(class_names)
+    known = {readable(name) for name in class_names or ()}
+    unknown = sorted({name for names in pool.classes or () for name in names or () if name not in known})
+    if unknown:
+        logger.warning(
+            "The spuriosity pool restricts templates to %d classes that the training set does not have: %s",
+            len(unknown),
+            unknown_name("class", unknown[0], sorted(known)),
+        )
+
+
+def _check_candidates(
+    config: StarFTConfig, regularizer: Regularizer, pool: SpuriosityPool | None, class_names: Sequence[str] | None
+) -> None:
+    """Check that there is what the regularizer compares images with, and warn where it is too little."""
+    name, strategy = regularizer.name, strategy_of(regularizer)
+    if strategy.needs_class_captions and (class_names is None or config.caption_column is not None):
+        raise ValueError(
+            f"regularizer={name!r} {strategy.needs_class_captions}, so it needs labels with class names and captions "
+            "made of them; set label_column and class_names, and no caption_column"
+        )
+    if class_names is not None and len(class_names) < strategy.fewest_classes:
+        raise ValueError(
+            f"regularizer={name!r} compares classes, and there is only one: {list(class_names)}; use regularizer='kl'"
+        )
+    if not strategy.draws_templates and pool is not None and pool.weights is not None:
+        logger.warning(
+            "regularizer=%r compares every image with every template of the pool, so the weights of the templates, "
+            "which control how often each is drawn, have no effect.",
+            name,
+        )
+    if class_names is not None and len(class_names) < regularizer.fewest_classes:
+        logger.warning(
+            "regularizer=%r constrains very little with %d classes, because a row is compared with captions of other "
+            "classes only; regularizer='kl' is recommended below %d classes, or 'conditional', which compares the "
+            "classes with each other.",
+            name,
+            len(class_names),
+            regularizer.fewest_classes,
+        )
+
+
+def _check_schedule(config: StarFTConfig, regularizer: Regularizer | None, *, streamed: bool) -> None:
+    """Check that the weight of the regularizer can follow its schedule; warn where it is 0."""
+    if config.reg_schedule == "epoch_linear" and (streamed or config.max_steps > 0):
+        raise ValueError(
+            "reg_schedule='epoch_linear' counts epochs, which an iterable dataset or a run limited by max_steps does "
+            "not have; use reg_schedule='linear'"
+        )
+    if regularizer is None:
+        return
+    if config.reg_schedule == "epoch_linear" and config.num_train_epochs <= 1:
+        logger.warning(
+            "reg_schedule='epoch_linear' is 0 in the last epoch, so this run of one epoch has no regularizer; use "
+            "reg_schedule='linear'."
+        )
+    if config.reg_weight == 0:
+        logger.warning("reg_weight is 0; regularizer=%r does the same at less cost.", NO_REGULARIZER)
+
+
+def _check_size(config: StarFTConfig, dataset: Any) -> None:
+    """Check that a training set fills a batch, where incomplete ones are dropped."""
+    batch = config.train_batch_size * config.world_size
+    if config.dataloader_drop_last and not is_stream(dataset) and len(dataset) < batch:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} rows, fewer than the {batch} of a batch, and dataloader_drop_last=True "
+            "drops what does not fill one; set dataloader_drop_last=False or a smaller per_device_train_batch_size"
+        )
