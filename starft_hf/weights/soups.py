@@ -1,10 +1,9 @@
 """Averages of checkpoints on disk: model soups (arXiv 2203.05482) and WiSE-FT (arXiv 2109.01903).
 
-Everything here reads pieces of tensors: in memory is one file of the output, and not the models.
+Checkpoints are read tensor by tensor: memory holds one file of the output, not the models.
 """
 
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,11 +14,9 @@ import torch
 from torch import Tensor
 
 from starft_hf.utils.files import check_free, move_folder
-from starft_hf.weights.folders import Checkpoint, open_alike, split_into_shards, write_checkpoint
+from starft_hf.weights.folders import Checkpoint, Folder, open_alike, write_checkpoint
 from starft_hf.weights.interpolation import check_alpha, mixed
 
-
-Folder = str | os.PathLike[str]
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -27,12 +24,12 @@ MAX_SHARD_SIZE = "5GB"
 def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_size: int | str = MAX_SHARD_SIZE) -> Path:
     """Write the mean of several checkpoints, which `from_pretrained` loads as a model of its own.
 
-    Weights are added up in float64 and have the dtype they have in the first checkpoint. Integers, configuration and
+    Weights are summed in float64 and have the dtype they have in the first checkpoint. Integers, configuration and
     processor are those of the first. Classification heads of cross-entropy runs are averaged as well.
 
     Args:
         checkpoints: folders that `save_pretrained` or the trainer has written, in one file or in shards.
-        output: the folder to write, which appears when it is complete. It must not hold anything yet.
+        output: the folder to write, which appears when it is complete. It must be new or empty.
         max_shard_size: weights beyond that many bytes are split over several files; a number, or such as "5GB". One
             such file at a time is in memory.
 
@@ -42,11 +39,10 @@ def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_siz
     Raises:
         FileExistsError: if there is something in `output`.
         FileNotFoundError: if there is no model in one of `checkpoints`.
-        ValueError: if there is none, or one is an adapter, pickled, quantised or damaged, or two of them are of
+        ValueError: if there are none, or one is an adapter, pickled, quantized or damaged, or two of them are of
             different architectures; the message names the first difference.
     """
-    opened = _opened(checkpoints, output, max_shard_size)
-    return _write_mean(opened, output, max_shard_size)
+    return write_checkpoint(output, _opened(checkpoints, output, max_shard_size), _mean, max_shard_size)
 
 
 def interpolate_checkpoints(
@@ -62,7 +58,7 @@ def interpolate_checkpoints(
     Args:
         checkpoint_a: folder of the model that gives dtype, integers, configuration and processor; usually zero-shot.
         checkpoint_b: folder of the other one, usually fine-tuned.
-        alpha: share of `checkpoint_b`, from 0 to 1.
+        alpha: weight of `checkpoint_b`, from 0 to 1.
         output: as for `uniform_soup`.
         max_shard_size: as for `uniform_soup`.
 
@@ -123,7 +119,7 @@ def greedy_soup(
     *,
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> GreedySoup:
-    """Write the mean of those of several checkpoints that go together.
+    """Write the mean of those checkpoints that improve it, or at least do not make it worse.
 
     The checkpoints are tried in the order of their own scores, the best first, and in the order given where these are
     equal. Each stays if the mean of those that have stayed and itself scores no less than without it. At most two
@@ -133,8 +129,8 @@ def greedy_soup(
         checkpoints: as for `uniform_soup`. The best of them gives dtype, integers, configuration and processor.
         output: as for `uniform_soup`.
         evaluate: from the folder of a checkpoint to its score; more is better. It is called once with every
-            checkpoint and once with every mean. The score should be of held-out data, since what is chosen by it is
-            fitted to it. For example `lambda folder: accuracy_of(CLIPModel.from_pretrained(folder))`.
+            checkpoint and once with every mean. Score on held-out data, since the choice is fitted to it. For
+            example `lambda folder: accuracy_of(CLIPModel.from_pretrained(folder))`.
         max_shard_size: as for `uniform_soup`.
 
     Returns:
@@ -145,46 +141,36 @@ def greedy_soup(
         FileNotFoundError: as `uniform_soup`.
         ValueError: as `uniform_soup`, before anything is evaluated; or if a score is not a number.
     """
-    opened = _opened(checkpoints, output, max_shard_size)
-    output = Path(output)
-    own = [_score(evaluate, checkpoint.folder) for checkpoint in opened]
-    order = sorted(range(len(opened)), key=lambda place: -own[place])
-    chosen, score = [opened[order[0]]], own[order[0]]
-    trials = [Trial(chosen[0].folder, score, score, True)]
+    opened, output = _opened(checkpoints, output, max_shard_size), Path(output)
+    scored = [(_score(evaluate, checkpoint.folder), checkpoint) for checkpoint in opened]
+    (score, best), *others = sorted(scored, key=lambda pair: -pair[0])
+    members, trials = [best], [Trial(best.folder, score, score, True)]
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
-        best: Path | None = None
-        for place in order[1:]:
+        soup: Path | None = None
+        for own, checkpoint in others:
             candidate = Path(workspace) / f"soup-{len(trials)}"
-            _write_mean([*chosen, opened[place]], candidate, max_shard_size)
+            write_checkpoint(candidate, [*members, checkpoint], _mean, max_shard_size)
             found = _score(evaluate, candidate)
-            trials.append(Trial(opened[place].folder, own[place], found, found >= score))
-            worse: Path | None = candidate
+            trials.append(Trial(checkpoint.folder, own, found, found >= score))
+            rejected: Path | None = candidate
             if found >= score:
-                chosen.append(opened[place])
-                worse, best, score = best, candidate, found
-            if worse is not None:
-                shutil.rmtree(worse)
-        if best is None:
-            _write_mean(chosen, output, max_shard_size)
+                members.append(checkpoint)
+                rejected, soup, score = soup, candidate, found
+            if rejected is not None:
+                shutil.rmtree(rejected)
+        if soup is None:
+            write_checkpoint(output, members, _mean, max_shard_size)
         else:
-            move_folder(best, output)
+            move_folder(soup, output)
     return GreedySoup(output, score, tuple(trials))
 
 
 def _opened(checkpoints: Sequence[Folder], output: Folder, max_shard_size: int | str) -> list[Checkpoint]:
-    if isinstance(checkpoints, str | os.PathLike):
-        raise ValueError(f"checkpoints is {str(checkpoints)!r}; pass a list of folders")
-    if not checkpoints:
-        raise ValueError("checkpoints is empty; pass at least one folder")
     check_free(Path(output))
     opened = open_alike(checkpoints)
-    split_into_shards(opened[0], max_shard_size)
+    opened[0].split(max_shard_size)  # which raises if it is not a size
     return opened
-
-
-def _write_mean(checkpoints: Sequence[Checkpoint], output: Folder, max_shard_size: int | str) -> Path:
-    return write_checkpoint(output, checkpoints, _mean, max_shard_size)
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:
