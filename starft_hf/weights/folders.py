@@ -14,11 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
+from transformers.utils import logging
 
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, load_head, save_head
 from starft_hf.utils.files import folder_in_place_of, read_text
 from starft_hf.weights.interpolation import computation_of, difference
 
+
+logger = logging.get_logger(__name__)
 
 Folder = str | os.PathLike[str]
 
@@ -75,9 +78,9 @@ class Checkpoint:
                 f"{str(folder)!r} holds an adapter, whose product with other adapters' is not an average of models; "
                 "merge it into its model first, with StarFTTrainer.merge_and_save or PeftModel.merge_and_unload"
             )
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() or _leads_out(path / "config.json"):
             raise FileNotFoundError(
-                f"{str(folder)!r} has no config.json, so no model could be loaded from it; pass a folder "
+                f"{str(folder)!r} has no config.json of its own, so no model could be loaded from it; pass a folder "
                 "that save_pretrained has written"
             )
         config = AutoConfig.from_pretrained(path)
@@ -151,9 +154,7 @@ def write_checkpoint(
         return result
 
     with folder_in_place_of(Path(output)) as folder:
-        for file in first.folder.iterdir():
-            if file.is_file() and file.suffix in _COPIED and not file.name.endswith(_EXCLUDED):
-                shutil.copyfile(file, folder / file.name)
+        _copy_settings(first.folder, folder)
         # Not with huggingface_hub.save_torch_state_dict, which needs all shards in memory at once.
         for file_name, names in split.filename_to_tensors.items():
             save_file({name: combined(name) for name in names}, folder / file_name, metadata={"format": "pt"})
@@ -165,6 +166,28 @@ def write_checkpoint(
             head = {key: combine([head[key] for head in heads]).to(value.dtype) for key, value in heads[0].items()}
             save_head(head, first.class_names, folder)
     return Path(output)
+
+
+def _copy_settings(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        if not file.is_file() or file.suffix not in _COPIED or file.name.endswith(_EXCLUDED):
+            continue
+        if _leads_out(file):
+            logger.warning("%s is a link to %s, outside of its folder, and is not copied.", file, file.resolve())
+        else:
+            shutil.copyfile(file, target / file.name)
+
+
+def _leads_out(file: Path) -> bool:
+    """Whether a file is a link that leads out of its folder: whoever made it could have any file copied."""
+    folder = file.parent.resolve()
+    roots = [folder]
+    # A snapshot in the Hub's cache consists of links to blobs of its repository, some of which may in turn be links to
+    # blobs that all repositories of the cache share.
+    for parent in folder.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            roots = [parent.parent, parent.parent.parent / "blobs"]
+    return not any(file.resolve().is_relative_to(root) for root in roots)
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str]]:

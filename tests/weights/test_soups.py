@@ -154,6 +154,43 @@ def test_only_what_belongs_to_the_model_is_copied(runs, tmp_path):
     assert set(files_below(uniform_soup(runs, tmp_path / "soup"))) == expected
 
 
+def test_a_link_out_of_the_folder_is_not_copied(runs, tmp_path):
+    """Whoever made the folder could otherwise publish any file of the machine that makes the soup."""
+    (tmp_path / "secret.json").write_text('{"password": 1}')
+    (runs[0] / "notes.json").symlink_to("../secret.json")
+    (runs[0] / "absolute.txt").symlink_to(tmp_path / "secret.json")
+    (runs[0] / "own.json").symlink_to("config.json")
+    copied = files_below(uniform_soup(runs, tmp_path / "soup"))
+    assert "own.json" in copied
+    assert not {"notes.json", "absolute.txt"} & set(copied)
+    shutil.move(runs[0] / "config.json", tmp_path / "config.json")
+    (runs[0] / "config.json").symlink_to("../config.json")
+    with pytest.raises(FileNotFoundError, match=r"no config\.json of its own"):
+        uniform_soup(runs, tmp_path / "other")
+
+
+def test_snapshots_in_the_cache_of_the_hub_are_links_to_its_blobs(runs, tmp_path):
+    """Blobs of the repository, or of the cache, which may hold those that several repositories share."""
+    repository = tmp_path / "hub" / "models--someone--model"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    shared = tmp_path / "hub" / "blobs" / "ab"
+    shared.mkdir(parents=True)
+    for number, file in enumerate(sorted(runs[0].iterdir())):
+        blob = repository / "blobs" / str(number)
+        shutil.copyfile(file, blob)
+        if file.name == "tokenizer.json":
+            shutil.move(blob, shared / "abab")
+            blob.symlink_to("../../blobs/ab/abab")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    (tmp_path / "hub" / "token.json").write_text("secret")
+    (snapshot / "notes.json").symlink_to("../../../token.json")
+    soup = uniform_soup([snapshot], tmp_path / "soup")
+    assert files_below(soup) == files_below(runs[0])
+    assert_same(values(soup), values(runs[0]))
+
+
 # The greedy soup
 
 
