@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, load_head, save_head
 from starft_hf.utils.files import folder_in_place_of, read_text
-from starft_hf.weights.interpolation import computation_of, difference
+from starft_hf.weights.interpolation import difference, traits_of
 
 
 logger = logging.get_logger(__name__)
@@ -93,10 +93,8 @@ class Checkpoint:
         tensors = {name: value for header in headers.values() for name, value in header.items()}
         files = {name: file for file, header in headers.items() for name in header}
         head, class_names = load_head(path) if (path / HEAD_FILE).is_file() else (None, None)
-        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-        if head is not None:
-            shapes |= {f"{HEAD_NAME}.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
-        traits = {**shapes, "class names of the head": tuple(class_names or ()), **computation_of(config)}
+        traits = traits_of(tensors if head is None else tensors | head.state_dict(prefix=f"{HEAD_NAME}."), config)
+        traits["class names of the head"] = tuple(class_names or ())
         return cls(path, tensors, files, class_names, traits)
 
     def read(self, name: str) -> Tensor:

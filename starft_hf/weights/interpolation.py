@@ -1,4 +1,4 @@
-"""Interpolation of weights between two models, and how the interpolated models do."""
+"""Interpolation of weights between two models, and evaluation of the interpolated models."""
 
 import copy
 import math
@@ -37,12 +37,12 @@ _COMPUTATION = ("model_type", "hidden_act", "num_attention_heads", "layer_norm_e
 def interpolate(model_a: ModelT, model_b: nn.Module, alpha: float) -> ModelT:
     """A new model with weights `(1 - alpha) * a + alpha * b`, as in WiSE-FT (arXiv 2109.01903).
 
-    Weights are mixed in float32 or wider and have the dtype of `model_a`. Integers are those of `model_a`.
+    Weights are mixed in float32 or wider. Their dtype, and integers, are those of `model_a`.
 
     Args:
         model_a: usually the zero-shot model.
         model_b: usually the fine-tuned model, of the same architecture.
-        alpha: share of `model_b`, from 0 to 1.
+        alpha: weight of `model_b`, from 0 to 1.
 
     Raises:
         ValueError: if `alpha` is outside [0, 1] or the models do not match, naming the first difference.
@@ -56,28 +56,28 @@ def interpolate(model_a: ModelT, model_b: nn.Module, alpha: float) -> ModelT:
 
 @dataclass(frozen=True)
 class Sweep:
-    """How interpolated models do.
+    """Results of interpolated models.
 
     Attributes:
-        alphas: shares of the second model, in the order they were given.
-        results: for each of them, the results by data set.
+        alphas: weights of the second model, in the order they were given.
+        results: for each of them, the results by dataset.
     """
 
     alphas: tuple[float, ...]
     results: tuple[Mapping[str, EvaluationResult], ...]
 
     def values(self, dataset: str, measure: str = "worst_group_accuracy") -> tuple[float, ...]:
-        """What was measured on a data set at each alpha.
+        """A measure on a dataset at each alpha.
 
         Args:
-            dataset: a name that `evaluate` gave.
+            dataset: a name that `evaluate` returned.
             measure: "accuracy", "worst_group_accuracy", "group_adjusted_accuracy", "loss", "ece" or "gap".
 
         Raises:
-            ValueError: if there is no such data set or measure, or the measure is not known everywhere.
+            ValueError: if there is no such dataset or measure, or the measure is missing at an alpha.
         """
         if dataset not in self.results[0]:
-            raise ValueError(unknown_name("data set", dataset, self.results[0]))
+            raise ValueError(unknown_name("dataset", dataset, self.results[0]))
         if measure not in MEASURES:
             raise ValueError(unknown_name("measure", measure, MEASURES))
         values = [getattr(results[dataset], measure) for results in self.results]
@@ -89,8 +89,8 @@ class Sweep:
     def best(self, dataset: str, measure: str = "worst_group_accuracy") -> float:
         """The alpha with the best value: the highest accuracy, or the lowest loss, calibration error or gap.
 
-        Among equals it is the lowest alpha, whose model is nearest to the first. Choose on held-out data: the best
-        value on the data that is reported is too good.
+        Ties go to the lowest alpha, whose model is closest to the first. Choose on held-out data: a value that is the
+        best of several is optimistic on the data it was chosen on.
 
         Raises:
             ValueError: as `values`.
@@ -106,28 +106,25 @@ class Sweep:
         in_measure: str = "accuracy",
         out_measure: str = "accuracy",
     ) -> tuple[CurvePoint, ...]:
-        """Points to draw one data set against another, in the order of `alphas`.
+        """Points to plot one dataset against another, in the order of `alphas`.
 
-        The two may be one data set under two measures, such as its accuracy and its worst-group accuracy.
+        Both may be one dataset under two measures, such as its accuracy and its worst-group accuracy.
 
         Raises:
             ValueError: as `values`.
         """
-        inside = self.values(in_distribution, in_measure)
-        outside = self.values(out_of_distribution, out_measure)
-        return tuple(CurvePoint(*point) for point in zip(self.alphas, inside, outside, strict=True))
+        values = self.values(in_distribution, in_measure), self.values(out_of_distribution, out_measure)
+        return tuple(CurvePoint(*point) for point in zip(self.alphas, *values, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """The sweep for JSON."""
         results = [{name: result.as_dict() for name, result in part.items()} for part in self.results]
         return {"alphas": list(self.alphas), "results": results}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Sweep":
-        """The sweep that `as_dict` made `content` of."""
-        results = (
-            {name: EvaluationResult.from_dict(result) for name, result in part.items()} for part in content["results"]
-        )
+        """The inverse of `as_dict`."""
+        results = [{name: EvaluationResult.from_dict(part[name]) for name in part} for part in content["results"]]
         return cls(tuple(content["alphas"]), tuple(results))
 
 
@@ -137,26 +134,25 @@ def sweep(
     evaluate: Callable[[ModelT], Mapping[str, EvaluationResult]],
     alphas: Sequence[float] = ALPHAS,
 ) -> Sweep:
-    """Evaluate the models between two models.
+    """Evaluate interpolations of two models, which stay as they are.
 
-    Both are left as they are. One further model is in memory, whatever the number of alphas: it is overwritten for
-    each of them, so `evaluate` must not keep it.
+    One further model is in memory, whatever the number of alphas: it is overwritten for each of them, so `evaluate`
+    must not keep it.
 
     Args:
         model_a: usually the zero-shot model.
         model_b: usually the fine-tuned model, of the same architecture.
-        evaluate: from a model in eval mode, without gradients, to its result on every data set, by name. Results
-            rather than bare numbers, because the measure to choose alpha by, and whether more of it is better, can
-            then be decided afterwards.
-        alphas: shares of `model_b`, from 0 to 1.
+        evaluate: from a model in eval mode, without gradients, to its results by name of dataset. Results rather
+            than bare numbers, so that the measure to choose alpha by can be decided afterwards.
+        alphas: weights of `model_b`, from 0 to 1.
 
     Raises:
-        ValueError: before anything is evaluated, if an alpha is outside [0, 1], there is none, or the models do not
-            match; later, if the evaluations do not give results of the same data sets.
+        ValueError: before anything is evaluated, if `alphas` is empty, one is outside [0, 1], or the models do not
+            match; later, if the evaluations do not return results of the same datasets.
     """
     alphas = tuple(alphas)
     if not alphas:
-        raise ValueError("alphas is empty; pass shares of the second model, from 0 to 1")
+        raise ValueError("alphas is empty; pass weights of the second model, from 0 to 1")
     for alpha in alphas:
         check_alpha(alpha)
     _check_models(model_a, model_b)
@@ -173,19 +169,15 @@ def sweep(
 
 
 def check_alpha(alpha: float) -> None:
-    """Check that `alpha` is a share.
-
-    Raises:
-        ValueError: if it is outside [0, 1].
-    """
+    """Raise ValueError if `alpha` is outside [0, 1]."""
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; it is the share of the second model, from 0 to 1")
+        raise ValueError(f"alpha is {alpha}; it is the weight of the second model and must be from 0 to 1")
 
 
 def mixed(value_a: Tensor, value_b: Tensor, alpha: float) -> Tensor:
     """`(1 - alpha) * a + alpha * b`, computed in float32 or wider, in the dtype of `value_a`; integers are those of a.
 
-    At 0 and at 1 it is one of the two, without a rounding error where the dtypes agree.
+    At alpha 0 and 1 it is one of the two, without a rounding error if the dtypes agree.
     """
     if not value_a.is_floating_point():
         return value_a
@@ -196,20 +188,25 @@ def mixed(value_a: Tensor, value_b: Tensor, alpha: float) -> Tensor:
 def difference(traits_a: Mapping[str, Any], traits_b: Mapping[str, Any], name_a: str, name_b: str) -> str | None:
     """The first trait in which two models differ, as a clause, or None."""
     for name in [*traits_a, *traits_b]:
-        values = [repr(traits[name]) if name in traits else "nothing" for traits in (traits_a, traits_b)]
-        if values[0] != values[1]:
-            return f"{name!r} is {values[0]} in {name_a} and {values[1]} in {name_b}"
+        value_a, value_b = (repr(traits[name]) if name in traits else "nothing" for traits in (traits_a, traits_b))
+        if value_a != value_b:
+            return f"{name!r} is {value_a} in {name_a} and {value_b} in {name_b}"
     return None
 
 
-def computation_of(config: Any) -> dict[str, Any]:
+def traits_of(tensors: Mapping[str, Tensor], config: Any) -> dict[str, Any]:
+    """What has to be the same in two models for their weights to be averaged: shapes, and settings of `config`."""
+    return {name: tuple(value.shape) for name, value in tensors.items()} | _computation_of(config)
+
+
+def _computation_of(config: Any) -> dict[str, Any]:
     """The settings of a configuration and its parts with which the same weights compute something else."""
     content = config.to_dict() if hasattr(config, "to_dict") else config
     found: dict[str, Any] = {}
     if isinstance(content, Mapping):
         found = {name: content[name] for name in _COMPUTATION if name in content}
         for part, inner in content.items():
-            found |= {f"{part}.{name}": value for name, value in computation_of(inner).items()}
+            found |= {f"{part}.{name}": value for name, value in _computation_of(inner).items()}
     return found
 
 
@@ -225,13 +222,7 @@ def _check_models(model_a: nn.Module, model_b: nn.Module) -> None:
             "a model with an adapter cannot be interpolated, because the mean of two products of matrices is not the "
             "product of their means; merge it first, with merge_and_unload of its PeftModel"
         )
-    traits = [
-        {
-            **{name: tuple(value.shape) for name, value in model.state_dict().items()},
-            **computation_of(getattr(model, "config", None)),
-        }
-        for model in (model_a, model_b)
-    ]
+    traits = [traits_of(model.state_dict(), getattr(model, "config", None)) for model in (model_a, model_b)]
     found = difference(traits[0], traits[1], "the first", "the second")
     if found is not None:
         raise ValueError(f"the models differ: {found}; only models of one architecture can be interpolated")
@@ -239,7 +230,7 @@ def _check_models(model_a: nn.Module, model_b: nn.Module) -> None:
 
 def _check_results(found: Any, first: Mapping[str, EvaluationResult]) -> None:
     if not isinstance(found, Mapping) or not found:
-        raise ValueError(f"evaluate returned {found!r}; it has to return an EvaluationResult by name of data set")
+        raise ValueError(f"evaluate returned {found!r}; it has to return an EvaluationResult by name of dataset")
     for name, result in found.items():
         if not isinstance(result, EvaluationResult):
             raise ValueError(
@@ -248,5 +239,5 @@ def _check_results(found: Any, first: Mapping[str, EvaluationResult]) -> None:
     if found.keys() != first.keys():
         raise ValueError(
             f"evaluate returned results of {sorted(found)} after those of {sorted(first)}; every model has to be "
-            "evaluated on the same data sets"
+            "evaluated on the same datasets"
         )

@@ -310,7 +310,7 @@ def test_other_trainers_have_to_say_where_else_they_resume_from(tmp_path):
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1, 1.5, float("nan")])
-def test_a_decay_that_is_no_share_is_refused(decay):
+def test_a_decay_outside_its_range_is_refused(decay):
     with pytest.raises(ValueError, match=f"decay is {decay}"):
         ExponentialAverageCallback(decay)
 

@@ -20,7 +20,7 @@ def result(accuracy=0.5, worst=0.25, **values):
 
 
 def swept(**measures):
-    """A sweep of one data set with the given values, one for each alpha."""
+    """A sweep of one dataset with the given values, one for each alpha."""
     count = len(next(iter(measures.values())))
     rows = [{name: values[place] for name, values in measures.items()} for place in range(count)]
     return Sweep(tuple(step / 4 for step in range(count)), tuple({"birds": result(**row)} for row in rows))
@@ -66,7 +66,7 @@ def test_narrow_weights_are_rounded_once_at_the_end(clip, dtype):
         torch.testing.assert_close(value.double(), exact, rtol=0.501 * torch.finfo(dtype).eps, atol=1.1 * 2**-25)
 
 
-def test_other_architectures_and_shares_are_refused(clip):
+def test_other_architectures_and_alphas_are_refused(clip):
     with pytest.raises(ValueError, match="the models differ: '"):
         interpolate(clip, family("clip")[0], 0.5)
     for alpha in (1.5, -0.1, float("nan")):
@@ -133,7 +133,7 @@ def test_among_equals_the_lowest_alpha_is_best_in_whatever_order_they_were_tried
         assert each.best("birds") == each.best("birds", "loss") == 0.25
 
 
-def test_the_curve_sets_one_data_set_or_measure_against_another():
+def test_the_curve_sets_one_dataset_or_measure_against_another():
     inside, outside = [0.9, 0.95], [0.7, 0.6]
     rows = [
         {"id": result(accuracy=a, worst=a / 2), "ood": result(accuracy=b)}
@@ -156,7 +156,7 @@ def test_a_sweep_is_the_same_after_json():
 
 def test_what_was_not_measured_is_refused():
     found = swept(worst=[0.1, 0.6], loss=[1.0, float("nan")])
-    with pytest.raises(ValueError, match=r"unknown data set 'bird'.*mean 'birds'"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'bird'.*mean 'birds'"):
         found.best("bird")
     with pytest.raises(ValueError, match=r"unknown measure 'acuracy'.*mean 'accuracy'"):
         found.best("birds", "acuracy")

@@ -64,7 +64,7 @@ def test_a_uniform_soup_is_the_mean_and_loads_as_a_model(runs, tmp_path):
 
 @pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
 @pytest.mark.parametrize("alpha", [0, 0.3, 0.5, 0.9, 1])
-def test_streamed_interpolation_is_that_of_loaded_models(clip, tmp_path, dtypes, alpha):
+def test_interpolation_on_disk_is_that_of_loaded_models(clip, tmp_path, dtypes, alpha):
     models = [clip, CLIPModel(clip.config)]
     for number, (model, dtype) in enumerate(zip(models, dtypes, strict=True)):
         model.to(getattr(torch, dtype)).save_pretrained(tmp_path / str(number))
@@ -72,7 +72,7 @@ def test_streamed_interpolation_is_that_of_loaded_models(clip, tmp_path, dtypes,
     assert_same(weights(tmp_path / "mixed"), interpolate(*models, alpha).state_dict())
 
 
-def test_shards_are_as_good_as_one_file(runs, tmp_path):
+def test_shards_give_the_same_as_one_file(runs, tmp_path):
     parts = []
     for run in runs:
         parts.append(tmp_path / f"sharded-{run.name}")
@@ -236,7 +236,7 @@ def test_a_greedy_soup_may_be_one_checkpoint_or_all(tmp_path):
 
 @pytest.mark.parametrize("returned", [None, {"accuracy": 0.5}, float("nan")])
 @pytest.mark.parametrize("at", [1, 3])
-def test_a_score_that_is_no_number_is_refused_and_nothing_is_left(tmp_path, returned, at):
+def test_a_score_that_is_not_a_number_is_refused_and_nothing_is_left(tmp_path, returned, at):
     runs, calls = numbers(tmp_path, 1.0, 2.0), []
 
     def evaluate(folder):

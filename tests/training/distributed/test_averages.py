@@ -1,4 +1,4 @@
-"""K processes keep the average that one does, and go on with that of another number of processes."""
+"""K processes keep the average that one does, and continue that of another number of processes."""
 
 import json
 
