@@ -177,18 +177,18 @@ class ExponentialAverageCallback(ResumingCallback):
             save_file(averages, temporary, metadata=metadata)
 
     def _pairs(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """What this process holds of each averaged weight of a model, with its average."""
+        """What this process holds of each averaged parameter of a model, with its average."""
         if not self._averages:
             raise RuntimeError("there is no average yet; train first, with this callback in the trainer's `callbacks`")
-        parameters = _matching(model, self._averages, "the average")
-        pairs = {name: (_local(parameters[name]), _local(average)) for name, average in self._averages.items()}
-        for name, (value, average) in pairs.items():
-            if value.shape != average.shape:
-                raise ValueError(
-                    f"this process holds another part of {name!r} in the average than in the {type(model).__name__}; "
-                    "apply it to the model that was trained, or use load_average with a checkpoint"
-                )
-        return list(pairs.values())
+        pairs = [
+            (_local(value), _local(average)) for value, average in _matching(model, self._averages, "the average")
+        ]
+        if any(value.shape != average.shape for value, average in pairs):
+            raise ValueError(
+                f"this process holds other parts of the weights in the average than in the {type(model).__name__}; "
+                "apply it to the model that was trained, or use load_average with a checkpoint"
+            )
+        return pairs
 
     def _restore(self, file: Path, step: int) -> None:
         saved, metadata = _load(file)
@@ -221,9 +221,8 @@ def load_average(model: ModelT, checkpoint: str | PathLike[str]) -> ModelT:
     if not file.is_file():
         raise FileNotFoundError(f"{str(checkpoint)!r} has no {AVERAGE_FILE}; ExponentialAverageCallback writes one")
     saved, _ = _load(file)
-    parameters = _matching(model, saved, repr(str(file)))
-    for name, average in saved.items():
-        _copy_full(average, parameters[name])
+    for value, average in _matching(model, saved, repr(str(file))):
+        _copy_full(average, value)
     return model
 
 
@@ -263,14 +262,13 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(unwrapped(model).named_parameters())
 
 
-def _matching(model: nn.Module, averages: Mapping[str, Tensor], where: str) -> dict[str, nn.Parameter]:
-    """The model's parameters, among which there is one of the right shape for each average."""
-    parameters = _parameters(model)
-    candidates = _shapes({name: value for name, value in parameters.items() if name in averages})
-    found = difference(_shapes(averages), candidates, where, f"the {type(model).__name__}")
+def _matching(model: nn.Module, averages: Mapping[str, Tensor], where: str) -> list[tuple[Tensor, Tensor]]:
+    """The averaged parameters of a model, which have to be of the same shapes, with their averages."""
+    parameters = {name: value for name, value in _parameters(model).items() if name in averages}
+    found = difference(_shapes(averages), _shapes(parameters), where, f"the {type(model).__name__}")
     if found is not None:
         raise ValueError(f"the average does not belong to this model: {found}")
-    return parameters
+    return [(parameters[name], average) for name, average in averages.items()]
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
