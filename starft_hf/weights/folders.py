@@ -171,7 +171,7 @@ def _copy_settings(source: Path, target: Path) -> None:
         if not file.is_file() or file.suffix not in _COPIED or file.name.endswith(_EXCLUDED):
             continue
         if _leads_out(file):
-            logger.warning("%s is a link to %s, outside of its folder, and is not copied.", file, file.resolve())
+            logger.warning_once("%s is a link to %s, outside of its folder, and is not copied.", file, file.resolve())
         else:
             shutil.copyfile(file, target / file.name)
 
