@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import starft_hf
+from starft_hf.cli.accelerate_config import AccelerateConfigCommand
 from starft_hf.cli.command import Command
 from starft_hf.cli.compare import CompareCommand
 from starft_hf.cli.demo import DemoCommand
@@ -36,6 +37,7 @@ COMMANDS: tuple[type[Command], ...] = (
     PushCommand,
     ReportCommand,
     SpaceCommand,
+    AccelerateConfigCommand,
 )
 
 FAILED = 1

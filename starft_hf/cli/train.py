@@ -14,7 +14,22 @@ from starft_hf.cli.command import Command
 class TrainArguments:
     """Of `train` alone."""
 
-    processes: int = field(default=1, metadata={"help": "Processes on this machine, started by accelerate."})
+    processes: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes to start with `accelerate launch`, on all machines together; by default 1, or the number "
+            "in the configuration."
+        },
+    )
+    accelerate_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Configuration for `accelerate launch`: ddp, fsdp2, two_machines or a file. Its number of processes "
+            "and its precision apply."
+        },
+    )
+    machine_rank: int | None = field(default=None, metadata={"help": "Number of this machine, from 0."})
+    main_process_ip: str | None = field(default=None, metadata={"help": "Address of machine 0."})
     resume: bool = field(
         default=False,
         metadata={"help": "Go on from the last good checkpoint in output_dir, or start where there is none."},
@@ -32,21 +47,20 @@ class TrainCommand(Command):
         return training_parser(prog, self.summary, [TrainArguments], defaults)
 
     def run(self, options: argparse.Namespace) -> int | None:
-        from starft_hf.cli.launch import launch, launched, tell_launcher
+        from starft_hf.cli.launch import launch, launched, launcher_flags, tell_launcher
         from starft_hf.training.checkpointing.interruption import INTERRUPTED, TrainingInterrupted, ended_by_sigterm
 
         required(options, "model", "dataset")
         own = build(TrainArguments, options)
         if own.resume:
             options.resume_from_checkpoint = options.resume_from_checkpoint or "last"
-        if own.processes < 1:
-            raise argparse.ArgumentTypeError(f"--processes is {own.processes}; it is a number from 1")
         if not launched():
+            flags = launcher_flags(own.accelerate_config, own.processes, own.machine_rank, own.main_process_ip)
             _check_output(Path(options.output_dir), resumed=bool(options.resume_from_checkpoint))
-            if own.processes > 1:
-                # Wrong settings are told once, and before anything is started.
+            if flags:
+                # Wrong settings are reported once, before anything starts.
                 settings_of(options)
-                return launch(options.command_line, own.processes)
+                return launch(options.command_line, flags)
         try:
             with ended_by_sigterm():
                 _run(options)

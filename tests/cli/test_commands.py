@@ -89,7 +89,7 @@ def test_files_of_settings_that_are_wrong(content, match, run, tmp_path, capsys)
     [
         ([], "--model is missing"),
         (["--model", "x", "--dataset", "y", "--reg_schedule", "linaer"], "Did you mean 'linear'"),
-        (["--model", "x", "--dataset", "y", "--processes", "0"], "a number from 1"),
+        (["--model", "x", "--dataset", "y", "--processes", "0"], "--processes is 0; it must be a positive integer"),
     ],
 )
 def test_wrong_use_ends_with_2_and_one_line(arguments, match, run):
