@@ -1,26 +1,20 @@
-"""`starft accelerate-config`."""
+"""`starft accelerate-config`: `accelerate launch --config_file "$(starft accelerate-config fsdp2)" train.py`."""
 
 import argparse
 
-from starft_hf.cli.command import Command
+from starft_hf.cli.command import CommandParser
 from starft_hf.cli.launch import config_file
+from starft_hf.cli.output import show
 
 
-class AccelerateConfigCommand(Command):
-    """Prints nothing but a path: `accelerate launch --config_file "$(starft accelerate-config fsdp2)" train.py`."""
+SUMMARY = "print the path of a configuration for `accelerate launch`"
 
-    name = "accelerate-config"
-    summary = "print the path of a configuration for `accelerate launch`"
 
-    def make_parser(self, prog: str) -> argparse.ArgumentParser:
-        parser = super().make_parser(prog)
-        parser.add_argument("name", type=config_file, help="ddp, fsdp2 or two_machines")
-        return parser
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = CommandParser(prog=prog, description=SUMMARY)
+    parser.add_argument("name", type=config_file, help="ddp, fsdp2 or two_machines")
+    return parser
 
-    def run(self, options: argparse.Namespace) -> None:
-        from starft_hf.cli.output import print_json
 
-        if options.json:
-            print_json({"name": options.name.stem, "path": str(options.name)})
-        else:
-            print(options.name)
+def run(options: argparse.Namespace) -> None:
+    show(options, {"name": options.name.stem, "path": str(options.name)}, str(options.name))

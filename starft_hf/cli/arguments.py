@@ -1,47 +1,43 @@
-"""The arguments of commands that train: data and model, those of `StarFTConfig`, and a YAML file of all of them."""
+"""The arguments of commands that train: model and data, the settings of `StarFTConfig`, and a YAML file of all."""
 
 import argparse
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass of arguments, with its line of `--help`."""
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class RunArguments:
-    """What is trained on what. The settings are those of `StarFTConfig`."""
+    """The model and the data of a run. Its settings are those of `StarFTConfig`."""
 
-    model: str | None = field(default=None, metadata={"help": "Model: a Hub id or a folder."})
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "Data: a Hub id, or a folder of images in one folder per class, of *.parquet or of *.tar."},
+    model: str | None = option(None, "Model: a Hub id or a folder.")
+    dataset: str | None = option(
+        None, "Dataset: a Hub id, or a folder of images in one folder per class, of *.parquet or of *.tar."
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on; by default test or validation, where there is one."}
-    )
-    eval_dataset: str | None = field(default=None, metadata={"help": "Another data set to evaluate on."})
-    streaming: bool = field(default=False, metadata={"help": "Read the training data as they are needed."})
-    spuriosity: str = field(
-        default="background", metadata={"help": "Pool: a built-in name, a file, a repository on the Hub, or auto."}
-    )
-    reference_model: str | None = field(default=None, metadata={"help": "Another reference than the model."})
-    peft: str | None = field(default=None, metadata={"help": "Adapter: lora, lora-vision or lora-text."})
-    no_random_crop: bool = field(default=False, metadata={"help": "Preprocess images as the processor does alone."})
+    dataset_config: str | None = option(None, "Configuration of the dataset.")
+    train_split: str = option("train", "Split to train on.")
+    eval_split: str | None = option(None, "Split to evaluate on; by default test or validation, if there is one.")
+    eval_dataset: str | None = option(None, "Another dataset to evaluate on.")
+    streaming: bool = option(False, "Load the training data as an iterable dataset.")
+    spuriosity: str = option("background", "Pool: a built-in name, a file, a repository on the Hub, or auto.")
+    reference_model: str | None = option(None, "Reference model; by default, the model before fine-tuning.")
+    peft: str | None = option(None, "Adapter: lora, lora-vision or lora-text.")
+    no_random_crop: bool = option(False, "Preprocess training images with the processor alone, without random crops.")
 
 
-def training_parser(
-    prog: str, summary: str, own: Sequence[type] = (), defaults: dict[str, Any] | None = None
-) -> argparse.ArgumentParser:
+def training_parser(prog: str, summary: str, *own: type, output_dir: str = "starft-output") -> argparse.ArgumentParser:
     """A parser of `RunArguments`, `StarFTConfig` and further dataclasses, on the command line and in `--config`.
 
     Args:
-        prog: how the command is called.
-        summary: what it does.
-        own: dataclasses of the command.
-        defaults: of settings, in place of those of the dataclasses.
+        prog: the name of the program.
+        summary: its description.
+        *own: dataclasses of the command.
+        output_dir: the default of the setting.
     """
     from transformers import HfArgumentParser
 
@@ -67,14 +63,14 @@ def training_parser(
             except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
                 self.error(f"--config {file} cannot be read: {' '.join(str(error).split())}")
             if not isinstance(content, dict):
-                self.error(f"--config {file} holds no settings; expected lines such as `reg_weight: 1.0`")
+                self.error(f"--config {file} has no settings; expected lines such as `reg_weight: 1.0`")
             known = {action.dest for action in self._actions}
             for name in content:
                 if name not in known:
                     self.error(f"--config {file}: {unknown_name('setting', name, sorted(known))}")
             return content
 
-    # The settings of transformers have a `debug` of their own, which gives way.
+    # "resolve": `TrainingArguments` has a `debug` too, which is replaced.
     parser = ConfigFileParser(
         [RunArguments, *own, StarFTConfig],
         prog=prog,
@@ -83,25 +79,25 @@ def training_parser(
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,
     )
-    parser.add_argument("--config", help="YAML file of any of these settings; what is on the command line wins")
-    parser.set_defaults(**(defaults or {}))
+    parser.add_argument("--config", help="YAML file of any of these settings; the command line wins")
+    parser.set_defaults(output_dir=output_dir, report_to="none")
     return parser
 
 
 def build(kind: type, options: argparse.Namespace, **changes: Any) -> Any:
-    """A dataclass out of the options that have its fields' names.
+    """A dataclass made of the options that have its fields' names.
 
     Raises:
-        argparse.ArgumentTypeError: if it refuses them.
+        argparse.ArgumentTypeError: if it raises an error.
     """
-    names = {part.name for part in dataclasses.fields(kind) if part.init}
+    names = {part.name for part in fields(kind) if part.init}
     values = {name: value for name, value in vars(options).items() if name in names}
     try:
         return kind(**{**values, **changes})
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     except (TypeError, AttributeError) as error:
-        raise argparse.ArgumentTypeError(f"a setting has a value of the wrong kind: {error}") from error
+        raise argparse.ArgumentTypeError(f"a setting has a value of the wrong type: {error}") from error
 
 
 def settings_of(options: argparse.Namespace, **changes: Any) -> Any:
@@ -114,10 +110,10 @@ def settings_of(options: argparse.Namespace, **changes: Any) -> Any:
 
 
 def required(options: argparse.Namespace, *names: str) -> None:
-    """Check that settings are there, on the command line or in the file.
+    """Check that settings were passed, on the command line or in the file.
 
     Raises:
-        argparse.ArgumentTypeError: naming the first that is not.
+        argparse.ArgumentTypeError: naming the first missing one.
     """
     for name in names:
         if getattr(options, name) is None:

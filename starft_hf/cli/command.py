@@ -1,49 +1,34 @@
-"""What a command of the command line is."""
+"""What commands share.
+
+A command is a module of this folder, named in `starft_hf.cli.main.COMMANDS`, with three names:
+
+- `SUMMARY`: one line for `starft --help`.
+- `make_parser(prog)`: the parser of its arguments. `--json` and `--debug` are added to it.
+- `run(options)`: runs it and returns the exit code, None for 0; raises `argparse.ArgumentTypeError` for wrong use.
+  `options.command_line` is the list that was parsed, the command first.
+
+Its top level imports nothing heavy, because `starft --help` imports all commands.
+"""
 
 import argparse
-from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
 
 
-class Command(ABC):
-    """A command. Its module imports nothing heavy: `starft --help` reads all of them.
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose options are spelled with dashes or underscores, as those of `StarFTConfig` are."""
 
-    Attributes:
-        name: what is typed.
-        summary: one line for `--help`.
-    """
-
-    name: str
-    summary: str
-
-    def make_parser(self, prog: str) -> argparse.ArgumentParser:
-        """The parser of the command's arguments, which commands add."""
-        return argparse.ArgumentParser(prog=prog, description=self.summary)
-
-    @abstractmethod
-    def run(self, options: argparse.Namespace) -> int | None:
-        """Do it; returns the exit code, None for 0.
-
-        Args:
-            options: the arguments, and under `command_line` the list they were parsed from, the command first.
-
-        Raises:
-            argparse.ArgumentTypeError: if the arguments do not go together.
-        """
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args([_with_dashes(text) for text in args], namespace)
 
 
-def add_on_bad_image(parser: argparse.ArgumentParser) -> None:
-    """Add what to do about images that cannot be read."""
-    parser.add_argument(
-        "--on-bad-image",
-        "--on_bad_image",
-        choices=("raise", "skip"),
-        default="raise",
-        help="stop at an image that cannot be read, or leave it out (default: raise)",
-    )
+def _with_dashes(text: str) -> str:
+    name, equals, value = text.partition("=")
+    return name.replace("_", "-") + equals + value if text.startswith("--") else text
 
 
 def positive_int(text: str) -> int:
-    """A whole number from 1.
+    """A positive integer.
 
     Raises:
         argparse.ArgumentTypeError: if it is anything else.
@@ -53,5 +38,24 @@ def positive_int(text: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return number
+
+
+def check_output(folder: Path, flag: str = "--output", instead: str = "") -> None:
+    """Check that writing into a folder overwrites nothing.
+
+    Args:
+        folder: the folder.
+        flag: the option that names it.
+        instead: what else than another folder would help.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is a file or a folder that is not empty.
+    """
+    from starft_hf.utils.files import is_free
+
+    if not is_free(folder):
+        raise argparse.ArgumentTypeError(
+            f"{flag} {folder} is not an empty folder, and nothing is overwritten; choose another{instead}"
+        )

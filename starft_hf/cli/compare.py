@@ -1,16 +1,20 @@
 """`starft compare`."""
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from starft_hf.cli.arguments import build, required, settings_of, training_parser
-from starft_hf.cli.command import Command
+from starft_hf.cli.arguments import build, option, required, settings_of, training_parser
+from starft_hf.cli.command import check_output
+from starft_hf.cli.output import show
+
+
+SUMMARY = "fine-tune with several methods and seeds, and write one report"
 
 
 @dataclass
 class CompareArguments:
-    """Of `compare` alone."""
+    """The arguments of `compare` alone, named as those of `starft_hf.compare`."""
 
     methods: list[str] = field(
         default_factory=lambda: ["zero-shot", "CE", "FLYP", "kl", "star"],
@@ -20,55 +24,33 @@ class CompareArguments:
         },
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds; every method runs with each."})
-    alpha: float = field(default=0.5, metadata={"help": "Share of the fine-tuned weights in interpolated models."})
+    alpha: float = option(0.5, "Weight of the fine-tuned model in interpolated models.")
     curve_alphas: list[float] = field(
-        default_factory=list, metadata={"help": "Further shares, for the curves of the report."}
+        default_factory=list, metadata={"help": "Further weights, for the curves of the report."}
     )
-    processes: int = field(default=1, metadata={"help": "Runs at a time, on CPUs."})
+    processes: int = option(1, "Runs at a time, on CPUs.")
 
 
-class CompareCommand(Command):
-    """Fine-tunes with several methods and seeds and writes one report."""
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    return training_parser(prog, SUMMARY, CompareArguments, output_dir="starft-comparison")
 
-    name = "compare"
-    summary = "fine-tune with several methods and seeds, and write one report"
 
-    def make_parser(self, prog: str) -> argparse.ArgumentParser:
-        defaults = {"output_dir": "starft-comparison", "report_to": "none"}
-        return training_parser(prog, self.summary, [CompareArguments], defaults)
+def run(options: argparse.Namespace) -> None:
+    from starft_hf.cli.data import load_training_data
+    from starft_hf.cli.tables import report_parts
+    from starft_hf.report.page import check_extra
+    from starft_hf.training.comparison import compare
 
-    def run(self, options: argparse.Namespace) -> None:
-        from starft_hf.cli.data import load_training_data
-        from starft_hf.cli.output import print_json, print_report
-        from starft_hf.report.page import check_extra
-        from starft_hf.training.comparison import compare
-        from starft_hf.utils.files import is_free
-
-        required(options, "model", "dataset")
-        own = build(CompareArguments, options)
-        folder = Path(options.output_dir)
-        if not is_free(folder):
-            raise argparse.ArgumentTypeError(f"--output_dir {folder} is not an empty folder; choose another")
-        check_extra()
-        args = settings_of(options)
-        train, evaluation = load_training_data(options)
-        if not evaluation:
-            raise argparse.ArgumentTypeError("there is nothing to evaluate on; pass --eval_split or --eval_dataset")
-        report = compare(
-            options.model,
-            args,
-            train,
-            evaluation,
-            methods=own.methods,
-            seeds=own.seeds,
-            alpha=own.alpha,
-            curve_alphas=own.curve_alphas,
-            spuriosity=options.spuriosity,
-            processes=own.processes,
-        )
-        page = report.save(folder)
-        if options.json:
-            print_json({"report": str(page), "runs": [run.as_dict() for run in report.runs]})
-        else:
-            print_report(report)
-            print(f"Written to {page}.")
+    required(options, "model", "dataset")
+    own = build(CompareArguments, options)
+    folder = Path(options.output_dir)
+    check_output(folder, "--output_dir")
+    check_extra()
+    args = settings_of(options)
+    train, evaluation = load_training_data(options)
+    if not evaluation:
+        raise argparse.ArgumentTypeError("there is no split to evaluate on; pass --eval_split or --eval_dataset")
+    report = compare(options.model, args, train, evaluation, spuriosity=options.spuriosity, **asdict(own))
+    page = report.save(folder)
+    content = {"report": str(page), "runs": [run.as_dict() for run in report.runs]}
+    show(options, content, *report_parts(report), f"Written to {page}.")

@@ -1,39 +1,80 @@
-"""The data sets and the trainer that a command's options name."""
+"""The datasets and the trainer that a command's options name."""
 
 import argparse
 from typing import Any
 
+from starft_hf.cli.command import positive_int
 
-def load_training_data(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The training set, and the evaluation set under its name, or nothing where there is none."""
+
+def add_data_arguments(parser: argparse.ArgumentParser, *, split: str | None = None, **dataset: Any) -> None:
+    """Add a labeled dataset and how to read it.
+
+    Args:
+        parser: what they are added to.
+        split: the default split; None takes the one for evaluation.
+        **dataset: further settings of the argument `dataset`.
+    """
+    parser.add_argument("dataset", help="a Hub id or a folder", **dataset)
+    parser.add_argument("--config", dest="dataset_config", help="configuration of the dataset")
+    parser.add_argument("--split", default=split, help=f"default: {split or 'test or validation, if there is one'}")
+    parser.add_argument("--image-column", default="image")
+    parser.add_argument("--label-column", default="label")
+    parser.add_argument("--class-names", nargs="+", help="in label order")
+    parser.add_argument("--batch-size", type=positive_int, default=64)
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("raise", "skip"),
+        default="raise",
+        help="stop at an image that cannot be read, or skip it (default: raise)",
+    )
+
+
+def columns(options: argparse.Namespace) -> dict[str, str]:
+    """The names of the columns, as the package's functions take them."""
+    return {"image_column": options.image_column, "label_column": options.label_column}
+
+
+def reading(options: argparse.Namespace) -> dict[str, Any]:
+    """How to read images, as the package's functions take it."""
+    return {
+        "batch_size": options.batch_size,
+        "num_workers": options.workers,
+        "on_bad_image": options.on_bad_image,
+        "progress": not options.json,
+    }
+
+
+def load_split(options: argparse.Namespace) -> Any:
+    """The rows that the options of `add_data_arguments` name."""
     from starft_hf.data.loading import choose_split, evaluation_split
 
-    splits = _load(options, options.dataset, options.streaming)
+    splits = _load(options, options.dataset)
+    name = options.split or evaluation_split(splits) or next(iter(splits))
+    return choose_split(splits, name, options.dataset)
+
+
+def load_training_data(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The training set, and the evaluation set under its name if there is one."""
+    from starft_hf.data.loading import choose_split, evaluation_split
+
+    splits = _load(options, options.dataset, streaming=options.streaming)
     train = choose_split(splits, options.train_split, options.dataset)
-    source, evaluated = options.dataset, splits
-    if options.eval_dataset is not None:
-        source, evaluated = options.eval_dataset, _load(options, options.eval_dataset, False)
-    elif options.streaming:
-        # A stream cannot be counted; what is evaluated is read as a whole.
-        evaluated = _load(options, options.dataset, False)
+    source, evaluated = options.eval_dataset or options.dataset, splits
+    if options.eval_dataset is not None or options.streaming:
+        # An iterable dataset has no length; evaluation needs one.
+        evaluated = _load(options, source)
     name = options.eval_split or evaluation_split(evaluated)
     if name is None and options.eval_dataset is not None:
         name = next(iter(evaluated))
-    if name is None:
-        return train, {}
-    return train, {name: choose_split(evaluated, name, source)}
+    return train, {} if name is None else {name: choose_split(evaluated, name, source)}
 
 
-def _load(options: argparse.Namespace, source: str, streaming: bool) -> Any:
+def _load(options: argparse.Namespace, source: str, *, streaming: bool = False) -> Any:
     from starft_hf.data.loading import load_splits
 
-    return load_splits(
-        source,
-        options.dataset_config if source == options.dataset else None,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        streaming=streaming,
-    )
+    config = options.dataset_config if source == options.dataset else None
+    return load_splits(source, config, streaming=streaming, **columns(options))
 
 
 def make_trainer(options: argparse.Namespace, args: Any, train: Any, evaluation: dict[str, Any]) -> Any:

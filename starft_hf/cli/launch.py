@@ -5,8 +5,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+
+from starft_hf.cli.arguments import option
 
 
 # The file in which a process leaves its exit code for the one that launched it: launchers turn every failure into 1.
@@ -39,38 +42,44 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ or _CODE_FILE in os.environ
 
 
-def launcher_flags(
-    config: str | None, processes: int | None, machine_rank: int | None, main_process_ip: str | None
-) -> list[str]:
-    """The flags of `accelerate launch`, empty if the command runs in this process.
+@dataclass
+class LaunchArguments:
+    """How a command that trains starts its processes."""
 
-    Args:
-        config: the name or path of a configuration.
-        processes: the number of processes on all machines; None takes that of the configuration.
-        machine_rank: the number of this machine.
-        main_process_ip: the address of machine 0.
+    processes: int | None = option(
+        None, "Processes to start by `accelerate launch`, on all machines; by default 1, or as the configuration says."
+    )
+    accelerate_config: str | None = option(
+        None, "Configuration of `accelerate launch`, its processes and precision: ddp, fsdp2, two_machines or a file."
+    )
+    machine_rank: int | None = option(None, "Number of this machine, from 0.")
+    main_process_ip: str | None = option(None, "Address of machine 0.")
+
+
+def launcher_flags(own: LaunchArguments) -> list[str]:
+    """The flags of `accelerate launch`, empty if the command is to run in this process.
 
     Raises:
-        argparse.ArgumentTypeError: if they contradict each other or the configuration cannot be read.
+        argparse.ArgumentTypeError: if the arguments contradict each other or the configuration cannot be read.
     """
     flags: dict[str, object]
-    if processes is not None and processes < 1:
-        raise argparse.ArgumentTypeError(f"--processes is {processes}; it must be a positive integer")
-    machine = {"machine_rank": machine_rank, "main_process_ip": main_process_ip}
-    if config is not None:
-        file = config_file(config, or_path=True)
-        _check_machines(config, file, machine)
-        flags = {"config_file": file, "num_processes": processes, **machine}
+    if own.processes is not None and own.processes < 1:
+        raise argparse.ArgumentTypeError(f"--processes is {own.processes}; it must be a positive integer")
+    machine = {"machine_rank": own.machine_rank, "main_process_ip": own.main_process_ip}
+    if own.accelerate_config is not None:
+        file = config_file(own.accelerate_config, or_path=True)
+        _check_machines(own.accelerate_config, file, machine)
+        flags = {"config_file": file, "num_processes": own.processes, **machine}
     elif any(value is not None for value in machine.values()):
         raise argparse.ArgumentTypeError(
             "--machine_rank and --main_process_ip need a configuration for several machines; "
             "pass --accelerate_config two_machines as well"
         )
-    elif processes in (None, 1):
+    elif own.processes in (None, 1):
         return []
     else:
         # The precision is that of the command's own settings.
-        flags = {"config_file": config_file("ddp"), "num_processes": processes, "mixed_precision": "no"}
+        flags = {"config_file": config_file("ddp"), "num_processes": own.processes, "mixed_precision": "no"}
     return [part for name, value in flags.items() if value is not None for part in (f"--{name}", str(value))]
 
 

@@ -2,42 +2,31 @@
 
 import argparse
 import contextlib
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import starft_hf
-from starft_hf.cli.accelerate_config import AccelerateConfigCommand
-from starft_hf.cli.command import Command
-from starft_hf.cli.compare import CompareCommand
-from starft_hf.cli.demo import DemoCommand
-from starft_hf.cli.discover import DiscoverCommand
-from starft_hf.cli.evaluate import EvaluateCommand
-from starft_hf.cli.generate_pool import GeneratePoolCommand
-from starft_hf.cli.interpolate import InterpolateCommand
 from starft_hf.cli.launch import launched
-from starft_hf.cli.merge import MergeCommand
 from starft_hf.cli.output import nothing_but_json
-from starft_hf.cli.precompute import PrecomputeCommand
-from starft_hf.cli.push import PushCommand
-from starft_hf.cli.report import ReportCommand
-from starft_hf.cli.space import SpaceCommand
-from starft_hf.cli.train import TrainCommand
 
 
-COMMANDS: tuple[type[Command], ...] = (
-    DemoCommand,
-    TrainCommand,
-    EvaluateCommand,
-    CompareCommand,
-    InterpolateCommand,
-    DiscoverCommand,
-    GeneratePoolCommand,
-    PrecomputeCommand,
-    MergeCommand,
-    PushCommand,
-    ReportCommand,
-    SpaceCommand,
-    AccelerateConfigCommand,
+# In the order of `starft --help`; `starft_hf.cli.command` says what the module of a command contains.
+COMMANDS = (
+    "demo",
+    "train",
+    "evaluate",
+    "compare",
+    "interpolate",
+    "discover",
+    "generate-pool",
+    "precompute",
+    "merge",
+    "push",
+    "report",
+    "space",
+    "accelerate-config",
 )
 
 FAILED = 1
@@ -51,17 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0, 1 for a failed run, 2 for wrong use, 75 for a training that was stopped by SIGTERM and
-        goes on with `--resume`.
+        The exit code: 0, 1 for a failed run, 2 for wrong use, 75 for training that was stopped by SIGTERM and
+        continues with `--resume`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {command.name: command for command in COMMANDS}
-    if not arguments or arguments[0] not in commands:
+    if not arguments or arguments[0] not in COMMANDS:
         _overview().parse_args(arguments)
-    command = commands[arguments[0]]()
+    name = arguments[0]
+    command = _module(name)
     # Only now, because the arguments of some commands are those of `TrainingArguments`, which takes seconds to import.
-    parser = command.make_parser(prog=f"starft {command.name}")
-    parser.add_argument("--json", action="store_true", help="print the outcome as one line of JSON, for machines")
+    parser = command.make_parser(f"starft {name}")
+    parser.add_argument("--json", action="store_true", help="print the outcome as one line of JSON")
     parser.add_argument("--debug", action="store_true", dest="traceback", help="show the traceback of an error")
     options = parser.parse_args(arguments[1:], argparse.Namespace(command_line=arguments))
     try:
@@ -85,11 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+def _module(name: str) -> Any:
+    return importlib.import_module(f"starft_hf.cli.{name.replace('-', '_')}")
+
+
 def _overview() -> argparse.ArgumentParser:
-    """The parser of everything that is no command: help, version and errors."""
+    """The parser without a command: help, version and errors."""
     parser = argparse.ArgumentParser(prog="starft", description="Robust fine-tuning of CLIP-like models with StarFT.")
     parser.add_argument("--version", action="version", version=starft_hf.__version__)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        subparsers.add_parser(command.name, help=command.summary)
+    for name in COMMANDS:
+        subparsers.add_parser(name, help=_module(name).SUMMARY)
     return parser

@@ -5,46 +5,40 @@ from dataclasses import asdict
 from typing import Any
 
 from starft_hf.cli.arguments import required, settings_of, training_parser
-from starft_hf.cli.command import Command
+from starft_hf.cli.output import show
 
 
-class PrecomputeCommand(Command):
-    """Fills the reference's cache, so that training on expensive machines begins at once."""
+SUMMARY = "fill the cache of the frozen reference for a later `starft train` with the same settings"
 
-    name = "precompute"
-    summary = "fill the cache of the frozen reference for a later `starft train` with the same settings"
 
-    def make_parser(self, prog: str) -> argparse.ArgumentParser:
-        return training_parser(prog, self.summary, defaults={"output_dir": "starft-output", "report_to": "none"})
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    return training_parser(prog, SUMMARY)
 
-    def run(self, options: argparse.Namespace) -> None:
-        from starft_hf.cli.data import load_training_data, make_trainer
-        from starft_hf.cli.output import print_json
 
-        required(options, "model", "dataset")
-        args = settings_of(options)
-        train, _ = load_training_data(options)
-        trainer = make_trainer(options, args, train, {})
-        weights, reference = trainer.sample_weights, trainer.reference
-        if reference is None and weights is None:
-            raise argparse.ArgumentTypeError("--regularizer none needs no reference, so there is nothing to compute")
-        content: dict[str, Any] = {}
-        lines = []
-        # Weights first: the reference may let its own go.
-        if weights is not None:
-            weights.prepare(args.device)
-            assert weights.diagnostics is not None
-            content["sample_weights"] = asdict(weights.diagnostics)
-            lines.append(f"weights of the images: {weights.diagnostics}")
-        if reference is not None:
-            reference.prepare(args.device)
-            info = reference.info
-            content.update(asdict(info))
-            size = f"{info.rows:,} embeddings, {info.bytes / 2**20:,.1f} MiB, in {info.where}"
-            if info.captions_per_second is not None:
-                size += f"; {info.captions_per_second:,.0f} captions a second"
-            lines.append(f"{info.kind}: {size if info.rows else 'nothing is remembered with these settings'}")
-        if options.json:
-            print_json(content)
-        else:
-            print("\n".join(lines))
+def run(options: argparse.Namespace) -> None:
+    from starft_hf.cli.data import load_training_data, make_trainer
+
+    required(options, "model", "dataset")
+    args = settings_of(options)
+    train, _ = load_training_data(options)
+    trainer = make_trainer(options, args, train, {})
+    weights, reference = trainer.sample_weights, trainer.reference
+    if reference is None and weights is None:
+        raise argparse.ArgumentTypeError("--regularizer none needs no reference, so there is nothing to compute")
+    content: dict[str, Any] = {}
+    lines = []
+    # Weights first: the reference may release its model.
+    if weights is not None:
+        weights.prepare(args.device)
+        assert weights.diagnostics is not None
+        content["sample_weights"] = asdict(weights.diagnostics)
+        lines.append(f"sample weights: {weights.diagnostics}")
+    if reference is not None:
+        reference.prepare(args.device)
+        info = reference.info
+        content.update(asdict(info))
+        size = f"{info.rows:,} embeddings, {info.bytes / 2**20:,.1f} MiB, in {info.where}"
+        if info.captions_per_second is not None:
+            size += f"; {info.captions_per_second:,.0f} captions/s"
+        lines.append(f"{info.kind}: {size if info.rows else 'nothing is cached with these settings'}")
+    show(options, content, *lines)

@@ -2,87 +2,58 @@
 
 import argparse
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.arguments import build, required, settings_of, training_parser
-from starft_hf.cli.command import Command
+from starft_hf.cli.arguments import build, option, required, settings_of, training_parser
+from starft_hf.cli.command import check_output
+from starft_hf.cli.launch import LaunchArguments, launch, launched, launcher_flags, tell_launcher
+from starft_hf.cli.output import show
+
+
+SUMMARY = "fine-tune a model with StarFT, and report its robustness before and after"
 
 
 @dataclass
-class TrainArguments:
-    """Of `train` alone."""
+class TrainArguments(LaunchArguments):
+    """The arguments of `train` alone."""
 
-    processes: int | None = field(
-        default=None,
-        metadata={
-            "help": "Processes to start with `accelerate launch`, on all machines together; by default 1, or the number "
-            "in the configuration."
-        },
-    )
-    accelerate_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "Configuration for `accelerate launch`: ddp, fsdp2, two_machines or a file. Its number of processes "
-            "and its precision apply."
-        },
-    )
-    machine_rank: int | None = field(default=None, metadata={"help": "Number of this machine, from 0."})
-    main_process_ip: str | None = field(default=None, metadata={"help": "Address of machine 0."})
-    resume: bool = field(
-        default=False,
-        metadata={"help": "Go on from the last good checkpoint in output_dir, or start where there is none."},
-    )
+    resume: bool = option(False, "Resume from the last valid checkpoint in output_dir, if there is one.")
 
 
-class TrainCommand(Command):
-    """Fine-tunes, evaluates before and after, and saves model and report."""
-
-    name = "train"
-    summary = "fine-tune a model with StarFT and report how robust it came out"
-
-    def make_parser(self, prog: str) -> argparse.ArgumentParser:
-        defaults = {"output_dir": "starft-output", "report_to": "none"}
-        return training_parser(prog, self.summary, [TrainArguments], defaults)
-
-    def run(self, options: argparse.Namespace) -> int | None:
-        from starft_hf.cli.launch import launch, launched, launcher_flags, tell_launcher
-        from starft_hf.training.checkpointing.interruption import INTERRUPTED, TrainingInterrupted, ended_by_sigterm
-
-        required(options, "model", "dataset")
-        own = build(TrainArguments, options)
-        if own.resume:
-            options.resume_from_checkpoint = options.resume_from_checkpoint or "last"
-        if not launched():
-            flags = launcher_flags(own.accelerate_config, own.processes, own.machine_rank, own.main_process_ip)
-            _check_output(Path(options.output_dir), resumed=bool(options.resume_from_checkpoint))
-            if flags:
-                # Wrong settings are reported once, before anything starts.
-                settings_of(options)
-                return launch(options.command_line, flags)
-        try:
-            with ended_by_sigterm():
-                _run(options)
-        except TrainingInterrupted as interrupted:
-            tell_launcher(INTERRUPTED)
-            if interrupted.checkpoint is None:
-                print(f"starft train: {interrupted}", file=sys.stderr)
-            return INTERRUPTED
-        return None
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    return training_parser(prog, SUMMARY, TrainArguments)
 
 
-def _check_output(folder: Path, *, resumed: bool) -> None:
-    from starft_hf.utils.files import is_free
+def run(options: argparse.Namespace) -> int | None:
+    from starft_hf.training.checkpointing.interruption import INTERRUPTED, TrainingInterrupted, ended_by_sigterm
 
-    if not resumed and not is_free(folder):
-        raise argparse.ArgumentTypeError(
-            f"--output_dir {folder} is not an empty folder; choose another, or go on with --resume"
-        )
+    required(options, "model", "dataset")
+    own = build(TrainArguments, options)
+    if own.resume:
+        options.resume_from_checkpoint = options.resume_from_checkpoint or "last"
+    if not launched():
+        flags = launcher_flags(own)
+        if not options.resume_from_checkpoint:
+            check_output(Path(options.output_dir), "--output_dir", ", or continue with --resume")
+        if flags:
+            # Wrong settings are reported once, before anything starts.
+            settings_of(options)
+            return launch(options.command_line, flags)
+    try:
+        with ended_by_sigterm():
+            _run(options)
+    except TrainingInterrupted as interrupted:
+        tell_launcher(INTERRUPTED)
+        if interrupted.checkpoint is None:
+            print(f"starft train: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    return None
 
 
 def _run(options: argparse.Namespace) -> None:
-    # By itself, because nothing may refer to the trainer any more when its process takes leave of the others.
+    # A function of its own, because nothing may refer to the trainer any more when the process group is destroyed.
     from starft_hf.cli.data import load_training_data, make_trainer
 
     args = settings_of(options)
@@ -99,7 +70,7 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
 
     args, resume = trainer.args, options.resume_from_checkpoint
     resume = True if resume in ("last", "true", "True") else resume
-    # Before anything is evaluated.
+    # Before any evaluation, which takes time.
     trainer.checkpoint_to_resume(resume)
     runs = []
     if trainer.eval_dataset is not None:
@@ -117,16 +88,15 @@ def _report(trainer: Any, runs: list[Any], options: argparse.Namespace) -> None:
     import importlib.util
 
     from starft_hf import RobustnessReport
-    from starft_hf.cli.output import print_json, print_report
+    from starft_hf.cli.tables import report_parts
 
     folder = Path(trainer.args.output_dir)
     trainer.create_model_card()
-    report = RobustnessReport(runs) if runs else None
-    if report is not None and importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
-        report.save(folder, overwrite=True)
-    if options.json:
-        results = {run.method: {name: part.as_dict() for name, part in run.results.items()} for run in runs}
-        print_json({"output_dir": str(folder), "results": results})
-    elif report is not None:
-        print_report(report)
-    print(f"Written to {folder}.", file=sys.stderr)
+    parts = []
+    if runs:
+        report = RobustnessReport(runs)
+        parts = report_parts(report)
+        if importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
+            report.save(folder, overwrite=True)
+    results = {run.method: {name: part.as_dict() for name, part in run.results.items()} for run in runs}
+    show(options, {"output_dir": str(folder), "results": results}, *parts, f"Written to {folder}.")

@@ -1,4 +1,4 @@
-"""The commands, from folders of pictures to reports, as a user types them."""
+"""The commands, from folders of images to reports, as a user types them."""
 
 import json
 import subprocess
@@ -23,15 +23,15 @@ NAMES = ("red fox", "blue_jay", "green frog", "grey owl")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     for split, seed in (("train", 0), ("test", 1)):
         write_folder(folder, NAMES, seed=seed, split=split)
     return folder
 
 
-def test_train_evaluates_before_and_after_and_saves_model_and_report(run, pictures, tmp_path):
-    arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--group_column", "place", *FAST]
+def test_train_evaluates_before_and_after_and_saves_model_and_report(run, images, tmp_path):
+    arguments = ["--model", TINY_CLIP, "--dataset", images, "--group_column", "place", *FAST]
     shown = run("train", *arguments, "--output_dir", "out", "--json")
     content = json.loads(shown)
     assert set(content["results"]) == {"zero-shot", "star"}
@@ -42,24 +42,24 @@ def test_train_evaluates_before_and_after_and_saves_model_and_report(run, pictur
     assert (tmp_path / "out" / "report.html").is_file()
     assert "| test |" in (tmp_path / "out" / "README.md").read_text()
     # What was saved is what was measured.
-    again = json.loads(run("evaluate", "out", pictures, "--group-column", "place", "--json"))
+    again = json.loads(run("evaluate", "out", images, "--group-column", "place", "--json"))
     assert again["group_accuracies"] == tuned["group_accuracies"]
     assert "out is not an empty folder" in run("train", *arguments, "--output_dir", "out", code=2)
 
 
-def test_people_get_a_table(run, pictures):
-    arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--group_column", "place", *FAST]
+def test_people_get_a_table(run, images):
+    arguments = ["--model", TINY_CLIP, "--dataset", images, "--group_column", "place", *FAST]
     shown = run("train", *arguments, "--output_dir", "out")
     assert "worst group" in shown
     assert "zero-shot" in shown
-    shown = run("evaluate", TINY_CLIP, pictures, "--group-column", "place", "--split", "train")
+    shown = run("evaluate", TINY_CLIP, images, "--group-column", "place", "--split", "train")
     assert "left" in shown
     assert "expected calibration error" in shown
 
 
-def test_a_file_of_settings_and_the_command_line_which_wins(run, pictures, tmp_path):
+def test_a_file_of_settings_and_the_command_line_which_wins(run, images, tmp_path):
     (tmp_path / "run.yaml").write_text(
-        f"model: {TINY_CLIP}\ndataset: {pictures}\noutput_dir: from-file\nregularizer: kl\nlearning_rate: 1e-3\n"
+        f"model: {TINY_CLIP}\ndataset: {images}\noutput_dir: from-file\nregularizer: kl\nlearning_rate: 1e-3\n"
         "num_train_epochs: 1\nuse_cpu: true\ncrop_scale: null\ngroup_column: [label, place]\n"
         "caption_template: ['a photo of a {}.', 'a picture of a {}.']\n"
     )
@@ -98,23 +98,23 @@ def test_wrong_use_ends_with_2_and_one_line(arguments, match, run):
     assert len(error.strip().splitlines()) == 1
 
 
-def test_data_that_cannot_be_used(run, pictures, tmp_path):
-    error = run("train", "--model", TINY_CLIP, "--dataset", pictures, "--image_column", "picture", *FAST, code=1)
+def test_data_that_cannot_be_used(run, images, tmp_path):
+    error = run("train", "--model", TINY_CLIP, "--dataset", images, "--image_column", "picture", *FAST, code=1)
     assert "no column 'picture'; its columns are ['image', 'place']" in error
-    assert "unknown split 'dev'" in run("evaluate", TINY_CLIP, pictures, "--split", "dev", code=1)
+    assert "unknown split 'dev'" in run("evaluate", TINY_CLIP, images, "--split", "dev", code=1)
     assert "there is no folder" in run("evaluate", TINY_CLIP, "./nothing", code=1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.rtf").write_text("x")
     assert "no data set could be read" in run("evaluate", TINY_CLIP, "./empty", code=1)
-    assert "either a data set or --benchmark" in run("evaluate", TINY_CLIP, code=2)
+    assert "either a dataset or --benchmark" in run("evaluate", TINY_CLIP, code=2)
 
 
-def test_precompute_fills_the_cache_that_train_uses(run, pictures):
+def test_precompute_fills_the_cache_that_train_uses(run, images):
     arguments = [
         "--model",
         TINY_CLIP,
         "--dataset",
-        pictures,
+        images,
         "--no_random_crop",
         "--reference_cache_dir",
         "cache",
@@ -130,17 +130,15 @@ def test_precompute_fills_the_cache_that_train_uses(run, pictures):
     assert "needs no reference" in run("precompute", *arguments, "--regularizer", "none", code=2)
     weighted = json.loads(run("precompute", *arguments, "--reweight", "attribution", "--json"))
     assert weighted["sample_weights"]["images"] == 16
-    assert "weights of the images: " in run(
-        "precompute", *arguments, "--regularizer", "none", "--reweight", "attribution"
-    )
+    assert "sample weights: " in run("precompute", *arguments, "--regularizer", "none", "--reweight", "attribution")
 
 
-def test_compare_and_report(run, pictures, tmp_path):
+def test_compare_and_report(run, images, tmp_path):
     arguments = [
         "--model",
         TINY_CLIP,
         "--dataset",
-        pictures,
+        images,
         "--group_column",
         "place",
         *FAST,
@@ -148,7 +146,8 @@ def test_compare_and_report(run, pictures, tmp_path):
         "true",
     ]
     for method in ("FLYP", "star"):
-        run("compare", *arguments, "--methods", "zero-shot", method, "--seeds", "0", "1", "--output_dir", method)
+        more = ["--methods", "zero-shot", method, "--seeds", "0", "1", "--output_dir", method, "--json"]
+        assert json.loads(run("compare", *arguments, *more))["report"] == f"{method}/report.html"
     rows = json.loads(run("report", "FLYP", "star", "--output", "for-machines", "--json"))["rows"]
     assert {row["method"] for row in rows} == {"zero-shot", "FLYP", "star"}
     shown = run("report", "FLYP", "star/report.json", "--output", "both", "--title", "Both")
@@ -159,18 +158,18 @@ def test_compare_and_report(run, pictures, tmp_path):
     assert "there is no" in run("report", "nowhere", "--output", "x", code=2)
 
 
-def test_compare_knows_every_method(run, pictures, capsys):
+def test_compare_knows_every_method(run, images, capsys):
     with pytest.raises(SystemExit):
         main(["compare", "--help"])
     shown = "".join(capsys.readouterr().out.split())
     assert all(method.replace(" ", "") in shown for method in METHODS)
-    arguments = ["--model", TINY_CLIP, "--dataset", pictures, *FAST, "--reg_weight", "auto", "--output_dir", "beyond"]
+    arguments = ["--model", TINY_CLIP, "--dataset", images, *FAST, "--reg_weight", "auto", "--output_dir", "beyond"]
     run("compare", *arguments, "--methods", "kl", "conditional + attribution")
     report = RobustnessReport.from_json(Path("beyond", "report.json").read_text())
     assert {entry.method for entry in report.runs} >= {"kl", "conditional + attribution"}
 
 
-def test_interpolate_and_merge(run, pictures, tmp_path, clip):
+def test_interpolate_and_merge(run, images, tmp_path, clip):
     torch.manual_seed(1)
     other = CLIPModel(clip.config)
     other.save_pretrained(tmp_path / "other")
@@ -181,26 +180,30 @@ def test_interpolate_and_merge(run, pictures, tmp_path, clip):
     assert "alpha is 2.0" in run("interpolate", TINY_CLIP, "other", "more", "--alpha", "2", code=2)
     assert "not an empty folder" in run("merge", "other", "mixed", code=2)
 
-    arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--peft", "lora", *FAST, "--output_dir", "adapter"]
+    arguments = ["--model", TINY_CLIP, "--dataset", images, "--peft", "lora", *FAST, "--output_dir", "adapter"]
     measured = json.loads(run("train", *arguments, "--json"))["results"]["star"]["test"]
-    assert json.loads(run("evaluate", "adapter", pictures, "--json"))["loss"] == pytest.approx(measured["loss"])
+    assert json.loads(run("evaluate", "adapter", images, "--json"))["loss"] == pytest.approx(measured["loss"])
     assert json.loads(run("merge", "adapter", "merged", "--json")) == {"output": "merged"}
-    assert json.loads(run("evaluate", "merged", pictures, "--json"))["loss"] == pytest.approx(
-        measured["loss"], rel=1e-5
-    )
+    assert json.loads(run("evaluate", "merged", images, "--json"))["loss"] == pytest.approx(measured["loss"], rel=1e-5)
 
 
-def test_the_head_of_a_cross_entropy_run_is_used(run, pictures):
-    arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--base_loss", "cross_entropy", *FAST]
+def test_a_space_and_both_spellings_of_an_option(run):
+    models = ["--model", f"tiny={TINY_CLIP}", "--class_names", *NAMES]
+    assert json.loads(run("space", "page", *models, "--no_run", "--json")) == {"output": "page"}
+    assert json.loads(run("space", "page", "--no-run", "--json")) == {"output": "page"}
+
+
+def test_the_head_of_a_cross_entropy_run_is_used(run, images):
+    arguments = ["--model", TINY_CLIP, "--dataset", images, "--base_loss", "cross_entropy", *FAST]
     measured = json.loads(run("train", *arguments, "--output_dir", "ce", "--json"))
     measured = measured["results"]["star"]["test"]
-    with_head = json.loads(run("evaluate", "ce", pictures, "--json"))
+    with_head = json.loads(run("evaluate", "ce", images, "--json"))
     assert with_head["loss"] == pytest.approx(measured["loss"], rel=1e-5)
-    without = json.loads(run("evaluate", "ce", pictures, "--json", "--no-head"))
+    without = json.loads(run("evaluate", "ce", images, "--json", "--no-head"))
     assert without["loss"] != pytest.approx(measured["loss"], rel=1e-5)
 
 
-def test_benchmarks_of_the_catalogue_by_name(run, monkeypatch):
+def test_benchmarks_of_the_catalog_by_name(run, monkeypatch):
     rows = make_dataset(16, class_names=["landbird", "waterbird"], group_names=("land", "water"))
     rows = rows.rename_column("group", "place")
     monkeypatch.setattr("starft_hf.evaluation.catalog.entry.load_dataset", lambda *args, **kwargs: rows)
@@ -211,7 +214,7 @@ def test_benchmarks_of_the_catalogue_by_name(run, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset", "save_to_disk", "streaming", "hub"])
-def test_training_data_of_every_kind(kind, run, pictures, tmp_path, monkeypatch):
+def test_training_data_of_every_kind(kind, run, images, tmp_path, monkeypatch):
     more = ["--max_steps", "2"]
     source = "data"
     if kind == "webdataset":
@@ -223,7 +226,7 @@ def test_training_data_of_every_kind(kind, run, pictures, tmp_path, monkeypatch)
         for split, seed in (("train", 0), ("test", 1)):
             make_dataset(16, seed).to_parquet(tmp_path / "data" / f"{split}.parquet")
     elif kind == "streaming":
-        source = pictures
+        source = images
         more += ["--streaming", "--group_column", "place"]
     else:
         source = "someone/owls"
@@ -235,8 +238,8 @@ def test_training_data_of_every_kind(kind, run, pictures, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_several_processes_train_what_one_does(pictures, tmp_path):
-    arguments = ["--model", str(TINY_CLIP), "--dataset", str(pictures), "--json", "--no_random_crop", "--use_cpu"]
+def test_several_processes_train_what_one_does(images, tmp_path):
+    arguments = ["--model", str(TINY_CLIP), "--dataset", str(images), "--json", "--no_random_crop", "--use_cpu"]
     arguments += ["--num_train_epochs", "1", "--learning_rate", "1e-3"]
     results = []
     for processes, size in ((1, 8), (2, 4)):
@@ -272,10 +275,10 @@ end_quietly()
 
 
 @pytest.mark.slow
-def test_no_thread_is_left_that_could_take_a_process_down(pictures, tmp_path):
+def test_no_thread_is_left_that_could_take_a_process_down(images, tmp_path):
     """Where another process takes longer, one that ended well was ended by SIGABRT at times."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    arguments = ["--model", TINY_CLIP, "--dataset", pictures, "--output_dir", tmp_path / "out", *FAST]
+    arguments = ["--model", TINY_CLIP, "--dataset", images, "--output_dir", tmp_path / "out", *FAST]
     done = torchrun(2, script, "train", *arguments)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -17,20 +17,20 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def world(tmp_path):
-    """The demo's pictures as a user would have them: one folder per class. The demo's templates as a file."""
+    """The demo's images as a user would have them: one folder per class. The demo's templates as a file."""
     for split, size in (("train", 240), ("test", 48)):
         for index, row in enumerate(make_split(split, size=size)):
-            folder = tmp_path / "pictures" / split / CLASS_NAMES[row["label"]]
+            folder = tmp_path / "images" / split / CLASS_NAMES[row["label"]]
             folder.mkdir(parents=True, exist_ok=True)
             row["image"].save(folder / f"{index}.png")
     SpuriosityPool(BACKGROUND_TEMPLATES).save(tmp_path / "templates.json")
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def test_discover_finds_what_train_auto_takes(run, world, tmp_path):
     arguments = ["discover", MODEL_FOLDER, world, "--pool", "templates.json"]
     shown = run(*arguments, "--output", "found")
-    assert "attributes go together with a label, in 240 images" in shown
+    assert "attributes are correlated with a label, in 240 images" in shown
     assert {path.name for path in (tmp_path / "found").iterdir()} == {
         "discovery.md",
         "heat_map.png",

@@ -1,4 +1,4 @@
-"""`starft train --resume`, given again after whatever has ended it."""
+"""`starft train --resume`, repeated after it was interrupted."""
 
 import os
 import signal
@@ -20,12 +20,12 @@ from tests.support.tiny import TINY_CLIP, write_folder
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """The command without its output folder."""
-    pictures = tmp_path_factory.mktemp("pictures")
+    images = tmp_path_factory.mktemp("images")
     for split, seed in (("train", 0), ("test", 1)):
-        write_folder(pictures, size=16, seed=seed, split=split)
+        write_folder(images, size=16, seed=seed, split=split)
     settings = {
         "model": TINY_CLIP,
-        "dataset": pictures,
+        "dataset": images,
         "group_column": "place",
         "per_device_train_batch_size": 4,
         "num_train_epochs": 3,
@@ -41,7 +41,7 @@ def key_of(folder):
     return tensors_digest(load_file(folder / "model.safetensors"))
 
 
-def test_it_starts_goes_on_and_refuses_another_run(command, tmp_path, capsys):
+def test_it_starts_resumes_and_refuses_another_run(command, tmp_path, capsys):
     assert main([*command, "--output_dir", str(tmp_path / "out")]) == 0
     key = key_of(tmp_path / "out")
     (tmp_path / "out" / "model.safetensors").unlink()
@@ -65,7 +65,7 @@ def start(arguments, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_ends_with_75_and_the_same_command_gives_the_same(command, tmp_path, processes):
-    """Of several processes it is the one that was typed in that is told."""
+    """With several processes, the signal goes to the one that was typed in."""
     arguments = [*command, "--processes", str(processes), "--num_train_epochs", "12", "--save_total_limit", "2"]
     arguments += ["--per_device_train_batch_size", str(4 // processes)]
     process = start(arguments, tmp_path / "cut")

@@ -10,7 +10,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from starft_hf.cli import main
-from starft_hf.cli.launch import config_file, launched, launcher_flags
+from starft_hf.cli.launch import LaunchArguments, config_file, launched, launcher_flags
 from tests.support import scenarios
 from tests.support.launch import ROOT
 from tests.support.runs import assert_same_runs
@@ -38,17 +38,15 @@ def test_a_command_prints_the_path(capsys):
 
 
 def test_the_flags_of_the_launcher(tmp_path, monkeypatch):
-    assert launcher_flags(None, None, None, None) == launcher_flags(None, 1, None, None) == []
+    assert launcher_flags(LaunchArguments()) == launcher_flags(LaunchArguments(processes=1)) == []
     one_machine = ["--config_file", str(config_file("ddp")), "--num_processes", "2"]
-    assert launcher_flags(None, 2, None, None) == [*one_machine, "--mixed_precision", "no"]
-    assert launcher_flags("ddp", 2, None, None) == one_machine
-    several = launcher_flags("two_machines", None, 0, "10.0.0.1")
+    assert launcher_flags(LaunchArguments(2)) == [*one_machine, "--mixed_precision", "no"]
+    assert launcher_flags(LaunchArguments(2, "ddp")) == one_machine
+    several = launcher_flags(LaunchArguments(None, "two_machines", 0, "10.0.0.1"))
     assert several[2:] == ["--machine_rank", "0", "--main_process_ip", "10.0.0.1"]
-    (tmp_path / "own.yaml").write_text("distributed_type: 'NO'\n")
-    assert launcher_flags(str(tmp_path / "own.yaml"), None, None, None) == [
-        "--config_file",
-        str(tmp_path / "own.yaml"),
-    ]
+    own = tmp_path / "own.yaml"
+    own.write_text("distributed_type: 'NO'\n")
+    assert launcher_flags(LaunchArguments(accelerate_config=str(own))) == ["--config_file", str(own)]
     # What it starts does not start anything again, though it has no rank.
     assert not launched()
     monkeypatch.setenv("STARFT_EXIT_CODE_FILE", "code")

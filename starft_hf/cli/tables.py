@@ -1,0 +1,68 @@
+"""Tables for the terminal. Names come from users and datasets and are shown literally, without markup."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from starft_hf.utils.text import one_line, percent
+
+
+if TYPE_CHECKING:
+    from starft_hf import RobustnessReport
+    from starft_hf.evaluation.results import EvaluationResult
+    from starft_hf.report.table import Summary
+    from starft_hf.spuriosity.result import DiscoveryResult
+
+
+def result_table(result: "EvaluationResult", title: str) -> Table:
+    """An evaluation: every group, and the figures of the whole."""
+    table = _table(title, ["group"], ["rows", "accuracy, %"])
+    for group, accuracy in sorted(result.group_accuracies.items(), key=lambda item: item[1]):
+        _add(table, [group], f"{result.group_sizes[group]:,}", percent(accuracy))
+    table.add_section()
+    table.add_row("average", f"{sum(result.group_sizes.values()):,}", percent(result.accuracy))
+    table.add_row("worst group", "", percent(result.worst_group_accuracy))
+    if result.group_adjusted_accuracy is not None:
+        table.add_row("group-adjusted average", "", percent(result.group_adjusted_accuracy))
+    table.add_row("expected calibration error", "", percent(result.ece))
+    if result.skipped:
+        table.add_row("skipped, unreadable image", f"{result.skipped:,}", "")
+    return table
+
+
+def report_parts(report: "RobustnessReport") -> list[Any]:
+    """A report: its table and its sentences."""
+    table = _table("Accuracy in %", ["data", "model"], ["average", "worst group", "ECE"])
+    for row in report.rows:
+        _add(table, [row.dataset, row.label], *map(_with_spread, (row.average, row.worst_group, row.ece)))
+    return [table, *(Text(f"{finding.lead} {finding.remarks}".strip()) for finding in report.findings)]
+
+
+def _with_spread(summary: "Summary") -> str:
+    return percent(summary.mean) + ("" if summary.deviation is None else f" ± {percent(summary.deviation)}")
+
+
+def associations_table(result: "DiscoveryResult", top: int) -> Table:
+    """The first rows of a discovery; those below its threshold are dim."""
+    found = f"{len(result.found)} of {len(result.attributes)} attributes are correlated with a label"
+    table = _table(
+        f"{found}, in {len(result.labels):,} images", ["label", "attribute", "aspect"], ["effect", "p", "agreement"]
+    )
+    for row in result.table[:top]:
+        numbers = (f"{row.effect:+.2f}", f"{row.p_value:.3g}", f"{row.agreement:.2f}")
+        _add(table, [row.class_name, row.attribute, row.aspect], *numbers, style=None if row.found else "dim")
+    return table
+
+
+def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=escape(one_line(title)), title_justify="left")
+    for heading in (*texts, *numbers):
+        table.add_column(heading, justify="left" if heading in texts else "right")
+    return table
+
+
+def _add(table: Table, names: Sequence[str], *numbers: str, style: str | None = None) -> None:
+    table.add_row(*(escape(one_line(name)) for name in names), *numbers, style=style)
