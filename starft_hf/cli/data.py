@@ -30,7 +30,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, split: str | None = N
     )
 
 
-def columns(options: argparse.Namespace) -> dict[str, str]:
+def columns(options: argparse.Namespace) -> dict[str, Any]:
     """The names of the columns, as the package's functions take them."""
     return {"image_column": options.image_column, "label_column": options.label_column}
 

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from starft_hf.cli.command import CommandParser, check_output, positive_int
 from starft_hf.cli.data import add_data_arguments, columns, load_split, reading
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         **columns(options),
         **reading(options),
     )
-    parts = [associations_table(result, options.top)]
+    parts: list[Any] = [associations_table(result, options.top)]
     if options.output is not None:
         result.save(options.output)
         parts.append(f"Table, images and pool: {options.output}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from starft_hf.cli.arguments import option
 
@@ -62,14 +63,13 @@ def launcher_flags(own: LaunchArguments) -> list[str]:
     Raises:
         argparse.ArgumentTypeError: if the arguments contradict each other or the configuration cannot be read.
     """
-    flags: dict[str, object]
     if own.processes is not None and own.processes < 1:
         raise argparse.ArgumentTypeError(f"--processes is {own.processes}; it must be a positive integer")
-    machine = {"machine_rank": own.machine_rank, "main_process_ip": own.main_process_ip}
+    machine: dict[str, Any] = {"machine_rank": own.machine_rank, "main_process_ip": own.main_process_ip}
     if own.accelerate_config is not None:
         file = config_file(own.accelerate_config, or_path=True)
         _check_machines(own.accelerate_config, file, machine)
-        flags = {"config_file": file, "num_processes": own.processes, **machine}
+        flags: dict[str, Any] = {"config_file": file, "num_processes": own.processes, **machine}
     elif any(value is not None for value in machine.values()):
         raise argparse.ArgumentTypeError(
             "--machine_rank and --main_process_ip need a configuration for several machines; "
@@ -83,7 +83,7 @@ def launcher_flags(own: LaunchArguments) -> list[str]:
     return [part for name, value in flags.items() if value is not None for part in (f"--{name}", str(value))]
 
 
-def _check_machines(config: str, file: Path, machine: dict[str, object]) -> None:
+def _check_machines(config: str, file: Path, machine: dict[str, Any]) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     try:
