@@ -11,6 +11,7 @@ Its top level imports nothing heavy, because `starft --help` imports all command
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser whose options are spelled with dashes or underscores, as those of `StarFTConfig` are."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = sys.argv[1:] if args is None else args
         return super().parse_known_args([_with_dashes(text) for text in args], namespace)
 
 
