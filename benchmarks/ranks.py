@@ -55,7 +55,7 @@ def main(repetitions: int) -> None:
 
 
 if __name__ == "__main__":
-    from starft_hf.utils.collectives import leave
+    from starft_hf.utils.collectives import destroy_process_group
 
     main(int(sys.argv[1]))
-    leave()
+    destroy_process_group()

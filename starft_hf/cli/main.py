@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with nothing_but_json() if options.json else contextlib.nullcontext():
             code = command.run(options) or 0
         if launched():
-            from starft_hf.utils.collectives import leave
+            from starft_hf.utils.collectives import destroy_process_group
 
-            leave()
+            destroy_process_group()
         return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -26,7 +26,7 @@ from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder, evaluation_mode, floating_dtype, load_model, load_processor
-from starft_hf.utils.collectives import NO_SAMPLE, share_of, world_size
+from starft_hf.utils.collectives import NO_SAMPLE, shard_indices, world_size
 from starft_hf.utils.names import check_names
 
 
@@ -117,7 +117,7 @@ def evaluate_zero_shot(
     examples = IndexedExamples(dataset, maker, on_bad_image)
     # Every process takes part in as many forwards, for the sake of wrappers that exchange parameters in them.
     examples.padded = True
-    share = list(share_of(len(examples)))
+    share = list(shard_indices(len(examples)))
     mine = Subset(examples, share + [NO_SAMPLE] * (-(-len(examples) // world_size()) - len(share)))
     loader = DataLoader(mine, batch_size, num_workers=num_workers, collate_fn=StarFTCollator(encoder.encode_texts))
     evaluation = ClassifierEvaluation(

@@ -16,7 +16,7 @@ from starft_hf.data.images import stack_features
 from starft_hf.reference.fingerprint import images_fingerprint, preprocessing_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
-from starft_hf.utils.collectives import assemble, share_of
+from starft_hf.utils.collectives import gather_shards, shard_indices
 from starft_hf.utils.hashing import digest
 
 
@@ -83,7 +83,7 @@ class CachedImages:
 
     def _encode(self, live: LiveReference, device: torch.device) -> Tensor:
         live.prepare(device)
-        mine = share_of(len(self.examples))
+        mine = shard_indices(len(self.examples))
         loader = DataLoader(
             Subset(self.examples, mine),
             batch_size=self.batch_size,
@@ -105,7 +105,7 @@ class CachedImages:
         if not chunks:
             rows = live.embed_images(_to(_collate([self.examples[0]]), device))
             chunks.append(rows.to(self.dtype or rows.dtype)[:0])
-        return assemble(torch.cat(chunks), len(self.examples))
+        return gather_shards(torch.cat(chunks), len(self.examples))
 
     def rows(self, samples: Tensor) -> Tensor:
         """Unit embeddings `(N, D)` of the images with these sample indices, in the type of the losses."""

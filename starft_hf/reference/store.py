@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging
 
-from starft_hf.utils.collectives import all_agree, is_first_on_machine
+from starft_hf.utils.collectives import all_processes_agree, is_local_main_process
 from starft_hf.utils.files import file_in_place_of
 from starft_hf.utils.hashing import tensors_digest
 
@@ -78,12 +78,12 @@ class FeatureStore:
 
         embeds = kept()
         # Processes may see different files, on machines of their own or while another run is writing them.
-        if not all_agree(embeds is not None, device):
+        if not all_processes_agree(embeds is not None, device):
             # Under autocast they would be less exact than their key says.
             with torch.autocast(device.type, enabled=False):
                 built = build().cpu()
-            written = not is_first_on_machine() or self.save(kind, key, built)
-            all_agree(True, device)
+            written = not is_local_main_process() or self.save(kind, key, built)
+            all_processes_agree(True, device)
             embeds = kept() if written else None
             if embeds is None:
                 return built, None

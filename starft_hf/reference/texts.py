@@ -14,7 +14,7 @@ from starft_hf.data.captions import CaptionBank
 from starft_hf.reference.fingerprint import texts_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
-from starft_hf.utils.collectives import assemble, share_of
+from starft_hf.utils.collectives import gather_shards, shard_indices
 from starft_hf.utils.hashing import digest
 
 
@@ -189,7 +189,7 @@ def _encode(live: LiveReference, texts: Sequence[str], device: torch.device, siz
     live.prepare(device)
     # Texts of about the same length share a chunk, so that little of it is padding.
     order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), texts[index]))
-    mine = [order[place] for place in share_of(len(texts))]
+    mine = [order[place] for place in shard_indices(len(texts))]
     chunks = []
     with tqdm(total=len(mine), desc="Reference captions", unit=" captions", disable=not progress) as bar:
         for start in range(0, len(mine), size):
@@ -197,5 +197,5 @@ def _encode(live: LiveReference, texts: Sequence[str], device: torch.device, siz
             chunks.append(live.embed_texts([texts[row] for row in rows]))
             bar.update(len(rows))
     share = torch.cat(chunks) if chunks else live.embed_texts(texts[:1])[:0]
-    embeds = assemble(share, len(texts))
+    embeds = gather_shards(share, len(texts))
     return torch.empty_like(embeds).index_copy_(0, torch.tensor(order, device=embeds.device), embeds)

@@ -17,7 +17,7 @@ from starft_hf.reference.fingerprint import images_fingerprint, model_fingerprin
 from starft_hf.spuriosity.discovery import Significance, check_labelled, discover, sample_rows
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.reading import POOL_FILE
-from starft_hf.utils.collectives import all_agree, rank
+from starft_hf.utils.collectives import all_processes_agree, rank
 from starft_hf.utils.hashing import digest
 
 
@@ -100,7 +100,7 @@ def pool_of_run(
     key = _key(model, encoder, dataset, columns, given, settings)
     file = settings.keep_in / POOL_FILE
     kept = _kept_pool(file, key)
-    if all_agree(kept is not None, settings.device):
+    if all_processes_agree(kept is not None, settings.device):
         return kept
     pool = _discovered(given, model, encoder, dataset, columns, settings)
     pool.metadata["key"] = key

@@ -34,7 +34,7 @@ from starft_hf.spuriosity.attributes import (
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.result import DiscoveryResult, Scorer
 from starft_hf.spuriosity.statistics import measure_associations
-from starft_hf.utils.collectives import assemble, share_of
+from starft_hf.utils.collectives import gather_shards, shard_indices
 from starft_hf.utils.names import readable
 
 
@@ -325,14 +325,14 @@ def _means(embed_texts: Callable[[Sequence[str]], Tensor], groups: Sequence[Sequ
 def _embed_distinct(model: nn.Module, encoder: DualEncoder, distinct: Sequence[str]) -> Tensor:
     # In alphabetical order, texts that begin alike share a chunk, and what they begin with where the tower can.
     order = sorted(range(len(distinct)), key=lambda index: distinct[index])
-    mine = [distinct[order[place]] for place in share_of(len(order))]
+    mine = [distinct[order[place]] for place in shard_indices(len(order))]
     with evaluation_mode(model):
         chunks = [
             encoder.encode(model, texts=mine[start : start + _TEXTS_AT_ONCE])
             for start in range(0, len(mine), _TEXTS_AT_ONCE)
         ]
         share = torch.cat(chunks) if chunks else encoder.encode(model, texts=distinct[:1])[:0]
-    embeds = assemble(share, len(order)).float().cpu()
+    embeds = gather_shards(share, len(order)).float().cpu()
     return torch.empty_like(embeds).index_copy_(0, torch.tensor(order), embeds)
 
 
@@ -354,7 +354,7 @@ def embed_images(
     """
     maker = EvaluationExampleMaker(replace(columns, groups=None), ImagePreprocessor(encoder.image_processor))
     examples = IndexedExamples(dataset, maker, on_bad_image)
-    mine = [indices[place] for place in share_of(len(indices))]
+    mine = [indices[place] for place in shard_indices(len(indices))]
     loader = DataLoader(
         Subset(examples, mine or indices[:1]),
         batch_size=batch_size,
@@ -379,5 +379,5 @@ def embed_images(
             bar.update(len(moved["labels"]))
     # Of a process that has nothing to do, one image gives the shapes.
     share = [torch.cat(parts)[: len(mine)] for parts in (embeds, labels, known)]
-    rows, numbers, is_known = (assemble(part, len(indices)).cpu() for part in share)
+    rows, numbers, is_known = (gather_shards(part, len(indices)).cpu() for part in share)
     return rows.float(), numbers, is_known

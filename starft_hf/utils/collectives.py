@@ -1,8 +1,8 @@
-"""What several processes owe each other: columns, and nothing else.
+"""Collectives: gathering candidates, shards and decisions from all processes.
 
-The losses compare the rows of a batch with all its columns. With K processes, each computes the rows it holds against
-the columns of all, gathered with gradients. Gradients are then averaged over the processes, as DDP and FSDP do, and
-are those of one process with the whole batch.
+The losses compare each row of a batch with all its candidates. With K processes, each computes its own rows against
+the candidates of all processes, gathered with gradients. DDP and FSDP then average gradients over processes, which
+gives the gradients of one process with the whole batch.
 """
 
 import gc
@@ -18,28 +18,28 @@ from torch.autograd.function import once_differentiable
 
 T = TypeVar("T")
 
-# The index that stands for no sample. A process whose share of the last batch is short gets it instead, so that all
-# processes take part in every step with as many rows.
+# The index of padding rows. A process with fewer samples of the last batch is padded with them, so that all processes
+# have the same number of rows in every step.
 NO_SAMPLE = -1
 
 
 def world_size() -> int:
-    """Processes of this run."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process."""
+    """The rank of this process."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def is_first_on_machine() -> bool:
+def is_local_main_process() -> bool:
     """Whether this process is the one that writes files on its machine."""
     return world_size() == 1 or int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
-class _GatherColumns(torch.autograd.Function):
-    # torch's own function for this is deprecated in its later versions, and what replaces it is not in earlier ones.
+class _GatherWithGradient(torch.autograd.Function):
+    # torch's own function is deprecated in its later versions, and earlier ones lack the replacement.
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -53,26 +53,26 @@ class _GatherColumns(torch.autograd.Function):
             own = gradient.new_empty(len(gradient) // world_size(), *gradient.shape[1:])
             dist.reduce_scatter_tensor(own, gradient)
             return own
-        # What else there is, such as gloo, has no such operation in every version.
+        # Other backends, such as gloo, do not have reduce_scatter in every version.
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(world_size())[rank()]
 
 
-def gather_columns(rows: Tensor) -> Tensor:
-    """The rows `(n, ...)` of all processes, `(K n, ...)`, process by process, with gradients to where they came from.
+def gather_candidates(rows: Tensor) -> Tensor:
+    """The rows `(n, ...)` of all processes, `(K n, ...)`, in the order of ranks; gradients flow back to all of them.
 
-    Every process must hold as many rows. With one process, `rows` itself.
+    Every process must have the same number of rows. With one process, `rows` itself.
     """
     if world_size() == 1:
         return rows
-    gathered: Tensor = _GatherColumns.apply(rows)
+    gathered: Tensor = _GatherWithGradient.apply(rows)
     return gathered
 
 
 @torch.no_grad()
 def gather_values(rows: Tensor) -> Tensor:
-    """The same without gradients."""
+    """The same as `gather_candidates` without gradients."""
     if world_size() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(world_size())]
@@ -86,15 +86,15 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return gather_values(values[None]).mean(0)
 
 
-def all_agree(answer: bool, device: torch.device) -> bool:
-    """Whether `answer` is true in every process, so that all of them do the same."""
+def all_processes_agree(answer: bool, device: torch.device) -> bool:
+    """Whether `answer` is true in every process, so that all take the same branch. Also a barrier."""
     if world_size() == 1:
         return answer
     return bool(gather_values(torch.tensor([answer], device=device)).all())
 
 
-def from_first(compute: Callable[[], T]) -> T:
-    """What `compute` gives in the first process, in all of them; an exception as well."""
+def run_on_main_process(compute: Callable[[], T]) -> T:
+    """Call `compute` in the main process alone; all processes return its result, or raise its exception."""
     if world_size() == 1:
         return compute()
     outcome: list[Any] = [None, None]
@@ -109,32 +109,32 @@ def from_first(compute: Callable[[], T]) -> T:
     return cast(T, outcome[0])
 
 
-def share_of(size: int) -> range:
-    """The indices of `size` things that this process takes care of."""
+def shard_indices(size: int) -> range:
+    """The indices, out of `size`, that this process computes."""
     return range(rank(), size, world_size())
 
 
 @torch.no_grad()
-def assemble(share: Tensor, size: int) -> Tensor:
-    """What all processes computed of `size` things, `(size, ...)`, in order; `share` is that of `share_of(size)`."""
+def gather_shards(shard: Tensor, size: int) -> Tensor:
+    """The rows that all processes computed, `(size, ...)`, in order; `shard` has those of `shard_indices(size)`."""
     processes = world_size()
     if processes == 1:
-        return share
+        return shard
     longest = -(-size // processes)
-    padded = share.new_zeros(longest, *share.shape[1:])
-    padded[: len(share)] = share
+    padded = shard.new_zeros(longest, *shard.shape[1:])
+    padded[: len(shard)] = shard
     parts = gather_values(padded).unflatten(0, (processes, longest))
     return parts.transpose(0, 1).flatten(0, 1)[:size]
 
 
-def leave() -> None:
-    """Take leave of the other processes, as the last thing that a program does.
+def destroy_process_group() -> None:
+    """Leave the process group, as the last thing that a program does.
 
-    A process that ends without it may be taken down by threads of gloo that still listen. They end with the last
-    reference to the group, and a trainer, which holds one, is in cycles: let go of it before.
+    Without it, threads of gloo that still listen may crash the process at its end. They end with the last reference to
+    the group, which a trainer holds, and a trainer is part of reference cycles: delete it before.
     """
-    # In this order: DDP's reducer ends what it refers to last without releasing the GIL, which gloo's threads may be
-    # waiting for. The group itself does release it.
+    # Collect first, then destroy: a DDP reducer that holds the last reference to the group would destroy it without
+    # releasing the GIL, which gloo's threads may be waiting for. `dist.destroy_process_group` does release it.
     gc.collect()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

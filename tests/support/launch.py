@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from starft_hf.utils.collectives import leave
+from starft_hf.utils.collectives import destroy_process_group
 
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def end_quietly(*, sharded=False):
 
     FSDP 2 leaves the group in caches of torch, and with it the threads; the interpreter is skipped then.
     """
-    leave()
+    destroy_process_group()
     if sharded:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -5,7 +5,7 @@ import weakref
 
 import torch.distributed as dist
 
-from starft_hf.utils.collectives import leave
+from starft_hf.utils.collectives import destroy_process_group
 
 
 class Cycle:
@@ -22,9 +22,9 @@ def test_what_is_in_cycles_is_let_go_of_while_there_is_a_group():
     gc.disable()
     try:
         weakref.finalize(Cycle(), lambda: there_was_a_group.append(dist.is_initialized()))
-        leave()
+        destroy_process_group()
     finally:
         gc.enable()
     assert there_was_a_group == [True]
     assert not dist.is_initialized()
-    leave()
+    destroy_process_group()
