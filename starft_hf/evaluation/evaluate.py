@@ -25,7 +25,9 @@ from starft_hf.data.source import is_stream
 from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.models.adapters import base_model_of
-from starft_hf.models.encoder import DualEncoder, evaluation_mode, floating_dtype, load_model, load_processor
+from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.loading import load_model, load_processor
+from starft_hf.models.modes import evaluation_mode, floating_dtype
 from starft_hf.utils.collectives import NO_SAMPLE, shard_indices, world_size
 from starft_hf.utils.names import check_names
 

@@ -16,7 +16,8 @@ from starft_hf.evaluation.counts import ClassificationCounts
 from starft_hf.evaluation.mistakes import ConfidentMistakes
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.models.encoder import DualEncoder, batch_images, head_logits
+from starft_hf.models.encoder import DualEncoder, batch_images
+from starft_hf.models.heads import head_logits
 
 
 logger = logging.get_logger(__name__)

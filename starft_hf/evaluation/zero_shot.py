@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from starft_hf.data.captions import class_caption
-from starft_hf.models.encoder import DualEncoder, evaluation_mode, logit_scale_of, unit_rows, unwrapped
+from starft_hf.models.encoder import DualEncoder, logit_scale_of, unit_rows
+from starft_hf.models.modes import evaluation_mode, unwrapped
 
 
 def zero_shot_weights(

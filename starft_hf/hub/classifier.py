@@ -16,8 +16,10 @@ from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.images import ImagePreprocessor, stack_features
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.record import RECORD_FILE, RunRecord
-from starft_hf.models.encoder import DualEncoder, evaluation_mode, head_logits, load_model, load_processor
-from starft_hf.models.heads import HEAD_FILE, load_head
+from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
+from starft_hf.models.loading import load_model, load_processor
+from starft_hf.models.modes import evaluation_mode
 
 
 _DEFAULT_TEMPLATE = "a photo of a {}."

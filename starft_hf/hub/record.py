@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from transformers import TrainingArguments
 
-from starft_hf.models.encoder import cached_commit
+from starft_hf.models.loading import cached_commit
 from starft_hf.utils.files import read_text, write_text_atomically
 
 

@@ -1,4 +1,4 @@
-"""PEFT adapters on dual encoders: presets, checks, and the temperature that PEFT forgets."""
+"""PEFT adapters on dual encoders: presets, checks, and saving the temperature, which PEFT does not save."""
 
 import copy
 import re
@@ -11,40 +11,32 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from starft_hf.models.families import LOGIT_PARAMETERS, family_of
 from starft_hf.utils.files import file_in_place_of
 from starft_hf.utils.names import unknown_name
 
 
-_TOWERS = ("vision_model", "text_model")
-# What the families call the projections of attention.
-_ATTENTION = r"(q_proj|k_proj|v_proj|out_proj|query|key|value|attention\.output\.dense"
-# ALIGN's vision tower has no attention: there, the convolutions that mix channels.
-_ATTENTION += r"|expand_conv|project_conv)"
+# The towers that a preset adapts.
+PRESETS = {"lora": ("vision", "text"), "lora-vision": ("vision",), "lora-text": ("text",)}
 
-PRESETS = {
-    "lora": f"({'|'.join(_TOWERS)})",
-    "lora-vision": "vision_model",
-    "lora-text": "text_model",
-}
-
-# How LoRA may begin: these leave the base weights as they are.
+# The values of `init_lora_weights` that leave the base weights as they are.
 _STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
-
-_TEMPERATURE = re.compile(r"(^|\.)(logit_scale|logit_bias|temperature)$")
 
 
 def resolve_peft_config(config: PeftConfig | str, model: nn.Module) -> PeftConfig:
-    """A PEFT configuration that goes with `model`, from one or from the name of a preset.
+    """A PEFT configuration that works with `model`, from one or from the name of a preset.
 
     "lora" puts adapters of rank 16 on the attention projections of both towers, "lora-vision" and "lora-text" on
-    those of one.
+    those of one tower.
 
     Raises:
         ValueError: if the preset is unknown or the configuration does not work with dual encoders, saying why.
     """
     if isinstance(config, str):
         check_preset(config)
-        pattern = rf"(.*\.)?{PRESETS[config]}\..*{_ATTENTION}"
+        family = family_of(model)
+        towers = "|".join(getattr(family, f"{tower}_tower") for tower in PRESETS[config])
+        pattern = rf"(.*\.)?({towers})\..*({'|'.join(family.lora_targets)})"
         config = LoraConfig(r=16, lora_alpha=16, target_modules=pattern)
     _check(config, model)
     _check_targets(config, model)
@@ -55,7 +47,7 @@ def check_preset(name: str) -> None:
     """Check that there is a preset of this name.
 
     Raises:
-        ValueError: if there is none; the message has the nearest one.
+        ValueError: if there is not; the message has the nearest one.
     """
     if name not in PRESETS:
         raise ValueError(unknown_name("peft_config", name, PRESETS))
@@ -65,13 +57,13 @@ def _check(config: PeftConfig, model: nn.Module) -> None:
     kind = type(config).__name__
     if isinstance(config, PromptLearningConfig):
         raise ValueError(
-            f"{kind} learns virtual tokens, which the two towers of a dual encoder have no place for; use an adapter "
-            "on weights, such as peft_config='lora'"
+            f"{kind} learns virtual tokens, which the two towers of a dual encoder cannot take; use an adapter on "
+            "weights, such as peft_config='lora'"
         )
     if config.task_type is not None:
         raise ValueError(
             f"{kind} has task_type={str(config.task_type)!r}, which makes PEFT pass arguments that dual encoders do "
-            "not take; leave task_type out"
+            "not accept; leave task_type out"
         )
     bias = getattr(config, "bias", "none")
     if bias != "none":
@@ -91,18 +83,18 @@ def _check(config: PeftConfig, model: nn.Module) -> None:
         if not any(name == module or name.endswith(f".{module}") for name in names):
             hint = (
                 "The temperature is trained and saved with the adapter anyway."
-                if _TEMPERATURE.search(module)
+                if _is_logit_parameter(module)
                 else "Name one of the model's modules."
             )
-            raise ValueError(f"modules_to_save has {module!r}, which is no module, so PEFT would do nothing. {hint}")
+            raise ValueError(f"modules_to_save has {module!r}, which is not a module, so PEFT would ignore it. {hint}")
 
 
 def _check_targets(config: PeftConfig, model: nn.Module) -> None:
     targets = getattr(config, "target_modules", None)
     if not targets and not getattr(config, "target_parameters", None):
         raise ValueError(
-            f"{type(config).__name__} has no target_modules, and PEFT knows no default for {type(model).__name__}; "
-            "name them, or use peft_config='lora'"
+            f"{type(config).__name__} has no target_modules, and PEFT has no default for {type(model).__name__}; "
+            "set them, or use peft_config='lora'"
         )
     if not targets or targets == "all-linear":
         return
@@ -115,13 +107,14 @@ def _check_targets(config: PeftConfig, model: nn.Module) -> None:
             f"target_modules={targets!r} matches nothing in {type(model).__name__}; its modules end in "
             f"{', '.join(ends)}"
         )
-    touched = [tower for tower in _TOWERS if any(tower in name for name in matched)]
-    asked = isinstance(targets, str) or any(tower in target for tower in _TOWERS for target in targets)
+    towers = family_of(model).towers
+    touched = [tower for tower in towers if any(tower in name for name in matched)]
+    asked = isinstance(targets, str) or any(tower in target for tower in towers for target in targets)
     if len(touched) == 1 and not asked:
-        other = next(tower for tower in _TOWERS if tower not in touched)
+        other = next(tower for tower in towers if tower not in touched)
         raise ValueError(
-            f"target_modules={sorted(targets)!r} matches the {touched[0]} alone; the {other} would stay as it is. Add "
-            f"targets of the {other}, or ask for one tower by a regular expression that names it."
+            f"target_modules={sorted(targets)!r} matches only the {touched[0]}; the {other} would stay as it is. Add "
+            f"targets of the {other}, or select one tower by a regular expression that names it."
         )
 
 
@@ -132,7 +125,7 @@ def _matches(name: str, targets: Any) -> bool:
 
 
 def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module:
-    """`model` with the adapter that `config` asks for; the temperature beside an adapter is trained as well.
+    """`model` with the adapter of `config`; the temperature is trained with the adapter.
 
     Raises:
         ValueError: if the configuration does not work with dual encoders, or the model has an adapter already.
@@ -146,11 +139,11 @@ def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module
         model = get_peft_model(model, resolve_peft_config(config, model))
     if is_adapted(model):
         # As full fine-tuning does.
-        for value in _temperatures(model).values():
+        for value in _logit_parameters(model).values():
             value.requires_grad_(True)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._NormBase):
-                # Running statistics are no part of the adapter: if they moved, the reference would, too.
+                # Running statistics are not part of the adapter: if they changed, the reference would change, too.
                 module.momentum = 0.0
     return model
 
@@ -166,7 +159,7 @@ def base_model_of(model: nn.Module) -> Any:
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of the model as it would be without its adapter, under the names they would have."""
+    """The state dict that the model would have without its adapter."""
     if not isinstance(model, PeftModel):
         return model.state_dict()
     prefix = cast(Any, model.base_model).prefix
@@ -179,38 +172,42 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def without_adapter(module: nn.Module) -> nn.Module:
-    """The module that an adapter has been put around, or `module` itself."""
+    """The module inside an adapter's layer, or `module` itself."""
     while isinstance(inner := getattr(module, "base_layer", getattr(module, "original_module", None)), nn.Module):
         module = inner
     return module
 
 
-def _temperatures(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: value for name, value in model.named_parameters() if _TEMPERATURE.search(name)}
+def _is_logit_parameter(name: str) -> bool:
+    return name.rpartition(".")[-1] in LOGIT_PARAMETERS
+
+
+def _logit_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in model.named_parameters() if _is_logit_parameter(name)}
 
 
 def save_temperature(model: nn.Module, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
     """Add the temperature to an adapter that has been saved to `folder`.
 
-    It goes into the adapter's own file, under its name in the model, so that `PeftModel.from_pretrained` restores it.
+    It is stored in the adapter's own file, under its name in the model, so that `PeftModel.from_pretrained` loads it.
 
     Args:
         model: the adapted model.
-        folder: where `save_pretrained` has put the adapter.
-        state: where to take the value from; None takes the model's own.
+        folder: where `save_pretrained` has saved the adapter.
+        state: the state dict to take the value from; None takes the model's own.
     """
     path = Path(folder) / "adapter_model.safetensors"
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, value in _temperatures(model).items():
+    for name, value in _logit_parameters(model).items():
         tensors[name] = (value if state is None else state.get(name, value)).detach().cpu().clone()
     with file_in_place_of(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 
 def merged(model: nn.Module) -> Any:
-    """A plain dual encoder that computes what the adapted one does; the adapted one stays as it is.
+    """A plain dual encoder that computes what the adapted one does; the adapted one is not changed.
 
     Raises:
         ValueError: if the model has no adapter.
@@ -221,7 +218,7 @@ def merged(model: nn.Module) -> Any:
 
 
 def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]) -> None:
-    """Save an adapted model, its adapter merged in, with its processor: a checkpoint like any other.
+    """Merge the adapter of a model and save the result with its processor, as a checkpoint like any other.
 
     Raises:
         ValueError: if the model has no adapter.

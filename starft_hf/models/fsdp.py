@@ -1,16 +1,22 @@
-"""What FSDP 2 asks of a model that dual encoders of transformers do not bring."""
+"""What FSDP 2 and Accelerate need that dual encoders of transformers do not provide."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """`tensor` itself, or the gathered tensor if FSDP has sharded it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def prepare_for_sharding(model: nn.Module) -> list[str]:
     """Change a dual encoder in place so that FSDP 2 can shard it.
 
-    It shards no scalars, and the temperature is one: scalars become vectors of length 1, which compute the same. And
-    Accelerate asks for input embeddings, which dual encoders refuse to name.
+    FSDP 2 cannot shard scalars, such as the temperature: they become vectors of length 1, which compute the same. And
+    Accelerate calls `get_input_embeddings`, which raises on dual encoders: there, it returns None.
 
     Returns:
         The names of the parameters that were scalars.
@@ -31,5 +37,15 @@ def prepare_for_sharding(model: nn.Module) -> list[str]:
 
 
 def with_scalars(state_dict: Mapping[str, Tensor], scalars: Iterable[str]) -> dict[str, Tensor]:
-    """A state dict to be saved, in which what were scalars are scalars again."""
+    """A state dict to be saved, in which the parameters named in `scalars` are scalars again."""
     return {name: value.reshape(()) if name in set(scalars) else value for name, value in state_dict.items()}
+
+
+def forget_preparation(accelerator: Any, model: Any) -> None:
+    """Let Accelerate prepare a model for training that it has prepared for evaluation already.
+
+    Accelerate marks the model as prepared though it has not wrapped it. Training would skip the wrapper, and every
+    process would train a model of its own.
+    """
+    if vars(model).pop("_is_accelerate_prepared", False):
+        accelerator._models.clear()

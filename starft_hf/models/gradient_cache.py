@@ -1,10 +1,10 @@
-"""Large batches in little memory: the model runs chunk by chunk, the losses see the whole batch.
+"""Gradient caching (arXiv 2101.06983): the model runs chunk by chunk, the losses see the whole batch.
 
 Contrastive and alignment losses compare every row with every other, so gradients cannot be accumulated over smaller
-batches. The embeddings, however, are computed row by row. Their chunks are computed once without remembering
-anything but the embeddings; when the loss's gradient comes back, each chunk is computed again, one at a time, and
-back-propagated. Losses and gradients are those of the whole batch. (Gradient caching, arXiv 2101.06983, by way of
-torch's checkpointing, which replays generators and autocast and leaves one backward pass for parallel wrappers.)
+batches. The embeddings, however, are computed row by row. A first pass over the chunks keeps nothing but their
+embeddings; in the backward pass, each chunk is computed again, one at a time, and back-propagated. Losses and
+gradients are those of the whole batch. torch's checkpointing does the work: it replays generators and autocast, and
+parallel wrappers see a single backward pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,11 +32,10 @@ class ChunkedOutput(ModelOutput):
 def forward_in_chunks(model: nn.Module, chunk_size: int | None) -> Iterator[None]:
     """Within, the forward of `model` computes the rows of images and texts a chunk at a time.
 
-    It is the forward inside a parallel wrapper that is replaced, so that the wrapper still sees one forward and one
-    backward.
+    The forward inside a parallel wrapper is replaced, so that the wrapper still sees one forward and one backward.
 
     Args:
-        model: a dual encoder, without its wrapper.
+        model: a dual encoder, unwrapped.
         chunk_size: images per chunk; None changes nothing.
     """
     if chunk_size is None:
@@ -58,12 +57,12 @@ Tower = Callable[..., tuple[Tensor, ...]]
 
 
 def _towers_of(model: nn.Module) -> tuple[Tower, Tower] | Tower:
-    """What embeds images and what embeds texts, or what embeds both for models that do not offer the two alone."""
+    """The functions that embed images and texts, or one that embeds both, for models that have no separate ones."""
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-        whole = model.forward
+        forward = model.forward
 
         def both(**inputs: Tensor) -> tuple[Tensor, ...]:
-            outputs = whole(**inputs)
+            outputs = forward(**inputs)
             return outputs.image_embeds, outputs.text_embeds
 
         return both
@@ -80,15 +79,14 @@ def _forward(towers: tuple[Tower, Tower] | Tower, chunk_size: int, inputs: Mappi
     num_chunks = -(-_rows(images) // chunk_size)
     image_chunks, text_chunks = _split(images, num_chunks), _split(texts, num_chunks)
     if isinstance(towers, tuple):
-        # One side at a time, so that activations of both never exist together. Texts first, because autograd goes
-        # backwards: images, whose activations are larger, are then computed again while there are no gradients of the
-        # text tower yet.
+        # One tower at a time, so that activations of both never exist together. Texts first, because autograd goes
+        # backwards: images, whose activations are larger, are then computed again before the text tower has gradients.
         text_embeds = [_forward_chunk(towers[1], chunk)[0] for chunk in text_chunks]
         image_embeds = [_forward_chunk(towers[0], chunk)[0] for chunk in image_chunks]
         return _joined(image_embeds, text_embeds)
-    # Where texts run out, the first one stands in and its result is dropped.
-    stand_in = {name: value[:1] for name, value in texts.items()}
-    filled = text_chunks + [stand_in] * (len(image_chunks) - len(text_chunks))
+    # If there are fewer chunks of texts, the first text fills the rest, and its results are dropped.
+    filler = {name: value[:1] for name, value in texts.items()}
+    filled = text_chunks + [filler] * (len(image_chunks) - len(text_chunks))
     pairs = [_forward_chunk(towers, {**image, **text}) for image, text in zip(image_chunks, filled, strict=True)]
     return _joined([pair[0] for pair in pairs], [pair[1] for pair in pairs[: len(text_chunks)]])
 
@@ -102,7 +100,7 @@ def _rows(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _split(tensors: Mapping[str, Tensor], num_chunks: int) -> list[dict[str, Tensor]]:
-    """Cut tensors along their rows into at most `num_chunks` parts of nearly equal size, none of them empty."""
+    """Split tensors along their rows into at most `num_chunks` parts of nearly equal size, none of them empty."""
     parts = {name: value.tensor_split(min(num_chunks, len(value))) for name, value in tensors.items()}
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 

@@ -1,4 +1,4 @@
-"""The linear head of cross-entropy fine-tuning, and the file it is kept in beside the encoder."""
+"""The linear head of cross-entropy fine-tuning: its logits, and the file it is saved in beside the encoder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from starft_hf.models.encoder import whole
+from starft_hf.models.fsdp import full_tensor
+from starft_hf.objectives.losses import as_float32_or_wider, similarity_logits
 from starft_hf.utils.files import file_in_place_of
 from starft_hf.utils.names import check_names
 
 
 logger = logging.get_logger(__name__)
 
-# What the head is called as a module of the model.
+# The name of the head as a module of the model.
 HEAD_NAME = "classification_head"
 HEAD_FILE = "classification_head.safetensors"
 
@@ -31,30 +32,36 @@ def head_from_weights(weights: Tensor) -> nn.Linear:
     return head
 
 
-def select_classes(head: nn.Linear, class_names: Sequence[str], wanted: Sequence[str]) -> nn.Linear | None:
-    """The part of a head over `class_names` that tells the classes `wanted` apart.
+def head_logits(head: nn.Linear, image_embeds: Tensor) -> Tensor:
+    """Logits `(N, classes)` of a linear head on unit image embeddings, in float32 or wider."""
+    logits = similarity_logits(image_embeds, full_tensor(head.weight), 1.0)
+    return logits if head.bias is None else logits + as_float32_or_wider(full_tensor(head.bias))
 
-    None, with a warning, if it lacks one of them: such classes can only be told apart by their names.
+
+def select_classes(head: nn.Linear, class_names: Sequence[str], wanted: Sequence[str]) -> nn.Linear | None:
+    """The rows of a head over `class_names` that belong to the classes `wanted`.
+
+    None, with a warning, if one of them is missing: such classes can only be classified zero-shot, by their names.
     """
     if tuple(wanted) == tuple(class_names):
         return head
-    lacking = [name for name in wanted if name not in class_names]
-    if lacking:
+    missing = [name for name in wanted if name not in class_names]
+    if missing:
         logger.warning_once(
             "The linear head has no class %r, so images of this evaluation set are classified zero-shot, by the "
-            "embeddings of class names, and not by the head.",
-            lacking[0],
+            "embeddings of class names, instead of by the head.",
+            missing[0],
         )
         return None
     rows = [class_names.index(name) for name in wanted]
-    part = head_from_weights(whole(head.weight)[rows].detach())
+    part = head_from_weights(full_tensor(head.weight)[rows].detach())
     with torch.no_grad():
-        part.bias.copy_(whole(head.bias)[rows])
+        part.bias.copy_(full_tensor(head.bias)[rows])
     return part
 
 
 def save_head(head: Mapping[str, Tensor], class_names: Sequence[str], folder: str | Path) -> None:
-    """Write a head's `weight` and `bias` with its class names into `folder`, at once or not at all."""
+    """Write a head's `weight` and `bias` with its class names into `folder`, atomically."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in head.items()}
     with file_in_place_of(Path(folder) / HEAD_FILE) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "class_names": json.dumps(list(class_names))})
@@ -64,7 +71,7 @@ def load_head(folder: str | Path) -> tuple[nn.Linear, list[str]]:
     """The head in `folder` and its class names.
 
     Raises:
-        FileNotFoundError: if the folder holds no head; only runs with base_loss="cross_entropy" save one.
+        FileNotFoundError: if the folder has no head; only runs with base_loss="cross_entropy" save one.
         ValueError: if it is damaged.
     """
     path = Path(folder) / HEAD_FILE

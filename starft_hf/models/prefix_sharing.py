@@ -1,9 +1,9 @@
-"""Texts that begin alike, computed once.
+"""Prefix sharing: the common beginnings of many texts are computed once.
 
-In a causal text tower a token sees what stands before it and nothing else, so the states of "a photo of a dog" are the
-same in "a photo of a dog." and in "a photo of a dog in the snow.". The token sequences of many texts are merged into
-trees, laid out in a few rows in which every token attends to its ancestors and stands at its depth. Each text's
-embedding is that of its last node: the same as if the text stood alone, for a fraction of the tokens.
+In a causal text tower a token attends only to the tokens before it, so the states of "a photo of a dog" are the same
+in "a photo of a dog." and in "a photo of a dog in the snow.". The token sequences of many texts are merged into prefix
+trees, which are laid out in a few rows: each token attends to its ancestors, and its position is its depth. A text's
+embedding is read at its last node: the same as if the text were encoded alone, for a fraction of the tokens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starft_hf.models.families import family_of
 
-# Where the texts of a packed batch are pooled: the row and the place in it, `(M,)` each.
+
+# The keys of a packed batch that say where each text is pooled: the row and the position in it, `(M,)` each.
 POOL_ROWS, POOL_PLACES = "text_rows", "text_places"
 
 
 class _Row:
-    """A forest of tokens, in the order they were added: a parent comes before its children."""
+    """A row of prefix trees: nodes in the order they were added, so that a parent comes before its children."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -28,7 +30,7 @@ class _Row:
         self._children: dict[tuple[int, int], int] = {}
 
     def known_prefix(self, tokens: Sequence[int]) -> list[int]:
-        """The nodes of the longest beginning of `tokens` that is here already."""
+        """The nodes of the longest prefix of `tokens` that the row has already."""
         nodes: list[int] = []
         for token in tokens:
             node = self._children.get((nodes[-1] if nodes else -1, token))
@@ -38,7 +40,7 @@ class _Row:
         return nodes
 
     def add(self, tokens: Sequence[int], nodes: list[int]) -> list[int]:
-        """Add what follows the known prefix `nodes`; returns the nodes of all `tokens`."""
+        """Add the tokens after the known prefix `nodes`; returns the nodes of all `tokens`."""
         for token in tokens[len(nodes) :]:
             parent = nodes[-1] if nodes else -1
             node = self._children[parent, token] = len(self.tokens)
@@ -50,7 +52,7 @@ class _Row:
 
 
 def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int, padding: int) -> dict[str, Tensor]:
-    """Lay token sequences out in rows, sharing what they begin with.
+    """Lay token sequences out in rows that share their prefixes.
 
     Args:
         sequences: the token ids of every text, without padding; none longer than `max_length`.
@@ -64,7 +66,8 @@ def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int,
     """
     rows = [_Row()]
     where = torch.empty(2, len(sequences), dtype=torch.long)
-    # In lexicographic order, texts that begin alike follow each other.
+    # Lexicographic order puts texts with a common prefix next to each other, so that the current row is the only one
+    # in which to search for it.
     for index in sorted(range(len(sequences)), key=lambda index: sequences[index]):
         sequence = sequences[index]
         known = rows[-1].known_prefix(sequence)
@@ -77,11 +80,12 @@ def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int,
     length = max(len(row.tokens) for row in rows)
     input_ids = torch.full((len(rows), length), padding)
     position_ids = torch.zeros(len(rows), length, dtype=torch.long)
-    # Padding attends to itself, because a softmax over nothing is not a number.
+    # Every node attends to itself; padding, too, because a softmax over nothing is NaN.
     attends = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)
     for number, row in enumerate(rows):
         input_ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
         position_ids[number, : len(row.tokens)] = torch.tensor(row.depths)
+        # A node sees what its parent sees, which is complete by now, and itself.
         for node, parent in enumerate(row.parents):
             if parent >= 0:
                 attends[number, node] |= attends[number, parent]
@@ -96,7 +100,7 @@ def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int,
 
 @contextmanager
 def pooled_at(model: Any, batch: Mapping[str, Any]) -> Iterator[None]:
-    """Within, the text tower of `model` pools the states that a packed `batch` names; for others nothing changes."""
+    """Within, the text tower of `model` pools at the positions of a packed `batch`; other batches change nothing."""
     if POOL_ROWS not in batch:
         yield
         return
@@ -106,7 +110,7 @@ def pooled_at(model: Any, batch: Mapping[str, Any]) -> Iterator[None]:
         outputs.pooler_output = outputs.last_hidden_state[rows, places]
         return outputs
 
-    hook = model.text_model.register_forward_hook(pool)
+    hook = getattr(model, family_of(model).text_tower).register_forward_hook(pool)
     try:
         yield
     finally:

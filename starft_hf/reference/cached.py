@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.models.encoder import batch_images, batch_texts, differs_in_training, whole
+from starft_hf.models.encoder import batch_images, batch_texts
+from starft_hf.models.fsdp import full_tensor
+from starft_hf.models.modes import differs_in_training
 from starft_hf.reference.base import Reference, ReferenceInfo
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import FrozenReference, LiveReference, mean_over_classes
@@ -108,7 +110,9 @@ class CachedReference(Reference):
         # Weights that have moved do not come back: comparing them until then is enough.
         if self._weights is not None and not differs_in_training(model):
             names, weights = self._weights
-            parameters = {name: whole(value).flatten() for name, value in model.named_parameters() if name in names}
+            parameters = {
+                name: full_tensor(value).flatten() for name, value in model.named_parameters() if name in names
+            }
             if len(parameters) == len(names) and tensors_digest(parameters) == weights:
                 return True
         self._weights = None

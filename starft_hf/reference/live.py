@@ -11,15 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.models.encoder import (
-    DualEncoder,
-    differs_in_training,
-    evaluation_mode,
-    logit_scale_of,
-    unit_rows,
-    whole,
-)
+from starft_hf.models.encoder import DualEncoder, logit_scale_of, unit_rows
+from starft_hf.models.fsdp import full_tensor
 from starft_hf.models.gradient_cache import forward_in_chunks
+from starft_hf.models.modes import differs_in_training, evaluation_mode
 from starft_hf.reference.base import Reference, ReferenceInfo
 from starft_hf.reference.fingerprint import model_fingerprint
 
@@ -91,7 +86,7 @@ class LiveReference(Reference):
     def weight_pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         weights = dict(model.named_parameters())
         for name, value in self.model.named_parameters():
-            yield whole(weights[name]), value
+            yield full_tensor(weights[name]), value
 
     def _run(self, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         self.forwards += 1
@@ -142,7 +137,7 @@ class FrozenReference(LiveReference):
         # Weights that have moved do not come back: comparing them once per run is enough.
         if not self._left:
             # Flat, because what FSDP cannot shard as a scalar is a vector of length 1.
-            weights = {name: whole(value).flatten() for name, value in model.named_parameters()}
+            weights = {name: full_tensor(value).flatten() for name, value in model.named_parameters()}
             self._left = (
                 not self.exact
                 or differs_in_training(model)
@@ -193,7 +188,7 @@ class AdapterReference(LiveReference):
         # Weights that have moved do not come back: comparing them until then is enough.
         if self._start is None:
             return False
-        trained = {name: whole(value) for name, value in _trained(model).items()}
+        trained = {name: full_tensor(value) for name, value in _trained(model).items()}
         if differs_in_training(model) or not all(
             name in trained and torch.equal(value.to(trained[name].device), trained[name])
             for name, value in self._start.items()

@@ -21,7 +21,9 @@ from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.source import is_stream
 from starft_hf.models.adapters import base_model_of
-from starft_hf.models.encoder import DualEncoder, batch_images, evaluation_mode, load_model, load_processor, unit_rows
+from starft_hf.models.encoder import DualEncoder, batch_images, unit_rows
+from starft_hf.models.loading import load_model, load_processor
+from starft_hf.models.modes import evaluation_mode
 from starft_hf.models.texts import TextEncoding
 from starft_hf.spuriosity.attributes import (
     Attribute,

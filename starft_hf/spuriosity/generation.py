@@ -16,7 +16,9 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from starft_hf.models.adapters import base_model_of
-from starft_hf.models.encoder import DualEncoder, evaluation_mode, load_model, load_processor, unit_rows
+from starft_hf.models.encoder import DualEncoder, unit_rows
+from starft_hf.models.loading import load_model, load_processor
+from starft_hf.models.modes import evaluation_mode
 from starft_hf.reference.store import default_folder
 from starft_hf.spuriosity.answers import TemplateCheck, UnusableError, parse_answer
 from starft_hf.spuriosity.backends import ChatBackend, Message, as_backend

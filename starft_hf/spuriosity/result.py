@@ -264,7 +264,8 @@ class DiscoveryResult:
         self, dataset: Any, model: str | PathLike[str] | nn.Module | None, processor: Any
     ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
         from starft_hf.models.adapters import base_model_of
-        from starft_hf.models.encoder import DualEncoder, load_model, load_processor
+        from starft_hf.models.encoder import DualEncoder
+        from starft_hf.models.loading import load_model, load_processor
         from starft_hf.spuriosity.discovery import embed_images
         from starft_hf.utils.names import readable
 

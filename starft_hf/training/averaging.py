@@ -17,7 +17,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from starft_hf.models.encoder import unwrapped
+from starft_hf.models.modes import unwrapped
 from starft_hf.training.callbacks import ResumingCallback
 from starft_hf.utils.files import file_in_place_of
 from starft_hf.weights.interpolation import difference

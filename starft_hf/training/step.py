@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from starft_hf.models.encoder import DualEncoder, DualOutput, unwrapped
 from starft_hf.models.gradient_cache import forward_in_chunks
+from starft_hf.models.modes import unwrapped
 from starft_hf.objectives.losses import contrastive_rows, sigmoid_rows
 from starft_hf.objectives.regularizers import Regularizer, RegularizerInputs
 from starft_hf.reference import Reference

@@ -138,13 +138,3 @@ def destroy_process_group() -> None:
     gc.collect()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def forget_preparation(accelerator: Any, model: Any) -> None:
-    """Let Accelerate prepare a model for training that it has prepared for evaluation.
-
-    It marks the latter as prepared, though it has wrapped nothing. Training would leave it at that, and every process
-    would train a model of its own.
-    """
-    if vars(model).pop("_is_accelerate_prepared", False):
-        accelerator._models.clear()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.models.adapters import is_adapted
-from starft_hf.models.encoder import evaluation_mode
+from starft_hf.models.modes import evaluation_mode
 from starft_hf.utils.names import unknown_name
 
 

@@ -176,7 +176,7 @@ REFUSED = {
     "base weights": (LoraConfig(target_modules=ATTENTION, init_lora_weights="pissa"), "no longer be the reference"),
     "nothing matched": (LoraConfig(target_modules=["qproj"]), r"matches nothing in CLIPModel; .*q_proj"),
     "one tower": (LoraConfig(target_modules=["visual_projection", "patch_embedding"]), "stay as it is"),
-    "no target": (LoraConfig(), "knows no default for CLIPModel"),
+    "no target": (LoraConfig(), "has no default for CLIPModel"),
     "logit_scale": (LoraConfig(target_modules=ATTENTION, modules_to_save=["logit_scale"]), "trained and saved"),
     "prompts": (PromptTuningConfig(num_virtual_tokens=2), "virtual tokens"),
     "a preset that is none": ("lora-visio", "Did you mean 'lora-vision'"),

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from starft_hf import StarFTTrainer
-from starft_hf.models.encoder import DualEncoder, differs_in_training
+from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.gradient_cache import forward_in_chunks
+from starft_hf.models.modes import differs_in_training
 from tests.support.families import FAMILIES
 from tests.support.families import family as make
 from tests.support.tiny import CHECKPOINTING

@@ -3,7 +3,8 @@ import torch
 from transformers import BertConfig, BertModel, CLIPImageProcessor, CLIPProcessor, ViTConfig, ViTModel
 
 from starft_hf import StarFTTrainer
-from starft_hf.models.encoder import DualEncoder, evaluation_mode, logit_scale_of
+from starft_hf.models.encoder import DualEncoder, logit_scale_of
+from starft_hf.models.modes import evaluation_mode
 from tests.support.families import FAMILIES, family, letter_tokenizer
 from tests.support.tiny import TINY_CLIP, make_dataset
 
@@ -68,7 +69,7 @@ def test_evaluation_mode_is_left_as_it_was_entered(clip):
     ids=["linear", "bert", "vit"],
 )
 def test_what_is_no_dual_encoder_is_refused(model, missing, processor, config, dataset):
-    with pytest.raises(ValueError, match=f"no dual encoder.*{missing}"):
+    with pytest.raises(ValueError, match=f"not a dual encoder: missing .*{missing}"):
         StarFTTrainer(model(), config(), dataset, processing_class=processor)
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from starft_hf import ExponentialAverageCallback
-from starft_hf.models.encoder import whole
+from starft_hf.models.fsdp import full_tensor
 from starft_hf.utils.collectives import rank
 from tests.support.launch import end_quietly
 from tests.support.scenarios import make_trainer
@@ -18,7 +18,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
 
 
 def whole_state(model):
-    return {name: whole(value).detach().clone().squeeze() for name, value in model.state_dict().items()}
+    return {name: full_tensor(value).detach().clone().squeeze() for name, value in model.state_dict().items()}
 
 
 def run(folder, resume=None, **overrides):

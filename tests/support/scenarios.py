@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from starft_hf import StarFTConfig, StarFTTrainer
-from starft_hf.models.encoder import whole
+from starft_hf.models.fsdp import full_tensor
 from starft_hf.reference import FrozenReference
 from starft_hf.utils.collectives import rank, world_size
 from tests.support.launch import end_quietly
@@ -72,7 +72,7 @@ class Recorder(StarFTTrainer):
         loss = super().training_step(*args, **kwargs)
         if self.gradients is None and self.accelerator.sync_gradients:
             self.gradients = {
-                name: whole(value.grad).clone().squeeze()
+                name: full_tensor(value.grad).clone().squeeze()
                 for name, value in self.model.named_parameters()
                 if value.grad is not None
             }
@@ -156,7 +156,7 @@ def run(name, folder, resume=None, **overrides):
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
     trainer.save_model(str(folder / "model"))
-    weights = {key: whole(value).clone().squeeze() for key, value in trainer.model.state_dict().items()}
+    weights = {key: full_tensor(value).clone().squeeze() for key, value in trainer.model.state_dict().items()}
     keys = ("step", "loss", "base_loss", "reg_loss", "grad_norm", "logit_scale")
     steps = [{key: entry[key] for key in keys} for entry in trainer.state.log_history if "base_loss" in entry]
     forwards = trainer.reference.info.forwards if trainer.reference is not None else 0

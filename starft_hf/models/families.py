@@ -1,0 +1,83 @@
+"""The families of dual encoders: one row per `config.model_type` says what the package must know about it."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+
+# How the names of attention projections end in the towers of CLIP and of BERT.
+_CLIP = ("q_proj", "k_proj", "v_proj", "out_proj")
+_BERT = ("query", "key", "value", r"attention\.output\.dense")
+# EfficientNet has no attention: there, the convolutions that mix channels.
+_EFFICIENTNET = ("expand_conv", "project_conv")
+
+# Old configurations of CLIP give the end token this id, whatever the tokenizer's; the tower then pools the highest id.
+LEGACY_EOS = 2
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family of dual encoders keeps its parameters, and what its texts and images must be like.
+
+    Attributes:
+        temperature: the parameter that holds the temperature.
+        stores_log: whether that parameter is log(1 / temperature); if not, it is the temperature itself.
+        logit_bias: the parameter that sigmoid models add to the scaled similarities; None for softmax models.
+        fixed_length: whether texts are padded to the length of the text tower, because it sees padding (it takes no
+            attention mask and pools the last position), rather than to the longest text of a batch.
+        shares_prefixes: whether texts may share the computation of their prefixes (see `prefix_sharing`): the tower is
+            causal, takes `position_ids` and a mask per pair of tokens, and pools the first end token.
+        checks_end_token: whether the tokenizer must end texts with the token `text_config.eos_token_id`.
+        checks_image_size: whether the image processor must give images of `vision_config.image_size`.
+        vision_tower: the module that embeds images.
+        text_tower: the module that embeds texts.
+        lora_targets: patterns that the names of the modules end in which the LoRA presets adapt.
+    """
+
+    temperature: str = "logit_scale"
+    stores_log: bool = True
+    logit_bias: str | None = None
+    fixed_length: bool = False
+    shares_prefixes: bool = False
+    checks_end_token: bool = False
+    checks_image_size: bool = True
+    vision_tower: str = "vision_model"
+    text_tower: str = "text_model"
+    lora_targets: tuple[str, ...] = _CLIP
+
+    @property
+    def towers(self) -> tuple[str, str]:
+        """The modules that embed images and texts."""
+        return self.vision_tower, self.text_tower
+
+
+_SIGLIP = Family(logit_bias="logit_bias", fixed_length=True)
+
+FAMILIES = {
+    "clip": Family(shares_prefixes=True, checks_end_token=True),
+    "siglip": _SIGLIP,
+    "siglip2": _SIGLIP,
+    "metaclip_2": Family(),
+    "altclip": Family(lora_targets=_CLIP + _BERT),
+    "chinese_clip": Family(lora_targets=_CLIP + _BERT),
+    # Its convolutions take images of any size.
+    "align": Family(
+        temperature="temperature", stores_log=False, checks_image_size=False, lora_targets=_BERT + _EFFICIENTNET
+    ),
+}
+
+# Other model types: with either temperature, sigmoid if they have a bias, and with the LoRA targets of all families.
+_OTHER = Family(logit_bias="logit_bias", lora_targets=_CLIP + _BERT + _EFFICIENTNET)
+_OTHERS = (_OTHER, replace(_OTHER, temperature="temperature", stores_log=False))
+
+TEMPERATURES = tuple(row.temperature for row in _OTHERS)
+# The parameters beside the towers that scale and shift similarities.
+LOGIT_PARAMETERS = (*TEMPERATURES, _OTHER.logit_bias)
+
+
+def family_of(model: nn.Module) -> Family:
+    """The row of `model`, by its `config.model_type`; the default for other types depends on their temperature."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    return next((row for row in _OTHERS if isinstance(getattr(model, row.temperature, None), Tensor)), _OTHER)

@@ -1,0 +1,127 @@
+"""Loading dual encoders and their processors, and the checks that both pass before use."""
+
+import inspect
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModel, AutoProcessor, PreTrainedModel
+
+from starft_hf.models.adapters import base_model_of
+from starft_hf.models.families import LEGACY_EOS, TEMPERATURES, family_of
+
+
+def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
+    """`model` itself, or the model of that Hub id or path, in float32 so that small updates are not lost."""
+    if isinstance(model, nn.Module):
+        return model
+    loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+    # Transformers set it itself before 5.24.
+    if getattr(loaded.config, "_commit_hash", None) is None and not Path(model).exists():
+        loaded.config._commit_hash = cached_commit(str(model))
+    return loaded
+
+
+def cached_commit(model_id: str, *, unambiguous: bool = False) -> str | None:
+    """The commit of a Hub model's main branch when it was last downloaded; None if it is unknown.
+
+    Args:
+        model_id: the Hub id.
+        unambiguous: return None if another commit of the model was downloaded as well.
+    """
+    try:
+        path = try_to_load_from_cache(model_id, "config.json")
+    except HFValidationError:
+        return None
+    if not isinstance(path, str):
+        return None
+    commit = Path(path).parent
+    return None if unambiguous and len(list(commit.parent.iterdir())) > 1 else commit.name
+
+
+def load_processor(model: nn.Module, processor: Any = None) -> Any:
+    """`processor` itself, or the one of the checkpoint that `model` was loaded from.
+
+    Raises:
+        ValueError: if the checkpoint is unknown or has no processor.
+    """
+    if processor is not None and not isinstance(processor, str):
+        return processor
+    source = processor or getattr(getattr(model, "config", None), "_name_or_path", "")
+    advice = "pass processing_class=AutoProcessor.from_pretrained(...) of the checkpoint the model comes from"
+    if not source:
+        raise ValueError(f"the model was not loaded from a checkpoint, so its processor is unknown; {advice}")
+    try:
+        return AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no processor could be loaded from {source!r} ({error}); {advice}") from error
+
+
+def check_dual_encoder(model: nn.Module) -> tuple[str, ...]:
+    """The names of the arguments of the forward of `model`, a dual encoder.
+
+    Raises:
+        ValueError: if it is not one, saying what is missing.
+    """
+    model = base_model_of(model)
+    arguments = tuple(inspect.signature(model.forward).parameters)
+    missing = [
+        f"an argument {name!r} of its forward" for name in ("pixel_values", "input_ids") if name not in arguments
+    ]
+    if not isinstance(getattr(model, family_of(model).temperature, None), Tensor):
+        missing.append(f"a temperature (a parameter {' or '.join(f'`{name}`' for name in TEMPERATURES)})")
+    if not isinstance(model, PreTrainedModel):
+        missing.append("a configuration (it is not a transformers PreTrainedModel)")
+    for tower in ("text_config", "vision_config"):
+        if isinstance(model, PreTrainedModel) and not hasattr(model.config, tower):
+            missing.append(f"a `{tower}` in its configuration")
+    if missing:
+        raise ValueError(
+            f"{type(model).__name__} is not a dual encoder: missing {', '.join(missing)}. StarFT needs a model that "
+            "embeds images and texts in one space, such as CLIPModel, SiglipModel or AlignModel."
+        )
+    return arguments
+
+
+def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
+    """The tokenizer and the image processor of `processor`.
+
+    Raises:
+        ValueError: if one is missing, or if they were made for another model.
+    """
+    tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
+    if tokenizer is None or image_processor is None:
+        raise ValueError(
+            f"processing_class is a {type(processor).__name__}, which has "
+            f"{'no tokenizer' if tokenizer is None else 'no image processor'}; pass the model's whole processor, "
+            "AutoProcessor.from_pretrained(...)"
+        )
+    wrong = []
+    family, config = family_of(model), _config(model)
+    if len(tokenizer) > config.text_config.vocab_size:
+        wrong.append(f"its tokenizer has {len(tokenizer)} entries, the model {config.text_config.vocab_size}")
+    eos = getattr(config.text_config, "eos_token_id", None)
+    if family.checks_end_token and eos not in (LEGACY_EOS, None, tokenizer.eos_token_id):
+        wrong.append(f"its tokenizer ends texts with token {tokenizer.eos_token_id}, the model expects {eos}")
+    blank = image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+    image_size = getattr(config.vision_config, "image_size", None)
+    # SigLIP 2's processor gives sequences of patches, `(N, patches, values)`.
+    if family.checks_image_size and blank.ndim == 4 and isinstance(image_size, int):
+        found = tuple(blank.shape[-2:])
+        if found != (image_size, image_size):
+            wrong.append(f"its image processor gives images of {found} pixels, the model takes {image_size}")
+    if wrong:
+        raise ValueError(
+            f"the {type(processor).__name__} does not belong to the {type(model).__name__}: {'; '.join(wrong)}. "
+            "Load both from one checkpoint."
+        )
+    return tokenizer, image_processor
+
+
+def _config(model: nn.Module) -> Any:
+    return model.config

@@ -1,0 +1,41 @@
+"""What the table says of every family is true of its models."""
+
+import re
+
+import pytest
+import torch
+
+from starft_hf.models.encoder import DualEncoder, logit_bias_of, logit_scale_of
+from starft_hf.models.families import FAMILIES, LOGIT_PARAMETERS, Family, family_of
+from tests.support.families import FAMILIES as NAMES
+from tests.support.families import family as make
+
+
+def test_every_row_is_tested():
+    assert list(FAMILIES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_names_what_its_models_have(name):
+    model, _ = make(name)
+    row = family_of(model)
+    assert row is FAMILIES[name]
+    scalars = {key for key, value in model.named_parameters() if value.numel() == 1}
+    assert scalars == {row.temperature, row.logit_bias} - {None}
+    assert scalars <= set(LOGIT_PARAMETERS)
+    modules = dict(model.named_modules())
+    assert set(row.towers) <= modules.keys()
+    for target in row.lora_targets:
+        assert any(re.fullmatch(rf".*\.{target}", key) for key in modules), target
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "align"])
+def test_another_model_type_is_read_by_the_parameters_it_has(name):
+    model, processor = make(name)
+    before = logit_scale_of(model), logit_bias_of(model)
+    model.config.model_type = "another"
+    row = family_of(model)
+    assert isinstance(row, Family)
+    assert row not in FAMILIES.values()
+    torch.testing.assert_close((logit_scale_of(model), logit_bias_of(model)), before, rtol=0, atol=0)
+    assert "text_rows" not in DualEncoder.of(model, processor).encode_texts(["a photo of an owl."])
