@@ -1,19 +1,19 @@
-"""Writing files and folders so that a reader never sees half of one."""
+"""Atomic files and folders: a reader never sees half of one, not even after a power cut."""
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 
-# No pool, record or file of settings comes near it.
+# Pools, records and settings are far smaller.
 MOST_BYTES = 32 * 2**20
 
 
 def check_size(path: Path, most: int = MOST_BYTES) -> None:
-    """Check that a file, which may be a stranger's, is not too large to be read as a whole.
+    """Check that a file, which may be untrusted, is not too large to be read as a whole.
 
     Raises:
         ValueError: if it is.
@@ -24,7 +24,7 @@ def check_size(path: Path, most: int = MOST_BYTES) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, which may be a stranger's.
+    """The text of a file, which may be untrusted.
 
     Raises:
         ValueError: if it is too large or not in UTF-8.
@@ -46,7 +46,11 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def file_in_place_of(path: Path) -> Iterator[Path]:
-    """A temporary file in the folder of `path`, renamed to it on leaving, or removed if there was an exception."""
+    """A temporary file in the folder of `path`, renamed to it on exit, or removed on an exception.
+
+    It is flushed to disk before the rename and its folder after it: without, a power cut could leave an empty file
+    under the final name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -55,18 +59,20 @@ def file_in_place_of(path: Path) -> Iterator[Path]:
         yield temporary
         # mkstemp grants nobody else access; a file written the usual way would follow the umask.
         os.chmod(temporary, 0o666 & ~_umask())
+        _flush(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _flush(path.parent)
 
 
 @contextmanager
 def folder_in_place_of(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed to it on leaving, or removed if there was an exception.
+    """A temporary folder beside `path`, flushed to disk and renamed to it on exit, or removed on an exception.
 
     Raises:
-        FileExistsError: if `path` is a file or a folder that is not empty; at once, or on leaving if it came to be so.
+        FileExistsError: if `path` is a file or a folder that is not empty, on entry or on exit.
     """
     check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,16 +87,30 @@ def folder_in_place_of(path: Path) -> Iterator[Path]:
 
 
 def move_folder(source: Path, path: Path) -> None:
-    """Rename the folder `source` to `path`, on the same disk.
+    """Flush the folder `source` to disk and rename it to `path`, on the same disk.
 
     Raises:
         FileExistsError: if `path` is a file or a folder that is not empty.
     """
     check_free(path)
     if path.exists():
-        # Not every system lets a folder take the place of an empty one.
+        # Not every system can rename a folder to the name of an empty one.
         path.rmdir()
+    for content in (*source.rglob("*"), source):
+        _flush(content)
     os.rename(source, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Flush a file, or the names that a folder contains, to disk."""
+    # Windows cannot open folders, and some file systems cannot flush them.
+    with suppress(OSError) if path.is_dir() else nullcontext():
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _umask() -> int:
@@ -100,10 +120,11 @@ def _umask() -> int:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Check that files can be written into `folder`, or that it can be made; nothing is made.
+    """Check that files can be written into `folder`, or that it can be created; nothing is created.
 
     Raises:
-        PermissionError: if not, saying what the folder is for.
+        PermissionError: if not; the message says `what` the folder is for.
+        NotADirectoryError: if a file is in its place.
     """
     found = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(found, os.W_OK | os.X_OK):
@@ -115,7 +136,7 @@ def check_writable(folder: Path, what: str) -> None:
 
 
 def unused_folder(name: str) -> Path:
-    """`name`, or with the first number behind it that makes it a folder which does not exist or is empty."""
+    """`name`, or `name-2`, `name-3`, ...: the first that does not exist or is an empty folder."""
     number = 1
     while not is_free(path := Path(name if number == 1 else f"{name}-{number}")):
         number += 1
