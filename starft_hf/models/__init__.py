@@ -1,1 +1,1 @@
-"""Dual encoders: the families and what they do differently, loading, texts, adapters, heads, gradient caching."""
+"""Dual encoders: the table of families, loading, the forward, texts, adapters, heads, gradient caching, FSDP."""

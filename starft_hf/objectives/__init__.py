@@ -1,4 +1,4 @@
-"""What is minimized: the losses, the regularizers with their registry, and the schedules of their weight."""
+"""The objective: losses, the registry of regularizers, and the schedules of their weight."""
 
 from starft_hf.objectives.losses import alignment_loss, contrastive_loss
 from starft_hf.objectives.regularizers import Regularizer, RegularizerInputs, register_regularizer

@@ -33,27 +33,27 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Ten
 def contrastive_rows(
     image_embeds: Tensor,
     text_embeds: Tensor,
-    image_columns: Tensor,
-    text_columns: Tensor,
+    image_candidates: Tensor,
+    text_candidates: Tensor,
     logit_scale: Tensor | float,
     first: int = 0,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """The terms `(n,)` of the contrastive loss that belong to n of the N rows of a batch.
+    """The terms `(n,)` of the contrastive loss for n of the N rows of a batch.
 
     Args:
         image_embeds: unit rows, `(n, D)`.
         text_embeds: unit rows, `(n, D)`.
-        image_columns: all images of the batch, `(N, D)`.
-        text_columns: all captions of the batch, `(N, D)`.
+        image_candidates: all images of the batch, `(N, D)`.
+        text_candidates: all captions of the batch, `(N, D)`.
         logit_scale: inverse temperature, already exponentiated.
-        first: the place of the first row among the columns.
-        valid: which columns count, `(N,)`; None: all.
+        first: the index of the first row among the candidates.
+        valid: which candidates count, `(N,)`; None: all.
     """
     targets = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
     terms = []
-    for rows, columns in ((image_embeds, text_columns), (text_embeds, image_columns)):
-        logits = similarity_logits(rows, columns, logit_scale)
+    for rows, candidates in ((image_embeds, text_candidates), (text_embeds, image_candidates)):
+        logits = similarity_logits(rows, candidates, logit_scale)
         if valid is not None:
             logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
         terms.append(F.cross_entropy(logits, targets, reduction="none"))
@@ -62,26 +62,26 @@ def contrastive_rows(
 
 def sigmoid_rows(
     image_embeds: Tensor,
-    text_columns: Tensor,
+    text_candidates: Tensor,
     logit_scale: Tensor | float,
     logit_bias: Tensor | float,
     first: int = 0,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """The terms `(n,)` of the pairwise sigmoid loss of SigLIP (arXiv 2303.15343) of n of the N rows of a batch.
+    """The terms `(n,)` of the pairwise sigmoid loss of SigLIP (arXiv 2303.15343) for n of the N rows of a batch.
 
-    Every image is asked of every caption whether they are a pair: `-log sigmoid(z (s I T' + b))`, with z = 1 for the
-    row's own caption and -1 for others, summed over captions. The loss is the mean over all N rows.
+    Every image and caption are classified as a pair or not: `-log sigmoid(z (s I T' + b))`, with z = 1 for the row's
+    own caption and -1 for others, summed over captions. The loss is the mean over all N rows.
 
     Args:
         image_embeds: unit rows, `(n, D)`.
-        text_columns: all captions of the batch, `(N, D)`.
+        text_candidates: all captions of the batch, `(N, D)`.
         logit_scale: s, already exponentiated.
         logit_bias: b.
-        first: the place of the first row among the columns.
-        valid: which columns count, `(N,)`; None: all.
+        first: the index of the first row among the candidates.
+        valid: which candidates count, `(N,)`; None: all.
     """
-    logits = similarity_logits(image_embeds, text_columns, logit_scale) + logit_bias
+    logits = similarity_logits(image_embeds, text_candidates, logit_scale) + logit_bias
     places = torch.arange(logits.shape[1], device=logits.device)
     own = places == torch.arange(first, first + len(logits), device=logits.device)[:, None]
     terms = -F.logsigmoid(torch.where(own, logits, -logits))
@@ -98,15 +98,15 @@ def alignment_loss(
 ) -> Tensor:
     """KL divergence, in nats, from the reference's distribution over spurious captions to the tuned model's.
 
-    `KL( softmax(s0 I0 S0') || softmax(s0 I S') )`, image to text, averaged over the rows. With `labels`, columns
-    whose caption has the row's label (the row's own included) take no part, and a row that has no column left
-    contributes 0: this is the "star" regularizer. Without, every column counts: "kl".
+    `KL( softmax(s0 I0 S0') || softmax(s0 I S') )`, image to text, averaged over the rows. With `labels`, captions of
+    the row's own class (the row's own caption included) are excluded, and a row without any other caption contributes
+    0: this is the "star" regularizer. Without `labels`, all captions count: "kl".
 
     Args:
         image_embeds: unit rows of the tuned model, `(N, D)`.
         spurious_embeds: unit rows of the tuned model, `(N, D)`; row i is the spurious caption of image i.
-        reference_image_embeds: the same of the frozen reference, `(N, D0)`.
-        reference_spurious_embeds: the same of the frozen reference, `(N, D0)`.
+        reference_image_embeds: the same from the frozen reference, `(N, D0)`.
+        reference_spurious_embeds: the same from the frozen reference, `(N, D0)`.
         logit_scale: s0, the *reference's* inverse temperature, already exponentiated; used on both sides.
         labels: class index of every row, `(N,)`, or None.
 
@@ -114,8 +114,10 @@ def alignment_loss(
         A scalar. No gradient flows into the reference's embeddings.
 
     Raises:
-        ValueError: if the reference and the tuned model have different numbers of rows or columns.
+        ValueError: if the reference and the tuned model have different numbers of images or captions.
     """
+    # Without the row's own class, what is left is how the image spreads over captions of other classes. That is held
+    # to the reference, while the probability of the true class, which training must raise, stays free.
     excluded = None if labels is None else labels[:, None] == labels[None, :]
     return alignment_rows(
         image_embeds, spurious_embeds, reference_image_embeds, reference_spurious_embeds, logit_scale, excluded
@@ -124,50 +126,51 @@ def alignment_loss(
 
 def alignment_rows(
     image_embeds: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     reference_image_embeds: Tensor,
-    reference_columns: Tensor,
+    reference_candidates: Tensor,
     logit_scale: Tensor | float,
     excluded: Tensor | None = None,
 ) -> Tensor:
-    """The divergences `(n,)` of `alignment_loss`, row by row, over M columns.
+    """The divergences `(n,)` of `alignment_loss`, row by row, over M candidates.
 
     Args:
         image_embeds: unit rows of the tuned model, `(n, D)`.
-        columns: unit rows of the tuned model, `(M, D)`.
-        reference_image_embeds: the same of the frozen reference, `(n, D0)`.
-        reference_columns: the same of the frozen reference, `(M, D0)`.
+        candidates: unit rows of the tuned model, `(M, D)`.
+        reference_image_embeds: the same from the frozen reference, `(n, D0)`.
+        reference_candidates: the same from the frozen reference, `(M, D0)`.
         logit_scale: s0, already exponentiated.
-        excluded: which columns take no part in which row, `(n, M)`; None: all take part.
+        excluded: which candidates are excluded from which row, `(n, M)`; None: none.
 
     Raises:
-        ValueError: if the reference and the tuned model have different numbers of rows or columns.
+        ValueError: if the reference and the tuned model have different numbers of rows or candidates.
     """
     with torch.no_grad():
-        target = similarity_logits(reference_image_embeds, reference_columns, logit_scale)
-    logits = similarity_logits(image_embeds, columns, logit_scale)
+        target = similarity_logits(reference_image_embeds, reference_candidates, logit_scale)
+    logits = similarity_logits(image_embeds, candidates, logit_scale)
     # The wider of the two, so that a float32 cache does not narrow a float64 run.
     target = target.to(torch.promote_types(target.dtype, logits.dtype))
     if logits.shape != target.shape:
         raise ValueError(
             f"the tuned model gives logits of shape {tuple(logits.shape)} and the reference {tuple(target.shape)}; "
-            "both need one row per image and one column per spurious caption"
+            "both need one row per image and one candidate per spurious caption"
         )
     if excluded is not None:
-        # The lowest finite number of the dtype: it vanishes under softmax in any precision, and unlike -inf it does
-        # not turn a row without any column left into NaN. Only float32 and wider come here, so it cannot overflow.
+        # Masked on both sides before the softmax, so that both distributions are over the remaining candidates. The
+        # lowest finite number of the dtype vanishes under softmax in any precision, and unlike -inf it does not turn a
+        # row without any candidate left into NaN. Only float32 and wider get here, so it cannot overflow.
         logits = logits.masked_fill(excluded, torch.finfo(logits.dtype).min)
         target = target.masked_fill(excluded, torch.finfo(target.dtype).min)
     terms = F.kl_div(logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="none")
-    # Excluded columns have probability 0 except in rows that are excluded entirely: there softmax is uniform.
+    # Excluded candidates have probability 0, except in rows that are excluded entirely: there softmax is uniform.
     return (terms if excluded is None else terms.masked_fill(excluded, 0)).sum(-1)
 
 
-def similarity_logits(rows: Tensor, columns: Tensor, logit_scale: Tensor | float) -> Tensor:
-    """Scaled inner products `(N, M)` of rows `(N, D)` and columns `(M, D)`, in float32 or wider, autocast or not."""
+def similarity_logits(rows: Tensor, candidates: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """Scaled inner products `(N, M)` of rows `(N, D)` and candidates `(M, D)`, in float32 or wider in any case."""
     with torch.autocast(device_type=rows.device.type, enabled=False):
         scale = as_float32_or_wider(logit_scale) if isinstance(logit_scale, Tensor) else logit_scale
-        return scale * (as_float32_or_wider(rows) @ as_float32_or_wider(columns).T)
+        return scale * (as_float32_or_wider(rows) @ as_float32_or_wider(candidates).T)
 
 
 def as_float32_or_wider(tensor: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The registry of regularizers.
 
 A regularizer is one function of the batch's embeddings, the reference's, the labels and the reference's logit scale.
-It is registered under the name that `StarFTConfig(regularizer=...)` takes, together with what it needs to be given,
-so that nothing else in the package knows any regularizer by name.
+It is registered under the name that `StarFTConfig(regularizer=...)` takes, with what it needs as input, so that
+nothing else in the package refers to a regularizer by name.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,20 +18,20 @@ from starft_hf.utils.names import unknown_name
 
 @dataclass(frozen=True)
 class RegularizerInputs:
-    """What a regularizer is computed from: the n rows of this process, and the M columns of all of them.
+    """The inputs of a regularizer: the n rows of this process, and the M columns (candidates) of all processes.
 
     With one process, row i and column i belong to the same image.
 
     Attributes:
         image_embeds: unit rows of the tuned model, `(n, D)`.
-        column_embeds: unit rows of the columns the regularizer asked for, `(M, D)`: the tuned model's spurious
-            captions, of the rows or of the classes, or the reference's contexts.
-        reference_image_embeds: the images' unit rows of the frozen reference, `(n, D0)`.
-        reference_column_embeds: the columns' unit rows of the frozen reference, `(M, D0)`.
+        column_embeds: unit rows of what `Regularizer.columns` names, `(M, D)`: the tuned model's spurious captions, of
+            the rows or of the classes, or the reference's contexts.
+        reference_image_embeds: the images' unit rows from the frozen reference, `(n, D0)`.
+        reference_column_embeds: the columns' unit rows from the frozen reference, `(M, D0)`.
         logit_scale: the reference's inverse temperature s0, already exponentiated.
-        labels: class indices of the rows, `(n,)`, or None for a data set without labels.
+        labels: class indices of the rows, `(n,)`, or None for a dataset without labels.
         column_labels: class indices of the columns, `(M,)`, or None.
-        column_valid: which columns are those of a sample, `(M,)`; None: all.
+        column_valid: which columns belong to a sample, `(M,)`; the others are padding. None: all.
         weight_pairs: every parameter of the tuned model with its value in the reference.
     """
 
@@ -54,16 +54,17 @@ class Regularizer:
         name: what `StarFTConfig(regularizer=...)` takes.
         compute: the terms of the loss in nats, one per row `(n,)`, of which the mean over the whole batch is taken; or
             a scalar, the same in every process.
-        columns: what it compares images with. "spurious": one spurious caption per row; "classes": the captions of all
-            classes (up to `StarFTConfig(reg_max_classes=...)`) under one spurious template that the batch shares;
-            "contexts": one embedding per template of the pool, the reference's average over classes; "none": nothing.
-        needs_weights: whether it looks at the weights, so that the reference must keep its own.
+        columns: the candidates that images are compared with. "spurious": one spurious caption per row; "classes": the
+            captions of all classes (up to `StarFTConfig(reg_max_classes=...)`) in one spurious template that the batch
+            shares; "contexts": one embedding per template of the pool, the reference's average over classes; "none":
+            nothing.
+        needs_weights: whether it uses the weights, so that the reference must keep its own.
         needs_labels: whether it is undefined without class labels.
-        fewest_classes: below this number of classes it constrains too little to be of use.
+        fewest_classes: with fewer classes it constrains too little to be useful.
         minimal_at_reference: whether it is at a minimum, with a gradient of exactly 0, where the tuned model equals
             the reference.
-        auto_weight: what `StarFTConfig(reg_weight="auto")` stands for, by the number of classes (None without labels);
-            None: it is refused.
+        auto_weight: the weight of `StarFTConfig(reg_weight="auto")`, by the number of classes (None without labels);
+            None: "auto" is an error.
     """
 
     name: str
@@ -77,14 +78,14 @@ class Regularizer:
 
     @property
     def finite_captions(self) -> bool:
-        """Whether it needs captions made of class names, of which there are finitely many."""
+        """Whether its captions are made from class names, so that there are finitely many."""
         return self.columns in ("classes", "contexts")
 
     def weight(self, setting: float | str, num_classes: int | None) -> float:
-        """The number that a setting of `reg_weight` stands for, with so many classes (None without labels).
+        """The weight for a setting of `reg_weight`, given the number of classes (None without labels).
 
         Raises:
-            ValueError: if it is "auto", and no weight is known.
+            ValueError: if it is "auto" and the regularizer has no `auto_weight`.
         """
         if setting != AUTO_WEIGHT:
             return float(setting)
@@ -122,7 +123,7 @@ def get_regularizer(name: str) -> Regularizer | None:
     """The regularizer registered as `name`; None for "none".
 
     Raises:
-        ValueError: if there is none of that name; the message has the nearest one.
+        ValueError: if the name is unknown; the message has the nearest one.
     """
     if name == NO_REGULARIZER:
         return None
@@ -152,25 +153,25 @@ def _star(inputs: RegularizerInputs) -> Tensor:
 
 
 def divergence_weight(num_classes: int | None) -> float:
-    """What `reg_weight="auto"` takes for the mean of divergences: 30 from six classes on, 120 for three, 270 for two.
+    """The weight of `reg_weight="auto"` for mean divergences: 30 for six or more classes, 120 for three, 270 for two.
 
-    On the demo's world, with the contrastive base loss and reg_schedule="constant", "kl" and "conditional" do as well
-    at it as at weights chosen on validation for each number of classes. "star" is within two points of its best weight
-    on validation from four classes on, and far from it with two (docs/beyond.md). With fewer classes more of a batch's
-    captions are the same, and the base loss, which cannot get them right, pulls harder. At logit scales of 50 and 100
-    the best of the weights that were tried, up to 100, was at or above 30, with no rule to it. Nothing else was
+    On the demo's world, with the contrastive base loss and reg_schedule="constant", "kl" and "conditional" are as good
+    with it as with weights chosen on validation for each number of classes. "star" is within two points of its best
+    weight on validation for four or more classes, and far from it for two (docs/beyond.md). With fewer classes more
+    captions of a batch are identical, and the base loss, which cannot separate them, pulls harder. At logit scales of
+    50 and 100 the best of the weights that were tried, up to 100, was 30 or above, without a pattern. Nothing else was
     measured.
 
     Args:
-        num_classes: of the training set; None without labels.
+        num_classes: the classes of the training set; None without labels.
     """
     return 30.0 * max(1.0, (6 / num_classes) ** 2) if num_classes else 30.0
 
 
-# A row of star sees the captions of other classes only: with two or three classes that is next to nothing.
+# star compares a row with captions of other classes only: with two or three classes, almost nothing is left.
 register_regularizer(Regularizer("star", _star, needs_labels=True, fewest_classes=4, auto_weight=divergence_weight))
 register_regularizer(Regularizer("kl", lambda inputs: _align(inputs, None), auto_weight=divergence_weight))
-# The distribution over classes, given what is spurious: what a shortcut from the background to the label moves most.
+# The distribution over classes given a spurious context, which a shortcut from background to label changes most.
 register_regularizer(
     Regularizer(
         "conditional",
@@ -188,7 +189,7 @@ def _l2_sp(inputs: RegularizerInputs) -> Tensor:
     return torch.as_tensor(distance) / 2
 
 
-# Half the squared distance of the weights from where they started (arXiv 1802.01483). reg_weight is its coefficient.
+# Half the squared distance of the weights from the reference's (arXiv 1802.01483). reg_weight is its coefficient.
 register_regularizer(Regularizer("l2-sp", _l2_sp, columns="none", needs_weights=True))
 # KL from the reference's distribution over contexts, whatever the class (arXiv 2211.16175).
 register_regularizer(Regularizer("car-ft", lambda inputs: _align(inputs, None), columns="contexts"))

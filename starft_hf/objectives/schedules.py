@@ -1,4 +1,4 @@
-"""How the weight of the regularizer moves over a run."""
+"""How the weight of the regularizer changes over a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from starft_hf.utils.names import unknown_name
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. Steps are optimiser steps; both counts start at 0."""
+    """The progress of a run. Steps are optimizer steps; both counts start at 0."""
 
     step: int
     max_steps: int
@@ -16,7 +16,7 @@ class Progress:
     num_epochs: int
 
 
-# "epoch_linear" is the published one: it is 0 throughout the last epoch. "linear" falls the same way per step.
+# "epoch_linear" is the paper's: it is 0 throughout the last epoch. "linear" decreases in the same way per step.
 _SCHEDULES: dict[str, Callable[[Progress], float]] = {
     "linear": lambda progress: 1 - (progress.step + 1) / progress.max_steps,
     "epoch_linear": lambda progress: 1 - (progress.epoch + 1) / progress.num_epochs,
@@ -28,7 +28,7 @@ SCHEDULE_NAMES = tuple(_SCHEDULES)
 
 
 def reg_weight_at(schedule: str, reg_weight: float, progress: Progress) -> float:
-    """The weight of the regularizer in the step that `progress` points at.
+    """The weight of the regularizer in the step of `progress`.
 
     Raises:
         ValueError: if `schedule` is not one of `SCHEDULE_NAMES`.

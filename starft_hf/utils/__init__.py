@@ -1,1 +1,1 @@
-"""What every room uses: collectives, atomic files, hashing, names."""
+"""Shared by all packages: collectives, atomic files, hashing, names and numbers in text."""

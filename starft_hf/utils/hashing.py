@@ -1,4 +1,4 @@
-"""Short keys of values and tensors."""
+"""Digests of values and tensors."""
 
 import hashlib
 import json
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def digest(parts: Any) -> str:
-    """A key for anything JSON can hold."""
+    """A digest of anything that JSON can represent."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A key for named tensors: names, types, shapes and every byte."""
+    """A digest of named tensors: of names, dtypes, shapes and every byte."""
     hasher = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
-        # A copy, because what numpy has looked at can no longer be resized, as FSDP does with its parameters.
+        # A copy, because a tensor with a numpy view cannot be resized any more, which FSDP does with its parameters.
         tensor = tensors[name].detach().to("cpu", copy=True).contiguous()
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

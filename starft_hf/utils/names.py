@@ -1,16 +1,16 @@
-"""Names: how they read, and error messages for those that are not known."""
+"""Class names as words, their checks, and error messages for unknown names."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
 def readable(class_name: str) -> str:
-    """A class name as words: `fire_truck` is read as `fire truck`."""
+    """A class name as words: `fire_truck` becomes `fire truck`."""
     return " ".join(class_name.replace("_", " ").split())
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
-    """A message that says what was passed, what is known and which known name comes closest."""
+    """A message with the name that was passed, the known names and the closest of them."""
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -18,10 +18,10 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
 
 
 def check_names(class_names: Sequence[str]) -> None:
-    """Check that class names are names, of which a classifier can be made.
+    """Check that class names are a list of non-empty strings.
 
     Raises:
-        ValueError: if there are none, or naming the first that is no name.
+        ValueError: if they are not, or the list is empty; the message has the first invalid name.
     """
     if isinstance(class_names, str):
         raise ValueError(f"class_names is the string {class_names!r}; pass a list of names, in label order")

@@ -1,35 +1,35 @@
-"""Names and numbers as they are printed. Names are whatever users and data sets call things: nothing is trusted."""
+"""Names and numbers as they are printed. Names come from users and datasets and are not trusted."""
 
 import html
 import math
 import re
 
 
-# Joiners that scripts and emoji need, though they are not printable by themselves.
+# Joiners that scripts and emoji need, although they are not printable on their own.
 _JOINERS = "\u200c\u200d"
 
 MINUS = "\u2212"
 
 
 def one_line(text: str) -> str:
-    """`text` on one line, without characters that cannot be seen, such as controls and changes of direction."""
+    """`text` on one line, without invisible characters, such as controls and changes of direction."""
     text = re.sub(r"\s+", " ", str(text)).strip()
     return "".join(char if char.isprintable() or char in _JOINERS else "\ufffd" for char in text)
 
 
 def markdown(text: str) -> str:
-    """`text` on one line such that Markdown shows it as it is, in a table as well."""
+    """`text` on one line, escaped for Markdown, also within a table."""
     text = html.escape(one_line(text), quote=False)
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
 
-def percent(share: float) -> str:
-    """A share in percent with one decimal, without the sign."""
-    return f"{100 * share:.1f}" if math.isfinite(share) else "nan"
+def percent(fraction: float) -> str:
+    """A fraction in percent with one decimal, without the percent sign."""
+    return f"{100 * fraction:.1f}" if math.isfinite(fraction) else "nan"
 
 
 def points(change: float) -> str:
-    """A change of a share in percentage points, signed."""
+    """A change of a fraction in percentage points, with its sign."""
     if not math.isfinite(change):
         return "nan"
     size = f"{abs(100 * change):.1f}"
@@ -39,7 +39,7 @@ def points(change: float) -> str:
 
 
 def and_then(parts: list[str]) -> str:
-    """`a`, `a, and b`, `a, b, and c`; names by themselves go without the comma of two."""
+    """`a`, `a and b`, `a, b, and c`; two parts get a comma if one of them contains "and"."""
     if len(parts) == 2 and not any(" and " in part for part in parts):
         return " and ".join(parts)
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
