@@ -17,7 +17,11 @@ from starft_hf.utils.names import unknown_name
 
 
 # The towers that a preset adapts.
-PRESETS = {"lora": ("vision", "text"), "lora-vision": ("vision",), "lora-text": ("text",)}
+PRESETS = {
+    "lora": ("vision_tower", "text_tower"),
+    "lora-vision": ("vision_tower",),
+    "lora-text": ("text_tower",),
+}
 
 # The values of `init_lora_weights` that leave the base weights as they are.
 _STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
@@ -35,7 +39,7 @@ def resolve_peft_config(config: PeftConfig | str, model: nn.Module) -> PeftConfi
     if isinstance(config, str):
         check_preset(config)
         family = family_of(model)
-        towers = "|".join(getattr(family, f"{tower}_tower") for tower in PRESETS[config])
+        towers = "|".join(getattr(family, tower) for tower in PRESETS[config])
         pattern = rf"(.*\.)?({towers})\..*({'|'.join(family.lora_targets)})"
         config = LoraConfig(r=16, lora_alpha=16, target_modules=pattern)
     _check(config, model)
@@ -107,7 +111,8 @@ def _check_targets(config: PeftConfig, model: nn.Module) -> None:
             f"target_modules={targets!r} matches nothing in {type(model).__name__}; its modules end in "
             f"{', '.join(ends)}"
         )
-    towers = family_of(model).towers
+    family = family_of(model)
+    towers = (family.vision_tower, family.text_tower)
     touched = [tower for tower in towers if any(tower in name for name in matched)]
     asked = isinstance(targets, str) or any(tower in target for tower in towers for target in targets)
     if len(touched) == 1 and not asked:

@@ -96,7 +96,7 @@ class DualEncoder:
                 head_logits=None if head is None else head_logits(head, images),
             )
 
-        # A hook, and before those of FSDP, which free the gathered parameters after the forward.
+        # Prepended, so that it runs before the hook of FSDP that frees the gathered parameters.
         hook = inner.register_forward_hook(collect, prepend=True)
         try:
             with pooled_at(inner, batch):

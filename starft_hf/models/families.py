@@ -45,11 +45,6 @@ class Family:
     text_tower: str = "text_model"
     lora_targets: tuple[str, ...] = _CLIP
 
-    @property
-    def towers(self) -> tuple[str, str]:
-        """The modules that embed images and texts."""
-        return self.vision_tower, self.text_tower
-
 
 _SIGLIP = Family(logit_bias="logit_bias", fixed_length=True)
 

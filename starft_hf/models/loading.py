@@ -102,7 +102,8 @@ def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
             "AutoProcessor.from_pretrained(...)"
         )
     wrong = []
-    family, config = family_of(model), _config(model)
+    family = family_of(model)
+    config: Any = model.config
     if len(tokenizer) > config.text_config.vocab_size:
         wrong.append(f"its tokenizer has {len(tokenizer)} entries, the model {config.text_config.vocab_size}")
     eos = getattr(config.text_config, "eos_token_id", None)
@@ -121,7 +122,3 @@ def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
             "Load both from one checkpoint."
         )
     return tokenizer, image_processor
-
-
-def _config(model: nn.Module) -> Any:
-    return model.config

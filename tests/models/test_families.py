@@ -24,7 +24,7 @@ def test_a_row_names_what_its_models_have(name):
     assert scalars == {row.temperature, row.logit_bias} - {None}
     assert scalars <= set(LOGIT_PARAMETERS)
     modules = dict(model.named_modules())
-    assert set(row.towers) <= modules.keys()
+    assert {row.vision_tower, row.text_tower} <= modules.keys()
     for target in row.lora_targets:
         assert any(re.fullmatch(rf".*\.{target}", key) for key in modules), target
 

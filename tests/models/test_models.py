@@ -21,13 +21,13 @@ def test_every_family_is_embedded_as_its_own_forward_does(name):
     with torch.no_grad():
         pixels = {key: value.double() if value.is_floating_point() else value for key, value in images.items()}
         outputs = model(**pixels, **tokens)
-        normalised = torch.nn.functional.normalize
+        normalized = torch.nn.functional.normalize
         torch.testing.assert_close(
-            encoder.encode(model, images=images), normalised(outputs.image_embeds), rtol=0, atol=1e-12
+            encoder.encode(model, images=images), normalized(outputs.image_embeds), rtol=0, atol=1e-12
         )
         # Padded to the longest text here, to the full context there.
         torch.testing.assert_close(
-            encoder.encode(model, texts=TEXTS), normalised(outputs.text_embeds), rtol=0, atol=1e-12
+            encoder.encode(model, texts=TEXTS), normalized(outputs.text_embeds), rtol=0, atol=1e-12
         )
 
 
