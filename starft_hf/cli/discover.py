@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
 
     from starft_hf import SpuriosityPool, discover_spuriosity
     from starft_hf.cli.tables import associations_table
-    from starft_hf.models.encoder import load_model
+    from starft_hf.models.loading import load_model
 
     pool = SpuriosityPool.load(options.pool)
     rows = load_split(options)

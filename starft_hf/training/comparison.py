@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.models.adapters import is_adapted
-from starft_hf.models.encoder import load_model, load_processor
+from starft_hf.models.loading import load_model, load_processor
 from starft_hf.objectives.regularizers import NO_REGULARIZER
 from starft_hf.report import RobustnessReport, Run, TrainingPoint
 from starft_hf.spuriosity.pool import SpuriosityPool

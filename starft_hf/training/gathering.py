@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from starft_hf.models.encoder import DualOutput
-from starft_hf.utils.collectives import gather_columns, gather_values, rank, world_size
+from starft_hf.utils.collectives import gather_candidates, gather_values, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def gather_batch(batch: Mapping[str, Any], outputs: DualOutput, *, spurious: boo
         parts.append(outputs.text_embeds[batch["spurious_rows"]])
     valid = batch.get("valid")
     if world_size() > 1:
-        parts = list(gather_columns(torch.cat(parts, dim=-1)).split([part.shape[-1] for part in parts], dim=-1))
+        parts = list(gather_candidates(torch.cat(parts, dim=-1)).split([part.shape[-1] for part in parts], dim=-1))
         valid = gather_values(batch["valid"]) if valid is not None else None
     return GatheredBatch(
         images=parts[0],

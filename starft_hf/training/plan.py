@@ -17,7 +17,7 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.source import is_stream
 from starft_hf.models.adapters import check_preset, is_adapted
-from starft_hf.models.encoder import has_batch_statistics
+from starft_hf.models.modes import has_batch_statistics
 from starft_hf.objectives.regularizers import NO_REGULARIZER, Regularizer, get_regularizer
 from starft_hf.reference import CachePlan, ReferenceSettings, plan_cache
 from starft_hf.spuriosity.auto import Spuriosity, check_auto, given_pool

@@ -15,8 +15,9 @@ from starft_hf.evaluation.probes import named_probes
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.record import identity_of
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, with_adapter
-from starft_hf.models.encoder import DualEncoder, check_dual_encoder, load_model, load_processor
+from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_NAME, head_from_weights
+from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
 from starft_hf.objectives.regularizers import AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import DiscoverySettings, pool_of_run

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from starft_hf.models.encoder import DualEncoder, DualOutput, unwrapped
+from starft_hf.models.encoder import DualEncoder, DualOutput
 from starft_hf.models.gradient_cache import forward_in_chunks
 from starft_hf.models.modes import unwrapped
 from starft_hf.objectives.losses import contrastive_rows, sigmoid_rows

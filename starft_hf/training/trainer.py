@@ -29,7 +29,7 @@ from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, t
 from starft_hf.evaluation.probes import evaluate_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.models.encoder import logit_scale_of
-from starft_hf.models.fsdp import prepare_for_sharding
+from starft_hf.models.fsdp import forget_preparation, prepare_for_sharding
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
@@ -46,7 +46,7 @@ from starft_hf.training.sampling import evaluation_sampler, training_sampler, wi
 from starft_hf.training.saving import restore_head, save_weights
 from starft_hf.training.setup import RunSetup
 from starft_hf.training.step import RunningLosses
-from starft_hf.utils.collectives import forget_preparation, leave
+from starft_hf.utils.collectives import destroy_process_group
 
 
 logger = logging.get_logger(__name__)
@@ -227,7 +227,7 @@ class StarFTTrainer(HubMixin, Trainer):
             self.is_in_train = False
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             logger.warning("%s.", interrupted)
-            leave()
+            destroy_process_group()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """`Trainer.log`, with the parts of the loss beside the loss of a training step, unrounded."""

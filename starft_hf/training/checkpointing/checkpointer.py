@@ -24,7 +24,7 @@ from starft_hf.training.checkpointing.files import (
     remove_from_rotation,
 )
 from starft_hf.training.checkpointing.run_settings import differences
-from starft_hf.utils.collectives import all_agree, from_first, rank
+from starft_hf.utils.collectives import all_processes_agree, rank, run_on_main_process
 
 
 logger = logging.get_logger(__name__)
@@ -80,7 +80,7 @@ class Checkpointer:
                 model or data that change the outcome, naming the differences. With
                 `ignore_mismatched_settings=True` these are a warning.
         """
-        path, self._flaws = from_first(lambda: self._find(wanted))
+        path, self._flaws = run_on_main_process(lambda: self._find(wanted))
         for flaw in self._flaws:
             logger.warning("The checkpoint %s is skipped.", flaw)
         if wanted is True and path is None:
@@ -195,4 +195,4 @@ class Checkpointer:
         return postponed
 
     def _wait(self) -> None:
-        all_agree(True, self.args.device)
+        all_processes_agree(True, self.args.device)

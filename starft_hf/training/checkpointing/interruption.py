@@ -13,7 +13,7 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from starft_hf.training.checkpointing.files import last_valid_checkpoint
-from starft_hf.utils.collectives import all_agree
+from starft_hf.utils.collectives import all_processes_agree
 
 
 # EX_TEMPFAIL of sysexits.h: the same command resumes.
@@ -60,7 +60,7 @@ class InterruptionCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # The NaN check has just synchronized the device; after the step it would have to be done again.
-        self._stopping = not all_agree(not self.requested, args.device)
+        self._stopping = not all_processes_agree(not self.requested, args.device)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -99,7 +99,7 @@ class InterruptionCallback(TrainerCallback):
         with _handling(request):
             yield
         # The last step was over already, and what comes after training must not begin.
-        if not all_agree(not self.requested, args.device):
+        if not all_processes_agree(not self.requested, args.device):
             raise TrainingInterrupted(last_valid_checkpoint(str(args.output_dir))[0])
 
 
