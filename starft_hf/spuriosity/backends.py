@@ -1,4 +1,4 @@
-"""Language models that can be asked: one of `transformers` in this process, or one behind an endpoint."""
+"""Chat models that write templates: behind an OpenAI-compatible endpoint, or of `transformers` in this process."""
 
 import time
 from collections.abc import Sequence
@@ -9,22 +9,35 @@ import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.utils import logging
 
+from starft_hf.models.encoder import evaluation_mode
+
 
 logger = logging.get_logger(__name__)
 
 Message = dict[str, str]
 
+# Strict schemas need an object at the top. Answers are checked all the same: not every server applies the schema.
+_SCHEMA = {
+    "type": "object",
+    "properties": {"templates": {"type": "array", "items": {"type": "string"}}},
+    "required": ["templates"],
+    "additionalProperties": False,
+}
+_JSON: Any = {"type": "json_schema", "json_schema": {"name": "templates", "strict": True, "schema": _SCHEMA}}
+# With these, servers refuse an argument that they do not support.
+_UNSUPPORTED = (400, 415, 422, 501)
+
 
 class BackendError(RuntimeError):
-    """A language model could not be asked."""
+    """A language model gave no answer."""
 
 
 class ChatBackend(Protocol):
-    """A language model that can be asked.
+    """A language model that answers a conversation.
 
     Attributes:
-        model_id: what the model is called, for the record.
-        address: tells it from models of the same name elsewhere; it is not recorded.
+        model_id: name of the model, for the record.
+        address: distinguishes models of the same name; it is not recorded.
     """
 
     model_id: str
@@ -34,24 +47,26 @@ class ChatBackend(Protocol):
         """The answer to a conversation.
 
         Raises:
-            BackendError: if there is none.
+            BackendError: if there is no answer.
         """
 
 
 class ChatEndpoint:
     """A model behind an OpenAI-compatible endpoint: a provider of the Hub, TGI, vLLM, `transformers serve`, Ollama.
 
+    Structured answers are requested (`response_format`); an endpoint that refuses them is asked for plain text.
+
     Args:
         model: the model's id. Not needed where an endpoint serves one model only.
-        base_url: where the endpoint is, such as "http://localhost:8000/v1"; None asks a provider of the Hub.
-        provider: which one, as of `huggingface_hub.InferenceClient`; None leaves it to the Hub.
+        base_url: URL of the endpoint, such as "http://localhost:8000/v1"; None uses a provider of the Hub.
+        provider: which one, as in `huggingface_hub.InferenceClient`; None leaves it to the Hub.
         api_key: of the endpoint or the provider. The token of the Hub is used for its providers only, and never sent
             to a `base_url`.
         timeout: seconds to wait for an answer.
-        retries: how often to ask again after a timeout, a lost connection or an overload.
+        retries: how often to retry after a timeout, a lost connection or an overload.
 
     Raises:
-        ValueError: if neither a model nor an address is given, or both an address and a provider.
+        ValueError: if neither a model nor a URL is given, or both a URL and a provider.
     """
 
     def __init__(
@@ -72,52 +87,53 @@ class ChatEndpoint:
         self.address = base_url or f"provider {provider}"
         self.retries = retries
         self._model = model
-        self._arguments: dict[str, Any] = {"timeout": timeout}
-        if base_url is not None:
-            # Without a key, the client would send the token of the Hub, wherever the endpoint is.
-            self._arguments |= {"base_url": base_url, "api_key": api_key or "none"}
-        else:
-            self._arguments |= {"provider": provider, "api_key": api_key}
+        self._response_format = _JSON
+        # Without a key, the client would send the token of the Hub, wherever the endpoint is.
+        place = {"provider": provider} if base_url is None else {"base_url": base_url}
+        key = api_key or (None if base_url is None else "none")
+        self._arguments: dict[str, Any] = {"timeout": timeout, "api_key": key, **place}
 
     def __call__(self, messages: Sequence[Message], *, temperature: float, max_tokens: int, seed: int) -> str:
         from huggingface_hub import InferenceClient
 
         client = InferenceClient(**self._arguments)
-        for attempt in range(self.retries + 1):
+        sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        attempt = 1
+        while True:
             try:
-                answer = client.chat_completion(
-                    [*messages], model=self._model, temperature=temperature, max_tokens=max_tokens, seed=seed
+                answer: Any = client.chat_completion(
+                    [*messages], model=self._model, response_format=self._response_format, **sampling
                 )
-                return _content(answer)
+                content = answer.choices[0].message.content
+                return content if isinstance(content, str) else ""
             except Exception as error:
-                if attempt == self.retries or not _may_pass(error):
-                    raise BackendError(self._message(error, attempt + 1)) from error
-                time.sleep(0.5 * 2**attempt)
-        raise AssertionError("unreachable")
-
-    def _message(self, error: Exception, attempts: int) -> str:
-        times = f" (asked {attempts} times)" if attempts > 1 else ""
-        first = " ".join(str(error).split())[:300]
-        return (
-            f"{self.model_id!r} at {self.address} gave no answer{times}: {type(error).__name__}: {first}. Check that "
-            "it runs and serves /v1/chat/completions. Earlier answers are kept: the same call goes on from there."
-        )
-
-
-def _content(answer: Any) -> str:
-    content = answer.choices[0].message.content
-    return content if isinstance(content, str) else ""
+                words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                if self._response_format is not None and _status_of(error) in _UNSUPPORTED:
+                    logger.warning("%r refused response_format; asking for plain text. %s", self.model_id, words)
+                    self._response_format = None
+                    continue
+                if attempt > self.retries or not _is_transient(error):
+                    times = f" (asked {attempt} times)" if attempt > 1 else ""
+                    raise BackendError(
+                        f"{self.model_id!r} at {self.address} gave no answer{times}: {words}. Check that it runs and "
+                        "serves /v1/chat/completions. Earlier answers are cached: the same call resumes from there."
+                    ) from error
+                time.sleep(0.5 * 2 ** (attempt - 1))
+                attempt += 1
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether asking again may help: timeouts, lost connections, overloads and failures of the server."""
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    status = getattr(getattr(error, "response", None), "status_code", None)
+def _status_of(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether a retry may help: after timeouts, lost connections, overloads and failures of the server."""
+    status = _status_of(error)
     if status is not None:
-        return bool(status in (408, 425, 429) or status >= 500)
+        return status in (408, 425, 429) or status >= 500
     names = {parent.__name__ for parent in type(error).__mro__}
-    return isinstance(error, (TimeoutError, ConnectionError)) or bool(names & {"TransportError", "NetworkError"})
+    is_network = isinstance(error, (TimeoutError, ConnectionError)) or bool(names & {"TransportError", "NetworkError"})
+    return is_network and not isinstance(error, OfflineModeIsEnabled)
 
 
 class LocalChatModel:
@@ -125,61 +141,51 @@ class LocalChatModel:
 
     Args:
         model: its Hub id, its path or the loaded model.
-        tokenizer: its tokenizer, with a chat template; None loads it from where the model is from.
+        tokenizer: its tokenizer, with a chat template; None loads it from the source of the model.
 
     Raises:
         ValueError: if the tokenizer has no chat template.
     """
 
     def __init__(self, model: Any, tokenizer: Any = None):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import pipeline
 
-        if isinstance(model, torch.nn.Module):
-            self.model: Any = model
-            name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-        else:
-            name = str(model)
-            self.model = AutoModelForCausalLM.from_pretrained(model, dtype="auto", device_map=None)
-        self.tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(name)
-        if not getattr(self.tokenizer, "chat_template", None):
+        loaded = isinstance(model, torch.nn.Module)
+        source = getattr(model.config, "_name_or_path", "") or type(model).__name__ if loaded else str(model)
+        # A loaded model stays on its device; the others go to the first accelerator.
+        stays = loaded and getattr(model, "hf_device_map", None) is None
+        self._pipeline = pipeline(
+            "text-generation",
+            model=model if loaded else source,
+            tokenizer=source if tokenizer is None else tokenizer,
+            device=model.device if stays else None,
+        )
+        if not getattr(self._pipeline.tokenizer, "chat_template", None):
             raise ValueError(
-                f"the tokenizer of {name!r} has no chat template, so it is no chat model; choose one whose name ends "
-                "in -Instruct or -it"
+                f"the tokenizer of {source!r} has no chat template, so it is not a chat model; choose one whose name "
+                "ends in -Instruct or -it"
             )
-        # A pool is for others as well, whom a path tells nothing.
-        self.model_id = Path(name).name if Path(name).exists() else name
-        self.address = f"this process, {name}"
+        # Pools are shared, and a path of this machine means nothing to others.
+        self.model_id = Path(source).name if Path(source).exists() else source
+        self.address = f"this process, {source}"
 
     def __call__(self, messages: Sequence[Message], *, temperature: float, max_tokens: int, seed: int) -> str:
-        inputs = self.tokenizer.apply_chat_template(
-            [*messages], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self.model.device)
+        model = self._pipeline.model
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature}
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.random.fork_rng(devices=devices), torch.no_grad():
-                torch.manual_seed(seed)
-                output = self.model.generate(
-                    **inputs,
-                    max_new_tokens=max_tokens,
-                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-                    **sampling,
-                )
-        finally:
-            self.model.train(was_training)
-        answer: str = self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return answer
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), evaluation_mode(model):
+            torch.manual_seed(seed)
+            [output] = self._pipeline([*messages], return_full_text=False, max_new_tokens=max_tokens, **sampling)
+        return str(output["generated_text"])
 
 
 def as_backend(backend: Any) -> ChatBackend:
-    """What `generate_pool(backend=...)` takes: a backend, the address of an endpoint, or a chat model's id or path.
+    """The argument of `generate_pool(backend=...)` as a backend: a backend, a URL, or a chat model's id or path.
 
     Raises:
-        ValueError: if it is nothing of the kind.
+        ValueError: if it is none of these.
     """
     if isinstance(backend, str) and backend.startswith(("http://", "https://")):
         return ChatEndpoint(base_url=backend)
@@ -188,6 +194,6 @@ def as_backend(backend: Any) -> ChatBackend:
     if callable(backend) and hasattr(backend, "model_id") and hasattr(backend, "address"):
         return backend
     raise ValueError(
-        f"backend is a {type(backend).__name__}; pass the address of an OpenAI-compatible endpoint, the id or path of "
-        "a chat model, a ChatEndpoint or a LocalChatModel"
+        f"backend is a {type(backend).__name__}; pass the URL of an OpenAI-compatible endpoint, the id or path of a "
+        "chat model, a ChatEndpoint or a LocalChatModel"
     )

@@ -149,6 +149,19 @@ def test_overload_is_waited_for_and_refusal_is_not(generate, endpoint, monkeypat
     assert len(endpoint.requests) == 3
 
 
+@pytest.mark.parametrize("refusal", [400, 422])
+def test_an_endpoint_that_refuses_structured_answers_is_asked_for_plain_text(generate, endpoint, caplog, refusal):
+    listed = "\n".join(f"- {template}" for template in PLACES[2:])
+    endpoint.answers = [json.dumps({"templates": PLACES[:2]}), refusal, listed]
+    backend = ChatEndpoint(base_url=endpoint.url, retries=0)
+    assert list(generate(backend=backend, n=5)) == PLACES
+    assert list(generate(backend=backend, n=3, domain="other")) == PLACES[2:]
+    formats = [body.get("response_format") for _, _, body in endpoint.requests]
+    assert "json" in formats[0]["type"]
+    assert [given is None for given in formats[:4]] == [False, False, True, True]
+    assert caplog.text.count("refused response_format") == 1
+
+
 FAULTS = {
     "slow": (("slow", 1.0), "timed out"),
     "no JSON": (("raw", b"<html>Welcome</html>"), "JSONDecodeError"),
