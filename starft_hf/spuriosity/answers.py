@@ -1,4 +1,4 @@
-"""What a language model answered, read as templates. Nothing in an answer is trusted."""
+"""Parsing and checking of a language model's answers. Nothing in an answer is trusted."""
 
 import json
 import re
@@ -6,87 +6,64 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 from starft_hf.spuriosity.pool import CAPTION_FIELD, CLASS_FIELD
 from starft_hf.utils.names import readable
 
 
-# Beyond that, an answer is cut: a list of templates is never so long.
+# Longer answers are cut: no list of templates takes as much.
 LONGEST_ANSWER = 100_000
 _MOST_ITEMS = 2_000
-# Towers take 64 or 77 tokens; what is longer than this is no phrase either.
+# Places in an answer where JSON may begin that are tried.
+_MOST_STARTS = 20
+# Towers take 64 or 77 tokens; anything longer is not a phrase either.
 _MOST_WORDS = 16
 _MOST_LETTERS = 120
 
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)(?:```|\Z)", re.DOTALL)
-_BULLET = re.compile(r"\s*(?:[-*\u2022]|\(?\d{1,4}[.):])\s+(.+)")
-_QUOTED = re.compile(r"\s*\"((?:[^\"\\]|\\.)+)\"\s*,?\s*")
+_BULLET = re.compile(r"^[ \t]*(?:[-*\u2022]|\(?\d{1,4}[.):])[ \t]+(.+)$", re.MULTILINE)
+# A string of a list whose end is missing, or on a line of its own.
+_QUOTED = re.compile(r"(\"(?:[^\"\\]|\\.){1,500}\")[ \t]*(?:[,\]]|$)", re.MULTILINE)
 # Letters of any script, and the signs that occur in phrases.
-_PLAIN = re.compile(r"[^\W_]|[ .,'\u2019\-{}/&()%]")
+_PLAIN = re.compile(r"(?:[^\W_]|[ .,'\u2019\-{}/&()%])+")
 _KEYS = ("template", "caption", "text", "phrase")
-# What the end of a caption begins with.
+# First words of the end of a caption.
 _BEGINNINGS = frozenset(
-    [
-        *("above", "across", "against", "among", "amid", "around", "at", "atop", "before", "behind", "below"),
-        *("beneath", "beside", "between", "by", "during", "from", "in", "inside", "near", "next", "on", "outside"),
-        *("over", "through", "under", "underneath", "with", "within", "without"),
-        *("covered", "framed", "held", "hidden", "lit", "seen", "shot", "surrounded", "taken", "wrapped"),
-    ]
+    re.findall(
+        r"\w+",
+        "above across against among amid around at atop before behind below beneath beside between by during from in "
+        "inside near next on outside over through under underneath with within without covered framed held hidden "
+        "lit seen shot surrounded taken wrapped",
+    )
 )
 
 
 class UnusableError(ValueError):
-    """An item of an answer is no template that can be used; the message is the reason, in a few words."""
+    """An item of an answer cannot be used as a template; the message is the reason, in a few words."""
 
 
 def parse_answer(answer: str) -> list[str]:
-    """The items of an answer: of JSON if there is any, also if it is cut off, else of a list with bullets or numbers.
+    """The items of an answer: of its JSON, else of a list with bullets or numbers, else of JSON that was cut off.
 
     Args:
-        answer: whatever a language model said.
+        answer: what a language model answered.
 
     Returns:
-        Strings that need to be checked; empty if there is no list.
+        Strings that still have to be checked; empty if there is no list.
     """
     text = _THOUGHTS.sub("", answer[:LONGEST_ANSWER])
-    fenced = [block for block in _FENCE.findall(text) if "[" in block or "{" in block]
-    for candidate in (text, *fenced):
-        items = _items_of_json(candidate.strip())
+    decoder = json.JSONDecoder()
+    for match in islice(re.finditer(r"[\[{]", text), _MOST_STARTS):
+        try:
+            items = _strings(decoder.raw_decode(text, match.start())[0])
+        except (ValueError, RecursionError):
+            continue
         if items:
             return items[:_MOST_ITEMS]
-    lines = [_BULLET.fullmatch(line) or _QUOTED.fullmatch(line) for line in text.splitlines()]
-    return [match[1] for match in lines if match is not None][:_MOST_ITEMS]
-
-
-def _items_of_json(text: str) -> list[str]:
-    decoder = json.JSONDecoder()
-    # A list is looked for where one may begin; of an answer of brackets, only the first few are tried.
-    starts = [0, *(match.start() for _, match in zip(range(20), re.finditer(r"[\[{]", text), strict=False))]
-    for start in starts:
-        try:
-            items = _strings(decoder.raw_decode(text, start)[0])
-        except (ValueError, RecursionError):
-            items = _items_of_truncated(decoder, text, start)
-        if items:
-            return items
-    return []
-
-
-def _items_of_truncated(decoder: json.JSONDecoder, text: str, start: int) -> list[str]:
-    """The items before the place where a JSON list breaks off."""
-    if text[start : start + 1] != "[":
-        return []
-    values: list[Any] = []
-    place = start + 1
-    while len(values) < _MOST_ITEMS and (match := re.compile(r"\s*,?\s*").match(text, place)):
-        try:
-            value, place = decoder.raw_decode(text, match.end())
-        except (ValueError, RecursionError):
-            break
-        values.append(value)
-    return _strings(values)
+    items = [match[1] for match in _BULLET.finditer(text)] or [match[1] for match in _QUOTED.finditer(text)]
+    return [_unquoted(item) for item in items[:_MOST_ITEMS]]
 
 
 def _strings(value: Any) -> list[str]:
@@ -101,9 +78,16 @@ def _strings(value: Any) -> list[str]:
     return [item for item in items if isinstance(item, str)]
 
 
+def _unquoted(text: str) -> str:
+    try:
+        return str(json.loads(text))
+    except (ValueError, RecursionError):
+        return text
+
+
 @lru_cache(maxsize=1)
 def invisible_words() -> re.Pattern[str]:
-    """Matches words that are not about what a photo looks like."""
+    """Matches words that are not about appearance."""
     text = (files("starft_hf.spuriosity") / "prompts" / "not_visible.txt").read_text(encoding="utf-8")
     words = [re.escape(line.strip()) for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = [word.replace(r"\*", r"\w*") for word in words]
@@ -111,10 +95,10 @@ def invisible_words() -> re.Pattern[str]:
 
 
 class TemplateCheck:
-    """Turns items of an answer into templates, or says why they cannot be used.
+    """Turns items of an answer into templates, or raises with the reason why they cannot be used.
 
     Args:
-        class_names: a template must name none of them.
+        class_names: names that must not occur in a template.
     """
 
     def __init__(self, class_names: Sequence[str]):
@@ -122,7 +106,7 @@ class TemplateCheck:
         self._names = re.compile(rf"\b(?:{'|'.join(map(_as_written, names))})\b", re.IGNORECASE)
 
     def __call__(self, item: str) -> str:
-        """The template that `item` is, or means.
+        """The template that `item` is or means.
 
         Raises:
             UnusableError: with the reason.
@@ -131,7 +115,7 @@ class TemplateCheck:
             raise UnusableError("too long")
         text = " ".join(unicodedata.normalize("NFKC", item).split()).strip(" \"'`,;*")
         text = text.replace("\u2019", "'")
-        if not text or not all(_PLAIN.fullmatch(letter) for letter in text):
+        if not text or not _PLAIN.fullmatch(text):
             raise UnusableError("not plain text")
         text = _with_field(text)
         words = text.replace(CAPTION_FIELD, " ").replace(CLASS_FIELD, " ")
@@ -158,5 +142,5 @@ def _with_field(text: str) -> str:
     if CAPTION_FIELD in text or CLASS_FIELD in text:
         return text
     first = text.split(maxsplit=1)[0].lower()
-    # Models forget the field; where it goes is plain from how the phrase begins.
+    # Models forget the field; the first word of the phrase shows where it goes.
     return f"{CAPTION_FIELD} {text[0].lower()}{text[1:]}" if first in _BEGINNINGS else text
