@@ -1,4 +1,4 @@
-"""Pools written by a language model for a user's own task."""
+"""Pools of templates that a language model writes for a task."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from starft_hf.data.captions import inject
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder, unit_rows
 from starft_hf.models.loading import load_model, load_processor
@@ -39,34 +40,9 @@ _CLASSES_EMBEDDED = 4
 _TOKENS_PER_TEMPLATE = 40
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What is asked for."""
-
-    domain: str
-    class_names: tuple[str, ...]
-    temperature: float
-    seed: int
-
-    def messages(self, aspect: str, number: int, known: Sequence[str], attempt: int, complaint: str) -> list[Message]:
-        shown = ", ".join(self.class_names[:_CLASSES_IN_PROMPT])
-        more = len(self.class_names) - _CLASSES_IN_PROMPT
-        content = Template(prompt("ask" if attempt == 1 else "more")).substitute(
-            domain=self.domain,
-            classes=f"{shown} and {more} others" if more > 0 else shown,
-            aspect=aspect,
-            number=number,
-            known="\n".join(f"- {template}" for template in known) or "- nothing yet",
-            complaint=complaint,
-            attempt=attempt,
-        )
-        return [{"role": "system", "content": prompt("system")}, {"role": "user", "content": content}]
-
-
 def prompt(name: str) -> str:
     """The text of a prompt: "system", "ask" or "more"."""
-    text = (files("starft_hf.spuriosity") / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-    return text.strip()
+    return (files("starft_hf.spuriosity") / "prompts" / f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
 def generate_pool(
@@ -86,72 +62,77 @@ def generate_pool(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> SpuriosityPool:
-    """Have a language model name what may go together with the classes of a task, as a pool of templates.
+    """Have a language model name what may be correlated with the classes of a task, as a pool of templates.
 
-    Of its answers, which are read as JSON or else as a list, templates are kept that can be used: with one field,
-    plain and short, about appearance, naming no class, and unlike each other. What is missing is asked for again.
-
-    Every answer is kept on disk, so that the same call gives the same pool again without asking.
+    Its answers are requested as JSON and read as a list where they are not. Templates are kept if they have one
+    field, are plain and short, are about appearance, name no class, and are not near-duplicates. Missing ones are
+    requested again. Every answer is cached on disk, so that the same call gives the same pool without a request.
 
     Args:
-        domain: what the classifier is for, such as "birds in the wild".
+        domain: purpose of the classifier, such as "birds in the wild".
         class_names: the classes.
-        aspects: what the templates are about; as many are asked for of each.
-        n: templates wanted, of all aspects together.
-        backend: the address of an OpenAI-compatible endpoint, the Hub id or path of a chat model, a `ChatEndpoint` or
+        aspects: subjects of the templates; n is divided among them equally.
+        n: number of templates, of all aspects together.
+        backend: the URL of an OpenAI-compatible endpoint, the Hub id or path of a chat model, a `ChatEndpoint` or
             a `LocalChatModel`.
-        model: the dual encoder that is to be fine-tuned, its Hub id or path. With it, templates are left out that are
-            too long for its text tower or nearly the same to it.
-        processor: its processor; None loads it from where the model is from.
+        model: the dual encoder to be fine-tuned, its Hub id or path. If given, templates are excluded that are too
+            long for its text tower or nearly the same to it.
+        processor: its processor; None loads it from the source of the model.
         temperature: of the language model; 0 makes it deterministic.
         seed: of the language model, where the temperature is above 0.
-        max_rounds: how often at most to ask about an aspect.
-        similarity: cosine of what two templates add to the plain caption, from which they are nearly the same.
-        name: what the pool is called; None takes the domain.
-        cache_dir: folder of the answers; None takes `starft/answers` under HF_HOME.
+        max_rounds: largest number of requests per aspect.
+        similarity: templates are nearly the same if what they add to the plain caption has this cosine or more.
+        name: name of the pool; None takes the domain.
+        cache_dir: folder of the cached answers; None takes `starft/answers` under HF_HOME.
         progress: whether to show a progress bar.
 
     Returns:
-        The pool, with model, prompts, date and answers in its `metadata`. It may be smaller than wanted, of which a
-        warning tells.
+        The pool, with model, prompts, date and answers in its `metadata`. If it has fewer than n templates, a warning
+        is logged.
 
     Raises:
-        ValueError: if a setting is out of range, or no answer held a template that can be used.
-        BackendError: if the language model cannot be asked.
+        ValueError: if a setting is out of range, or no answer held a usable template.
+        BackendError: if the language model does not answer.
     """
+    for what, values in (("class_names", class_names), ("aspects", aspects)):
+        if isinstance(values, str) or not values or not all(isinstance(value, str) and value for value in values):
+            raise ValueError(f"{what} is {values!r}; pass a list of names")
     names = tuple(dict.fromkeys(readable(class_name) for class_name in class_names))
-    _check(domain, class_names, names, aspects, n, max_rounds, temperature, similarity)
-    asked = as_backend(backend)
-    folder = default_folder() / "answers" if cache_dir is None else Path(cache_dir)
+    requirements = {
+        "domain is empty; say in a few words what the classifier is for, as in 'birds in the wild'": domain.strip(),
+        f"class_names is {list(class_names)!r}; there must be at least two classes": len(names) > 1,
+        f"n is {n}; there must be at least one template for each of {len(aspects)} aspects": n >= len(aspects),
+        f"max_rounds is {max_rounds}; it must be a positive integer": max_rounds >= 1,
+        f"temperature is {temperature}; it must be 0 or above": temperature >= 0,
+        f"similarity is {similarity}; it must be a cosine above 0 and at most 1": 0 < similarity <= 1,
+    }
+    for message, is_met in requirements.items():
+        if not is_met:
+            raise ValueError(message)
     writer = _Writer(
-        request=_Request(domain, names, temperature, seed),
-        ask=_Answers(asked, folder),
+        domain=domain,
+        class_names=names,
+        backend=as_backend(backend),
+        temperature=temperature,
+        cache_dir=default_folder() / "answers" if cache_dir is None else Path(cache_dir),
         check=TemplateCheck(names),
-        encoder=None if model is None else _Embeddings.of(model, processor, names),
+        embed=None if model is None else _Embedder.of(model, processor, names),
         similarity=similarity,
     )
     with tqdm(total=n, desc="Writing templates", unit=" templates", disable=not progress) as bar:
         for place, aspect in enumerate(aspects):
             wanted = n // len(aspects) + (place < n % len(aspects))
-            writer.write(aspect, wanted, max_rounds, bar.update)
-    if not writer.templates:
-        raise ValueError(writer.nothing())
-    if len(writer.templates) < n:
-        logger.warning(
-            "%d of %d templates were written; of the others, %s. Ask another model, raise max_rounds, or name other "
-            "aspects.",
-            len(writer.templates),
-            n,
-            _in_words(writer.rejected) or "none were answered",
-        )
+            writer.write(aspect, wanted, range(seed, seed + max_rounds), bar.update)
+    writer.check_number(n)
+    model_id = writer.backend.model_id
     return SpuriosityPool(
         writer.templates,
         name=name or domain,
-        source=f"written by {asked.model_id}",
+        source=f"written by {model_id}",
         aspects=writer.aspects,
-        description=f"What may go together with the classes of: {domain}.",
+        description=f"What may be correlated with the classes of: {domain}.",
         metadata={
-            "model": asked.model_id,
+            "model": model_id,
             "domain": domain,
             "class_names": list(names),
             "temperature": temperature,
@@ -162,41 +143,17 @@ def generate_pool(
     )
 
 
-def _check(
-    domain: str,
-    class_names: Sequence[str],
-    names: Sequence[str],
-    aspects: Sequence[str],
-    n: int,
-    max_rounds: int,
-    temperature: float,
-    similarity: float,
-) -> None:
-    if not domain.strip():
-        raise ValueError("domain is empty; say in a few words what the classifier is for, as in 'birds in the wild'")
-    for what, values in (("class_names", class_names), ("aspects", aspects)):
-        if isinstance(values, str) or not values or not all(isinstance(value, str) and value for value in values):
-            raise ValueError(f"{what} is {values!r}; pass a list of names")
-    if len(names) < 2:
-        raise ValueError(f"class_names is {list(class_names)!r}; there must be at least two classes")
-    if n < len(aspects):
-        raise ValueError(f"n is {n}, which is less than one template for each of {len(aspects)} aspects")
-    if max_rounds < 1:
-        raise ValueError(f"max_rounds is {max_rounds}; it is a number from 1")
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it is 0 or above")
-    if not 0 < similarity <= 1:
-        raise ValueError(f"similarity is {similarity}; it is a cosine above 0, to 1")
-
-
 @dataclass
 class _Writer:
-    """Asks until there are enough templates, and keeps those that can be used."""
+    """Requests templates until there are enough, and keeps the usable ones."""
 
-    request: _Request
-    ask: "_Answers"
+    domain: str
+    class_names: Sequence[str]
+    backend: ChatBackend
+    temperature: float
+    cache_dir: Path
     check: TemplateCheck
-    encoder: "_Embeddings | None"
+    embed: "_Embedder | None"
     similarity: float
     templates: list[str] = field(default_factory=list)
     aspects: list[str] = field(default_factory=list)
@@ -205,21 +162,19 @@ class _Writer:
     _gists: list[Gist] = field(default_factory=list)
     _embeds: list[Tensor] = field(default_factory=list)
 
-    def write(self, aspect: str, wanted: int, max_rounds: int, on_template: Callable[[int], Any]) -> None:
-        """Ask about an aspect until `wanted` templates are kept, at most `max_rounds` times."""
+    def write(self, aspect: str, wanted: int, seeds: Sequence[int], on_template: Callable[[int], Any]) -> None:
+        """Request templates of an aspect until `wanted` are kept, at most once per seed."""
         kept, complaint = 0, ""
-        for attempt in range(1, max_rounds + 1):
+        for attempt, seed in enumerate(seeds, 1):
             if kept >= wanted:
                 return
-            # Some of what is answered will not do.
+            # A surplus, because some will be rejected.
             number = wanted - kept + max(2, (wanted - kept) // 4)
-            known = [name for name, own in zip(self.templates, self.aspects, strict=True) if own == aspect]
-            messages = self.request.messages(aspect, number, known, attempt, complaint)
-            tokens = 200 + _TOKENS_PER_TEMPLATE * number
-            answer, date = self.ask(messages, self.request.temperature, tokens, self.request.seed + attempt - 1)
-            self.rounds.append({"aspect": aspect, "date": date, "prompt": messages, "answer": answer})
+            messages = self._messages(aspect, number, attempt, complaint)
+            answer = self._ask(messages, 200 + _TOKENS_PER_TEMPLATE * number, seed)
+            self.rounds.append({"aspect": aspect, "prompt": messages, **answer})
             reasons: Counter[str] = Counter()
-            for item in parse_answer(answer):
+            for item in parse_answer(answer["answer"]):
                 if kept >= wanted:
                     break
                 try:
@@ -232,13 +187,27 @@ class _Writer:
             self.rejected += reasons
             complaint = f"- Of your last answer, {_in_words(reasons)}." if reasons else ""
 
+    def _messages(self, aspect: str, number: int, attempt: int, complaint: str) -> list[Message]:
+        shown, more = self.class_names[:_CLASSES_IN_PROMPT], len(self.class_names) - _CLASSES_IN_PROMPT
+        known = [name for name, own in zip(self.templates, self.aspects, strict=True) if own == aspect]
+        content = Template(prompt("ask" if attempt == 1 else "more")).substitute(
+            domain=self.domain,
+            classes=", ".join(shown) + (f" and {more} others" if more > 0 else ""),
+            aspect=aspect,
+            number=number,
+            known="\n".join(f"- {template}" for template in known) or "- nothing yet",
+            complaint=complaint,
+            attempt=attempt,
+        )
+        return [{"role": "system", "content": prompt("system")}, {"role": "user", "content": content}]
+
     def _keep(self, item: str, aspect: str) -> None:
         template = self.check(item)
         gist = Gist.of(template)
         if any(gist.is_near(other) for other in self._gists):
             raise UnusableError("repeats another")
-        if self.encoder is not None:
-            embed = self.encoder(template)
+        if self.embed is not None:
+            embed = self.embed(template)
             if any(float(embed @ other) >= self.similarity for other in self._embeds):
                 raise UnusableError("means the same as another to the model")
             self._embeds.append(embed)
@@ -246,71 +215,74 @@ class _Writer:
         self.templates.append(template)
         self.aspects.append(aspect)
 
-    def nothing(self) -> str:
-        """Why there is no template at all."""
-        why = _in_words(self.rejected) or "nothing in them was a list"
-        last = self.rounds[-1]["answer"][:200]
-        return (
-            f"{self.ask.backend.model_id!r} was asked {len(self.rounds)} times, and no answer held a template that "
-            f"can be used: {why}. The last answer began {last!r}. Ask a larger model."
-        )
+    def _ask(self, messages: list[Message], max_tokens: int, seed: int) -> dict[str, str]:
+        """The answer and its date, from the cache if the same request was answered before."""
+        backend, temperature = self.backend, self.temperature
+        key = digest([backend.model_id, backend.address, messages, temperature, max_tokens, seed])
+        file = self.cache_dir / f"answer-{key}.json"
+        cached = _read(file, key)
+        if cached is not None:
+            return cached
+        answer = backend(messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        # Lone surrogates cannot be written to a file.
+        answer = answer.encode("utf-8", "replace").decode("utf-8")
+        content = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "answer": answer}
+        try:
+            write_text_atomically(file, json.dumps({"key": key, **content}, ensure_ascii=False))
+        except OSError as error:
+            logger.warning("Could not cache the answer in %s (%s); the next run asks again.", self.cache_dir, error)
+        return content
+
+    def check_number(self, n: int) -> None:
+        """Warn of fewer than `n` templates.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        reasons = _in_words(self.rejected)
+        if not self.templates:
+            raise ValueError(
+                f"{self.backend.model_id!r} was asked {len(self.rounds)} times, and no answer held a template that "
+                f"can be used: {reasons or 'there was no list'}. The last answer began "
+                f"{self.rounds[-1]['answer'][:200]!r}. Ask a larger model."
+            )
+        if len(self.templates) < n:
+            logger.warning(
+                "%d of %d templates were written; of the others, %s. Ask another model, raise max_rounds, or name "
+                "other aspects.",
+                len(self.templates),
+                n,
+                reasons or "none were answered",
+            )
 
 
 def _in_words(reasons: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
 
 
-@dataclass
-class _Answers:
-    """Asks a language model what it has not been asked before; answers are kept on disk."""
-
-    backend: ChatBackend
-    folder: Path
-
-    def __call__(self, messages: list[Message], temperature: float, max_tokens: int, seed: int) -> tuple[str, str]:
-        """The answer, and the day it was given."""
-        key = digest([self.backend.model_id, self.backend.address, messages, temperature, max_tokens, seed])
-        file = self.folder / f"answer-{key}.json"
-        kept = _read(file, key)
-        if kept is not None:
-            return kept
-        # Lone surrogates cannot be written to a file.
-        answer = self.backend(messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
-        answer = answer.encode("utf-8", "replace").decode("utf-8")
-        date = time.strftime("%Y-%m-%d", time.gmtime())
-        try:
-            write_text_atomically(file, json.dumps({"key": key, "date": date, "answer": answer}, ensure_ascii=False))
-        except OSError as error:
-            logger.warning("The answer could not be kept in %s (%s); the next run asks again.", self.folder, error)
-        return answer, date
-
-
-def _read(file: Path, key: str) -> tuple[str, str] | None:
+def _read(file: Path, key: str) -> dict[str, str] | None:
+    """A cached answer, or None if the file is missing, truncated or of another request."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        answer, date = content["answer"], content["date"]
+        answer = {name: content[name] for name in ("date", "answer")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    whole = content.get("key") == key and isinstance(answer, str) and isinstance(date, str)
-    return (answer, date) if whole else None
+    is_valid = content.get("key") == key and all(isinstance(value, str) for value in answer.values())
+    return answer if is_valid else None
 
 
-@dataclass
-class _Embeddings:
-    """What a template adds to the plain caption, to the dual encoder that is to be fine-tuned."""
+@dataclass(frozen=True)
+class _Embedder:
+    """Embeds what a template adds to the plain caption, by the text tower of the model to be fine-tuned."""
 
     model: nn.Module
     encoder: DualEncoder
     class_names: Sequence[str]
-    longest: str
 
     @classmethod
-    def of(cls, model: Any, processor: Any, class_names: Sequence[str]) -> "_Embeddings":
+    def of(cls, model: Any, processor: Any, class_names: Sequence[str]) -> "_Embedder":
         model = load_model(model)
-        encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
-        tokenizer = encoder.encode_texts.tokenizer
-        longest = max(class_names, key=lambda name: len(tokenizer(name)["input_ids"]))
-        return cls(model, encoder, class_names[:_CLASSES_EMBEDDED], longest)
+        return cls(model, DualEncoder.of(model, load_processor(base_model_of(model), processor)), class_names)
 
     def __call__(self, template: str) -> Tensor:
         """A unit row `(D,)`.
@@ -318,13 +290,11 @@ class _Embeddings:
         Raises:
             UnusableError: if it is too long for the text tower.
         """
-        pool = SpuriosityPool([template])
-        encoding = self.encoder.encode_texts
-        text = pool.inject(f"a photo of a {self.longest}.", self.longest, 0)
-        if len(encoding.tokenizer(text)["input_ids"]) > encoding.max_length:
-            raise UnusableError("too long for the text tower")
         plain = [f"a photo of a {name}." for name in self.class_names]
-        texts = [pool.inject(caption, name, 0) for caption, name in zip(plain, self.class_names, strict=True)]
+        texts = [inject(template, caption, name) for caption, name in zip(plain, self.class_names, strict=True)]
+        if not all(map(self.encoder.encode_texts.fits, texts)):
+            raise UnusableError("too long for the text tower")
+        plain, texts = plain[:_CLASSES_EMBEDDED], texts[:_CLASSES_EMBEDDED]
         with evaluation_mode(self.model):
             embeds = self.encoder.encode(self.model, texts=[*plain, *texts]).float().cpu()
         before, after = embeds[: len(plain)].mean(0), embeds[len(plain) :].mean(0)
