@@ -1,4 +1,4 @@
-"""Attributes of images by a zero-shot model: which templates mean the same to it, and which one an image has."""
+"""Attributes of images by a zero-shot model: clusters of templates that mean the same to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from torch import Tensor
 from starft_hf.models.encoder import unit_rows
 
 
-# Templates whose embeddings, less the mean of their aspect, are this similar are one attribute.
+# Templates are one attribute from this cosine on, of embeddings less the mean of their aspect.
 SIMILARITY = 0.7
 
-# Entries of unit rows that differ by less are the same.
+# Entries of unit rows that differ by less count as equal.
 _ROUNDING = 1e-5
 
-# The subspace of the classes is kept to this share of all dimensions, so that something is left for attributes.
-_CLASS_SHARE = 8
+# The class subspace has at most 1 / this of all dimensions, so that something is left for attributes.
+_CLASS_FRACTION = 8
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """What one or several templates of an aspect mean.
+    """The meaning of one or several templates of an aspect.
 
     Attributes:
-        name: how it reads, after the template that is most like all of them.
-        aspect: what it is about, such as "background".
+        name: the most typical of the templates, as it reads.
+        aspect: its subject, such as "background".
         templates: indices of the templates in their pool.
     """
 
@@ -35,7 +35,7 @@ class Attribute:
 
 
 def class_subspace(class_embeds: Tensor) -> Tensor:
-    """An orthonormal basis `(K, D)` of what tells captions of classes apart.
+    """An orthonormal basis `(K, D)` of the differences of class captions.
 
     K is at most C - 1, and at most an eighth of D, in which case the largest differences are kept.
 
@@ -44,17 +44,17 @@ def class_subspace(class_embeds: Tensor) -> Tensor:
     """
     differences = class_embeds - class_embeds.mean(0)
     _, sizes, basis = torch.linalg.svd(differences, full_matrices=False)
-    number = min(len(class_embeds) - 1, class_embeds.shape[1] // _CLASS_SHARE)
+    number = min(len(class_embeds) - 1, class_embeds.shape[1] // _CLASS_FRACTION)
     return basis[:number][sizes[:number] > 1e-6]
 
 
 def without_subspace(embeds: Tensor, basis: Tensor) -> Tensor:
-    """`embeds` less their part in the subspace of an orthonormal basis."""
+    """`embeds` without their component in the subspace of an orthonormal basis."""
     return embeds - embeds @ basis.T @ basis
 
 
 def merge_alike(embeds: Tensor, similarity: float = SIMILARITY) -> list[list[int]]:
-    """Clusters of rows that point the same way from the mean of all, by average linkage.
+    """Clusters of rows with the same direction from the mean of all, by average linkage.
 
     Args:
         embeds: unit rows, `(N, D)`.
@@ -66,8 +66,8 @@ def merge_alike(embeds: Tensor, similarity: float = SIMILARITY) -> list[list[int
     differences = embeds - embeds.mean(0)
     if differences.abs().max() < _ROUNDING:
         return [list(range(len(embeds)))]
-    centred = unit_rows(differences).double()
-    cosines = centred @ centred.T
+    centered = unit_rows(differences).double()
+    cosines = centered @ centered.T
     cosines.fill_diagonal_(-torch.inf)
     clusters: dict[int, list[int]] = {row: [row] for row in range(len(embeds))}
     while len(clusters) > 1:
@@ -87,16 +87,16 @@ def merge_alike(embeds: Tensor, similarity: float = SIMILARITY) -> list[list[int
 def attributes_of(
     embeds: Tensor, plain: Tensor, names: Sequence[str], templates: Sequence[int], aspect: str
 ) -> list[Attribute]:
-    """The attributes that the templates of one aspect mean to a model.
+    """The attributes that a model distinguishes among the templates of one aspect.
 
-    Templates that the model cannot tell from the plain caption mean nothing to it, and are left out.
+    Templates that it cannot distinguish from the plain caption are excluded.
 
     Args:
         embeds: unit rows of the templates, averaged over classes, `(T, D)`.
         plain: unit row of the plain caption, averaged over classes, `(D,)`.
         names: how the templates read.
         templates: their indices in the pool.
-        aspect: what they are about.
+        aspect: their subject.
     """
     attributes = []
     for cluster in merge_alike(torch.cat([embeds, plain[None]])):
@@ -120,7 +120,7 @@ def mean_of(attributes: Sequence[Attribute], embeds: Tensor) -> Tensor:
 
 
 def assign(image_embeds: Tensor, attribute_embeds: Tensor, plain: Tensor) -> Tensor:
-    """The attribute that every image has, `(N,)`: that of the caption most like it, or -1 for the plain one.
+    """The attribute that every image has, `(N,)`: that of the most similar caption, or -1 for the plain one.
 
     Args:
         image_embeds: `(N, D)`.
@@ -131,10 +131,10 @@ def assign(image_embeds: Tensor, attribute_embeds: Tensor, plain: Tensor) -> Ten
 
 
 def readable_template(template: str) -> str:
-    """What a template adds, for people: "on the water" of "{} on the water.", "striped" of "a striped {class}."."""
+    """What a template adds: "on the water" of "{} on the water.", "striped" of "a striped {class}."."""
     text = template.replace("{class}", "").replace("{}", "").strip(" .,")
-    for filling in ("a photo of an ", "a photo of a "):
-        text = text.removeprefix(filling)
-    for filling in (" of an", " of a"):
-        text = text.removesuffix(filling)
+    for filler in ("a photo of an ", "a photo of a "):
+        text = text.removeprefix(filler)
+    for filler in (" of an", " of a"):
+        text = text.removesuffix(filler)
     return text.removeprefix("a ") or template

@@ -1,26 +1,27 @@
-"""How attributes of images go together with their labels, and whether chance would do the same."""
+"""How attributes of images are correlated with their labels, and tests against chance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-# What is the same number up to rounding is as large.
+# Numbers that differ by less count as equal.
 _ROUNDING = 1e-12
 
-# Of the labels that an attribute is said to go with or to stay away from, this share at most is expected to be chance.
+# False discovery rate of the labels that an attribute is correlated with.
 _FALSE_LABELS = 0.05
 
 
 @dataclass(frozen=True)
 class Associations:
-    """How C labels go together with A attributes.
+    """How C labels are correlated with A attributes.
 
     Attributes:
-        effects: share of a label's images that have an attribute, less that of all other images, `(C, A)`.
-        shares: share of a label's images that have an attribute, `(C, A)`.
+        effects: fraction of a label's images that have an attribute, less that of all other images, `(C, A)`.
+        shares: fraction of a label's images that have an attribute, `(C, A)`.
         cell_information: mutual information of having a label and having an attribute, in nats, `(C, A)`.
         information: mutual information of the label and having an attribute, in nats, `(A,)`.
         cell_p_values: how often chance gives a cell, anywhere in the table, as much information, `(C, A)`.
@@ -45,10 +46,10 @@ def count_cells(
     Args:
         labels: `(N,)`.
         assigned: for each aspect the attribute that every image has, `(N,)`, or -1 for none.
-        num_classes: labels there are.
-        num_attributes: attributes there are, of all aspects together.
+        num_classes: number of labels.
+        num_attributes: number of attributes, of all aspects together.
     """
-    # One column more, for images without an attribute.
+    # The last column is for images without an attribute.
     width = num_attributes + 1
     flat = np.zeros(num_classes * width, dtype=np.int64)
     for attributes in assigned:
@@ -56,39 +57,27 @@ def count_cells(
     return flat.reshape(num_classes, width)[:, :num_attributes]
 
 
-class Information:
-    """Mutual information of labels and attributes, from counts, in nats.
-
-    With the numbers of images per label and per attribute fixed, as under permutation, what changes are a few terms
-    `n log n`, which are looked up.
+def mutual_information(
+    counts: NDArray[np.int64], class_sizes: NDArray[np.int64], attribute_sizes: NDArray[np.int64], terms: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mutual information in nats, of every label and attribute `(C, A)`, and of all labels and an attribute `(A,)`.
 
     Args:
+        counts: images with a label and an attribute, `(C, A)`.
         class_sizes: images per label, `(C,)`.
         attribute_sizes: images per attribute, `(A,)`.
+        terms: `n log n` for n from 0 to the number of images N, `(N + 1,)`: a table, because this is computed for
+            every permutation.
     """
-
-    def __init__(self, class_sizes: NDArray[np.int64], attribute_sizes: NDArray[np.int64]):
-        self.total = int(class_sizes.sum())
-        numbers = np.arange(self.total + 1, dtype=np.float64)
-        self._terms = numbers * np.log(np.maximum(numbers, 1))
-        self._classes = class_sizes[:, None]
-        self._attributes = attribute_sizes[None, :]
-        terms = self._terms
-        of_attributes = terms[self._attributes] + terms[self.total - self._attributes] - terms[self.total]
-        of_classes = terms[self._classes]
-        self._attribute_constant = of_attributes[0] + of_classes.sum()
-        self._cell_constant = of_attributes + of_classes + terms[self.total - self._classes]
-
-    def __call__(self, counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """That of every cell, `(C, A)`, and of every attribute with the label, `(A,)`."""
-        terms = self._terms
-        within = terms[counts] + terms[self._classes - counts]
-        without = self._attributes - counts
-        outside = terms[without] + terms[self.total - self._classes - without]
-        cells = (within + outside - self._cell_constant) / self.total
-        attributes = (within.sum(0) - self._attribute_constant) / self.total
-        # Rounding may leave a negative number where there is none.
-        return np.maximum(cells, 0), np.maximum(attributes, 0)
+    total = len(terms) - 1
+    class_sizes, others = class_sizes[:, None], attribute_sizes - counts
+    within = terms[counts] + terms[class_sizes - counts]
+    outside = terms[others] + terms[total - class_sizes - others]
+    of_attribute = terms[attribute_sizes] + terms[total - attribute_sizes] - terms[total]
+    cells = within + outside - of_attribute - terms[class_sizes] - terms[total - class_sizes]
+    attributes = within.sum(0) - of_attribute - terms[class_sizes].sum()
+    # Rounding may give a negative number where it is 0.
+    return np.maximum(cells / total, 0), np.maximum(attributes / total, 0)
 
 
 def measure_associations(
@@ -100,18 +89,18 @@ def measure_associations(
     permutations: int = 1000,
     seed: int = 0,
 ) -> Associations:
-    """Measure how labels and attributes go together, and test it by permuting the labels.
+    """Measure how labels and attributes are correlated, and test it by permuting the labels.
 
-    A p-value is the share of permutations, the data themselves included, whose largest information is at least as
-    large. Being compared with the largest of all attributes (of all cells), it needs no further correction for their
-    number, and takes into account that they depend on each other.
+    A p-value is the fraction of permutations, the data themselves included, whose largest information is at least as
+    large. Because the largest is taken over all attributes (or cells), no further correction for their number is
+    needed, and their dependence is taken into account.
 
     Args:
         labels: `(N,)`.
         assigned: for each aspect the attribute that every image has, `(N,)`, or -1 for none.
-        num_classes: labels there are.
-        num_attributes: attributes there are, of all aspects together.
-        permutations: how many; p-values are no smaller than 1 / (permutations + 1).
+        num_classes: number of labels.
+        num_attributes: number of attributes, of all aspects together.
+        permutations: their number; p-values are no smaller than 1 / (permutations + 1).
         seed: of the permutations.
 
     Source: single-step maxT of Westfall and Young, Resampling-Based Multiple Testing, 1993.
@@ -119,20 +108,21 @@ def measure_associations(
     counts = count_cells(labels, assigned, num_classes, num_attributes)
     class_sizes = np.bincount(labels, minlength=num_classes)
     attribute_sizes = counts.sum(0)
-    information = Information(class_sizes, attribute_sizes)
-    cells, attributes = information(counts)
+    numbers = np.arange(len(labels) + 1, dtype=np.float64)
+    fixed = class_sizes, attribute_sizes, numbers * np.log(np.maximum(numbers, 1))
+    cells, attributes = mutual_information(counts, *fixed)
     largest = np.empty((permutations, 2))
     as_large = np.ones(cells.shape)
     generator = np.random.default_rng(seed)
     for row in largest:
         shuffled = generator.permutation(labels)
-        by_chance = information(count_cells(shuffled, assigned, num_classes, num_attributes))
+        by_chance = mutual_information(count_cells(shuffled, assigned, num_classes, num_attributes), *fixed)
         as_large += by_chance[0] >= cells - _ROUNDING
         row[:] = [values.max(initial=0) for values in by_chance]
     shares = counts / np.maximum(class_sizes, 1)[:, None]
     others = (attribute_sizes - counts) / np.maximum(len(labels) - class_sizes, 1)[:, None]
     return Associations(
-        # Of a label that does not occur nothing can be said.
+        # A label that does not occur has no effects.
         effects=np.where(class_sizes[:, None] > 0, shares - others, 0),
         shares=shares,
         cell_information=cells,
@@ -150,14 +140,14 @@ def _p_values(values: NDArray[np.float64], largest: NDArray[np.float64]) -> NDAr
 
 
 def labels_concerned(associations: Associations, min_effect: float) -> NDArray[np.bool_]:
-    """Which labels an attribute makes a difference to, `(C, A)`, for attributes that go together with the labels.
+    """Which labels an attribute makes a difference to, `(C, A)`, for attributes that are correlated with the labels.
 
-    Of many labels with few images each, some differ by chance. Labels of small p-values are chosen per attribute such
-    that of those chosen 5% at most are expected to be chance; the one with most information always is.
+    Of many labels with few images each, some differ by chance. Labels with small p-values are chosen per attribute at
+    a false discovery rate of 5%; the label with most information is always chosen.
 
     Args:
         associations: as measured.
-        min_effect: differences that are smaller do not count.
+        min_effect: smallest difference that counts.
 
     Source: Benjamini and Hochberg, Controlling the false discovery rate, 1995.
     """
@@ -175,15 +165,14 @@ def labels_concerned(associations: Associations, min_effect: float) -> NDArray[n
 def agreement(
     first: Sequence[NDArray[np.int64]], second: Sequence[NDArray[np.int64]], num_attributes: int
 ) -> NDArray[np.float64]:
-    """How far two ways of telling attributes agree on which images have each, as Cohen's kappa, `(A,)`.
+    """How far two assignments agree on which images have each attribute, as Cohen's kappa, `(A,)`.
 
-    0 is what chance gives, 1 is perfect. An attribute that neither finds anywhere, or that both find everywhere,
-    gives 0, for nothing speaks for it.
+    0 is chance level, 1 is perfect. An attribute that both assign nowhere or everywhere gives 0.
 
     Args:
-        first: for each aspect the attribute that every image has by the one way, `(N,)`, or -1 for none.
-        second: the same by the other way.
-        num_attributes: attributes there are, of all aspects together.
+        first: for each aspect the attribute of every image, `(N,)`, or -1 for none.
+        second: the same of the other assignment.
+        num_attributes: number of attributes, of all aspects together.
 
     Source: Cohen, A coefficient of agreement for nominal scales, 1960.
     """
