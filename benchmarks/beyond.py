@@ -34,7 +34,7 @@ from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER, pretrain
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, CLASS_NAMES, Task, make_split
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, get_regularizer
-from starft_hf.spuriosity.result import Scorer
+from starft_hf.spuriosity.scorer import Scorer
 from starft_hf.utils.files import write_text_atomically
 
 

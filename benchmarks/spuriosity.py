@@ -33,8 +33,10 @@ from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, UNREL
 from starft_hf.models.encoder import DualEncoder, unit_rows
 from starft_hf.report import Run
 from starft_hf.spuriosity.answers import TemplateCheck, parse_answer
-from starft_hf.spuriosity.discovery import embed_images, make_scorer
 from starft_hf.spuriosity.duplicates import Gist
+from starft_hf.spuriosity.embedding import embed_images
+from starft_hf.spuriosity.scorer import make_scorer
+from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.spuriosity.statistics import measure_associations
 
 
@@ -205,7 +207,7 @@ def measure_whole() -> dict[str, float]:
     train = make_split("train", size=IMAGES + 2)
     columns = ImageColumns("image", "label", None, None, tuple(train.features["label"].names))
     encoder = DualEncoder.of(model, processor)
-    look = partial(embed_images, batch_size=64, num_workers=0, progress=False)
+    look = partial(embed_images, settings=SearchSettings(progress=False))
     times = {
         "forwards": median_seconds(lambda: look(model, encoder, train, range(len(train)), columns)),
         "discovery": median_seconds(lambda: discover_spuriosity(model, processor, train, "all", progress=False)),

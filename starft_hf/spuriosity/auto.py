@@ -1,7 +1,7 @@
-"""`spuriosity="auto"`: the pool of a run, out of its own training set."""
+"""`spuriosity="auto"`: the pool of a run, discovered in its own training set."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers.utils import logging
 from starft_hf.data.columns import ImageColumns
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.fingerprint import images_fingerprint, model_fingerprint, preprocessing_fingerprint
-from starft_hf.spuriosity.discovery import Significance, check_labelled, discover, sample_rows
+from starft_hf.spuriosity.discovery import check_labeled, discover
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.reading import POOL_FILE
 from starft_hf.utils.collectives import all_processes_agree, rank
@@ -33,44 +33,36 @@ class DiscoverySettings:
     """How a run discovers its pool.
 
     Attributes:
-        pool: the candidates: a name, a path or a Hub repository.
-        samples: training images to look at, drawn at random; of an iterable dataset the first ones.
-        caption_templates: the plain captions, with `{}` for the class name.
-        seed: of the sample and of the permutations.
+        search: how the training set is searched.
         device: where to compute.
-        keep_in: folder where the pool is kept for resumed runs; None keeps it nowhere.
-        saves: whether this process writes it there.
-        options: further ones of `discover`, such as the batch size.
+        folder: where the pool is saved for resumed runs.
+        saves: whether this process saves it.
     """
 
-    pool: str
-    samples: int
-    caption_templates: Sequence[str]
-    seed: int
+    search: SearchSettings
     device: torch.device
-    keep_in: Path
+    folder: Path
     saves: bool
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_auto(spuriosity: Spuriosity) -> bool:
-    """Whether the pool is to be found in the training set."""
+    """Whether the pool is to be discovered in the training set."""
     return isinstance(spuriosity, str) and spuriosity == AUTO
 
 
 def given_pool(spuriosity: Spuriosity, discovery_pool: str) -> SpuriosityPool:
-    """The pool that a run is given; with "auto" the one it is to choose from."""
+    """The pool passed to a run; for "auto", the pool of candidates."""
     return as_pool(discovery_pool if is_auto(spuriosity) else spuriosity)
 
 
 def check_auto(spuriosity: Spuriosity, columns: ImageColumns) -> None:
-    """Check that a training set allows discovery, where it is asked for.
+    """Check that a training set allows discovery, if "auto" is requested.
 
     Raises:
         ValueError: if it has no labels.
     """
     if is_auto(spuriosity):
-        check_labelled(columns, "train_dataset")
+        check_labeled(columns, "train_dataset")
 
 
 def pool_of_run(
@@ -82,15 +74,15 @@ def pool_of_run(
     columns: ImageColumns | None,
     settings: DiscoverySettings,
 ) -> SpuriosityPool | None:
-    """The pool that a run trains with: the one it is given, or what discovery finds of it in the training set.
+    """The pool that a run trains with: the given one, or what discovery finds of it in the training set.
 
-    All processes find the same. Where checkpoints are saved, so is the pool, and a resumed run takes it from there.
+    All processes get the same. If checkpoints are saved, so is the pool, and a resumed run loads it.
 
     Args:
         spuriosity: as it was passed to the trainer.
-        given: the pool of `given_pool`, or None where the regularizer needs none.
+        given: the pool of `given_pool`, or None if the regularizer needs none.
         model: the model before training.
-        encoder: its conventions.
+        encoder: its spec.
         dataset: the training set, or None.
         columns: its columns.
         settings: of the discovery.
@@ -105,7 +97,7 @@ def pool_of_run(
     pool = _discovered(given, model, encoder, dataset, columns, settings)
     pool.metadata["key"] = key
     if settings.saves:
-        _keep(pool, file)
+        _save(pool, file)
     return pool
 
 
@@ -117,47 +109,32 @@ def _discovered(
     columns: ImageColumns,
     settings: DiscoverySettings,
 ) -> SpuriosityPool:
-    rows, indices = sample_rows(dataset, settings.samples, settings.seed)
     device = next(model.parameters()).device
-    # Models in 4 or 8 bits are where they compute already, and refuse to be moved.
+    # Models in 4 or 8 bits are on their device already, and cannot be moved.
     if device != settings.device:
         model.to(settings.device)
     try:
-        result = discover(
-            model,
-            encoder,
-            rows,
-            indices,
-            columns,
-            given,
-            settings.caption_templates,
-            Significance(seed=settings.seed),
-            **settings.options,
-        )
+        result = discover(model, encoder, dataset, columns, given, settings.search)
     finally:
-        # Where FSDP will shard the model, it is not to be on the device as a whole.
+        # A model that FSDP will shard must not stay on the device as a whole.
         if device != settings.device:
             model.to(device)
-    pool, why = (result.pool(), "") if result.found else (None, "nothing in the sample goes together with a label")
-    if pool is not None and any(not pool.eligible(name) for name in columns.class_names or ()):
-        pool, why = None, "what was found is restricted to some classes, and others would have no template"
-    if rank() == 0 and pool is None:
-        logger.warning(
-            "spuriosity='auto' looked at %d images and trains with the whole pool %r: %s.",
-            len(indices),
-            given.name,
-            why,
+    found = result.pool() if result.found else None
+    if found is None:
+        outcome = f"the whole pool {given.name!r}: nothing in the sample is correlated with a label"
+    elif any(not found.eligible(name) for name in columns.class_names or ()):
+        found = None
+        outcome = (
+            f"the whole pool {given.name!r}: what was found is restricted to some classes, and others would have no "
+            "template"
         )
-    if rank() == 0 and pool is not None:
-        logger.warning(
-            "spuriosity='auto' looked at %d images and trains with %d templates of the pool %r: %s",
-            len(indices),
-            len(pool),
-            given.name,
-            "; ".join(map(str, [row for row in result.table if row.found][:10])),
-        )
-    # A pool of its own, because what is given may be the user's.
-    return SpuriosityPool.from_dict((pool or given).to_dict())
+    else:
+        rows = [str(row) for row in result.table if row.found]
+        outcome = f"{len(found)} templates of the pool {given.name!r}: {'; '.join(rows[:10])}"
+    if rank() == 0:
+        logger.warning("spuriosity='auto' searched %d images and trains with %s.", len(result.labels), outcome)
+    # A copy, because the given pool may be the user's.
+    return SpuriosityPool.from_dict((found or given).to_dict())
 
 
 def _key(
@@ -166,25 +143,25 @@ def _key(
     dataset: Any,
     columns: ImageColumns,
     given: SpuriosityPool,
-    settings: DiscoverySettings,
+    search: SearchSettings,
 ) -> str | None:
-    """A key for all that discovery depends on, or None where the data set does not say whether it has changed."""
+    """A key for everything that discovery depends on, or None if changes of the dataset cannot be detected."""
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         return None
-    drawn = [settings.samples, settings.seed, list(settings.caption_templates)]
     return digest(
         [
             model_fingerprint(model),
             preprocessing_fingerprint(encoder.image_processor),
             images_fingerprint(dataset, columns.image, [columns.label] if columns.label else []),
             given.to_dict(),
-            [*drawn, columns.class_names, columns.label],
+            [search.max_samples, search.significance.seed, list(search.caption_templates)],
+            [columns.class_names, columns.label],
         ]
     )
 
 
-def _kept_pool(file: Path, key: str | None) -> SpuriosityPool | None:
-    """The pool in a file, if it was found under the same key."""
+def _saved_pool(file: Path, key: str | None) -> SpuriosityPool | None:
+    """The pool in a file, if it was discovered under the same key."""
     if key is None or not file.is_file():
         return None
     try:
@@ -194,7 +171,7 @@ def _kept_pool(file: Path, key: str | None) -> SpuriosityPool | None:
     return pool if pool.metadata.get("key") == key else None
 
 
-def _keep(pool: SpuriosityPool, file: Path) -> None:
+def _save(pool: SpuriosityPool, file: Path) -> None:
     try:
         ours = not file.exists() or "key" in SpuriosityPool.load(file).metadata
     except ValueError:
@@ -202,4 +179,4 @@ def _keep(pool: SpuriosityPool, file: Path) -> None:
     if ours:
         pool.save(file)
     else:
-        logger.warning("%s is not overwritten, for it was not found by this trainer; the pool is not kept.", file)
+        logger.warning("%s is not overwritten, because it is not a discovered pool; the pool is not saved.", file)

@@ -1,24 +1,15 @@
-"""Finds what goes together with the labels of a data set, with the zero-shot model alone."""
+"""Discovery: which attributes of images are correlated with the labels of a dataset, by the zero-shot model alone."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
 from itertools import islice
 from os import PathLike
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
+from torch import nn
 
-from starft_hf.data.captions import check_caption_templates, class_caption
-from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
-from starft_hf.data.decoding import RAISE, SkippedImages, check_on_bad_image
-from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
-from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.decoding import RAISE
 from starft_hf.data.source import is_stream
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder, batch_images, unit_rows
@@ -34,47 +25,12 @@ from starft_hf.spuriosity.attributes import (
     without_subspace,
 )
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
-from starft_hf.spuriosity.result import DiscoveryResult, Scorer
+from starft_hf.spuriosity.result import DiscoveryResult
+from starft_hf.spuriosity.scorer import make_scorer
+from starft_hf.spuriosity.settings import SearchSettings, Significance
 from starft_hf.spuriosity.statistics import measure_associations
 from starft_hf.utils.collectives import gather_shards, shard_indices
 from starft_hf.utils.names import readable
-
-
-# A template is averaged over no more classes than this, evenly spread: more would change the average very little.
-_CLASSES_PER_TEMPLATE = 8
-_TEXTS_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class Significance:
-    """When an attribute counts as found.
-
-    Attributes:
-        alpha: largest p-value, corrected for the number of attributes.
-        min_effect: smallest difference that it makes to some label, as a share of the label's images. In a large data
-            set differences that do not matter are significant as well.
-        min_agreement: how far captions of one half of the classes and of the other have to agree on which images have
-            an attribute, as Cohen's kappa. Where they do not, the model answers to class names rather than to what it
-            sees.
-        permutations: of the labels, for the p-values.
-        seed: of the permutations, and of the sample.
-    """
-
-    alpha: float = 0.01
-    min_effect: float = 0.05
-    min_agreement: float = 0.8
-    permutations: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("alpha", "min_effect", "min_agreement"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a number from 0 to below 1")
-        if self.permutations < 1 or self.alpha * (self.permutations + 1) < 1:
-            raise ValueError(
-                f"permutations is {self.permutations}, which gives no p-value as small as alpha={self.alpha}; take at "
-                f"least {round(1 / self.alpha) if self.alpha else 'some, and an alpha above 0'}"
-            )
 
 
 def discover_spuriosity(
@@ -98,99 +54,83 @@ def discover_spuriosity(
     on_bad_image: str = RAISE,
     progress: bool = True,
 ) -> DiscoveryResult:
-    """Find the attributes of images that go together with their labels, by a zero-shot model and without groups.
+    """Find the attributes of images that are correlated with their labels, by a zero-shot model and without groups.
 
-    Every image gets the attribute whose caption, without what tells classes apart, is most like it: one for each
-    aspect of the pool, or none where the plain caption is. Templates that mean the same to the model count as one
-    attribute. How an attribute goes together with the labels is measured by mutual information, and compared with what
-    permuted labels give.
+    Every image gets the attribute whose caption, without what distinguishes classes, is most similar to it: one for
+    each aspect of the pool, or none where the plain caption is. Templates that mean the same to the model are one
+    attribute. The correlation of an attribute with the labels is measured by mutual information, and compared with
+    that of permuted labels.
 
-    That an attribute goes together with a label does not make it spurious: the wheels of cars do as well. Look at the
-    result before relying on it. What the pool does not name is not found.
+    An attribute that is correlated with a label need not be spurious: the wheels of cars are as well. Check the
+    result before relying on it. Only attributes that the pool names are found.
 
     Args:
         model: a dual encoder before fine-tuning, its Hub id or its path.
-        processor: its processor, or None to load it from where the model is from.
-        dataset: labelled images; of a stream the first `max_samples` rows.
-        pool: the attributes to look for: what `StarFTTrainer(spuriosity=...)` takes.
-        class_names: names of the classes in label order; None reads them from the data set.
+        processor: its processor, or None to load it from the source of the model.
+        dataset: labeled images; of an iterable dataset the first `max_samples` rows.
+        pool: the candidate attributes: what `StarFTTrainer(spuriosity=...)` takes.
+        class_names: names of the classes in label order; None reads them from the dataset.
         caption_template: the plain caption, with `{}` for the class name, or several.
         image_column: column with the images.
         label_column: column with the labels.
         alpha: an attribute is found if its p-value, corrected for the number of attributes, is no larger,
-        min_effect: and if some label's images have it this much more or less often than others, as a share,
-        min_agreement: and if captions of one half of the classes and of the other agree so far on which images have
-            it, as Cohen's kappa. Where they do not, the model answers to class names rather than to what it sees.
-        permutations: of the labels, for the p-values.
-        max_samples: look at no more images than this, drawn at random; None looks at all.
+        min_effect: and if some label's images have it this much more or less often than others, as a fraction,
+        min_agreement: and if captions of one half of the classes and of the other agree this much on which images
+            have it, as Cohen's kappa. Below, the model responds to class names rather than to what it sees.
+        permutations: number of permutations of the labels, for the p-values.
+        max_samples: largest number of images, drawn at random; None uses all.
         seed: of the sample and the permutations.
         batch_size: images per forward.
         num_workers: processes that preprocess.
-        on_bad_image: what to do about a row whose image cannot be read: "raise" stops and names it, "skip" leaves it
-            out and says so.
+        on_bad_image: what to do with a row whose image cannot be read: "raise" names it in an error, "skip" excludes
+            it and warns.
         progress: whether to show a progress bar.
 
     Returns:
-        What was found.
+        The result.
 
     Raises:
-        ValueError: if the data set has no labels or only one class, or a setting is out of range.
+        ValueError: if the dataset has no labels or only one class, or a setting is out of range.
     """
-    check_on_bad_image(on_bad_image)
-    significance = Significance(alpha, min_effect, min_agreement, permutations, seed)
-    captions = [caption_template] if isinstance(caption_template, str) else list(caption_template)
-    check_caption_templates("caption_template", captions)
+    settings = SearchSettings(
+        [caption_template] if isinstance(caption_template, str) else list(caption_template),
+        Significance(alpha, min_effect, min_agreement, permutations, seed),
+        max_samples,
+        batch_size,
+        num_workers,
+        on_bad_image,
+        progress,
+    )
     pool = as_pool(pool)
-    settings = ColumnSettings(image_column, label_column, class_names=class_names)
-    columns = resolve_columns(dataset, settings, what="dataset")
-    check_labelled(columns, "dataset")
-    rows, indices = sample_rows(dataset, max_samples, seed)
+    named = ColumnSettings(image_column, label_column, class_names=class_names)
+    columns = resolve_columns(dataset, named, what="dataset")
+    check_labeled(columns, "dataset")
     model = load_model(model)
     encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
-    return discover(
-        model,
-        encoder,
-        rows,
-        indices,
-        columns,
-        pool,
-        captions,
-        significance,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        on_bad_image=on_bad_image,
-        progress=progress,
-    )
+    return discover(model, encoder, dataset, columns, pool, settings)
 
 
-def check_labelled(columns: ImageColumns, what: str) -> None:
-    """Check that a data set has labels and class names.
+def check_labeled(columns: ImageColumns, what: str) -> None:
+    """Check that a dataset has labels and class names.
 
     Raises:
-        ValueError: if it has not.
+        ValueError: if not.
     """
     if columns.label is None or columns.class_names is None:
         raise ValueError(
-            f"{what} has no labels with class names, so nothing can go together with them; set label_column and "
+            f"{what} has no labels with class names, so nothing can be correlated with them; set label_column and "
             "class_names, or choose a pool by hand"
         )
     if len(columns.class_names) < 2:
         raise ValueError(f"{what} has one class only ({columns.class_names[0]!r}); there must be at least two")
 
 
-def sample_rows(dataset: Any, max_samples: int | None, seed: int) -> tuple[Any, list[int]]:
-    """The data set, or the beginning of a stream, and the rows of it to look at, in ascending order.
-
-    Raises:
-        ValueError: if `max_samples` is no number from 1, or missing where the data set is a stream.
-    """
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples is {max_samples}; it is a number from 1, or None for all images")
+def _sample(dataset: Any, max_samples: int | None, seed: int) -> tuple[Any, list[int]]:
+    """The dataset, or the beginning of an iterable one, and the rows to search, in ascending order."""
     if is_stream(dataset):
         if max_samples is None:
-            raise ValueError("dataset is a stream, whose end is not known; pass max_samples")
+            raise ValueError("dataset is an iterable dataset, whose length is not known; pass max_samples")
         dataset = list(islice(dataset, max_samples))
-        return dataset, list(range(len(dataset)))
     if max_samples is None or max_samples >= len(dataset):
         return dataset, list(range(len(dataset)))
     chosen = np.random.default_rng(seed).choice(len(dataset), max_samples, replace=False)
@@ -201,36 +141,19 @@ def discover(
     model: nn.Module,
     encoder: DualEncoder,
     dataset: Any,
-    indices: Sequence[int],
     columns: ImageColumns,
     pool: SpuriosityPool,
-    caption_templates: Sequence[str],
-    significance: Significance,
-    *,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    on_bad_image: str = RAISE,
-    progress: bool = True,
+    settings: SearchSettings,
 ) -> DiscoveryResult:
-    """`discover_spuriosity` of a loaded model, on chosen rows of a data set. Several processes share the work."""
-    class_names = columns.class_names or ()
-    scorer = make_scorer(model, encoder, class_names, pool, caption_templates)
-    image_embeds, labels, known = embed_images(
-        model,
-        encoder,
-        dataset,
-        indices,
-        columns,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        on_bad_image=on_bad_image,
-        progress=progress,
-    )
-    image_embeds, labels = image_embeds[known], labels[known]
-    indices = [index for index, is_known in zip(indices, known.tolist(), strict=True) if is_known]
+    """`discover_spuriosity` of a loaded model. Several processes share the work."""
+    significance, class_names = settings.significance, columns.class_names or ()
+    dataset, indices = _sample(dataset, settings.max_samples, significance.seed)
+    scorer = make_scorer(model, encoder, class_names, pool, settings.caption_templates)
+    embeds, labels, is_valid = embed_images(model, encoder, dataset, indices, columns, settings)
+    embeds, labels = embeds[is_valid], labels[is_valid]
     if len(set(labels.tolist())) < 2:
-        raise ValueError(f"the {len(labels)} images that were looked at are of one class; look at more of them")
-    assigned = scorer(image_embeds)
+        raise ValueError(f"the {len(labels)} images that were searched are of one class; search more of them")
+    assigned = scorer(embeds)
     associations = measure_associations(
         labels.numpy(),
         list(assigned.values()),
@@ -244,13 +167,11 @@ def discover(
         candidates=pool,
         scorer=scorer,
         associations=associations,
-        agreement=scorer.agreement(image_embeds),
-        alpha=significance.alpha,
-        min_effect=significance.min_effect,
-        min_agreement=significance.min_agreement,
+        agreement=scorer.agreement(embeds),
+        significance=significance,
         dataset=dataset,
         columns=columns,
-        indices=tuple(indices),
+        indices=tuple(index for index, valid in zip(indices, is_valid.tolist(), strict=True) if valid),
         labels=labels.numpy(),
         assigned=assigned,
     )

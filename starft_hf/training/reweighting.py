@@ -22,7 +22,6 @@ from starft_hf.reference import ReferenceSettings
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import embeds_of_texts
-from starft_hf.spuriosity.discovery import scorer_from
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.result import Scorer
 from starft_hf.utils.collectives import rank

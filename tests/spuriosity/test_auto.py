@@ -48,7 +48,7 @@ def test_it_trains_with_what_goes_together_with_the_labels(make, caplog):
     trainer = make(save_strategy="no")
     assert set(trainer.bank.pool) == PLANTED
     message = next(record.getMessage() for record in caplog.records if "spuriosity='auto'" in record.getMessage())
-    assert "looked at 240 images" in message
+    assert "searched 240 images" in message
     assert "6 templates of the pool 'world': " in message
     assert any(f"{name}: on the water +0." in message for name in ("square", "star", "ring"))
     trainer.train()
@@ -117,8 +117,8 @@ def test_only_a_sample_is_looked_at_and_of_a_stream_the_beginning(make, caplog):
     caplog.set_level(logging.WARNING)
     make(discovery_samples=200)
     make(make_split("train", size=240).to_iterable_dataset(), discovery_samples=210)
-    assert "looked at 200 images" in caplog.text
-    assert "looked at 210 images" in caplog.text
+    assert "searched 200 images" in caplog.text
+    assert "searched 210 images" in caplog.text
 
 
 def test_what_is_found_for_some_classes_only_does_not_leave_others_without(make, tmp_path, caplog):
@@ -154,4 +154,4 @@ def test_processes_find_the_same_together(candidates, tmp_path):
     auto_in_processes.run(tmp_path / "one", candidates)
     alone = SpuriosityPool.load(tmp_path / "one" / "0.json")
     assert alone == pools[0]
-    assert done.stderr.count("spuriosity='auto' looked at") == 1
+    assert done.stderr.count("spuriosity='auto' searched") == 1

@@ -85,7 +85,7 @@ def test_the_table_says_what_the_data_set_holds(found):
     assert str(first) == f"{first.class_name}: {first.attribute} {first.effect:+.2f}"
     text = found.as_markdown()
     assert f"| 1 | {first.class_name} | {first.attribute} |" in text
-    assert "taken on monday" in text.split("cannot tell")[1]
+    assert "taken on monday" in text.split("cannot distinguish")[1]
 
 
 def test_pseudo_groups_are_nearly_the_true_ones(found, model, demo_processor):
@@ -137,7 +137,7 @@ def test_two_classes_are_enough(discover):
 
 def test_the_plain_caption_is_no_attribute(discover):
     result = discover(make_split("train", size=60), ["{}."])
-    assert (result.table, result.scorer.untold) == ([], (0,))
+    assert (result.table, result.scorer.excluded) == ([], (0,))
 
 
 def test_weights_and_restrictions_of_the_candidates_are_kept(discover):
@@ -211,7 +211,7 @@ def test_data_sets_without_classes_are_refused(discover, found, model):
     train = make_split("train", size=24)
     with pytest.raises(ValueError, match="one class"):
         discover(train.filter(lambda row: row["label"] == 0))
-    with pytest.raises(ValueError, match="were looked at"):
+    with pytest.raises(ValueError, match="were searched"):
         found.groups(make_split("held_out", size=4), model)
     with pytest.raises(ValueError, match="zero-shot model"):
         found.groups(train)
