@@ -1,47 +1,36 @@
-"""Files and repositories that hold templates."""
+"""Reading of files and repositories of templates. They may be untrusted: nothing is ever unpickled."""
 
 import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
 from starft_hf.utils.files import MOST_BYTES, check_size, read_text
 
 
-# What a repository that holds nothing but a pool calls it.
+# The pool in a repository, and the record of a run, which has the pool of the run.
 POOL_FILE = "starft_pool.json"
-# The record of a run, which holds its pool among other things.
 _RUN_FILE = "starft.json"
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(read_text(path))
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, *args: Any) -> Any:
+        # A few lines of aliases can expand to billions of entries.
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it refers to parts of itself (*name); write them out")
+        return super().compose_node(*args)
 
 
 def _read_yaml(path: Path) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, *args: Any) -> Any:
-            # A few lines of references to references are billions of entries.
-            if self.check_event(yaml.AliasEvent):
-                raise ValueError("it refers to parts of itself (*name); write them out")
-            return super().compose_node(*args)
-
-    loader = Loader(read_text(path))
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-def _read_lines(path: Path) -> Any:
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    return yaml.load(read_text(path), _Loader)
 
 
 def _read_tensor_file(path: Path) -> Any:
-    import torch
-
     check_size(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -52,23 +41,23 @@ def _read_tensor_file(path: Path) -> Any:
 
 
 READERS = {
-    ".json": _read_json,
+    ".json": lambda path: json.loads(read_text(path)),
     ".yaml": _read_yaml,
     ".yml": _read_yaml,
-    ".txt": _read_lines,
+    ".txt": lambda path: [line.strip() for line in read_text(path).splitlines() if line.strip()],
     ".pt": _read_tensor_file,
     ".pth": _read_tensor_file,
 }
 
 
 def read_templates(path: Path) -> Any:
-    """What a file of templates holds, as plain lists, mappings and strings.
+    """The content of a file of templates, as plain lists, mappings and strings.
 
     Raises:
-        ValueError: if its ending is not known or it cannot be read.
+        ValueError: if its suffix is unknown or it cannot be read.
     """
     if path.suffix not in READERS:
-        raise ValueError(f"{str(path)!r} has the ending {path.suffix!r}; a pool is read from {', '.join(READERS)}")
+        raise ValueError(f"{str(path)!r} has the suffix {path.suffix!r}; a pool is read from {', '.join(READERS)}")
     try:
         return READERS[path.suffix](path)
     except Exception as error:
@@ -76,26 +65,29 @@ def read_templates(path: Path) -> Any:
 
 
 def read_repository(source: str) -> Any:
-    """What the pool of a folder or of a repository of the Hub holds.
+    """The pool of a folder or of a repository of the Hub.
 
     Raises:
-        ValueError: if it holds a run without a pool.
+        FileNotFoundError: if there is neither a pool nor the record of a run.
+        ValueError: if there is a run without a pool.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        path = Path(source) / POOL_FILE if Path(source).is_dir() else Path(hf_hub_download(source, POOL_FILE))
-    except EntryNotFoundError:
-        path = None
-    if path is not None and path.is_file():
+    if (path := _file_of(source, POOL_FILE)) is not None:
         return read_templates(path)
-    path = Path(source) / _RUN_FILE if Path(source).is_dir() else Path(hf_hub_download(source, _RUN_FILE))
-    if not path.is_file():
+    if (path := _file_of(source, _RUN_FILE)) is None:
         raise FileNotFoundError(f"{source!r} has neither {POOL_FILE} nor {_RUN_FILE}, so there is no pool to load")
     record = read_templates(path)
     if not isinstance(record, dict) or not isinstance(pool := record.get("pool"), dict | None):
         raise ValueError(f"{_RUN_FILE} of {source!r} cannot be read: it is not the record of a run")
     if pool is None:
-        raise ValueError(f"the run in {source!r} had no spuriosity pool, for its regularizer takes none")
+        raise ValueError(f"the run in {source!r} had no spuriosity pool, because its regularizer takes none")
     return pool
+
+
+def _file_of(source: str, name: str) -> Path | None:
+    path = Path(source, name)
+    if Path(source).is_dir():
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name))
+    except EntryNotFoundError:
+        return None
