@@ -34,8 +34,8 @@ from starft_hf.models.encoder import DualEncoder, unit_rows
 from starft_hf.report import Run
 from starft_hf.spuriosity.answers import TemplateCheck, parse_answer
 from starft_hf.spuriosity.duplicates import Gist
-from starft_hf.spuriosity.embedding import embed_images
-from starft_hf.spuriosity.scorer import make_scorer
+from starft_hf.spuriosity.embedding import embed_images, embed_texts
+from starft_hf.spuriosity.scorer import scorer_from
 from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.spuriosity.statistics import measure_associations
 
@@ -184,7 +184,10 @@ def measure_costs() -> dict[str, Any]:
     for number in (10, 100, 1000):
         names = class_names(number)
         labels = torch.randint(number, (IMAGES,), generator=generator).numpy()
-        scorer = make_scorer(model, encoder, names, pool, ["a photo of a {}."])
+        make_scorer = partial(
+            scorer_from, partial(embed_texts, model, encoder), encoder.encode_texts, names, pool, ["a photo of a {}."]
+        )
+        scorer = make_scorer()
 
         def look(scorer: Any = scorer) -> Any:
             return scorer(images), scorer.agreement(images)
@@ -193,7 +196,7 @@ def measure_costs() -> dict[str, Any]:
         test = partial(measure_associations, labels, assigned, number, len(scorer.attributes))
         costs["classes"][str(number)] = {
             "attributes": len(scorer.attributes),
-            "texts": median_seconds(partial(make_scorer, model, encoder, names, pool, ["a photo of a {}."])),
+            "texts": median_seconds(make_scorer),
             "scores": median_seconds(look),
             "statistics": median_seconds(test),
         }

@@ -109,25 +109,9 @@ def attributes_of(
 
 
 def mean_of(attributes: Sequence[Attribute], embeds: Tensor) -> Tensor:
-    """The embedding of every attribute, `(A, D)`: the mean of those of its templates.
-
-    Args:
-        attributes: the attributes.
-        embeds: of all templates of the pool, `(T, D)`.
-    """
+    """The embeddings of attributes, `(A, D)`: means of their templates, from those of the whole pool, `(T, D)`."""
     rows = [embeds[list(attribute.templates)].mean(0) for attribute in attributes]
     return torch.stack(rows) if rows else embeds[:0]
-
-
-def assign(image_embeds: Tensor, attribute_embeds: Tensor, plain: Tensor) -> Tensor:
-    """The attribute that every image has, `(N,)`: that of the most similar caption, or -1 for the plain one.
-
-    Args:
-        image_embeds: `(N, D)`.
-        attribute_embeds: of the attributes of one aspect, `(A, D)`.
-        plain: of the plain caption, `(D,)`.
-    """
-    return (image_embeds @ torch.cat([plain[None], attribute_embeds]).T).argmax(-1) - 1
 
 
 def readable_template(template: str) -> str:

@@ -119,15 +119,11 @@ def _discovered(
         # A model that FSDP will shard must not stay on the device as a whole.
         if device != settings.device:
             model.to(device)
-    found = result.pool() if result.found else None
+    found, whole = result.pool() if result.found else None, f"the whole pool {given.name!r}"
     if found is None:
-        outcome = f"the whole pool {given.name!r}: nothing in the sample is correlated with a label"
+        outcome = f"{whole}: nothing in the sample is correlated with a label"
     elif any(not found.eligible(name) for name in columns.class_names or ()):
-        found = None
-        outcome = (
-            f"the whole pool {given.name!r}: what was found is restricted to some classes, and others would have no "
-            "template"
-        )
+        found, outcome = None, f"{whole}: what was found is restricted, and others would have no template"
     else:
         rows = [str(row) for row in result.table if row.found]
         outcome = f"{len(found)} templates of the pool {given.name!r}: {'; '.join(rows[:10])}"
@@ -154,7 +150,7 @@ def _key(
             preprocessing_fingerprint(encoder.image_processor),
             images_fingerprint(dataset, columns.image, [columns.label] if columns.label else []),
             given.to_dict(),
-            [search.max_samples, search.significance.seed, list(search.caption_templates)],
+            [search.max_samples, search.seed, list(search.caption_templates)],
             [columns.class_names, columns.label],
         ]
     )

@@ -44,11 +44,7 @@ class ChatBackend(Protocol):
     address: str
 
     def __call__(self, messages: Sequence[Message], *, temperature: float, max_tokens: int, seed: int) -> str:
-        """The answer to a conversation.
-
-        Raises:
-            BackendError: if there is no answer.
-        """
+        """The answer, or a `BackendError`."""
 
 
 class ChatEndpoint:

@@ -1,6 +1,7 @@
 """Discovery: which attributes of images are correlated with the labels of a dataset, by the zero-shot model alone."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from os import PathLike
 from typing import Any
@@ -26,8 +27,8 @@ from starft_hf.spuriosity.attributes import (
 )
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.result import DiscoveryResult
-from starft_hf.spuriosity.scorer import make_scorer
-from starft_hf.spuriosity.settings import SearchSettings, Significance
+from starft_hf.spuriosity.scorer import scorer_from
+from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.spuriosity.statistics import measure_associations
 from starft_hf.utils.collectives import gather_shards, shard_indices
 from starft_hf.utils.names import readable
@@ -93,13 +94,17 @@ def discover_spuriosity(
         ValueError: if the dataset has no labels or only one class, or a setting is out of range.
     """
     settings = SearchSettings(
-        [caption_template] if isinstance(caption_template, str) else list(caption_template),
-        Significance(alpha, min_effect, min_agreement, permutations, seed),
-        max_samples,
-        batch_size,
-        num_workers,
-        on_bad_image,
-        progress,
+        caption_templates=[caption_template] if isinstance(caption_template, str) else list(caption_template),
+        alpha=alpha,
+        min_effect=min_effect,
+        min_agreement=min_agreement,
+        permutations=permutations,
+        max_samples=max_samples,
+        seed=seed,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        on_bad_image=on_bad_image,
+        progress=progress,
     )
     pool = as_pool(pool)
     named = ColumnSettings(image_column, label_column, class_names=class_names)
@@ -146,9 +151,10 @@ def discover(
     settings: SearchSettings,
 ) -> DiscoveryResult:
     """`discover_spuriosity` of a loaded model. Several processes share the work."""
-    significance, class_names = settings.significance, columns.class_names or ()
-    dataset, indices = _sample(dataset, settings.max_samples, significance.seed)
-    scorer = make_scorer(model, encoder, class_names, pool, settings.caption_templates)
+    class_names = columns.class_names or ()
+    dataset, indices = _sample(dataset, settings.max_samples, settings.seed)
+    embed = partial(embed_texts, model, encoder)
+    scorer = scorer_from(embed, encoder.encode_texts, class_names, pool, settings.caption_templates)
     embeds, labels, is_valid = embed_images(model, encoder, dataset, indices, columns, settings)
     embeds, labels = embeds[is_valid], labels[is_valid]
     if len(set(labels.tolist())) < 2:
@@ -159,8 +165,8 @@ def discover(
         list(assigned.values()),
         len(class_names),
         len(scorer.attributes),
-        permutations=significance.permutations,
-        seed=significance.seed,
+        permutations=settings.permutations,
+        seed=settings.seed,
     )
     return DiscoveryResult(
         class_names=tuple(readable(name) for name in class_names),
@@ -168,7 +174,7 @@ def discover(
         scorer=scorer,
         associations=associations,
         agreement=scorer.agreement(embeds),
-        significance=significance,
+        settings=settings,
         dataset=dataset,
         columns=columns,
         indices=tuple(index for index, valid in zip(indices, is_valid.tolist(), strict=True) if valid),

@@ -116,7 +116,7 @@ def generate_pool(
         temperature=temperature,
         cache_dir=default_folder() / "answers" if cache_dir is None else Path(cache_dir),
         check=TemplateCheck(names),
-        embed=None if model is None else _Embedder.of(model, processor, names),
+        embed=None if model is None else _embedder(model, processor, names),
         similarity=similarity,
     )
     with tqdm(total=n, desc="Writing templates", unit=" templates", disable=not progress) as bar:
@@ -153,7 +153,7 @@ class _Writer:
     temperature: float
     cache_dir: Path
     check: TemplateCheck
-    embed: "_Embedder | None"
+    embed: Callable[[str], Tensor] | None
     similarity: float
     templates: list[str] = field(default_factory=list)
     aspects: list[str] = field(default_factory=list)
@@ -271,31 +271,22 @@ def _read(file: Path, key: str) -> dict[str, str] | None:
     return answer if is_valid else None
 
 
-@dataclass(frozen=True)
-class _Embedder:
-    """Embeds what a template adds to the plain caption, by the text tower of the model to be fine-tuned."""
+def _embedder(model: Any, processor: Any, class_names: Sequence[str]) -> Callable[[str], Tensor]:
+    """A function that embeds what a template adds to the plain caption, as a unit row `(D,)`.
 
-    model: nn.Module
-    encoder: DualEncoder
-    class_names: Sequence[str]
+    It raises an `UnusableError` if the template is too long for the text tower of the model.
+    """
+    model = load_model(model)
+    encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
+    plain = [f"a photo of a {name}." for name in class_names]
 
-    @classmethod
-    def of(cls, model: Any, processor: Any, class_names: Sequence[str]) -> "_Embedder":
-        model = load_model(model)
-        return cls(model, DualEncoder.of(model, load_processor(base_model_of(model), processor)), class_names)
-
-    def __call__(self, template: str) -> Tensor:
-        """A unit row `(D,)`.
-
-        Raises:
-            UnusableError: if it is too long for the text tower.
-        """
-        plain = [f"a photo of a {name}." for name in self.class_names]
-        texts = [inject(template, caption, name) for caption, name in zip(plain, self.class_names, strict=True)]
-        if not all(map(self.encoder.encode_texts.fits, texts)):
+    def embed(template: str) -> Tensor:
+        texts = [inject(template, caption, name) for caption, name in zip(plain, class_names, strict=True)]
+        if not all(map(encoder.encode_texts.fits, texts)):
             raise UnusableError("too long for the text tower")
-        plain, texts = plain[:_CLASSES_EMBEDDED], texts[:_CLASSES_EMBEDDED]
-        with evaluation_mode(self.model):
-            embeds = self.encoder.encode(self.model, texts=[*plain, *texts]).float().cpu()
-        before, after = embeds[: len(plain)].mean(0), embeds[len(plain) :].mean(0)
-        return unit_rows(after - before)
+        before = plain[:_CLASSES_EMBEDDED]
+        with evaluation_mode(model):
+            embeds = encoder.encode(model, texts=[*before, *texts[:_CLASSES_EMBEDDED]]).float().cpu()
+        return unit_rows(embeds[len(before) :].mean(0) - embeds[: len(before)].mean(0))
+
+    return embed

@@ -20,7 +20,7 @@ from starft_hf.spuriosity.embedding import embed_images
 from starft_hf.spuriosity.figures import as_png, draw_examples, draw_heat_map
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.scorer import Scorer
-from starft_hf.spuriosity.settings import SearchSettings, Significance
+from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.spuriosity.statistics import Associations, labels_concerned
 from starft_hf.utils.files import check_free, write_bytes_atomically, write_text_atomically
 from starft_hf.utils.names import readable
@@ -76,7 +76,7 @@ class DiscoveryResult:
         scorer: the attributes, and the embeddings that determine which of them an image has.
         associations: of labels and attributes.
         agreement: of captions of two halves of the classes on each attribute, as Cohen's kappa, `(A,)`.
-        significance: the thresholds of what counts as found.
+        settings: of the search, with the thresholds of what counts as found.
         dataset: the images.
         columns: its columns.
         indices: its rows that were searched.
@@ -89,7 +89,7 @@ class DiscoveryResult:
     scorer: Scorer
     associations: Associations
     agreement: NDArray[np.float64]
-    significance: Significance
+    settings: SearchSettings
     dataset: Any
     columns: ImageColumns
     indices: tuple[int, ...]
@@ -104,8 +104,8 @@ class DiscoveryResult:
     @cached_property
     def found(self) -> tuple[int, ...]:
         """The attributes that count as found, those with most mutual information first."""
-        above = (self.associations.p_values <= self.significance.alpha) & self._concerned.any(0)
-        above &= self.agreement >= self.significance.min_agreement
+        above = (self.associations.p_values <= self.settings.alpha) & self._concerned.any(0)
+        above &= self.agreement >= self.settings.min_agreement
         return tuple(index for index in self._by_information if above[index])
 
     @property
@@ -114,7 +114,7 @@ class DiscoveryResult:
 
     @cached_property
     def _concerned(self) -> NDArray[np.bool_]:
-        return labels_concerned(self.associations, self.significance.min_effect)
+        return labels_concerned(self.associations, self.settings.min_effect)
 
     @cached_property
     def table(self) -> list[Association]:
@@ -201,22 +201,14 @@ class DiscoveryResult:
         if not self.found:
             return [self.class_names[label] for label in labels]
         aspect = self.attributes[self.found[0]].aspect
-        usual = [self._usual(label, aspect) for label in range(len(self.class_names))]
-        rows = zip(labels.tolist(), assigned[aspect].tolist(), strict=True)
-        return [self._group(label, usual[label], index) for label, index in rows]
-
-    def _usual(self, label: int, aspect: str) -> tuple[set[int], set[int]]:
-        """The attributes of an aspect that are correlated with a label, positively and negatively."""
-        found = [index for index in self.found if self.attributes[index].aspect == aspect]
-        effects = {index: self.associations.effects[label, index] for index in found if self._concerned[label, index]}
-        return {index for index in effects if effects[index] > 0}, {index for index in effects if effects[index] < 0}
-
-    def _group(self, label: int, usual_and_unusual: tuple[set[int], set[int]], index: int) -> str:
-        usual, unusual = usual_and_unusual
-        if not usual and not unusual:
-            return self.class_names[label]
-        aligned = index in usual if usual else index not in unusual
-        return f"{self.class_names[label]}, {'aligned' if aligned else 'conflicting'}"
+        of_aspect = [index in self.found and own.aspect == aspect for index, own in enumerate(self.attributes)]
+        # 1 for a positive correlation, -1 for a negative one; the last column is for images without an attribute.
+        signs: NDArray[Any] = np.where(self._concerned & of_aspect, np.sign(self.associations.effects), 0)
+        signs = np.pad(signs, ((0, 0), (0, 1)))
+        own = signs[labels, assigned[aspect]]
+        aligned = np.where(np.any(signs > 0, axis=1)[labels], own > 0, own == 0)
+        suffixes = np.where(np.any(signs, axis=1)[labels], np.where(aligned, ", aligned", ", conflicting"), "")
+        return [f"{self.class_names[label]}{suffix}" for label, suffix in zip(labels, suffixes, strict=True)]
 
     def _assign(
         self, dataset: Any, model: str | PathLike[str] | nn.Module | None, processor: Any
@@ -243,7 +235,7 @@ class DiscoveryResult:
 
     def as_markdown(self, top: int = 20) -> str:
         """The first rows of the table; attributes that were not found are in brackets."""
-        limits = self.significance
+        limits = self.settings
         lines = [
             f"{len(self.found)} of {len(self.attributes)} attributes are correlated with a label (p <= "
             f"{limits.alpha:g}, a difference of {limits.min_effect:.0%} or more, agreement of "

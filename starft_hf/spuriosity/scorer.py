@@ -2,26 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from starft_hf.data.captions import class_caption
-from starft_hf.models.encoder import DualEncoder, unit_rows
+from starft_hf.models.encoder import unit_rows
 from starft_hf.models.texts import TextEncoding
 from starft_hf.spuriosity.attributes import (
     Attribute,
-    assign,
     attributes_of,
     class_subspace,
     mean_of,
     readable_template,
     without_subspace,
 )
-from starft_hf.spuriosity.embedding import embed_texts
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.statistics import agreement
 from starft_hf.utils.names import readable
@@ -60,11 +57,8 @@ class Scorer:
             image_embeds: `(N, D)`.
             logit_scale: of the softmax over the captions, already exponentiated.
         """
-        found = {}
-        for aspect, members in self._members().items():
-            captions = torch.cat([self.plain[None], self.embeds[members]])
-            found[aspect] = (logit_scale * image_embeds @ captions.T).softmax(-1)
-        return found
+        logits = self._similarities(logit_scale * image_embeds, self.embeds, self.plain)
+        return {aspect: rows.softmax(-1) for aspect, (_, rows) in logits.items()}
 
     def agreement(self, image_embeds: Tensor) -> NDArray[np.float64]:
         """Agreement of captions of the two halves of the classes, as Cohen's kappa, `(A,)`.
@@ -75,29 +69,19 @@ class Scorer:
         return agreement(first, second, len(self.attributes))
 
     def _assigned(self, image_embeds: Tensor, embeds: Tensor, plain: Tensor) -> dict[str, NDArray[np.int64]]:
-        assigned = {}
-        for aspect, members in self._members().items():
-            best = assign(image_embeds, embeds[members], plain).numpy()
-            assigned[aspect] = np.where(best < 0, -1, members[best])
-        return assigned
+        similarities = self._similarities(image_embeds, embeds, plain)
+        return {aspect: members[rows.argmax(-1).numpy()] for aspect, (members, rows) in similarities.items()}
 
-    def _members(self) -> dict[str, NDArray[np.int64]]:
-        """By aspect, the indices of its attributes."""
-        aspects = np.array([attribute.aspect for attribute in self.attributes])
-        return {str(aspect): np.flatnonzero(aspects == aspect) for aspect in dict.fromkeys(aspects)}
-
-
-def make_scorer(
-    model: nn.Module,
-    encoder: DualEncoder,
-    class_names: Sequence[str],
-    pool: SpuriosityPool,
-    caption_templates: Sequence[str],
-) -> Scorer:
-    """The scorer of a pool, from a model's embeddings of its templates and of the plain captions."""
-    return scorer_from(
-        partial(embed_texts, model, encoder), encoder.encode_texts, class_names, pool, caption_templates
-    )
+    def _similarities(
+        self, image_embeds: Tensor, embeds: Tensor, plain: Tensor
+    ) -> dict[str, tuple[NDArray[np.int64], Tensor]]:
+        """By aspect, the indices of its attributes after -1 for none, `(M,)`, and the similarities, `(N, M)`."""
+        found = {}
+        for aspect in dict.fromkeys(attribute.aspect for attribute in self.attributes):
+            members = [index for index, attribute in enumerate(self.attributes) if attribute.aspect == aspect]
+            captions = torch.cat([plain[None], embeds[members]])
+            found[aspect] = np.array([-1, *members]), image_embeds @ captions.T
+        return found
 
 
 def scorer_from(
@@ -107,7 +91,15 @@ def scorer_from(
     pool: SpuriosityPool,
     caption_templates: Sequence[str],
 ) -> Scorer:
-    """The same from a function that embeds distinct texts, as unit rows `(N, D)` on the CPU, and their encoding."""
+    """The scorer of a pool, from embeddings of its templates and of the plain captions.
+
+    Args:
+        embed: gives unit rows of distinct texts, `(N, D)`, on the CPU.
+        encoding: of the model that embeds.
+        class_names: names of the classes.
+        pool: the templates.
+        caption_templates: the plain captions, with `{}` for the class name.
+    """
     names = list(dict.fromkeys(readable(name) for name in class_names))
     eligible = [set(pool.eligible(name)) for name in names]
     wanted = [

@@ -41,14 +41,7 @@ class Associations:
 def count_cells(
     labels: NDArray[np.int64], assigned: Sequence[NDArray[np.int64]], num_classes: int, num_attributes: int
 ) -> NDArray[np.int64]:
-    """How many images have a label and an attribute, `(num_classes, num_attributes)`.
-
-    Args:
-        labels: `(N,)`.
-        assigned: for each aspect the attribute that every image has, `(N,)`, or -1 for none.
-        num_classes: number of labels.
-        num_attributes: number of attributes, of all aspects together.
-    """
+    """Images per label and attribute, `(num_classes, num_attributes)`; arguments as in `measure_associations`."""
     # The last column is for images without an attribute.
     width = num_attributes + 1
     flat = np.zeros(num_classes * width, dtype=np.int64)
@@ -172,7 +165,7 @@ def agreement(
     Args:
         first: for each aspect the attribute of every image, `(N,)`, or -1 for none.
         second: the same of the other assignment.
-        num_attributes: number of attributes, of all aspects together.
+        num_attributes: of all aspects together.
 
     Source: Cohen, A coefficient of agreement for nominal scales, 1960.
     """

@@ -1,4 +1,4 @@
-"""Discovery on the demo's pictures, where it is known what was planted."""
+"""Discovery on the demo's images, where it is known what was planted."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_templates_that_the_model_cannot_read_are_no_findings(discover, correlat
         assert {"{} floating on the water.", "{} in tall green grass."} <= templates_of(result, result.found)
 
 
-def test_the_table_says_what_the_data_set_holds(found):
+def test_the_table_says_what_the_dataset_holds(found):
     train = make_split("train")
     on_water = np.array([group.endswith("on water") for group in train["group"]])
     labels = np.array(train["label"])
@@ -101,8 +101,8 @@ def test_pseudo_groups_are_nearly_the_true_ones(found, model, demo_processor):
     assert len(found.groups()) == 480
 
     def worst(names):
-        labelled = validation.remove_columns("group").add_column("group", names)
-        result = evaluate_zero_shot(model, demo_processor, labelled, group_column="group", progress=False)
+        labeled = validation.remove_columns("group").add_column("group", names)
+        result = evaluate_zero_shot(model, demo_processor, labeled, group_column="group", progress=False)
         return result.worst_group_accuracy
 
     assert worst(groups) == pytest.approx(worst(truth), abs=0.03)
@@ -150,7 +150,7 @@ def test_weights_and_restrictions_of_the_candidates_are_kept(discover):
         assert names == (frozenset({"circle", "triangle"}) if "lake" in template else None)
 
 
-def test_files_and_pictures(found, discover, tmp_path):
+def test_files_and_figures(found, discover, tmp_path):
     found.save(tmp_path / "found")
     names = {"discovery.md", "heat_map.png", "examples.png", "pool.json"}
     assert {path.name for path in (tmp_path / "found").iterdir()} == names
@@ -207,7 +207,7 @@ def test_wrong_settings_are_refused_before_a_model_is_loaded(settings, words):
         discover_spuriosity("no/model", None, make_split("train", size=12), **settings)
 
 
-def test_data_sets_without_classes_are_refused(discover, found, model):
+def test_datasets_without_classes_are_refused(discover, found, model):
     train = make_split("train", size=24)
     with pytest.raises(ValueError, match="one class"):
         discover(train.filter(lambda row: row["label"] == 0))

@@ -58,7 +58,7 @@ def test_chance_alone_is_rarely_significant_however_many_attributes_there_are():
 
 
 def test_of_many_small_labels_those_that_chance_explains_are_not_named():
-    """An attribute that goes with one label differs by chance from label to label for the others, too."""
+    """An attribute that is correlated with one label differs by chance from label to label for the others, too."""
     named, missed = 0, 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
