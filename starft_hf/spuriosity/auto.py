@@ -17,6 +17,7 @@ from starft_hf.reference.fingerprint import images_fingerprint, model_fingerprin
 from starft_hf.spuriosity.discovery import check_labeled, discover
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.reading import POOL_FILE
+from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.utils.collectives import all_processes_agree, rank
 from starft_hf.utils.hashing import digest
 
@@ -89,11 +90,11 @@ def pool_of_run(
     """
     if given is None or columns is None or not is_auto(spuriosity):
         return given
-    key = _key(model, encoder, dataset, columns, given, settings)
-    file = settings.keep_in / POOL_FILE
-    kept = _kept_pool(file, key)
-    if all_processes_agree(kept is not None, settings.device):
-        return kept
+    file = settings.folder / POOL_FILE
+    key = _key(model, encoder, dataset, columns, given, settings.search)
+    saved = _saved_pool(file, key)
+    if all_processes_agree(saved is not None, settings.device):
+        return saved
     pool = _discovered(given, model, encoder, dataset, columns, settings)
     pool.metadata["key"] = key
     if settings.saves:

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.utils import logging
 
-from starft_hf.models.encoder import evaluation_mode
+from starft_hf.models.modes import evaluation_mode
 
 
 logger = logging.get_logger(__name__)

@@ -14,9 +14,10 @@ from starft_hf.data.columns import ImageColumns
 from starft_hf.data.decoding import SkippedImages
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.images import ImagePreprocessor
-from starft_hf.models.encoder import DualEncoder, batch_images, evaluation_mode
+from starft_hf.models.encoder import DualEncoder, batch_images
+from starft_hf.models.modes import evaluation_mode
 from starft_hf.spuriosity.settings import SearchSettings
-from starft_hf.utils.collectives import assemble, share_of
+from starft_hf.utils.collectives import gather_shards, shard_indices
 
 
 _TEXTS_AT_ONCE = 256
@@ -26,12 +27,12 @@ def embed_texts(model: nn.Module, encoder: DualEncoder, texts: Sequence[str]) ->
     """Unit rows of distinct texts, `(N, D)`, on the CPU."""
     # In alphabetical order, texts with a common beginning share a chunk, and its computation where the tower can.
     order = sorted(range(len(texts)), key=lambda index: texts[index])
-    mine = [texts[order[place]] for place in share_of(len(order))]
+    mine = [texts[order[place]] for place in shard_indices(len(order))]
     with evaluation_mode(model):
         starts = range(0, len(mine), _TEXTS_AT_ONCE)
         chunks = [encoder.encode(model, texts=mine[start : start + _TEXTS_AT_ONCE]) for start in starts]
         share = torch.cat(chunks) if chunks else encoder.encode(model, texts=texts[:1])[:0]
-    embeds = assemble(share, len(order)).float().cpu()
+    embeds = gather_shards(share, len(order)).float().cpu()
     return torch.empty_like(embeds).index_copy_(0, torch.tensor(order), embeds)
 
 
@@ -45,7 +46,7 @@ def embed_images(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unit rows `(N, D)` and labels `(N,)` of images of a dataset, and which of them could be read, `(N,)`."""
     maker = EvaluationExampleMaker(replace(columns, groups=None), ImagePreprocessor(encoder.image_processor))
-    mine = [indices[place] for place in share_of(len(indices))]
+    mine = [indices[place] for place in shard_indices(len(indices))]
     loader = DataLoader(
         # For a process without work, one image gives the shapes.
         Subset(IndexedExamples(dataset, maker, settings.on_bad_image), mine or indices[:1]),
@@ -70,5 +71,5 @@ def embed_images(
             parts.append((embeds, labels, moved.get("valid", torch.ones_like(labels, dtype=torch.bool))))
             bar.update(len(labels))
     share = [torch.cat(part)[: len(mine)] for part in zip(*parts, strict=True)]
-    embeds, labels, is_valid = (assemble(part, len(indices)).cpu() for part in share)
+    embeds, labels, is_valid = (gather_shards(part, len(indices)).cpu() for part in share)
     return embeds.float(), labels, is_valid

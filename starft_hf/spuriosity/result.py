@@ -14,7 +14,8 @@ from torch import nn
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
 from starft_hf.data.images import as_rgb
 from starft_hf.models.adapters import base_model_of
-from starft_hf.models.encoder import DualEncoder, load_model, load_processor
+from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.loading import load_model, load_processor
 from starft_hf.spuriosity.attributes import Attribute
 from starft_hf.spuriosity.embedding import embed_images
 from starft_hf.spuriosity.figures import as_png, draw_examples, draw_heat_map
@@ -213,12 +214,7 @@ class DiscoveryResult:
     def _assign(
         self, dataset: Any, model: str | PathLike[str] | nn.Module | None, processor: Any
     ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
-        from starft_hf.models.adapters import base_model_of
-        from starft_hf.models.encoder import DualEncoder
-        from starft_hf.models.loading import load_model, load_processor
-        from starft_hf.spuriosity.discovery import embed_images
-        from starft_hf.utils.names import readable
-
+        """The labels of other images, and their attributes by aspect."""
         if model is None:
             raise ValueError("pass the zero-shot model as well: it determines the groups of other images")
         model = load_model(model)

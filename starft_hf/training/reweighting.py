@@ -23,7 +23,7 @@ from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import embeds_of_texts
 from starft_hf.spuriosity.pool import SpuriosityPool
-from starft_hf.spuriosity.result import Scorer
+from starft_hf.spuriosity.scorer import Scorer, scorer_from
 from starft_hf.utils.collectives import rank
 
 

@@ -22,6 +22,7 @@ from starft_hf.objectives.regularizers import AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import DiscoverySettings, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
+from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.training.candidates import Candidates
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.plan import RunInputs, RunPlan, reference_settings
@@ -178,21 +179,17 @@ class RunSetup:
 
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
     """How `spuriosity="auto"` finds the pool of a run."""
-    return DiscoverySettings(
-        pool=args.discovery_pool,
-        samples=args.discovery_samples,
+    search = SearchSettings(
         caption_templates=args.caption_templates,
         seed=args.seed,
-        device=args.device,
-        keep_in=Path(str(args.output_dir)),
-        saves=args.should_save and args.save_strategy != "no",
-        options={
-            "batch_size": args.per_device_eval_batch_size,
-            "num_workers": args.dataloader_num_workers,
-            "on_bad_image": args.on_bad_image,
-            "progress": not args.disable_tqdm,
-        },
+        max_samples=args.discovery_samples,
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        on_bad_image=args.on_bad_image,
+        progress=not args.disable_tqdm,
     )
+    saves = args.should_save and args.save_strategy != "no"
+    return DiscoverySettings(search, args.device, folder=Path(str(args.output_dir)), saves=saves)
 
 
 def _training_examples(
