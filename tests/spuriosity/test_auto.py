@@ -131,7 +131,7 @@ def test_what_is_found_for_some_classes_only_does_not_leave_others_without(make,
 
 
 def test_bad_input_is_refused_before_a_model_is_loaded(config, monkeypatch):
-    monkeypatch.setattr("starft_hf.training.trainer.load_model", lambda model: pytest.fail("loaded a model"))
+    monkeypatch.setattr("starft_hf.training.setup.load_model", lambda model: pytest.fail("loaded a model"))
     train = make_split("train", size=24)
     captions = train.remove_columns("label").rename_column("group", "note")
     args = config(regularizer="kl", caption_column="note")
