@@ -21,13 +21,15 @@ from starft_hf.evaluation.catalog import (
     published_accuracies,
 )
 from starft_hf.evaluation.catalog import entry as entry_module
-from starft_hf.evaluation.catalog.imagenet_names import IMAGENET_A, IMAGENET_R, _open_clip_metadata
+from starft_hf.evaluation.catalog.imagenet import _open_clip_metadata
 
 
 # Not importorskip: only one file of the library is read, and tests run without what the library itself imports.
 needs_open_clip = pytest.mark.skipif(importlib.util.find_spec("open_clip") is None, reason="needs open_clip_torch")
 
 SHORT = {"templates": "a photo of a {}.", "progress": False}
+# Indices into the classes of ImageNet.
+IMAGENET_R, IMAGENET_A = (load_benchmark(name).classes.args[0] for name in ("imagenet-r", "imagenet-a"))
 REGIONS = ["Asia", "Europe", "Africa", "Americas", "Oceania", "Other"]
 
 
@@ -129,7 +131,7 @@ def test_cifar(clip, processor):
     result = entry.evaluate(clip, processor, prepared, progress=False)
     expected = {"airplane x cifar10": 1, "cat x cifar10.2": 1, "truck x cifar10": 2, "truck x cifar10.2": 1}
     assert result.group_sizes == expected
-    with pytest.raises(ValueError, match=r"put together of the data sets \['cifar10', 'cifar10.2'\]"):
+    with pytest.raises(ValueError, match=r"is made of the datasets \['cifar10', 'cifar10.2'\]"):
         entry.prepare(cifar10)
 
 
@@ -166,7 +168,7 @@ def test_sets_with_200_classes_of_imagenet(clip, processor, tmp_path, name, indi
     own.load_state_dict({part: values[list(indices)] for part, values in head.state_dict().items()})
     results = [entry.evaluate(clip, processor, prepared, head=part, progress=False) for part in (head, own)]
     assert results[0].loss == pytest.approx(results[1].loss)
-    with pytest.raises(ValueError, match="head has 3 outputs, but the benchmark takes 200 or 1000 classes"):
+    with pytest.raises(ValueError, match="head has 3 outputs, but the benchmark has 200 or 1000 classes"):
         entry.evaluate(clip, processor, prepared, head=random_head(clip, 3))
 
 
@@ -269,7 +271,7 @@ def test_loading_takes_the_split_alone_and_counts_its_rows(monkeypatch, tmp_path
         return dataset
 
     monkeypatch.setattr(entry_module, "load_dataset", from_hub)
-    with pytest.warns(UserWarning, match="gave 2 rows for 'fmow', which has 22108"):
+    with pytest.warns(UserWarning, match="has 2 rows for 'fmow', which has 22108"):
         prepared = load_benchmark("fmow").load(tmp_path)
     assert prepared["label"][:] == [0, 3]
     files = {"data_files": {"test": "test/*.tar"}, "split": "test", "cache_dir": str(tmp_path), "streaming": False}
@@ -278,7 +280,7 @@ def test_loading_takes_the_split_alone_and_counts_its_rows(monkeypatch, tmp_path
 
 def test_missing_classes_are_told_before_anything_is_downloaded(monkeypatch):
     monkeypatch.setattr(entry_module, "load_dataset", lambda *args, **kwargs: pytest.fail("downloads"))
-    with pytest.raises(ValueError, match="does not carry the mapping"):
+    with pytest.raises(ValueError, match="does not include the mapping"):
         load_benchmark("objectnet").load()
 
 

@@ -11,10 +11,14 @@ Examples:
 
 from starft_hf.evaluation.catalog.classes import ClassSpace
 from starft_hf.evaluation.catalog.entry import BenchmarkEntry, HubSource
-from starft_hf.evaluation.catalog.imagenet_names import imagenet_class_names, imagenet_templates
-from starft_hf.evaluation.catalog.published import PUBLISHED_NOTE, published_accuracies
-from starft_hf.evaluation.catalog.registry import benchmark_names, load_benchmark
-from starft_hf.evaluation.catalog.table import catalog_table
+from starft_hf.evaluation.catalog.imagenet import imagenet_class_names, imagenet_templates
+from starft_hf.evaluation.catalog.registry import (
+    PUBLISHED_NOTE,
+    benchmark_names,
+    catalog_table,
+    load_benchmark,
+    published_accuracies,
+)
 
 
 __all__ = [

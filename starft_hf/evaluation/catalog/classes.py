@@ -6,6 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+
 from starft_hf.data.class_mapping import check_mapping
 
 
@@ -35,16 +37,16 @@ class ClassSpace:
         object.__setattr__(self, "classifier", distinct_names(self.classifier))
         object.__setattr__(self, "mapping", tuple(map(tuple, self.mapping)))
         if not self.names:
-            raise ValueError("a benchmark needs the names of its classes, and there are none")
+            raise ValueError("names is empty; pass the name of every class of the benchmark, in label order")
         if len(self.mapping) != (len(self.names) if self.classifier else 0):
             raise ValueError(
-                f"there are {len(self.names)} labels, {len(self.classifier)} classes of a classifier and a mapping of "
-                f"{len(self.mapping)} labels; give both classes and a mapping of every label, or neither"
+                f"got {len(self.names)} labels, {len(self.classifier)} classes of a classifier and a mapping of "
+                f"{len(self.mapping)} labels; pass both classes and a mapping of every label, or neither"
             )
         check_mapping(self.mapping, self.classifier)
 
     def for_zero_shot(self) -> tuple[tuple[str, ...], Mapped | None]:
-        """Class names and mapping of the zero-shot classifier with no class that cannot be chosen."""
+        """Class names and mapping of the zero-shot classifier, without classes that no label stands for."""
         if not self.mapping:
             return self.names, None
         used = sorted({index for indices in self.mapping for index in indices})
@@ -62,15 +64,19 @@ class ClassSpace:
             return self.classifier, self.mapping
         if size in (None, len(self.names)):
             return self.names, None
-        whole = f" or {len(self.classifier)}" if self.classifier else ""
-        raise ValueError(f"the head has {size} outputs, but the benchmark takes {len(self.names)}{whole} classes")
+        other = f" or {len(self.classifier)}" if self.classifier else ""
+        raise ValueError(
+            f"the head has {size} outputs, but the benchmark has {len(self.names)}{other} classes; pass a head over "
+            "these, in their order"
+        )
 
 
 def distinct_names(names: Iterable[str]) -> tuple[str, ...]:
-    """`names`, with underscores after those that are there already.
+    """`names`, with underscores appended to repeated ones.
 
-    Published lists name some classes alike ("missile" and "sunglasses" in ImageNet). Prompts turn underscores into
-    spaces and drop those at the end, so that the prompts stay the published ones, while the classes can be told apart.
+    Published lists give some classes the same name ("missile" and "sunglasses" in ImageNet). Prompts turn underscores
+    into spaces and drop those at the end, so that the prompts stay the published ones, while the classes can be told
+    apart.
     """
     seen: dict[str, None] = {}
     for name in names:
@@ -81,24 +87,41 @@ def distinct_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def classes_from_names(classes: Any) -> ClassSpace:
-    """A class space of names in label order, or of a text file with one name per line.
+    """A class space from names in label order, or from a text file with one name per line.
 
     Raises:
         ValueError: if it is neither, or a line is empty.
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
     """
     if isinstance(classes, ClassSpace):
         return classes
     if isinstance(classes, (str, PathLike)):
         path = Path(classes)
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {str(path)!r} to read class names from, one per line")
+            raise FileNotFoundError(f"file not found: {str(path)!r}; pass a file of class names, one per line")
         classes = [line.strip() for line in path.read_text(encoding="utf-8").strip().splitlines()]
     if isinstance(classes, Mapping) or not isinstance(classes, Sequence):
         raise ValueError(
-            f"classes is of type {type(classes).__name__}; pass class names in label order, or their file"
+            f"classes is of type {type(classes).__name__}; pass class names in label order, or a file of them"
         )
     strange = [name for name in classes if not isinstance(name, str) or not name]
     if strange:
-        raise ValueError(f"{strange[0]!r} is no class name; pass one name for every label, in label order")
+        raise ValueError(f"{strange[0]!r} is not a class name; pass a name for every label, in label order")
     return ClassSpace(tuple(classes))
+
+
+def classes_from_hub(name: str, hub_id: str, file: str, num_classes: int) -> ClassSpace:
+    """The classes of the benchmark `name`, from a file of one name per line in the repository of its images.
+
+    Raises:
+        ValueError: if it cannot be downloaded.
+    """
+    try:
+        path = hf_hub_download(hub_id, file, repo_type="dataset")
+    except Exception as error:
+        raise ValueError(
+            f"the {num_classes} class names of {name!r} could not be read from {file} of the dataset {hub_id}: "
+            f"{error}. Pass load_benchmark({name!r}, classes=...) with names in label order or a file of one name per "
+            "line; the authors of the benchmark publish them with it."
+        ) from error
+    return classes_from_names(path)

@@ -1,4 +1,4 @@
-"""Bringing data sets as the Hub has them to the columns that evaluation reads, without decoding images."""
+"""Bring datasets as the Hub has them to the columns that evaluation reads, without decoding images."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,10 +11,6 @@ from starft_hf.data.source import is_stream
 from starft_hf.utils.names import unknown_name
 
 
-# clip_benchmark writes images under one of these, the first that a sample has.
-WEBDATASET_IMAGES = ("webp", "png", "jpg", "jpeg")
-
-
 def check_features(dataset: Any, name: str) -> None:
     """Check that `dataset` is one of `datasets` whose columns are known.
 
@@ -23,8 +19,8 @@ def check_features(dataset: Any, name: str) -> None:
     """
     if getattr(dataset, "features", None) is None:
         raise ValueError(
-            f"the data set for {name!r} is a {type(dataset).__name__} that does not say which columns it has; pass a "
-            "datasets.Dataset, or a stream with features"
+            f"the dataset for {name!r} is a {type(dataset).__name__} without known columns; pass a datasets.Dataset, "
+            "or an IterableDataset with features"
         )
 
 
@@ -38,13 +34,13 @@ def find_column(dataset: Any, candidates: Sequence[str], name: str, what: str) -
         if column in dataset.features:
             return column
     raise ValueError(
-        f"the data set for {name!r} has no column with the {what}: expected one of {list(candidates)}, found "
+        f"the dataset for {name!r} has no column with the {what}: expected one of {list(candidates)}, found "
         f"{list(dataset.features)}. Rename the right one to {candidates[0]!r}."
     )
 
 
 def renamed(dataset: Any, column: str, to: str) -> Any:
-    """`dataset` with `column` called `to`."""
+    """`dataset` with `column` renamed."""
     return dataset if column == to else dataset.rename_column(column, to)
 
 
@@ -58,11 +54,10 @@ def as_images(dataset: Any, column: str) -> Any:
 
 
 def with_values(dataset: Any, column: str, sources: Sequence[str], function: Callable[..., Any], feature: Any) -> Any:
-    """`dataset` with a column of what `function` makes of the values of the columns `sources`."""
+    """`dataset` with a column of the results of `function` on the values of the columns `sources`."""
     if is_stream(dataset):
         features = Features({**dataset.features, column: feature})
-        make = partial(_as_row, column, function)
-        return dataset.map(make, input_columns=list(sources), features=features)
+        return dataset.map(partial(_as_row, column, function), input_columns=list(sources), features=features)
     values = [function(*row) for row in zip(*(read_column(dataset, source) for source in sources), strict=True)]
     if column in dataset.features:
         dataset = dataset.remove_columns(column)
@@ -76,8 +71,8 @@ def _as_row(column: str, function: Callable[..., Any], *values: Any) -> dict[str
 def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
     """`dataset` with the classes `names` in `column`, which holds indices or names.
 
-    The names of a ClassLabel column may be written or ordered otherwise; they decide over its indices, unless they are
-    mere numbers.
+    The names of a ClassLabel column may be written or ordered differently; they take precedence over its indices,
+    unless they are only numbers.
 
     Raises:
         ValueError: if the column holds other classes.
@@ -89,8 +84,9 @@ def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
     if isinstance(feature, ClassLabel) and not all(name.isdecimal() for name in feature.names):
         if len(places) < len(names) or sorted(map(_plain, feature.names)) != sorted(places):
             raise ValueError(
-                f"column {column!r} has the classes {_shown(feature.names)}, not {_shown(names)}. If its indices mean "
-                f"the latter all the same, cast it first: dataset.cast_column({column!r}, datasets.Value('int64'))"
+                f"column {column!r} has the classes {_shown(feature.names)}, not {_shown(names)}. If its indices are "
+                f"nevertheless those of the latter, cast it first: dataset.cast_column({column!r}, "
+                "datasets.Value('int64'))"
             )
         order = [places[_plain(name)] for name in feature.names]
         return with_values(dataset, column, [column], partial(_at, column, order), labels)
@@ -109,7 +105,7 @@ def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
 def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
     """`dataset` with the strings `names` in `column`, which holds indices or names.
 
-    As strings, because groups without rows are no error then: a part of a benchmark may lack some.
+    As strings, because groups without rows are not an error then: a part of a benchmark may lack some.
 
     Raises:
         ValueError: if the column holds something else.
@@ -119,10 +115,10 @@ def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
 
 
 def _at(column: str, values: Sequence[Any], index: int | None) -> Any:
-    # -1 stands for no label in the splits that a benchmark keeps to itself.
+    # Splits whose labels are secret have -1.
     if index is None or not 0 <= index < len(values):
         raise ValueError(
-            f"column {column!r} has a row with {index} where one of {len(values)} values belongs; fill or drop it"
+            f"column {column!r} has a row with {index}, which is not an index of {len(values)} names; fill or drop it"
         )
     return values[index]
 
@@ -144,21 +140,15 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def without_border(dataset: Any, column: str, width: int) -> Any:
-    """`dataset` with `width` pixels cut off every side of the images in `column`, as they are read."""
+    """`dataset` with `width` pixels cut off every side of the images in `column`, when they are read."""
     if is_stream(dataset):
-        return dataset.map(partial(_crop, column, width), input_columns=[column], features=dataset.features)
+        return with_values(dataset, column, [column], partial(_crop, width), dataset.features[column])
     return dataset.with_transform(partial(_crop_batch, column, width))
 
 
-def _crop_batch(column: str, width: int, batch: dict[str, Any]) -> dict[str, Any]:
-    if column in batch:
-        batch[column] = [_inner(image, width) for image in batch[column]]
-    return batch
-
-
-def _crop(column: str, width: int, image: Any) -> dict[str, Any]:
-    return {column: _inner(image, width)}
-
-
-def _inner(image: Any, width: int) -> Any:
+def _crop(width: int, image: Any) -> Any:
     return image.crop((width, width, image.width - width, image.height - width))
+
+
+def _crop_batch(column: str, width: int, batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch, column: [_crop(width, image) for image in batch[column]]} if column in batch else batch

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
+from statistics import fmean
 from typing import Any
 
 from datasets import ClassLabel, Value, concatenate_datasets, load_dataset
@@ -24,13 +25,15 @@ from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.utils.names import unknown_name
 
 
-# A step of preparation: from a data set and its benchmark to the data set as the following steps take it.
+METRICS = ("accuracy", "worst_group_accuracy", "mean_group_accuracy", "macro_f1")
+
+# A step of preparation: from a dataset and its benchmark to the dataset for the next step.
 Step = Callable[[Any, "BenchmarkEntry"], Any]
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A split of a data set on the Hub.
+    """A split of a dataset on the Hub.
 
     Attributes:
         hub_id: the repository.
@@ -38,7 +41,7 @@ class HubSource:
         config: the configuration; None: the default one.
         data_files: pattern of the files of the split, so that those of others are not downloaded; None: as the
             repository has it.
-        part: what the rows' group says about where they come from, for benchmarks of several data sets.
+        part: the value of the column "source" for its rows, in benchmarks made of several datasets.
     """
 
     hub_id: str
@@ -65,26 +68,29 @@ class BenchmarkEntry:
     """A benchmark of robust classification.
 
     Attributes:
-        name: what `load_benchmark` calls it.
-        title: what papers call it.
-        hub: where its images are. Several are put together.
-        classes: its classes, or a function that looks them up or says what is missing.
+        name: its name for `load_benchmark`.
+        title: its name in papers.
+        hub: where its images are; several sources are concatenated.
+        classes: its classes, or a function that looks them up or raises an error that says what is missing.
         num_classes: how many.
         templates: prompts of the zero-shot classifier, or a function that looks them up.
         metric: the measure that papers report, one of `METRICS`.
-        image_columns: columns the images may be in; the first that is there is used.
+        image_columns: columns the images may be in; the first that exists is used.
         label_columns: the same for the labels.
-        steps: what else preparation does, with images in place and labels and groups still to be named.
-        group_columns: columns of the prepared data set whose values name a row's group; empty: the classes.
+        steps: further steps of preparation, which run before labels and groups get their names.
+        group_columns: columns of the prepared dataset whose values name a row's group; empty: the classes.
         group_names: names of the values of group columns.
-        ignored_groups: groups that the measure leaves out.
+        ignored_groups: groups that the measure skips.
         training_sizes: rows of every group in the training set, where group-adjusted accuracy is usual.
         rows: how many images there are.
-        read_classes: makes the class space of what `with_classes` is given.
+        read_classes: makes the class space from the argument of `with_classes`.
         license_note: on what terms the images can be had, as far as seen.
-        sources: the paper and where else the facts are from.
+        sources: the paper and other sources of these facts.
         notes: what to know before comparing.
         checked: the day the columns were last compared with the Hub; None: never.
+
+    Raises:
+        ValueError: if the metric is unknown, or names are given for a column that is not a group column.
     """
 
     name: str
@@ -98,7 +104,7 @@ class BenchmarkEntry:
     label_columns: tuple[str, ...] = ("label",)
     steps: tuple[Step, ...] = ()
     group_columns: tuple[str, ...] = ()
-    group_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    group_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     ignored_groups: tuple[str, ...] = ()
     training_sizes: Mapping[str, int] = field(default_factory=dict)
     rows: int | None = None
@@ -111,6 +117,9 @@ class BenchmarkEntry:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(unknown_name("metric", self.metric, METRICS))
+        for column in self.group_names:
+            if column not in self.group_columns:
+                raise ValueError(unknown_name(f"group column of {self.name!r}", column, self.group_columns))
 
     @property
     def hub_id(self) -> str:
@@ -144,8 +153,7 @@ class BenchmarkEntry:
         """The benchmark with classes that are not part of this package.
 
         Args:
-            classes: names in label order or a file of them, one per line; other entries say in their notes what they
-                take.
+            classes: names in label order or a file of them, one per line, unless the notes say otherwise.
         """
         return replace(self, classes=self.read_classes(classes))
 
@@ -155,29 +163,27 @@ class BenchmarkEntry:
         Raises:
             ValueError: if it has no such group column.
         """
-        if column not in self.group_columns:
-            raise ValueError(unknown_name(f"group column of {self.name!r}", column, self.group_columns))
         return replace(self, group_names={**self.group_names, column: tuple(names)})
 
     def load(self, cache_dir: str | PathLike[str] | None = None, *, streaming: bool = False) -> Any:
         """Download the benchmark and prepare it.
 
-        Warns where there are more or fewer rows than the benchmark has.
+        Warns if the number of rows is not that of the benchmark.
 
         Args:
             cache_dir: where downloads are kept; None: where `datasets` keeps them.
-            streaming: read rows as they are needed. A stream can be looked at, but not evaluated.
+            streaming: return an iterable dataset, which can be inspected, but not evaluated.
 
         Returns:
             What `prepare` returns.
         """
-        # Classes that are missing are told before gigabytes are downloaded.
+        # Raises for missing classes before gigabytes are downloaded.
         self.class_space()
         parts = {source.part: source.load(cache_dir, streaming) for source in self.hub}
         found = None if streaming else sum(map(len, parts.values()))
         if self.rows is not None and found not in (None, self.rows):
             warnings.warn(
-                f"{self.hub_id} gave {found} rows for {self.name!r}, which has {self.rows}; figures on other rows "
+                f"{self.hub_id} has {found} rows for {self.name!r}, which has {self.rows}; figures on other rows "
                 "cannot be compared with published ones",
                 stacklevel=2,
             )
@@ -187,8 +193,8 @@ class BenchmarkEntry:
         """Bring the benchmark, as the Hub has it, to the columns that evaluation reads. Prepare it once: crops add up.
 
         Args:
-            dataset: a `datasets` Dataset or IterableDataset; for a benchmark of several, a mapping from part to data
-                set.
+            dataset: a `datasets` Dataset or IterableDataset; for a benchmark of several, a mapping from part to
+                dataset.
 
         Returns:
             The same rows with the columns "image", "label" (a ClassLabel) and those that name groups.
@@ -197,23 +203,20 @@ class BenchmarkEntry:
             ValueError: if a column is missing or holds something else, or classes have to be passed first.
         """
         parts = [source.part for source in self.hub]
+        given = sorted(dataset) if isinstance(dataset, Mapping) else type(dataset).__name__
         if len(parts) == 1:
             if isinstance(dataset, Mapping):
                 raise ValueError(
-                    f"the data set for {self.name!r} is a dictionary with {sorted(dataset)}; pass its split "
-                    f"{self.hub[0].split!r}"
+                    f"the dataset for {self.name!r} is a dictionary with {given}; pass its split {self.hub[0].split!r}"
                 )
             return self._prepared(dataset)
         if not isinstance(dataset, Mapping) or set(dataset) != set(parts):
-            given = sorted(dataset) if isinstance(dataset, Mapping) else type(dataset).__name__
-            raise ValueError(
-                f"{self.name!r} is put together of the data sets {parts}; pass a mapping with them, not {given}"
-            )
+            raise ValueError(f"{self.name!r} is made of the datasets {parts}; pass a mapping with them, not {given}")
         used = ["image", "label", *(column for column in self.group_columns if column != "label")]
         joined = []
         for part in parts:
             prepared = self._prepared(dataset[part])
-            prepared = with_values(prepared, "source", ["label"], _Constant(part), Value("string"))
+            prepared = with_values(prepared, "source", ["label"], lambda _, part=part: part, Value("string"))
             joined.append(prepared.select_columns(used))
         return concatenate_datasets(joined)
 
@@ -226,8 +229,7 @@ class BenchmarkEntry:
         label = find_column(dataset, self.label_columns, self.name, "labels")
         dataset = as_class_labels(renamed(dataset, label, "label"), "label", self.class_space().names)
         for column, names in self.group_names.items():
-            if column in dataset.features:
-                dataset = as_group_names(dataset, column, names)
+            dataset = as_group_names(dataset, find_column(dataset, [column], self.name, "groups"), names)
         return dataset
 
     def evaluate(
@@ -242,52 +244,45 @@ class BenchmarkEntry:
     ) -> EvaluationResult:
         """Classify the benchmark's images zero-shot, or with a linear head.
 
-        `score` gives the measure that papers report of the result.
+        `score` reads the measure that papers report from the result.
 
         Args:
             model: a dual encoder, a Hub id or a path.
             processor: its processor; None loads it from where the model is from.
-            dataset: what `load` or `prepare` returned; None loads it.
+            dataset: the return value of `load` or `prepare`; None loads it.
             head: a linear head over the labels, or over all of the classes that the labels are a part of.
             cache_dir: where downloads are kept.
             settings: further arguments of `evaluate_zero_shot`, in place of the benchmark's own.
 
         Raises:
-            ValueError: if the data set was not prepared, or the head is over other classes.
+            ValueError: if the dataset was not prepared, or the head is over other classes.
         """
         if dataset is None:
             dataset = self.load(cache_dir)
         space = self.class_space()
         self._check_prepared(dataset, space)
+        own: dict[str, Any] = {"group_column": self.group_columns or None, "training_shares": self.training_shares}
         if head is None:
-            class_names, mapping = space.for_zero_shot()
+            own["class_names"], own["class_mapping"] = space.for_zero_shot()
+            own["templates"] = self.prompts()
         else:
-            class_names, mapping = space.for_head(getattr(head, "out_features", None))
-        own = {
-            "class_names": class_names,
-            "class_mapping": mapping,
-            # A head takes no prompts, so what they need is not asked for.
-            **({"templates": self.prompts()} if head is None else {}),
-            "group_column": self.group_columns or None,
-            "training_shares": self.training_shares,
-        }
+            own["class_names"], own["class_mapping"] = space.for_head(getattr(head, "out_features", None))
         if settings.get("group_function") is not None:
             own["group_column"] = None
         return evaluate_zero_shot(model, processor, dataset, head=head, **{**own, **settings})
 
     def _check_prepared(self, dataset: Any, space: ClassSpace) -> None:
         check_features(dataset, self.name)
-        missing = [column for column in ("image", "label", *self.group_columns) if column not in dataset.features]
-        label = dataset.features.get("label")
-        if missing or not isinstance(label, ClassLabel) or tuple(label.names) != space.names:
-            what = f"it has no column {missing[0]!r}" if missing else "its labels do not have the benchmark's names"
-            raise ValueError(f"the data set for {self.name!r} is not prepared: {what}; pass entry.prepare(dataset)")
-        for column in self.group_names:
-            if column in self.group_columns and getattr(dataset.features[column], "dtype", None) != "string":
-                raise ValueError(
-                    f"the data set for {self.name!r} is not prepared: column {column!r} does not hold the names of "
-                    "groups; pass entry.prepare(dataset)"
-                )
+        features, problem = dataset.features, ""
+        label = features.get("label")
+        if missing := [column for column in ("image", "label", *self.group_columns) if column not in features]:
+            problem = f"it has no column {missing[0]!r}"
+        elif not isinstance(label, ClassLabel) or tuple(label.names) != space.names:
+            problem = "its labels do not have the benchmark's names"
+        elif unnamed := [column for column in self.group_names if getattr(features[column], "dtype", "") != "string"]:
+            problem = f"column {unnamed[0]!r} does not hold the names of groups"
+        if problem:
+            raise ValueError(f"the dataset for {self.name!r} is not prepared: {problem}; pass entry.prepare(dataset)")
 
     def score(self, result: EvaluationResult) -> float:
         """The measure that papers report on this benchmark, from 0 to 1.
@@ -295,42 +290,16 @@ class BenchmarkEntry:
         Raises:
             ValueError: if `result` does not have it.
         """
-        return METRICS[self.metric](result, self.ignored_groups)
-
-
-@dataclass(frozen=True)
-class _Constant:
-    value: str
-
-    def __call__(self, *_: Any) -> str:
-        return self.value
-
-
-def _counted(result: EvaluationResult, ignored: Sequence[str]) -> list[float]:
-    accuracies = [accuracy for group, accuracy in result.group_accuracies.items() if group not in ignored]
-    if not accuracies:
-        raise ValueError(f"the result has only the groups {sorted(result.group_accuracies)}, none of which counts")
-    return accuracies
-
-
-def _worst(result: EvaluationResult, ignored: Sequence[str]) -> float:
-    return min(_counted(result, ignored))
-
-
-def _mean(result: EvaluationResult, ignored: Sequence[str]) -> float:
-    accuracies = _counted(result, ignored)
-    return sum(accuracies) / len(accuracies)
-
-
-def _macro_f1(result: EvaluationResult, ignored: Sequence[str]) -> float:
-    if result.macro_f1 is None:
-        raise ValueError("the result has no macro F1, because an older version made it; evaluate again")
-    return result.macro_f1
-
-
-METRICS: dict[str, Callable[[EvaluationResult, Sequence[str]], float]] = {
-    "accuracy": lambda result, ignored: result.accuracy,
-    "worst_group_accuracy": _worst,
-    "mean_group_accuracy": _mean,
-    "macro_f1": _macro_f1,
-}
+        if self.metric == "accuracy":
+            return result.accuracy
+        if self.metric == "macro_f1":
+            if result.macro_f1 is None:
+                raise ValueError("the result has no macro F1, because an older version made it; evaluate again")
+            return result.macro_f1
+        counted = [value for group, value in result.group_accuracies.items() if group not in self.ignored_groups]
+        if not counted:
+            raise ValueError(
+                f"the result has only the groups {sorted(result.group_accuracies)}, which the measure skips; evaluate "
+                "on the whole benchmark"
+            )
+        return min(counted) if self.metric == "worst_group_accuracy" else fmean(counted)

@@ -1,26 +1,16 @@
-"""ImageNet and the test sets that share its classes: V2, R, A, Sketch and ObjectNet."""
+"""Class names and prompts of ImageNet, from open_clip, and the classes of test sets that share them."""
 
+import importlib.util
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import cache
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from starft_hf.evaluation.catalog.classes import ClassSpace
-from starft_hf.evaluation.catalog.columns import WEBDATASET_IMAGES, without_border
-from starft_hf.evaluation.catalog.entry import BenchmarkEntry, HubSource
-from starft_hf.evaluation.catalog.imagenet_names import (
-    imagenet_a_classes,
-    imagenet_class_names,
-    imagenet_classes,
-    imagenet_r_classes,
-    imagenet_templates,
-)
 
-
-# Pixels that are cut off the images of ObjectNet, which have a red frame.
-OBJECTNET_BORDER = 2
 
 OBJECTNET_FILES = (
     "folder_to_objectnet_label.json",
@@ -30,25 +20,69 @@ OBJECTNET_FILES = (
 )
 
 NEEDS_MAPPING = (
-    "ObjectNet's classes stand for several of ImageNet's, and this package does not carry the mapping. Its owners "
+    "ObjectNet's classes stand for several of ImageNet's, and this package does not include the mapping. Its owners "
     "publish it in the folder 'mappings' of objectnet-1.0.zip (objectnet.dev). Pass "
     "load_benchmark('objectnet', classes='path/to/mappings'), or a dictionary from class name to ImageNet indices in "
     "label order."
 )
 
 
-def webdataset(repository: str) -> tuple[HubSource, ...]:
-    """The test shards of a repository in the form that clip_benchmark writes."""
-    return (HubSource(repository, "test", data_files="test/*.tar"),)
+@cache
+def _open_clip_metadata() -> ModuleType:
+    package = importlib.util.find_spec("open_clip")
+    # Only this file: the whole package takes seconds to import, and needs torchvision.
+    path = Path(package.origin).parent / "zero_shot_metadata.py" if package and package.origin else None
+    if path is None or not path.is_file():
+        raise ImportError(
+            "the class names and prompts of ImageNet come from open_clip, which is not installed, or is too old; "
+            "install it with: pip install 'starft_hf[catalog]'"
+        )
+    spec = importlib.util.spec_from_file_location("_starft_hf_open_clip_metadata", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def imagenet_class_names() -> tuple[str, ...]:
+    """The 1,000 class names of ImageNet as prompts use them, in the usual order (that of their WordNet ids).
+
+    Two names occur twice: "missile" and "sunglasses".
+
+    Raises:
+        ImportError: if open_clip is not installed.
+    """
+    return tuple(_open_clip_metadata().IMAGENET_CLASSNAMES)
+
+
+def imagenet_templates() -> tuple[str, ...]:
+    """The 80 prompts of CLIP's zero-shot classifier of ImageNet, with `{}` for the class name.
+
+    Raises:
+        ImportError: if open_clip is not installed.
+    """
+    return tuple(template("{}") for template in _open_clip_metadata().OPENAI_IMAGENET_TEMPLATES)
+
+
+def imagenet_classes() -> ClassSpace:
+    """All classes of ImageNet."""
+    return ClassSpace(imagenet_class_names())
+
+
+def imagenet_subset(indices: Sequence[int]) -> ClassSpace:
+    """A class space whose labels 0, 1, ... are the classes `indices` of ImageNet."""
+    names = imagenet_class_names()
+    return ClassSpace(tuple(names[index] for index in indices), names, tuple((index,) for index in indices))
 
 
 def objectnet_missing() -> ClassSpace:
-    """Say where the classes of ObjectNet are to be had."""
+    """Raise an error that says where to find the classes of ObjectNet."""
     raise ValueError(NEEDS_MAPPING)
 
 
 def read_objectnet_classes(classes: Any) -> ClassSpace:
-    """The classes of ObjectNet, out of the folder of mappings that comes with it.
+    """The classes of ObjectNet, from the folder of mappings that comes with it.
 
     Labels are numbered in the order of ObjectNet's folder names, as clip_benchmark numbers them.
 
@@ -73,8 +107,8 @@ def _read_mappings(folder: Path) -> dict[str, list[int]]:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(f"the folder {str(folder)!r} has no {', '.join(missing)}. {NEEDS_MAPPING}")
-    # ObjectNet names ImageNet's classes by their labels, which stand on the lines of the last file; the third says
-    # which line belongs to which of the usual indices.
+    # ObjectNet names ImageNet's classes by the lines of the last file; the third file says which line belongs to which
+    # of the usual indices.
     label_of, imagenet_of, line_of = (json.loads(path.read_text(encoding="utf-8")) for path in paths[:3])
     lines = [line.strip() for line in paths[3].read_text(encoding="utf-8").splitlines()]
     index_of = {lines[int(line)]: int(index) for index, line in line_of.items()}
@@ -85,96 +119,7 @@ def _read_mappings(folder: Path) -> dict[str, list[int]]:
             if label in imagenet_of
         }
     except KeyError as error:
-        raise ValueError(f"the mappings in {str(folder)!r} name the unknown ImageNet class {error}") from error
-
-
-def crop_border(dataset: Any, entry: BenchmarkEntry) -> Any:
-    """The images of ObjectNet without their frame."""
-    return without_border(dataset, "image", OBJECTNET_BORDER)
-
-
-IMAGENET = BenchmarkEntry(
-    name="imagenet",
-    title="ImageNet",
-    hub=webdataset("clip-benchmark/wds_imagenet1k"),
-    classes=imagenet_classes,
-    num_classes=1000,
-    templates=imagenet_templates,
-    metric="accuracy",
-    image_columns=("image", *WEBDATASET_IMAGES),
-    label_columns=("label", "cls"),
-    rows=50000,
-    license_note="non-commercial research and education, on the terms of image-net.org, which a mirror does not lift",
-    sources=("arXiv 1409.0575", "clip_benchmark.datasets.builder"),
-    notes=(
-        "The validation set. Class names and prompts are those of open_clip; two pairs of classes have the same name, "
-        "and so the same prompts."
-    ),
-)
-
-IMAGENET_V2 = replace(
-    IMAGENET,
-    name="imagenet-v2",
-    title="ImageNet-V2",
-    hub=webdataset("clip-benchmark/wds_imagenetv2"),
-    rows=10000,
-    license_note="MIT, as the authors' repository states; the photographs are their makers'",
-    sources=("arXiv 1902.10811", "clip_benchmark.datasets.builder"),
-    notes="The variant matched-frequency. Class names and prompts are those of open_clip.",
-)
-
-IMAGENET_R = replace(
-    IMAGENET,
-    name="imagenet-r",
-    title="ImageNet-R",
-    hub=webdataset("clip-benchmark/wds_imagenet-r"),
-    classes=imagenet_r_classes,
-    num_classes=200,
-    rows=30000,
-    license_note="see the authors' repository (github.com/hendrycks/imagenet-r); the pictures are their makers'",
-    sources=("arXiv 2006.16241", "clip_benchmark.datasets.builder"),
-    notes="Over 200 of the 1,000 classes: a classifier of all of them is sliced to these.",
-)
-
-IMAGENET_A = replace(
-    IMAGENET_R,
-    name="imagenet-a",
-    title="ImageNet-A",
-    hub=webdataset("clip-benchmark/wds_imagenet-a"),
-    classes=imagenet_a_classes,
-    rows=7500,
-    license_note="MIT, as the authors' repository states; the photographs are their makers'",
-    sources=("arXiv 1907.07174", "clip_benchmark.datasets.builder"),
-)
-
-IMAGENET_SKETCH = replace(
-    IMAGENET,
-    name="imagenet-sketch",
-    title="ImageNet-Sketch",
-    hub=webdataset("clip-benchmark/wds_imagenet_sketch"),
-    rows=50889,
-    license_note="MIT, as the authors' repository states; the drawings are their makers'",
-    sources=("arXiv 1905.13549", "clip_benchmark.datasets.builder"),
-    notes="Class names and prompts are those of open_clip.",
-)
-
-OBJECTNET = replace(
-    IMAGENET,
-    name="objectnet",
-    title="ObjectNet",
-    hub=webdataset("clip-benchmark/wds_objectnet"),
-    classes=objectnet_missing,
-    num_classes=113,
-    steps=(crop_border,),
-    rows=18574,
-    read_classes=read_objectnet_classes,
-    license_note="on the terms of objectnet.dev, which forbid to train or tune on it",
-    sources=("Barbu et al., NeurIPS 2019", "arXiv 2109.01903", "clip_benchmark.datasets.objectnet"),
-    notes=(
-        "classes: the folder 'mappings' of objectnet-1.0.zip, or a dictionary from class name to ImageNet indices in "
-        "label order. Of the ImageNet classes that a label stands for, the best counts. Two pixels are cut off every "
-        "side. A widely used copy held half of the images."
-    ),
-)
-
-ENTRIES = (IMAGENET, IMAGENET_V2, IMAGENET_R, IMAGENET_A, IMAGENET_SKETCH, OBJECTNET)
+        raise ValueError(
+            f"the mappings in {str(folder)!r} name the unknown ImageNet class {error}; use the files as they were "
+            "published"
+        ) from error

@@ -1,39 +1,145 @@
-"""Benchmarks by name."""
+"""Benchmarks by name, as the data files next to this describe them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
-from starft_hf.evaluation.catalog import groups, imagenet, wilds
-from starft_hf.evaluation.catalog.entry import BenchmarkEntry
+import yaml
+
+from starft_hf.data.groups import SEPARATOR
+from starft_hf.evaluation.catalog.classes import ClassSpace, classes_from_hub, classes_from_names
+from starft_hf.evaluation.catalog.entry import BenchmarkEntry, HubSource
+from starft_hf.evaluation.catalog.imagenet import (
+    imagenet_classes,
+    imagenet_subset,
+    imagenet_templates,
+    objectnet_missing,
+    read_objectnet_classes,
+)
+from starft_hf.evaluation.catalog.steps import celeba_attributes, crop_objectnet_border, fmow_regions
 from starft_hf.utils.names import unknown_name
 
 
-ENTRIES = {entry.name: entry for entry in (*imagenet.ENTRIES, *groups.ENTRIES, *wilds.ENTRIES)}
+PUBLISHED_NOTE = (
+    "Top-1 accuracy in percent of CLIP ViT-B/16, fine-tuned on ImageNet, all as measured in one harness (the table of "
+    "the TRACER paper). Figures of other harnesses differ by more than methods do: compare only within this one."
+)
+
+# What the data file refers to by name.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        imagenet_classes,
+        imagenet_templates,
+        objectnet_missing,
+        read_objectnet_classes,
+        celeba_attributes,
+        crop_objectnet_border,
+        fmow_regions,
+    )
+}
+
+HEADINGS = ("Name", "Benchmark", "On the Hub", "Classes", "Groups", "Measure", "Checked")
+
+
+def _read(file: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
+    return content
+
+
+@cache
+def _entries() -> dict[str, BenchmarkEntry]:
+    return {name: _entry(name, fields) for name, fields in _read("benchmarks.yaml").items()}
+
+
+def _entry(name: str, fields: Mapping[str, Any]) -> BenchmarkEntry:
+    values: dict[str, Any] = {
+        field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()
+    }
+    values["hub"] = tuple(HubSource(**source) for source in fields["hub"])
+    values["classes"] = _classes(name, fields)
+    values["steps"] = tuple(FUNCTIONS[step] for step in fields.get("steps", ()))
+    for field in ("templates", "read_classes"):
+        if isinstance(values.get(field), str):
+            values[field] = FUNCTIONS[values[field]]
+    return BenchmarkEntry(name=name, **values)
+
+
+def _classes(name: str, fields: Mapping[str, Any]) -> ClassSpace | Callable[[], ClassSpace]:
+    classes, size = fields["classes"], fields["num_classes"]
+    if isinstance(classes, str):
+        return FUNCTIONS[classes]
+    if "hub_file" in classes:
+        return partial(classes_from_hub, name, fields["hub"][0]["hub_id"], classes["hub_file"], size)
+    subset = isinstance(classes, Mapping)
+    listed = classes["imagenet_subset"] if subset else classes
+    # A class too few or too many would shift the labels after it.
+    if len(set(listed)) != size:
+        raise ValueError(f"{name!r} lists {len(set(listed))} distinct classes, but num_classes is {size}; correct it")
+    return partial(imagenet_subset, listed) if subset else classes_from_names(listed)
 
 
 def benchmark_names() -> list[str]:
-    """What `load_benchmark` takes."""
-    return list(ENTRIES)
+    """The names that `load_benchmark` accepts."""
+    return list(_entries())
 
 
 def load_benchmark(
     name: str, *, classes: Any = None, group_names: Mapping[str, Sequence[str]] | None = None
 ) -> BenchmarkEntry:
-    """A benchmark of the catalogue. Nothing is downloaded before its `load` or `evaluate`.
+    """A benchmark of the catalog. Nothing is downloaded before its `load` or `evaluate`.
 
     Args:
         name: one of `benchmark_names()`.
-        classes: its classes, where this package does not have them; the entry's notes say what it takes.
+        classes: its classes, where this package does not have them; the entry's notes say what to pass.
         group_names: for group columns of indices the names of the values, where this package does not have them.
 
     Raises:
-        ValueError: if the name or a group column is not known, or the classes do not fit.
+        ValueError: if the name or a group column is unknown, or the classes do not fit.
     """
-    if name not in ENTRIES:
-        raise ValueError(unknown_name("benchmark", name, ENTRIES))
-    entry = ENTRIES[name]
+    entries = _entries()
+    if name not in entries:
+        raise ValueError(unknown_name("benchmark", name, entries))
+    entry = entries[name]
     if classes is not None:
         entry = entry.with_classes(classes)
     for column, names in (group_names or {}).items():
         entry = entry.with_group_names(column, names)
     return entry
+
+
+def catalog_table() -> str:
+    """All benchmarks as a Markdown table: name, Hub id, classes, groups, measure, and when columns were checked."""
+    rows = [HEADINGS, tuple("---" for _ in HEADINGS), *map(_row, _entries().values())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _row(entry: BenchmarkEntry) -> tuple[str, ...]:
+    groups = SEPARATOR.join("class" if column == "label" else column for column in entry.group_columns) or "class"
+    if entry.ignored_groups:
+        groups += f", without {', '.join(entry.ignored_groups)}"
+    return (
+        f"`{entry.name}`",
+        entry.title,
+        f"`{entry.hub_id}`".replace(" + ", "` + `"),
+        f"{entry.num_classes:,}",
+        groups,
+        entry.metric.replace("_", " "),
+        entry.checked or "never",
+    )
+
+
+def published_accuracies(benchmark: str) -> dict[str, float]:
+    """Accuracy in percent by method, as published; `PUBLISHED_NOTE` says of what and by whom.
+
+    Args:
+        benchmark: such as "imagenet".
+
+    Raises:
+        ValueError: if there are no figures for it, naming the benchmarks that have some.
+    """
+    published = _read("published.yaml")
+    if benchmark not in published:
+        raise ValueError(unknown_name("benchmark with published figures", benchmark, published))
+    return dict(published[benchmark])

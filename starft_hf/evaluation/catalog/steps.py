@@ -1,0 +1,59 @@
+"""Preparation of single benchmarks, where renaming columns is not enough."""
+
+from typing import Any
+
+from datasets import ClassLabel, Value
+
+from starft_hf.evaluation.catalog.columns import find_column, with_values, without_border
+from starft_hf.evaluation.catalog.entry import BenchmarkEntry
+
+
+# Where the labels and groups of CelebA come from: attribute, column, and names for 0 and 1.
+CELEBA_ATTRIBUTES = (("Blond_Hair", "label", ["dark", "blond"]), ("Male", "sex", ["female", "male"]))
+
+# Pixels to cut off the images of ObjectNet, which have a red frame.
+OBJECTNET_BORDER = 2
+
+
+def celeba_attributes(dataset: Any, entry: BenchmarkEntry) -> Any:
+    """The labels and groups of CelebA, from its attributes."""
+    for attribute, _, _ in CELEBA_ATTRIBUTES:
+        find_column(dataset, [attribute], entry.name, f"attribute {attribute}")
+    for attribute, column, names in CELEBA_ATTRIBUTES:
+        dataset = with_values(dataset, column, [attribute], _attribute_index, ClassLabel(names=names))
+    return dataset
+
+
+def _attribute_index(value: Any) -> int:
+    # Copies of CelebA have -1 and 1, 0 and 1, or booleans.
+    if value not in (-1, 0, 1):
+        raise ValueError(f"an attribute of CelebA has the value {value!r}; expected -1 or 0 for no, and 1 for yes")
+    return int(value == 1)
+
+
+def crop_objectnet_border(dataset: Any, entry: BenchmarkEntry) -> Any:
+    """The images of ObjectNet without their frame."""
+    return without_border(dataset, "image", OBJECTNET_BORDER)
+
+
+def fmow_regions(dataset: Any, entry: BenchmarkEntry) -> Any:
+    """The regions of FMoW, by index from the arrays that the shards hold, or by name as they are.
+
+    Raises:
+        ValueError: if there are only indices, and no names for them.
+    """
+    column = find_column(dataset, ["region", "npy"], entry.name, "region")
+    if getattr(dataset.features[column], "dtype", None) in ("string", "large_string"):
+        return dataset
+    if "region" not in entry.group_names:
+        raise ValueError(
+            f"the dataset for {entry.name!r} has regions by index, and their names were not passed, so that 'Other' "
+            "cannot be excluded. WILDS numbers regions as they first occur in rgb_metadata.csv of its download "
+            "(wilds.stanford.edu). Pass load_benchmark('fmow', group_names={'region': [...]})."
+        )
+    return dataset if column == "region" else with_values(dataset, "region", [column], _region_index, Value("int64"))
+
+
+def _region_index(array: Any) -> int:
+    # Region, year and class.
+    return int(array[0])
