@@ -23,7 +23,7 @@ from starft_hf.evaluation.metrics import ExpectedCalibrationError, GroupAccuracy
         ({"groups": ["land"] * 7 + [0.5]}, "groups hold 0.5"),
         ({"groups": ["land"] * 7 + [1]}, "groups hold strings and integers"),
         ({"groups": [["land"]] * 8}, "groups hold values that cannot be counted"),
-        ({"groups": None}, r"\['groups'\] did not come"),
+        ({"groups": None}, r"\['groups'\] are missing"),
         ({"predictions": [0] * 7}, "predictions 7, references 8"),
         ({"references": [0] * 7 + [-1]}, "row 7 of references is -1, and class indices start at 0"),
         ({"predictions": [0.9] * 8}, "predictions have dtype float64"),
@@ -64,7 +64,7 @@ def test_columns_that_do_not_fit_the_calibration_error(options, message):
         ({"references": [0]}, "scores 2, references 1"),
         ({"k": 4}, "k is 4 and there are 3 classes"),
         ({"k": 0}, "k is 0"),
-        ({"scores": [[0.1, 0.2, 0.3], [0.1, 0.2]]}, "scores make no array"),
+        ({"scores": [[0.1, 0.2, 0.3], [0.1, 0.2]]}, "scores cannot be an array"),
         ({"scores": [0.1, 0.2]}, r"scores have shape \(2,\)"),
         ({"scores": [[0.1, 0.2, 0.3], [float("nan"), 0.2, 0.3]]}, "row 1 of scores holds NaN"),
     ],
@@ -98,7 +98,7 @@ def test_batches_are_checked_when_they_come():
         metric.add(prediction=0.9, reference=1)
     with pytest.raises(ValueError, match="predictions 2, references 1"):
         metric.add_batch(predictions=[0, 1], references=[1])
-    with pytest.raises(ValueError, match=r"\['references'\] did not come"):
+    with pytest.raises(ValueError, match=r"\['references'\] are missing"):
         metric.add_batch(predictions=[0, 1])
     metric.add_batch(predictions=[0, 1], references=[0, 1])
     assert metric.compute() == {"macro_f1": 1.0}
@@ -123,7 +123,7 @@ def test_scores_that_change_their_classes_between_batches():
 def test_columns_that_a_metric_does_not_have():
     with pytest.raises(ValueError, match=r"macro_f1 takes .*\['groups'\]"):
         MacroF1().add_batch(predictions=[0], references=[0], groups=["a"])
-    with pytest.raises(ValueError, match=r"\['groups'\] did not come"):
+    with pytest.raises(ValueError, match=r"\['groups'\] are missing"):
         GroupAccuracy().add(prediction=0, reference=0)
 
 
@@ -133,5 +133,5 @@ def test_nothing_added_is_an_error():
 
 
 def test_an_unknown_metric_has_no_path():
-    with pytest.raises(ValueError, match=r"no metric 'accuracy'.*'group_accuracy'"):
+    with pytest.raises(ValueError, match=r"unknown metric 'accuracy'.*'group_accuracy'"):
         metric_path("accuracy")

@@ -1,14 +1,16 @@
 """Metrics of classifiers as classes of the `evaluate` library.
 
-Import the classes from here, or give `metric_path(...)` to `evaluate.load`; both work offline.
+Import the classes from here, or pass `metric_path(...)` to `evaluate.load`; both work offline.
 """
 
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starft_hf.utils.names import unknown_name
 
-# Names load on first use: counting in the trainer needs the functions next to this, and not `evaluate`.
+
+# Imported on first use: the trainer needs the functions next to this, but not `evaluate`.
 _EXPORTS = {
     "ExpectedCalibrationError": "expected_calibration_error",
     "GroupAccuracy": "group_accuracy",
@@ -28,17 +30,16 @@ if TYPE_CHECKING:
 
 
 def metric_path(name: str) -> str:
-    """The folder that `evaluate.load` takes for a metric of this package.
+    """The folder of a metric of this package, for `evaluate.load`.
 
     Args:
         name: "expected_calibration_error", "group_accuracy", "macro_f1" or "top_k_accuracy".
 
     Raises:
-        ValueError: if there is no such metric.
+        ValueError: if the metric is unknown.
     """
-    names = sorted(_EXPORTS.values())
-    if name not in names:
-        raise ValueError(f"there is no metric {name!r} in this package; take one of {names}")
+    if name not in _EXPORTS.values():
+        raise ValueError(unknown_name("metric", name, sorted(_EXPORTS.values())))
     return str(Path(__file__).parent / name)
 
 

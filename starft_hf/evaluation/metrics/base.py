@@ -1,8 +1,8 @@
 """What the metrics have in common as classes of the `evaluate` library."""
 
 import inspect
-from abc import ABC, abstractmethod
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -11,54 +11,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starft_hf.evaluation.metrics import functions
+from starft_hf.evaluation.metrics.validation import as_array, check_rows, class_indices
 
 
-CLASS_COLUMNS = {"predictions", "references"}
-
-_MISFIT = "a batch does not fit {} or its first batch ({}); pass the columns with the same types in every batch"
+CLASSES = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
 
 # Numbers are kept as arrays, names as lists.
 Column = NDArray[Any] | list[Any]
 
 
-class ArrayMetric(evaluate.Metric, ABC):
+class ArrayMetric(evaluate.Metric):
     """A metric over columns of one value or one row of scores per sample.
 
-    Columns go straight to the metric's function; what `add` and `add_batch` collect is kept as arrays until then. Only
-    with several processes (`num_process`) it passes through the Arrow files of `evaluate`, value by value.
+    `evaluate` writes every value to Arrow files; here `add` and `add_batch` check columns and keep them as arrays,
+    except with several processes (`num_process`), where the files are how the columns meet.
 
-    A subclass describes itself by its docstring.
+    A subclass has its function in functions.py under its own name, and describes itself by its docstring and by the
+    file citation.bib next to it.
     """
 
-    source: str
-    """A reference in BibTeX."""
-
-    @abstractmethod
-    def _columns(self) -> datasets.Features | list[datasets.Features]:
-        """What a sample consists of; several: whichever the first batch fits."""
-
-    @abstractmethod
-    def _compute(self, **inputs: Any) -> dict[str, Any]:
-        """The metric of all columns, and what it was asked for."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        summary, _, usage = (inspect.getdoc(type(self)) or "").partition("\n\n")
-        return evaluate.MetricInfo(
-            description=summary, citation=self.source, inputs_description=usage, features=self._columns()
-        )
+    columns: datasets.Features | list[datasets.Features] = datasets.Features(CLASSES)
+    """What a sample consists of; of several, the first that the first batch fits."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._collected: dict[str, list[Column]] = {}
 
+    def _info(self) -> evaluate.MetricInfo:
+        summary, _, usage = (inspect.getdoc(type(self)) or "").partition("\n\n")
+        # `evaluate.load` imports a copy of the module, without the files next to it.
+        folder = Path(__file__).with_name(type(self).__module__.rpartition(".")[2])
+        citation = (folder / "citation.bib").read_text(encoding="utf-8").strip()
+        return evaluate.MetricInfo(
+            description=summary, citation=citation, inputs_description=usage, features=self.columns
+        )
+
+    def _compute(self, **inputs: Any) -> dict[str, Any]:
+        result = getattr(functions, self.name)(**inputs)
+        return result if isinstance(result, dict) else {self.name: result}
+
     def compute(self, **inputs: Any) -> dict[str, Any] | None:
-        """The metric of everything added so far and of the columns given here. Where it fails, what was added stays.
+        """The metric of everything added so far and of the columns given here. If it fails, what was added is kept.
 
         Returns:
             The results by name; None in processes other than the first.
 
         Raises:
-            ValueError: if a column is missing or does not fit, or there is nothing.
+            ValueError: if a column is missing or does not fit, or there are no rows.
         """
         names = self._feature_names()
         given = {name: value for name in names if (value := inputs.pop(name, None)) is not None}
@@ -71,34 +70,33 @@ class ArrayMetric(evaluate.Metric, ABC):
         if given:
             self.add_batch(**given)
         if not self._collected:
-            raise ValueError(f"nothing was added to {self.name}; pass {names} here, or call add or add_batch before")
+            raise ValueError(f"{self.name} has no rows; pass {names} here, or call add or add_batch before")
         result = self._compute(**{name: _joined(parts) for name, parts in self._collected.items()}, **inputs)
         self._collected = {}
         return result
 
     def add_batch(self, **columns: Any) -> None:
-        """Add rows of every column; no rows are fine.
+        """Add rows of every column; a batch may be empty.
 
         Raises:
             ValueError: if a column is missing or does not fit.
         """
         self._check_names(columns)
-        if not functions.check_rows(**columns):
+        if not check_rows(**columns):
             return
-        for name in CLASS_COLUMNS & columns.keys():
-            functions.class_indices(name, columns[name])
+        for name in CLASSES.keys() & columns.keys():
+            class_indices(name, columns[name])
         if self.num_process > 1:
-            try:
-                super().add_batch(**columns)
-            except ValueError as error:
-                raise ValueError(_MISFIT.format(self.name, error)) from error
+            super().add_batch(**columns)
             return
-        # Copies, for the caller may fill the same arrays again.
         parts = {name: _kept(name, columns[name]) for name in self._feature_names()}
         for name, part in parts.items():
-            first = self._collected[name][0] if self._collected else part
+            first = self._collected.get(name, [part])[0]
             if _kind(first) != _kind(part):
-                raise ValueError(_MISFIT.format(self.name, f"{name} hold {_kind(part)} after {_kind(first)}"))
+                raise ValueError(
+                    f"a batch does not fit {self.name} or its first batch ({name} hold {_kind(part)} after "
+                    f"{_kind(first)}); pass the columns with the same types in every batch"
+                )
         for name, part in parts.items():
             self._collected.setdefault(name, []).append(part)
 
@@ -108,22 +106,21 @@ class ArrayMetric(evaluate.Metric, ABC):
         Raises:
             ValueError: if a value is missing or does not fit.
         """
-        singular = {"predictions": prediction, "references": reference}
-        row = {name: value for name, value in singular.items() if value is not None} | columns
-        self.add_batch(**{name: [value] for name, value in row.items()})
+        row = {"predictions": prediction, "references": reference, **columns}
+        self.add_batch(**{name: [value] for name, value in row.items() if value is not None})
 
     def _check_names(self, columns: dict[str, Any]) -> None:
         names = self._feature_names()
-        missing = [name for name in names if columns.get(name) is None]
-        if missing:
-            raise ValueError(f"{self.name} needs {names}, one value per row in each; {missing} did not come")
+        if missing := [name for name in names if columns.get(name) is None]:
+            raise ValueError(f"{self.name} needs {names}, one value per row in each; {missing} are missing")
         if unknown := [name for name in columns if name not in names]:
-            raise ValueError(f"{self.name} takes {names}; what {unknown} is for is unknown to it")
+            raise ValueError(f"{self.name} takes {names}; remove the unknown {unknown}")
 
 
 def _kept(name: str, values: Any) -> Column:
-    array = functions.as_array(name, values)
+    array = as_array(name, values)
     if array.dtype.kind in "biuf":
+        # A copy, because the caller may fill the same array again.
         return np.array(array)
     return values.tolist() if hasattr(values, "tolist") else list(values)
 

@@ -1,10 +1,8 @@
 """The expected calibration error, as a metric of the `evaluate` library."""
 
-from typing import Any
-
 import datasets
 
-from starft_hf.evaluation.metrics import base, functions
+from starft_hf.evaluation.metrics import base
 
 
 class ExpectedCalibrationError(base.ArrayMetric):
@@ -31,17 +29,4 @@ class ExpectedCalibrationError(base.ArrayMetric):
         0.1667
     """
 
-    source = """@inproceedings{guo2017calibration,
-  title = {On Calibration of Modern Neural Networks},
-  author = {Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
-  booktitle = {International Conference on Machine Learning},
-  year = {2017},
-  url = {https://arxiv.org/abs/1706.04599}
-}"""
-
-    def _columns(self) -> datasets.Features:
-        classes = {name: datasets.Value("int64") for name in ("predictions", "references")}
-        return datasets.Features({"confidences": datasets.Value("float64"), **classes})
-
-    def _compute(self, **inputs: Any) -> dict[str, Any]:
-        return {"expected_calibration_error": functions.expected_calibration_error(**inputs)}
+    columns = datasets.Features({"confidences": datasets.Value("float64"), **base.CLASSES})

@@ -1,10 +1,8 @@
 """Accuracy in groups, as a metric of the `evaluate` library."""
 
-from typing import Any
-
 import datasets
 
-from starft_hf.evaluation.metrics import base, functions
+from starft_hf.evaluation.metrics import base
 
 
 class GroupAccuracy(base.ArrayMetric):
@@ -19,8 +17,8 @@ class GroupAccuracy(base.ArrayMetric):
     Further args of `compute`:
 
     - `training_shares`: share (or count) of every group in the training set, by group, for the adjusted accuracy. It
-      names every group that has rows, and every group to which it gives a share has rows. None leaves it out.
-    - `groups_expected`: the groups there are, each of which must have rows. None: those that occur.
+      names every group that has rows, and every group to which it gives a share has rows. None skips it.
+    - `groups_expected`: all groups, each of which must have rows. None: those that occur.
 
     Returns:
         accuracy: over all rows.
@@ -40,19 +38,5 @@ class GroupAccuracy(base.ArrayMetric):
         {'a': 1.0, 'b': 0.5}
     """
 
-    source = """@inproceedings{sagawa2020distributionally,
-  title = {Distributionally Robust Neural Networks for Group Shifts: On the Importance of Regularization for
-           Worst-Case Generalization},
-  author = {Sagawa, Shiori and Koh, Pang Wei and Hashimoto, Tatsunori B. and Liang, Percy},
-  booktitle = {International Conference on Learning Representations},
-  year = {2020},
-  url = {https://arxiv.org/abs/1911.08731}
-}"""
-
-    def _columns(self) -> list[datasets.Features]:
-        classes = {name: datasets.Value("int64") for name in ("predictions", "references")}
-        # Strings first: a string of digits would pass for an integer.
-        return [datasets.Features({**classes, "groups": datasets.Value(kind)}) for kind in ("string", "int64")]
-
-    def _compute(self, **inputs: Any) -> dict[str, Any]:
-        return functions.group_accuracy(**inputs)
+    # Strings first: a string of digits would pass for an integer.
+    columns = [datasets.Features({**base.CLASSES, "groups": datasets.Value(kind)}) for kind in ("string", "int64")]

@@ -1,10 +1,6 @@
 """Macro F1, as a metric of the `evaluate` library."""
 
-from typing import Any
-
-import datasets
-
-from starft_hf.evaluation.metrics import base, functions
+from starft_hf.evaluation.metrics import base
 
 
 class MacroF1(base.ArrayMetric):
@@ -31,18 +27,3 @@ class MacroF1(base.ArrayMetric):
         >>> round(MacroF1().compute(**columns, num_classes=4)["macro_f1"], 4)
         0.3667
     """
-
-    source = """@misc{opitz2019macro,
-  title = {Macro {F1} and Macro {F1}},
-  author = {Opitz, Juri and Burst, Sebastian},
-  year = {2019},
-  eprint = {1911.03347},
-  archivePrefix = {arXiv},
-  url = {https://arxiv.org/abs/1911.03347}
-}"""
-
-    def _columns(self) -> datasets.Features:
-        return datasets.Features({name: datasets.Value("int64") for name in ("predictions", "references")})
-
-    def _compute(self, **inputs: Any) -> dict[str, Any]:
-        return {"macro_f1": functions.macro_f1(**inputs)}

@@ -1,10 +1,8 @@
 """Top-k accuracy, as a metric of the `evaluate` library."""
 
-from typing import Any
-
 import datasets
 
-from starft_hf.evaluation.metrics import base, functions
+from starft_hf.evaluation.metrics import base
 
 
 class TopKAccuracy(base.ArrayMetric):
@@ -30,23 +28,6 @@ class TopKAccuracy(base.ArrayMetric):
         {'top_k_accuracy': 0.5}
     """
 
-    source = """@article{russakovsky2015imagenet,
-  title = {{ImageNet} Large Scale Visual Recognition Challenge},
-  author = {Russakovsky, Olga and Deng, Jia and Su, Hao and Krause, Jonathan and Satheesh, Sanjeev and Ma, Sean and
-            Huang, Zhiheng and Karpathy, Andrej and Khosla, Aditya and Bernstein, Michael and Berg, Alexander C. and
-            Fei-Fei, Li},
-  journal = {International Journal of Computer Vision},
-  volume = {115},
-  number = {3},
-  pages = {211--252},
-  year = {2015},
-  url = {https://arxiv.org/abs/1409.0575}
-}"""
-
-    def _columns(self) -> datasets.Features:
-        return datasets.Features(
-            {"scores": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value("int64")}
-        )
-
-    def _compute(self, **inputs: Any) -> dict[str, Any]:
-        return {"top_k_accuracy": functions.top_k_accuracy(**inputs)}
+    columns = datasets.Features(
+        {"scores": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value("int64")}
+    )

@@ -1,0 +1,132 @@
+"""Checks of what the metrics are computed from."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def as_array(name: str, values: ArrayLike) -> NDArray[Any]:
+    """`values` as an array.
+
+    Raises:
+        ValueError: if rows differ in their lengths.
+    """
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be an array ({error}); pass rows of one length") from None
+
+
+def class_indices(name: str, values: ArrayLike, num_classes: int | None = None) -> NDArray[np.int64]:
+    """`values` as class indices `(N,)`.
+
+    Args:
+        name: their name in messages.
+        values: integers.
+        num_classes: how many classes there are; None: unknown.
+
+    Raises:
+        ValueError: if there are none, or if one is not an integer from 0 to the number of classes.
+    """
+    array = as_array(name, values)
+    if array.ndim != 1:
+        raise ValueError(f"{name} have shape {array.shape}; pass one class index per row")
+    if not array.size:
+        raise ValueError(f"{name} have no rows, so there is nothing to compute a metric from; pass at least one")
+    if array.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} have dtype {array.dtype} and begin with {array[0]!r}; pass class indices, as integers"
+        )
+    outside = array < 0 if num_classes is None else (array < 0) | (array >= num_classes)
+    if outside.any():
+        row = int(outside.argmax())
+        classes = "start at 0" if num_classes is None else f"go from 0 to {num_classes - 1}"
+        raise ValueError(f"row {row} of {name} is {array[row]}, and class indices {classes}; exclude such rows")
+    return array.astype(np.int64, copy=False)
+
+
+def class_pairs(
+    predictions: ArrayLike, references: ArrayLike, num_classes: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Predicted and true classes, both `(N,)`.
+
+    Raises:
+        ValueError: as `class_indices`, or if there are more of one than of the other.
+    """
+    predicted = class_indices("predictions", predictions, num_classes)
+    labels = class_indices("references", references, num_classes)
+    check_rows(predictions=predicted, references=labels)
+    return predicted, labels
+
+
+def check_rows(**columns: Sequence[Any] | NDArray[Any]) -> int:
+    """The number of rows that all of the columns have.
+
+    Raises:
+        ValueError: if they have different numbers of rows.
+    """
+    sizes = {name: len(column) for name, column in columns.items()}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"the columns differ in their numbers of rows ({found}); pass one value per row in each")
+    return next(iter(sizes.values()))
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Check that `value` is a positive integer.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a positive integer")
+
+
+def check_groups(groups: Iterable[Any], known: Iterable[Any], needed: Iterable[Any], source: str) -> None:
+    """Check that the groups with rows are all `known`, and all those `needed` have rows.
+
+    Raises:
+        ValueError: naming the groups that are unknown, or without rows.
+    """
+    groups, known = list(groups), list(known)
+    if unknown := [group for group in groups if group not in known]:
+        raise ValueError(
+            f"rows have the groups {unknown}, which {source} does not name; it names {known}. Correct the groups or "
+            f"add these to {source}"
+        )
+    if empty := [group for group in needed if group not in groups]:
+        raise ValueError(
+            f"{source} names the groups {empty}, which have no rows, so that their accuracy is undefined; evaluate on "
+            f"rows of every group or remove these from {source}"
+        )
+
+
+def check_shares(shares: Any, groups: Iterable[Any] | None) -> None:
+    """Check that `training_shares` can weight the accuracies of groups.
+
+    Args:
+        shares: share of the training set, or count of its rows, by group; 0 for groups that training did not have.
+        groups: the groups that have rows; None where they are not known yet.
+
+    Raises:
+        ValueError: naming the first share that is not a share, or the groups without a share or without rows.
+    """
+    if not isinstance(shares, Mapping):
+        raise ValueError(f"training_shares is a {type(shares).__name__}; pass the share of every group by its name")
+    for group, share in shares.items():
+        if not (isinstance(share, Real) and math.isfinite(share) and share >= 0):
+            raise ValueError(
+                f"training_shares[{group!r}] is {share!r}; pass the group's share of the training set, or its rows"
+            )
+    if groups is not None:
+        needed = [group for group, share in shares.items() if share]
+        check_groups(groups, known=shares, needed=needed, source="training_shares")
+    if not any(shares.values()):
+        raise ValueError(
+            f"training_shares is {dict(shares)!r}, which leaves nothing to average over; give at least one group a "
+            "share above 0"
+        )
