@@ -1,4 +1,4 @@
-"""Counts from which the metrics of a classifier follow, so that no logits need to be kept or gathered."""
+"""Counts from which the metrics of a classifier are computed, so that no logits need to be kept or gathered."""
 
 import math
 from collections import Counter
@@ -25,7 +25,7 @@ from starft_hf.utils.collectives import world_size
 class ClassificationCounts:
     """Accumulates, batch by batch, what loss, accuracies and calibration of a classifier are computed from.
 
-    Splitting a data set into other batches changes nothing.
+    The results do not depend on the batches.
 
     Args:
         num_bins: bins of equal width for the expected calibration error.
@@ -47,32 +47,27 @@ class ClassificationCounts:
         logits, labels = as_float32_or_wider(logits).cpu(), labels.cpu()
         self.loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
         confidence, predicted = logits.softmax(-1).double().max(-1)
-        # NaN, of a model that has diverged, is no prediction, though torch finds the maximum there.
-        told = ~confidence.isnan()
-        correct = (predicted == labels) & told
+        # NaN, from a model that has diverged, is not a prediction, though torch finds the maximum there.
+        known = ~confidence.isnan()
+        correct = (predicted == labels) & known
         right, rows = count_groups(correct, groups)
         self.group_correct.update(right)
         self.group_total.update(rows)
         self.bins += calibration_bins(confidence, correct, self.num_bins)
         self.class_total.update(labels.tolist())
-        self.class_predicted.update(predicted[told].tolist())
+        self.class_predicted.update(predicted[known].tolist())
         self.class_correct.update(labels[correct].tolist())
 
     def gathered(self) -> "ClassificationCounts":
-        """The counts of all processes together."""
+        """The sum of the counts of all processes."""
         if world_size() == 1:
             return self
         everyone: list[Any] = [None] * world_size()
         dist.all_gather_object(everyone, vars(self))
         total = ClassificationCounts(self.num_bins)
         for counts in everyone:
-            total.loss_sum += counts["loss_sum"]
-            total.skipped += counts["skipped"]
-            total.bins += counts["bins"]
-            total.group_correct.update(counts["group_correct"])
-            total.group_total.update(counts["group_total"])
-            for name in ("class_total", "class_predicted", "class_correct"):
-                getattr(total, name).update(counts[name])
+            for name in counts.keys() - {"num_bins"}:
+                setattr(total, name, getattr(total, name) + counts[name])
         return total
 
     @property
@@ -91,7 +86,7 @@ class ClassificationCounts:
     def macro_f1(self) -> float:
         """The mean of F1 over the classes that occur among the labels, as WILDS computes it (arXiv 2012.07421).
 
-        A class that is only predicted counts in `starft_hf.evaluation.metrics.MacroF1`, and not here.
+        A class that is only predicted counts in `starft_hf.evaluation.metrics.MacroF1`, but not here.
         """
         scores = [
             2 * self.class_correct[label] / (total + self.class_predicted[label])
@@ -100,19 +95,19 @@ class ClassificationCounts:
         return math.fsum(scores) / len(scores)
 
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
-        """Everything that was counted.
+        """The metrics of everything that was counted.
 
         Args:
             training_shares: share of every group in the training set, for the group-adjusted accuracy: the accuracy
-                on a set whose groups are as frequent as in training. None leaves it out.
+                on a set whose groups are as frequent as in training. None skips it.
 
         Raises:
             ValueError: if nothing was counted.
         """
         if not self.total:
-            left_out = f" ({self.skipped} were left out because of their images)" if self.skipped else ""
+            skipped = f" ({self.skipped} were skipped because of their images)" if self.skipped else ""
             raise ValueError(
-                f"the evaluation data set gave no rows{left_out}; there is nothing to compute metrics from"
+                f"the evaluation dataset has no rows{skipped}, so there are no metrics; pass one with readable rows"
             )
         accuracies = self.group_accuracies()
         rows, right, confidence = self.bins

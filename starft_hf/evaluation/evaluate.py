@@ -1,10 +1,8 @@
-"""Evaluation of a classifier by itself, without a trainer."""
+"""Evaluation of a classifier without a trainer."""
 
 import copy
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from numbers import Real
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from os import PathLike
 from typing import Any
 
@@ -23,6 +21,7 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.source import is_stream
 from starft_hf.evaluation.loop import ClassifierEvaluation
+from starft_hf.evaluation.metrics.validation import check_shares
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder
@@ -53,34 +52,34 @@ def evaluate_zero_shot(
     on_bad_image: str = RAISE,
     progress: bool = True,
 ) -> EvaluationResult:
-    """Classify the images of a labelled data set zero-shot, or with a linear head, and say how well.
+    """Classify the images of a labeled dataset zero-shot, or with a linear head, and measure accuracy and calibration.
 
-    With several processes (`torchrun`, `accelerate launch`) that know of each other, as a Trainer or
-    `accelerate.PartialState()` sees to, each takes its share of the images, and all of them get the result of the
-    whole set. Memory grows with the classes, not with the images.
+    With several processes (`torchrun`, `accelerate launch`) in a process group, as a Trainer or
+    `accelerate.PartialState()` sets it up, each process classifies its share of the images, and all of them return the
+    result of the whole set. Memory grows with the number of classes, not of images.
 
     Args:
         model: a dual encoder, a Hub id or a path.
         processor: its processor; None loads it from where the model is from.
-        dataset: a `datasets` Dataset, or any data set whose rows are mappings and can be read by index.
-        class_names: names of the classes; None takes those of the ClassLabel column.
+        dataset: a `datasets` Dataset, or any dataset whose rows are mappings and can be read by index.
+        class_names: names of the classes; None: those of the ClassLabel column.
         templates: prompts with `{}` for the class name; the embeddings of several are averaged.
-        group_column: column that names a row's group, or several whose combinations do. None: the classes.
+        group_column: column that names a row's group, or several whose combinations do; None: the classes.
         group_function: names a row's group from its other columns, in place of `group_column`.
         image_column: column with the images.
         label_column: column with the labels.
-        class_mapping: for data sets whose classes stand for several of the classifier's: for every label of the data
-            set the indices into `class_names`, of which the best counts. The labels are called by the ClassLabel
-            column's names, or else by the first class that stands for them.
+        class_mapping: for datasets whose classes stand for several of the classifier's: for every label of the dataset
+            the indices into `class_names`, of which the best counts. The labels have the ClassLabel column's names, or
+            else that of the first class that stands for them.
         head: a linear head over `class_names`, in place of the zero-shot classifier.
-        training_shares: share of every group in the training set, for the group-adjusted accuracy. It names every
-            group that has rows, and every group to which it gives a share has rows.
+        training_shares: share of every group in the training set, for the group-adjusted accuracy. It must name every
+            group that has rows, and every group to which it gives a share must have rows.
         batch_size: images per forward.
         num_workers: processes that load images.
-        dtype: of autocast, such as `torch.bfloat16`; None computes in the model's own.
+        dtype: of autocast, such as `torch.bfloat16`; None: the model's own.
         keep_mistakes: how many of the worst group's most confident mistakes to keep.
-        on_bad_image: what to do about a row whose image cannot be read: "raise" stops and names it; "skip" leaves it
-            out, says so, and counts it in the result's `skipped`.
+        on_bad_image: what to do about a row whose image cannot be read: "raise" raises an error that names it; "skip"
+            excludes it with a warning, and counts it in the result's `skipped`.
         progress: whether to show a progress bar.
 
     Raises:
@@ -90,9 +89,12 @@ def evaluate_zero_shot(
     templates = [templates] if isinstance(templates, str) else list(templates)
     check_caption_templates("templates", templates)
     if isinstance(dataset, Mapping):
-        raise ValueError(f"dataset is a dictionary with {sorted(dataset)}; pass one of its data sets")
+        raise ValueError(f"dataset is a dictionary with {sorted(dataset)}; pass one of its datasets")
     if is_stream(dataset):
-        raise ValueError("a stream cannot be shared out and counted; pass a data set whose rows can be read by index")
+        raise ValueError(
+            "dataset is an iterable dataset, which cannot be split among processes; pass a dataset whose rows can be "
+            "read by index"
+        )
     if class_names is not None:
         check_names(class_names)
         check_distinct(class_names)
@@ -101,13 +103,15 @@ def evaluate_zero_shot(
         columns = resolve_evaluation_columns(dataset, settings, what="dataset")
     else:
         columns = resolve_mapped_columns(dataset, settings, class_mapping, class_names, what="dataset")
-    names = columns.classifier or columns.class_names or ()
     if head is not None:
-        check_head(head, names)
-    check_shares(training_shares)
+        check_head(head, columns.classifier or columns.class_names or ())
     if training_shares is not None:
-        check_shared_groups(training_shares, group_names(dataset, columns))
-    check_autocast(dtype)
+        check_shares(training_shares, group_names(dataset, columns))
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"dtype is {dtype!r}; pass torch.bfloat16 or torch.float16 for autocast, or None to compute in the "
+            "model's own"
+        )
 
     model = load_model(model)
     device = next(model.parameters()).device
@@ -117,27 +121,24 @@ def evaluate_zero_shot(
     encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
     maker = EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor))
     examples = IndexedExamples(dataset, maker, on_bad_image)
-    # Every process takes part in as many forwards, for the sake of wrappers that exchange parameters in them.
+    # Every process runs as many forwards as the others, because wrappers gather parameters in them.
     examples.padded = True
     share = list(shard_indices(len(examples)))
     mine = Subset(examples, share + [NO_SAMPLE] * (-(-len(examples) // world_size()) - len(share)))
     loader = DataLoader(mine, batch_size, num_workers=num_workers, collate_fn=StarFTCollator(encoder.encode_texts))
-    evaluation = ClassifierEvaluation(
-        encoder, names, templates, head, columns.class_mapping, keep_mistakes, columns.class_names
-    )
-    with evaluation_mode(model), _autocast(device, dtype):
-        for batch in _shown(loader, len(mine), progress):
+    evaluation = ClassifierEvaluation(encoder, columns, templates, head, keep_mistakes)
+    autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+    bar = tqdm(total=len(mine), desc="Evaluating", unit=" images", disable=not progress)
+    with evaluation_mode(model), autocast, bar:
+        for batch in loader:
             batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
             evaluation.step(model, batch)
+            bar.update(len(batch["labels"]))
     return evaluation.result(training_shares)
 
 
 def check_head(head: nn.Linear, class_names: Sequence[str]) -> None:
-    """Check that a head is over these classes.
-
-    Raises:
-        ValueError: if it is no linear layer, or has more or fewer outputs.
-    """
+    """Raise a ValueError unless `head` is a linear layer over these classes."""
     if not isinstance(head, nn.Linear):
         raise ValueError(f"head is a {type(head).__name__}; pass an nn.Linear over class_names")
     if head.out_features != len(class_names):
@@ -145,68 +146,3 @@ def check_head(head: nn.Linear, class_names: Sequence[str]) -> None:
             f"the head has {head.out_features} outputs, but there are {len(class_names)} class names; pass the class "
             "names of the head, and class_mapping where the labels are others"
         )
-
-
-def check_shares(shares: Mapping[str, float] | None) -> None:
-    """Check that shares of groups can weight an average.
-
-    Raises:
-        ValueError: naming the first that cannot.
-    """
-    if shares is None:
-        return
-    if not isinstance(shares, Mapping):
-        raise ValueError(f"training_shares is a {type(shares).__name__}; pass the share of every group by its name")
-    for group, share in shares.items():
-        if not (isinstance(share, Real) and math.isfinite(share) and share >= 0):
-            raise ValueError(
-                f"training_shares[{group!r}] is {share!r}; pass the part of the training set in the group"
-            )
-
-
-def check_shared_groups(shares: Mapping[str, float], groups: set[str] | None) -> None:
-    """Check that shares are those of the groups there are: under another name a share would not count.
-
-    Args:
-        shares: by group.
-        groups: the groups that have rows; None where they are not known yet.
-
-    Raises:
-        ValueError: naming the groups without a share, or the shares without a group.
-    """
-    if groups is None:
-        return
-    if unknown := sorted(groups - shares.keys()):
-        raise ValueError(
-            f"rows have the groups {unknown}, which training_shares does not name; it names {list(shares)}. Add them, "
-            "with 0 for groups that training did not have"
-        )
-    if empty := [group for group, share in shares.items() if share and group not in groups]:
-        raise ValueError(
-            f"training_shares names the groups {empty}, which have no rows, so that their accuracy is unknown; "
-            "evaluate on rows of every group, or take these out"
-        )
-
-
-def check_autocast(dtype: Any) -> None:
-    """Check that autocast can compute in a dtype.
-
-    Raises:
-        ValueError: if it cannot.
-    """
-    if dtype not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"dtype is {dtype!r}; pass torch.bfloat16 or torch.float16 for autocast, or None to compute in the "
-            "model's own"
-        )
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-
-def _shown(loader: DataLoader[Any], size: int, progress: bool) -> Iterator[dict[str, Any]]:
-    with tqdm(total=size, desc="Evaluating", unit=" images", disable=not progress) as bar:
-        for batch in loader:
-            yield batch
-            bar.update(len(batch["labels"]))

@@ -1,4 +1,4 @@
-"""What one pass over an evaluation data set needs and leaves behind."""
+"""One pass of a classifier over an evaluation set, by a trainer or without one."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from starft_hf.data.columns import read_column
+from starft_hf.data.columns import ImageColumns, read_column
 from starft_hf.data.decoding import SkippedImages
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.evaluation.counts import ClassificationCounts
@@ -26,37 +26,32 @@ _IGNORED = -100
 
 
 class ClassifierEvaluation:
-    """Classifies the batches of one data set and counts.
+    """Classifies the batches of one dataset and accumulates the results.
 
     Args:
-        encoder: the model's conventions.
-        class_names: names of the data set's classes.
+        encoder: the spec of the model.
+        columns: those of the dataset, with its classes; of those that a label is mapped to, the best counts.
         templates: prompt ensemble of the zero-shot classifier.
         head: a trained linear head over these very classes, used instead of the zero-shot classifier.
-        class_mapping: for every label of the data set the classes that stand for it, of which the best counts; None
-            where labels and classes are the same.
-        keep_mistakes: how many of the worst group's most confident mistakes the result has.
-        label_names: names of the labels, where they are not the classes.
+        keep_mistakes: how many of the worst group's most confident mistakes to keep.
     """
 
     def __init__(
         self,
         encoder: DualEncoder,
-        class_names: Sequence[str],
+        columns: ImageColumns,
         templates: Sequence[str],
         head: nn.Linear | None = None,
-        class_mapping: Sequence[Sequence[int]] | None = None,
         keep_mistakes: int = 0,
-        label_names: Sequence[str] | None = None,
     ):
         self.encoder = encoder
-        self.class_names = class_names
+        self.class_names = columns.classifier or columns.class_names or ()
+        self.class_mapping = columns.class_mapping
         self.templates = templates
         self.head = head
-        self.class_mapping = class_mapping
         self.counts = ClassificationCounts()
         self.skipped = SkippedImages()
-        self.mistakes = ConfidentMistakes(keep_mistakes, class_names if label_names is None else label_names)
+        self.mistakes = ConfidentMistakes(keep_mistakes, columns.class_names or ())
         self._weights: Tensor | None = None
 
     def step(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -75,19 +70,19 @@ class ClassifierEvaluation:
         rows = rows.to(logits.device)
         if groups:
             self.counts.update(logits[rows], batch["labels"][rows], groups)
-        # The rows of a stream have no index to find them by.
+        # Rows of an iterable dataset have no index.
         if self.mistakes.limit and "sample_index" in batch:
             self.mistakes.update(logits, batch)
         return logits
 
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
-        """What all processes have counted.
+        """The result over all processes.
 
         Args:
             training_shares: share of every group in the training set, for the group-adjusted accuracy.
 
         Raises:
-            ValueError: if nothing was counted.
+            ValueError: if there were no rows.
         """
         result = self.counts.gathered().result(training_shares)
         return replace(result, mistakes=self.mistakes.gathered().of(result.worst_group))
@@ -99,16 +94,13 @@ class ClassifierEvaluation:
 
 
 def labels_that_count(batch: Mapping[str, Any]) -> Tensor:
-    """The labels of a batch, `(N,)`, with -100 for rows that are left out: what losses and metrics ignore."""
+    """The labels of a batch, `(N,)`, with -100, which losses and metrics ignore, for rows that are skipped."""
     labels: Tensor = batch["labels"]
     return labels.masked_fill(~batch["valid"], _IGNORED) if "valid" in batch else labels
 
 
 def training_group_shares(examples: Any) -> dict[str, float] | None:
-    """The share of every group of a training set, or None where it cannot be known in advance.
-
-    That is so for streams, and where the group of a row is unknown.
-    """
+    """The share of every group of a training set; None for iterable datasets, and if the group of a row is unknown."""
     if not isinstance(examples, IndexedExamples) or not hasattr(examples.dataset, "select_columns"):
         return None
     columns = examples.columns

@@ -1,4 +1,4 @@
-"""What an evaluation finds, as a value that can be stored, compared and drawn."""
+"""Results of evaluations, as values that can be stored, compared and drawn."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,7 +25,7 @@ class Mistake:
     """A wrong prediction.
 
     Attributes:
-        sample: index in the data set.
+        sample: index in the dataset.
         label: name of the true class.
         predicted: name of the predicted class.
         confidence: probability of the predicted class.
@@ -41,7 +41,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A classifier on a data set. Accuracies, errors and confidences are shares from 0 to 1.
+    """The metrics of a classifier on a dataset. Accuracies, errors and confidences are from 0 to 1.
 
     Attributes:
         accuracy: share of right predictions.
@@ -54,7 +54,7 @@ class EvaluationResult:
         bins: reliability bins of equal width, from confidence 0 to 1; empty ones have count 0.
         mistakes: the most confident mistakes of the worst group.
         macro_f1: mean of F1 over the classes that occur among the labels; None where it was not counted.
-        skipped: rows that were left out because their images cannot be read; they are in none of the figures.
+        skipped: rows that were skipped because their images cannot be read; they count in none of the figures.
     """
 
     accuracy: float
@@ -76,11 +76,11 @@ class EvaluationResult:
 
     @property
     def gap(self) -> float:
-        """How far the worst group is below the average."""
+        """The average accuracy less that of the worst group."""
         return self.accuracy - self.worst_group_accuracy
 
     def metrics(self) -> dict[str, float]:
-        """Its figures as a log has them, each group's accuracy by itself."""
+        """Its figures for a log, with each group's accuracy."""
         metrics = {"loss": self.loss, "accuracy": self.accuracy, "worst_group_accuracy": self.worst_group_accuracy}
         if self.group_adjusted_accuracy is not None:
             metrics["group_adjusted_accuracy"] = self.group_adjusted_accuracy
@@ -90,12 +90,12 @@ class EvaluationResult:
         return metrics | {f"accuracy_{group}": accuracy for group, accuracy in self.group_accuracies.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """All fields, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EvaluationResult":
-        """The result that `as_dict` made `content` of."""
+        """The result that `as_dict` gave this content for."""
         bins = tuple(ReliabilityBin(**part) for part in content.get("bins", ()))
         mistakes = tuple(Mistake(**part) for part in content.get("mistakes", ()))
         return cls(**{**content, "bins": bins, "mistakes": mistakes})
@@ -103,14 +103,14 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class Retention:
-    """A data set of another task, before and after fine-tuning."""
+    """The results on a retention set, a dataset of another task, before and after fine-tuning."""
 
     before: EvaluationResult
     after: EvaluationResult
 
     @property
     def change(self) -> float:
-        """What accuracy has gained; negative for what was forgotten."""
+        """The change of accuracy, negative if the model has forgotten."""
         return self.after.accuracy - self.before.accuracy
 
     def metrics(self, name: str) -> dict[str, float]:
@@ -123,9 +123,9 @@ class CurvePoint:
     """A model between two others, as in WiSE-FT (arXiv 2109.01903).
 
     Attributes:
-        alpha: share of the second model's weights, from 0 to 1; usually it is the fine-tuned one.
-        in_distribution: what was measured on data as in training.
-        out_of_distribution: what was measured on data that differ, or in the worst group.
+        alpha: weight of the second model, from 0 to 1; usually it is the fine-tuned one.
+        in_distribution: the measure on data as in training.
+        out_of_distribution: the measure on shifted data, or in the worst group.
     """
 
     alpha: float

@@ -1,4 +1,4 @@
-"""Zero-shot classifiers out of class names and a prompt ensemble."""
+"""Zero-shot classifiers from class names and a prompt ensemble."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,12 @@ def zero_shot_weights(
 ) -> Tensor:
     """The weight of a zero-shot classifier, `(classes, D)`: the logits of unit image rows are `rows @ weight.T`.
 
-    The unit embeddings of a class under every template are averaged, brought to length 1 and scaled by the model's
-    inverse temperature.
+    The unit embeddings of a class under every template are averaged, normalized and scaled by the model's inverse
+    temperature.
 
     Args:
         model: the dual encoder, possibly wrapped.
-        encoder: its conventions.
+        encoder: its spec.
         class_names: names of the classes.
         templates: prompts with `{}` for the class name.
         chunk_size: texts per forward.
@@ -42,11 +42,11 @@ def zero_shot_weights(
     with evaluation_mode(model):
         for start in range(0, len(texts), chunk_size):
             embeds = encoder.encode(model, texts=texts[start : start + chunk_size])
-            # One template needs no averaging, and its row is a unit row already.
+            # One template needs no average, and its row is a unit row already.
             if count == 1:
                 rows.append(embeds)
                 continue
-            # A class whose prompts are all there becomes one row: memory grows with the classes, not with the prompts.
+            # A class whose prompts are complete becomes one row: memory grows with the classes, not with the prompts.
             pending = embeds if pending is None else torch.cat([pending, embeds])
             done = len(pending) // count
             rows.append(unit_rows(pending[: done * count].unflatten(0, (done, count)).mean(1)))

@@ -178,7 +178,7 @@ def test_a_head_may_be_without_bias(clip, processor, dataset):
 
 
 def test_streams_and_other_models_are_refused(clip, processor, dataset):
-    with pytest.raises(ValueError, match="a stream cannot be shared out"):
+    with pytest.raises(ValueError, match="is an iterable dataset, which cannot be split"):
         evaluate_zero_shot(clip, processor, dataset.to_iterable_dataset())
     with pytest.raises(ValueError, match="is no dual encoder"):
         evaluate_zero_shot(clip.vision_model, processor, dataset)
@@ -327,7 +327,7 @@ def test_a_best_metric_of_no_evaluation_set_is_refused_at_once(clip, processor, 
         StarFTTrainer(clip, config(metric_for_best_model=name), dataset, sets, processing_class=processor)
 
 
-def test_probes_tell_what_was_forgotten(clip, processor, config, dataset):
+def test_retention_sets_measure_forgetting(clip, processor, config, dataset):
     probe = make_dataset(class_names=["cup", "spoon", "plate"], seed=8)
     before = evaluate_zero_shot(clip, processor, probe, progress=False)
     trainer = StarFTTrainer(
@@ -347,5 +347,5 @@ def test_probes_tell_what_was_forgotten(clip, processor, config, dataset):
         StarFTTrainer(
             clip, config(), dataset, processing_class=processor, zero_shot_probe=probe.remove_columns("label")
         )
-    with pytest.raises(ValueError, match="zero_shot_probe 'probe' is a stream"):
+    with pytest.raises(ValueError, match="zero_shot_probe 'probe' is an iterable dataset"):
         StarFTTrainer(clip, config(), dataset, processing_class=processor, zero_shot_probe=probe.to_iterable_dataset())

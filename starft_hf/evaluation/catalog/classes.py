@@ -111,11 +111,7 @@ def classes_from_names(classes: Any) -> ClassSpace:
 
 
 def classes_from_hub(name: str, hub_id: str, file: str, num_classes: int) -> ClassSpace:
-    """The classes of the benchmark `name`, from a file of one name per line in the repository of its images.
-
-    Raises:
-        ValueError: if it cannot be downloaded.
-    """
+    """The classes of the benchmark `name`, from a file of one name per line in the repository of its images."""
     try:
         path = hf_hub_download(hub_id, file, repo_type="dataset")
     except Exception as error:

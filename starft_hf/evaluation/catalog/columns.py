@@ -12,11 +12,7 @@ from starft_hf.utils.names import unknown_name
 
 
 def check_features(dataset: Any, name: str) -> None:
-    """Check that `dataset` is one of `datasets` whose columns are known.
-
-    Raises:
-        ValueError: if it is not.
-    """
+    """Raise a ValueError unless `dataset` is one of `datasets` whose columns are known."""
     if getattr(dataset, "features", None) is None:
         raise ValueError(
             f"the dataset for {name!r} is a {type(dataset).__name__} without known columns; pass a datasets.Dataset, "
@@ -25,11 +21,7 @@ def check_features(dataset: Any, name: str) -> None:
 
 
 def find_column(dataset: Any, candidates: Sequence[str], name: str, what: str) -> str:
-    """The first of `candidates` that `dataset` has.
-
-    Raises:
-        ValueError: if it has none of them.
-    """
+    """The first of `candidates` that `dataset` has; a ValueError if it has none of them."""
     for column in candidates:
         if column in dataset.features:
             return column
@@ -72,10 +64,7 @@ def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
     """`dataset` with the classes `names` in `column`, which holds indices or names.
 
     The names of a ClassLabel column may be written or ordered differently; they take precedence over its indices,
-    unless they are only numbers.
-
-    Raises:
-        ValueError: if the column holds other classes.
+    unless they are only numbers. Other classes are a ValueError.
     """
     feature, labels = dataset.features[column], ClassLabel(names=list(names))
     places = {_plain(name): index for index, name in enumerate(names)}
@@ -106,9 +95,6 @@ def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
     """`dataset` with the strings `names` in `column`, which holds indices or names.
 
     As strings, because groups without rows are not an error then: a part of a benchmark may lack some.
-
-    Raises:
-        ValueError: if the column holds something else.
     """
     labels = as_class_labels(dataset, column, names)
     return with_values(labels, column, [column], partial(_at, column, tuple(names)), Value("string"))

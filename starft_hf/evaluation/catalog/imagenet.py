@@ -88,10 +88,6 @@ def read_objectnet_classes(classes: Any) -> ClassSpace:
 
     Args:
         classes: the folder, or a mapping from class name to indices of ImageNet classes, in label order.
-
-    Raises:
-        ValueError: if it is neither, or the files do not fit one another.
-        FileNotFoundError: if a file is missing.
     """
     if isinstance(classes, ClassSpace):
         return classes

@@ -37,11 +37,7 @@ def crop_objectnet_border(dataset: Any, entry: BenchmarkEntry) -> Any:
 
 
 def fmow_regions(dataset: Any, entry: BenchmarkEntry) -> Any:
-    """The regions of FMoW, by index from the arrays that the shards hold, or by name as they are.
-
-    Raises:
-        ValueError: if there are only indices, and no names for them.
-    """
+    """The regions of FMoW, by index from the arrays that the shards hold, or by name as they are."""
     column = find_column(dataset, ["region", "npy"], entry.name, "region")
     if getattr(dataset.features[column], "dtype", None) in ("string", "large_string"):
         return dataset

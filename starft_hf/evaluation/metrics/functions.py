@@ -1,6 +1,7 @@
 """The metrics as functions of arrays, and the counts of batches that they are computed from.
 
-The first four take the arguments of the classes of the same names, and return their results.
+The first four take the arguments of the classes of the same names, and return their results. They raise a ValueError for
+columns and arguments that do not fit.
 """
 
 import math
@@ -36,12 +37,7 @@ def group_accuracy(
     training_shares: Mapping[Any, float] | None = None,
     groups_expected: Iterable[Any] | None = None,
 ) -> dict[str, Any]:
-    """Accuracies in groups, as in group DRO (arXiv 1911.08731).
-
-    Raises:
-        ValueError: if a group occurs that `groups_expected` or `training_shares` does not name, if a group that they
-            name has no rows, if a share is not a share, or if the columns do not fit one another.
-    """
+    """Accuracies in groups, as in group DRO (arXiv 1911.08731)."""
     predicted, labels = class_pairs(predictions, references)
     right, sizes = count_groups(predicted == labels, groups)
     accuracies = accuracies_of(right, sizes)
@@ -68,9 +64,6 @@ def expected_calibration_error(
     """Mean distance of accuracy and confidence over bins of equal width, weighted by their rows (arXiv 1706.04599).
 
     It is computed over the whole set: the mean of the errors of batches is another number.
-
-    Raises:
-        ValueError: if a confidence is not a probability, or if the columns do not fit one another.
     """
     check_positive("num_bins", num_bins)
     predicted, labels = class_pairs(predictions, references)
@@ -94,9 +87,6 @@ def top_k_accuracy(scores: ArrayLike, references: ArrayLike, k: int = 5) -> floa
     """The share of rows whose true class is among the k of highest score.
 
     Of equal scores the class of lower index comes first, as with argmax, so that k = 1 gives the accuracy.
-
-    Raises:
-        ValueError: if `k` or a true class is outside the classes, if a score is NaN, or if the columns do not fit.
     """
     check_positive("k", k)
     table = as_array("scores", scores)
@@ -128,11 +118,7 @@ def top_k_accuracy(scores: ArrayLike, references: ArrayLike, k: int = 5) -> floa
 
 
 def macro_f1(predictions: ArrayLike, references: ArrayLike, num_classes: int | None = None) -> float:
-    """The plain mean over classes of F1, the harmonic mean of precision and recall (arXiv 1911.03347).
-
-    Raises:
-        ValueError: if a class is outside the classes, or if the columns do not fit one another.
-    """
+    """The plain mean over classes of F1, the harmonic mean of precision and recall (arXiv 1911.03347)."""
     if num_classes is not None:
         check_positive("num_classes", num_classes)
     predicted, labels = class_pairs(predictions, references, num_classes)
@@ -151,9 +137,6 @@ def count_groups(correct: ArrayLike, groups: Iterable[GroupT]) -> tuple[Counter[
     Args:
         correct: whether every row's prediction is right, `(N,)`.
         groups: the group of every row, `(N,)`; all strings or all integers.
-
-    Raises:
-        ValueError: if there are more or fewer groups than rows, or if a group is neither a string nor an integer.
     """
     hits = np.asarray(correct).tolist()
     # Python's own numbers and strings: they hash faster than numpy's, and print without their type.

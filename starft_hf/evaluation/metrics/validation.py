@@ -1,4 +1,4 @@
-"""Checks of what the metrics are computed from."""
+"""Checks of what the metrics are computed from; each raises a ValueError."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,11 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def as_array(name: str, values: ArrayLike) -> NDArray[Any]:
-    """`values` as an array.
-
-    Raises:
-        ValueError: if rows differ in their lengths.
-    """
+    """`values` as an array."""
     try:
         return np.asarray(values)
     except ValueError as error:
@@ -22,16 +18,7 @@ def as_array(name: str, values: ArrayLike) -> NDArray[Any]:
 
 
 def class_indices(name: str, values: ArrayLike, num_classes: int | None = None) -> NDArray[np.int64]:
-    """`values` as class indices `(N,)`.
-
-    Args:
-        name: their name in messages.
-        values: integers.
-        num_classes: how many classes there are; None: unknown.
-
-    Raises:
-        ValueError: if there are none, or if one is not an integer from 0 to the number of classes.
-    """
+    """`values`, called `name` in messages, as class indices `(N,)` below `num_classes`, where that is known."""
     array = as_array(name, values)
     if array.ndim != 1:
         raise ValueError(f"{name} have shape {array.shape}; pass one class index per row")
@@ -52,11 +39,7 @@ def class_indices(name: str, values: ArrayLike, num_classes: int | None = None) 
 def class_pairs(
     predictions: ArrayLike, references: ArrayLike, num_classes: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Predicted and true classes, both `(N,)`.
-
-    Raises:
-        ValueError: as `class_indices`, or if there are more of one than of the other.
-    """
+    """Predicted and true classes, both `(N,)`."""
     predicted = class_indices("predictions", predictions, num_classes)
     labels = class_indices("references", references, num_classes)
     check_rows(predictions=predicted, references=labels)
@@ -64,11 +47,7 @@ def class_pairs(
 
 
 def check_rows(**columns: Sequence[Any] | NDArray[Any]) -> int:
-    """The number of rows that all of the columns have.
-
-    Raises:
-        ValueError: if they have different numbers of rows.
-    """
+    """The number of rows that all of the columns have."""
     sizes = {name: len(column) for name, column in columns.items()}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -77,21 +56,13 @@ def check_rows(**columns: Sequence[Any] | NDArray[Any]) -> int:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Check that `value` is a positive integer.
-
-    Raises:
-        ValueError: if it is not.
-    """
+    """Check that `value` is a positive integer."""
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be a positive integer")
 
 
 def check_groups(groups: Iterable[Any], known: Iterable[Any], needed: Iterable[Any], source: str) -> None:
-    """Check that the groups with rows are all `known`, and all those `needed` have rows.
-
-    Raises:
-        ValueError: naming the groups that are unknown, or without rows.
-    """
+    """Check that the groups with rows are all `known`, and all those `needed` have rows."""
     groups, known = list(groups), list(known)
     if unknown := [group for group in groups if group not in known]:
         raise ValueError(
@@ -111,9 +82,6 @@ def check_shares(shares: Any, groups: Iterable[Any] | None) -> None:
     Args:
         shares: share of the training set, or count of its rows, by group; 0 for groups that training did not have.
         groups: the groups that have rows; None where they are not known yet.
-
-    Raises:
-        ValueError: naming the first share that is not a share, or the groups without a share or without rows.
     """
     if not isinstance(shares, Mapping):
         raise ValueError(f"training_shares is a {type(shares).__name__}; pass the share of every group by its name")

@@ -1,0 +1,31 @@
+"""Retention sets: datasets of other tasks, classified zero-shot before and after fine-tuning to measure forgetting."""
+
+from typing import Any
+
+from torch import nn
+
+from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
+from starft_hf.data.source import is_stream
+from starft_hf.evaluation.evaluate import evaluate_zero_shot
+from starft_hf.evaluation.results import EvaluationResult
+
+
+def named_retention_sets(datasets: Any, settings: ColumnSettings) -> dict[str, Any]:
+    """The retention sets by name ("probe" for a single one), after checking their columns."""
+    named = datasets if isinstance(datasets, dict) else {} if datasets is None else {"probe": datasets}
+    columns = ColumnSettings(settings.image_column, settings.label_column)
+    for name, dataset in named.items():
+        if is_stream(dataset):
+            raise ValueError(
+                f"zero_shot_probe {name!r} is an iterable dataset, which cannot be split among processes; pass a "
+                "dataset whose rows can be read by index"
+            )
+        resolve_evaluation_columns(dataset, columns, what=f"zero_shot_probe {name!r}")
+    return named
+
+
+def evaluate_retention_sets(
+    model: nn.Module, processor: Any, datasets: dict[str, Any], **settings: Any
+) -> dict[str, EvaluationResult]:
+    """The results of `model` on each of them; the settings are those of `evaluate_zero_shot`."""
+    return {name: evaluate_zero_shot(model, processor, dataset, **settings) for name, dataset in datasets.items()}
