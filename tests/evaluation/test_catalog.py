@@ -296,10 +296,10 @@ def test_the_order_of_class_names_is_that_of_the_benchmark():
     ("label", "values", "message"),
     [
         (ClassLabel(names=["owl", "duck"]), [0, 1], "has the classes owl, duck, not landbird, waterbird"),
-        (Value("int64"), [0, 2], "holds the label 2, but there are 2 classes"),
+        (Value("int64"), [0, 2], "column 'label' has a row with 2, but there are 2 classes"),
         (Value("string"), ["landbird", "waterbirds"], "Did you mean 'waterbird'"),
-        (Value("int64"), [0, None], "column 'label' has a row without a value"),
-        (Value("string"), ["landbird", None], "column 'label' has a row without a value"),
+        (Value("int64"), [0, None], "column 'label' has a row with None"),
+        (Value("string"), ["landbird", None], "column 'label' has a row with None"),
         (ClassLabel(names=["waterbird", "landbird"]), [0, -1], "column 'label' has a row with -1"),
         (ClassLabel(names=["waterbird", "landbird"]), [0, None], "column 'label' has a row with None"),
     ],

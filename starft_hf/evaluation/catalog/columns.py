@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import ClassLabel, Features, Image, Value
 
-from starft_hf.data.columns import distinct_values, read_column
+from starft_hf.data.columns import read_column
 from starft_hf.data.source import is_stream
 from starft_hf.utils.names import unknown_name
 
@@ -66,29 +66,10 @@ def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
     The names of a ClassLabel column may be written or ordered differently; they take precedence over its indices,
     unless they are only numbers. Other classes are a ValueError.
     """
-    feature, labels = dataset.features[column], ClassLabel(names=list(names))
-    places = {_plain(name): index for index, name in enumerate(names)}
-    if isinstance(feature, ClassLabel) and feature.names == labels.names:
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel) and feature.names == list(names):
         return dataset
-    if isinstance(feature, ClassLabel) and not all(name.isdecimal() for name in feature.names):
-        if len(places) < len(names) or sorted(map(_plain, feature.names)) != sorted(places):
-            raise ValueError(
-                f"column {column!r} has the classes {_shown(feature.names)}, not {_shown(names)}. If its indices are "
-                f"nevertheless those of the latter, cast it first: dataset.cast_column({column!r}, "
-                "datasets.Value('int64'))"
-            )
-        order = [places[_plain(name)] for name in feature.names]
-        return with_values(dataset, column, [column], partial(_at, column, order), labels)
-    if getattr(feature, "dtype", None) in ("string", "large_string"):
-        return with_values(dataset, column, [column], partial(_index_of, column, places), labels)
-    if not is_stream(dataset):
-        for value in distinct_values(dataset, column):
-            if not 0 <= value < len(names):
-                raise ValueError(
-                    f"column {column!r} holds the label {value}, but there are {len(names)} classes (labels 0 to "
-                    f"{len(names) - 1}): {_shown(names)}"
-                )
-    return dataset.cast_column(column, labels)
+    return with_values(dataset, column, [column], _reader(feature, column, names), ClassLabel(names=list(names)))
 
 
 def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
@@ -96,25 +77,43 @@ def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
 
     As strings, because groups without rows are not an error then: a part of a benchmark may lack some.
     """
-    labels = as_class_labels(dataset, column, names)
-    return with_values(labels, column, [column], partial(_at, column, tuple(names)), Value("string"))
+    read = _reader(dataset.features[column], column, names)
+    return with_values(dataset, column, [column], partial(_name, names, read), Value("string"))
 
 
-def _at(column: str, values: Sequence[Any], index: int | None) -> Any:
-    # Splits whose labels are secret have -1.
-    if index is None or not 0 <= index < len(values):
+def _name(names: Sequence[str], read: Callable[[Any], int], value: Any) -> str:
+    return names[read(value)]
+
+
+def _reader(feature: Any, column: str, names: Sequence[str]) -> Callable[[Any], int]:
+    own = feature.names if isinstance(feature, ClassLabel) else []
+    places = {_plain(name): index for index, name in enumerate(names)}
+    if all(name.isdecimal() for name in own):
+        return partial(_index, column, names, places)
+    if len(places) < len(names) or sorted(map(_plain, own)) != sorted(places):
         raise ValueError(
-            f"column {column!r} has a row with {index}, which is not an index of {len(values)} names; fill or drop it"
+            f"column {column!r} has the classes {_shown(own)}, not {_shown(names)}. If its indices are nevertheless "
+            f"those of the latter, cast it first: dataset.cast_column({column!r}, datasets.Value('int64'))"
         )
-    return values[index]
+    return partial(_index_by_name, column, own, places)
 
 
-def _index_of(column: str, places: dict[str, int], value: str | None) -> int:
-    if value is None:
-        raise ValueError(f"column {column!r} has a row without a value; fill or drop it")
-    if _plain(value) not in places:
-        raise ValueError(f"column {column!r} holds an " + unknown_name("class", value, places))
-    return places[_plain(value)]
+def _index_by_name(column: str, own: Sequence[str], places: dict[str, int], index: int | None) -> int:
+    return places[_plain(own[_index(column, own, {}, index)])]
+
+
+def _index(column: str, names: Sequence[str], places: dict[str, int], value: int | str | None) -> int:
+    if isinstance(value, str):
+        if _plain(value) not in places:
+            raise ValueError(f"column {column!r} holds an " + unknown_name("class", value, places))
+        return places[_plain(value)]
+    # Splits whose labels are secret have -1.
+    if value is None or not 0 <= value < len(names):
+        raise ValueError(
+            f"column {column!r} has a row with {value}, but there are {len(names)} classes (labels 0 to "
+            f"{len(names) - 1}): {_shown(names)}; fill or drop such rows"
+        )
+    return value
 
 
 def _plain(name: str) -> str:

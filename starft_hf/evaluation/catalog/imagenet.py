@@ -2,11 +2,11 @@
 
 import importlib.util
 import json
+import runpy
 from collections.abc import Mapping, Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from starft_hf.evaluation.catalog.classes import ClassSpace
@@ -28,21 +28,16 @@ NEEDS_MAPPING = (
 
 
 @cache
-def _open_clip_metadata() -> ModuleType:
+def _open_clip_metadata() -> dict[str, Any]:
     package = importlib.util.find_spec("open_clip")
     # Only this file: the whole package takes seconds to import, and needs torchvision.
-    path = Path(package.origin).parent / "zero_shot_metadata.py" if package and package.origin else None
+    path = Path(package.origin).with_name("zero_shot_metadata.py") if package and package.origin else None
     if path is None or not path.is_file():
         raise ImportError(
             "the class names and prompts of ImageNet come from open_clip, which is not installed, or is too old; "
             "install it with: pip install 'starft_hf[catalog]'"
         )
-    spec = importlib.util.spec_from_file_location("_starft_hf_open_clip_metadata", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return runpy.run_path(str(path))
 
 
 def imagenet_class_names() -> tuple[str, ...]:
@@ -53,7 +48,7 @@ def imagenet_class_names() -> tuple[str, ...]:
     Raises:
         ImportError: if open_clip is not installed.
     """
-    return tuple(_open_clip_metadata().IMAGENET_CLASSNAMES)
+    return tuple(_open_clip_metadata()["IMAGENET_CLASSNAMES"])
 
 
 def imagenet_templates() -> tuple[str, ...]:
@@ -62,7 +57,7 @@ def imagenet_templates() -> tuple[str, ...]:
     Raises:
         ImportError: if open_clip is not installed.
     """
-    return tuple(template("{}") for template in _open_clip_metadata().OPENAI_IMAGENET_TEMPLATES)
+    return tuple(template("{}") for template in _open_clip_metadata()["OPENAI_IMAGENET_TEMPLATES"])
 
 
 def imagenet_classes() -> ClassSpace:

@@ -1,7 +1,7 @@
 """The metrics as functions of arrays, and the counts of batches that they are computed from.
 
-The first four take the arguments of the classes of the same names, and return their results. They raise a ValueError for
-columns and arguments that do not fit.
+The first four take the arguments of the classes of the same names, and return their results. Columns and arguments
+that do not fit raise a ValueError.
 """
 
 import math
