@@ -61,7 +61,9 @@ class ClassifierEvaluation:
             if self.head is not None:
                 logits = head_logits(self.head, image_embeds)
             else:
-                logits = image_embeds @ self._zero_shot_weights(model).to(image_embeds).T
+                if self._weights is None:
+                    self._weights = zero_shot_weights(model, self.encoder, self.class_names, self.templates)
+                logits = image_embeds @ self._weights.to(image_embeds).T
         if self.class_mapping is not None:
             logits = torch.stack([logits[:, list(classes)].amax(-1) for classes in self.class_mapping], dim=-1)
         self.counts.skipped += self.skipped.note(batch)
@@ -86,11 +88,6 @@ class ClassifierEvaluation:
         """
         result = self.counts.gathered().result(training_shares)
         return replace(result, mistakes=self.mistakes.gathered().of(result.worst_group))
-
-    def _zero_shot_weights(self, model: nn.Module) -> Tensor:
-        if self._weights is None:
-            self._weights = zero_shot_weights(model, self.encoder, self.class_names, self.templates)
-        return self._weights
 
 
 def labels_that_count(batch: Mapping[str, Any]) -> Tensor:

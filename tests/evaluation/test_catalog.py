@@ -131,7 +131,7 @@ def test_cifar(clip, processor):
     result = entry.evaluate(clip, processor, prepared, progress=False)
     expected = {"airplane x cifar10": 1, "cat x cifar10.2": 1, "truck x cifar10": 2, "truck x cifar10.2": 1}
     assert result.group_sizes == expected
-    with pytest.raises(ValueError, match=r"is made of the datasets \['cifar10', 'cifar10.2'\]"):
+    with pytest.raises(ValueError, match=r"is a Dataset; pass a mapping with \['cifar10', 'cifar10.2'\]"):
         entry.prepare(cifar10)
 
 

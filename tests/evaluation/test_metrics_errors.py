@@ -115,7 +115,7 @@ def test_groups_that_change_their_type_between_batches(first, second):
 def test_scores_that_change_their_classes_between_batches():
     metric = TopKAccuracy()
     metric.add_batch(scores=[[0.1, 0.9]], references=[0])
-    with pytest.raises(ValueError, match=r"scores hold rows of \(3,\) numbers after rows of \(2,\) numbers"):
+    with pytest.raises(ValueError, match=r"hold rows of shape \(3,\) after rows of shape \(2,\)"):
         metric.add_batch(scores=[[0.1, 0.9, 0.0]], references=[0])
     assert metric.compute(k=1) == {"top_k_accuracy": 0.0}
 

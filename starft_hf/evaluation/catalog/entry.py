@@ -203,15 +203,14 @@ class BenchmarkEntry:
             ValueError: if a column is missing or holds something else, or classes have to be passed first.
         """
         parts = [source.part for source in self.hub]
-        given = sorted(dataset) if isinstance(dataset, Mapping) else type(dataset).__name__
-        if len(parts) == 1:
-            if isinstance(dataset, Mapping):
-                raise ValueError(
-                    f"the dataset for {self.name!r} is a dictionary with {given}; pass its split {self.hub[0].split!r}"
-                )
+        several = len(parts) > 1
+        given = set(dataset) if isinstance(dataset, Mapping) else None
+        if given != (set(parts) if several else None):
+            found = f"a mapping with {sorted(dataset)}" if given is not None else f"a {type(dataset).__name__}"
+            expected = f"a mapping with {parts}" if several else f"its split {self.hub[0].split!r}"
+            raise ValueError(f"the dataset for {self.name!r} is {found}; pass {expected}")
+        if not several:
             return self._prepared(dataset)
-        if not isinstance(dataset, Mapping) or set(dataset) != set(parts):
-            raise ValueError(f"{self.name!r} is made of the datasets {parts}; pass a mapping with them, not {given}")
         used = ["image", "label", *(column for column in self.group_columns if column != "label")]
         joined = []
         for part in parts:

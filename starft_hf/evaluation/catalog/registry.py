@@ -3,21 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from starft_hf.data.groups import SEPARATOR
+from starft_hf.evaluation.catalog import imagenet, steps
 from starft_hf.evaluation.catalog.classes import ClassSpace, classes_from_hub, classes_from_names
 from starft_hf.evaluation.catalog.entry import BenchmarkEntry, HubSource
-from starft_hf.evaluation.catalog.imagenet import (
-    imagenet_classes,
-    imagenet_subset,
-    imagenet_templates,
-    objectnet_missing,
-    read_objectnet_classes,
-)
-from starft_hf.evaluation.catalog.steps import celeba_attributes, crop_objectnet_border, fmow_regions
 from starft_hf.utils.names import unknown_name
 
 
@@ -26,19 +19,8 @@ PUBLISHED_NOTE = (
     "the TRACER paper). Figures of other harnesses differ by more than methods do: compare only within this one."
 )
 
-# What the data file refers to by name.
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        imagenet_classes,
-        imagenet_templates,
-        objectnet_missing,
-        read_objectnet_classes,
-        celeba_attributes,
-        crop_objectnet_border,
-        fmow_regions,
-    )
-}
+# The data file refers to functions of these modules by name.
+FUNCTIONS: dict[str, Any] = {**vars(imagenet), **vars(steps)}
 
 HEADINGS = ("Name", "Benchmark", "On the Hub", "Classes", "Groups", "Measure", "Checked")
 
@@ -69,7 +51,7 @@ def _entry(name: str, fields: Mapping[str, Any]) -> BenchmarkEntry:
 def _classes(name: str, fields: Mapping[str, Any]) -> ClassSpace | Callable[[], ClassSpace]:
     classes, size = fields["classes"], fields["num_classes"]
     if isinstance(classes, str):
-        return FUNCTIONS[classes]
+        return cast(Callable[[], ClassSpace], FUNCTIONS[classes])
     if "hub_file" in classes:
         return partial(classes_from_hub, name, fields["hub"][0]["hub_id"], classes["hub_file"], size)
     subset = isinstance(classes, Mapping)
@@ -77,7 +59,7 @@ def _classes(name: str, fields: Mapping[str, Any]) -> ClassSpace | Callable[[], 
     # A class too few or too many would shift the labels after it.
     if len(set(listed)) != size:
         raise ValueError(f"{name!r} lists {len(set(listed))} distinct classes, but num_classes is {size}; correct it")
-    return partial(imagenet_subset, listed) if subset else classes_from_names(listed)
+    return partial(imagenet.imagenet_subset, listed) if subset else classes_from_names(listed)
 
 
 def benchmark_names() -> list[str]:

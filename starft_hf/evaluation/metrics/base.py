@@ -1,7 +1,6 @@
 """What the metrics have in common as classes of the `evaluate` library."""
 
 import inspect
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ from starft_hf.evaluation.metrics.validation import as_array, check_rows, class_
 
 
 CLASSES = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-
-# Numbers are kept as arrays, names as lists.
-Column = NDArray[Any] | list[Any]
 
 
 class ArrayMetric(evaluate.Metric):
@@ -35,7 +31,7 @@ class ArrayMetric(evaluate.Metric):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._collected: dict[str, list[Column]] = {}
+        self._collected: dict[str, list[NDArray[Any]]] = {}
 
     def _info(self) -> evaluate.MetricInfo:
         summary, _, usage = (inspect.getdoc(type(self)) or "").partition("\n\n")
@@ -63,15 +59,15 @@ class ArrayMetric(evaluate.Metric):
         given = {name: value for name in names if (value := inputs.pop(name, None)) is not None}
         if given:
             self._check_names(given)
-        if self.num_process > 1:
-            return super().compute(**given, **inputs)
-        if given and not self._collected:
-            return self._compute(**given, **inputs)
-        if given:
+        if given and (self._collected or self.num_process > 1):
             self.add_batch(**given)
-        if not self._collected:
+            given = {}
+        if self.num_process > 1:
+            return super().compute(**inputs)
+        if not given and not self._collected:
             raise ValueError(f"{self.name} has no rows; pass {names} here, or call add or add_batch before")
-        result = self._compute(**{name: _joined(parts) for name, parts in self._collected.items()}, **inputs)
+        columns = given or {name: np.concatenate(parts) for name, parts in self._collected.items()}
+        result = self._compute(**columns, **inputs)
         self._collected = {}
         return result
 
@@ -89,13 +85,13 @@ class ArrayMetric(evaluate.Metric):
         if self.num_process > 1:
             super().add_batch(**columns)
             return
-        parts = {name: _kept(name, columns[name]) for name in self._feature_names()}
+        parts = {name: _copied(name, columns[name]) for name in self._feature_names()}
         for name, part in parts.items():
             first = self._collected.get(name, [part])[0]
-            if _kind(first) != _kind(part):
+            if _kind(part) != _kind(first):
                 raise ValueError(
-                    f"a batch does not fit {self.name} or its first batch ({name} hold {_kind(part)} after "
-                    f"{_kind(first)}); pass the columns with the same types in every batch"
+                    f"{name} of {self.name} hold {_kind(part)} after {_kind(first)} in the first batch; pass the "
+                    "columns with the same types in every batch"
                 )
         for name, part in parts.items():
             self._collected.setdefault(name, []).append(part)
@@ -117,21 +113,13 @@ class ArrayMetric(evaluate.Metric):
             raise ValueError(f"{self.name} takes {names}; remove the unknown {unknown}")
 
 
-def _kept(name: str, values: Any) -> Column:
-    array = as_array(name, values)
-    if array.dtype.kind in "biuf":
-        # A copy, because the caller may fill the same array again.
-        return np.array(array)
-    return values.tolist() if hasattr(values, "tolist") else list(values)
+def _copied(name: str, values: Any) -> NDArray[Any]:
+    if name == "groups":
+        # Objects, because numpy would turn the integers among strings into strings.
+        return np.array(values.tolist() if hasattr(values, "tolist") else list(values), dtype=object)
+    # A copy, because the caller may fill the same array again.
+    return np.array(as_array(name, values))
 
 
-def _kind(column: Column) -> str:
-    if not isinstance(column, np.ndarray):
-        return "names"
-    return "numbers" if column.ndim == 1 else f"rows of {column.shape[1:]} numbers"
-
-
-def _joined(parts: list[Column]) -> Column:
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return list(chain.from_iterable(parts))
+def _kind(column: NDArray[Any]) -> str:
+    return "strings" if isinstance(column[0], str) else f"rows of shape {column.shape[1:]}"
