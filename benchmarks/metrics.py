@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from starft_hf.evaluation import metric_functions as functions
 from starft_hf.evaluation import metrics
-from starft_hf.evaluation.metrics import functions
 
 
 ROWS = 1_000_000

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from starft_hf.evaluation.metrics.functions import (
+from starft_hf.evaluation.metric_functions import (
     accuracies_of,
     adjusted_accuracy,
     calibration_bins,

@@ -21,8 +21,8 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.source import is_stream
 from starft_hf.evaluation.loop import ClassifierEvaluation
-from starft_hf.evaluation.metrics.validation import check_shares
 from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.validation import check_shares
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.loading import load_model, load_processor

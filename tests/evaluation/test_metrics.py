@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 
 from starft_hf.evaluation import ClassificationCounts, metrics
+from starft_hf.evaluation import metric_functions as functions
 from starft_hf.evaluation.metrics import (
     ExpectedCalibrationError,
     GroupAccuracy,
     MacroF1,
     TopKAccuracy,
-    functions,
     metric_path,
 )
 

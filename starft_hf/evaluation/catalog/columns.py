@@ -31,8 +31,9 @@ def find_column(dataset: Any, candidates: Sequence[str], name: str, what: str) -
     )
 
 
-def renamed(dataset: Any, column: str, to: str) -> Any:
-    """`dataset` with `column` renamed."""
+def rename_first(dataset: Any, candidates: Sequence[str], to: str, name: str, what: str) -> Any:
+    """`dataset` with the first of `candidates` that it has renamed; a ValueError if it has none of them."""
+    column = find_column(dataset, candidates, name, what)
     return dataset if column == to else dataset.rename_column(column, to)
 
 
@@ -45,19 +46,19 @@ def as_images(dataset: Any, column: str) -> Any:
     return dataset
 
 
-def with_values(dataset: Any, column: str, sources: Sequence[str], function: Callable[..., Any], feature: Any) -> Any:
-    """`dataset` with a column of the results of `function` on the values of the columns `sources`."""
+def with_values(dataset: Any, column: str, source: str, function: Callable[[Any], Any], feature: Any) -> Any:
+    """`dataset` with a column of the results of `function` on the values of the column `source`."""
     if is_stream(dataset):
         features = Features({**dataset.features, column: feature})
-        return dataset.map(partial(_as_row, column, function), input_columns=list(sources), features=features)
-    values = [function(*row) for row in zip(*(read_column(dataset, source) for source in sources), strict=True)]
+        return dataset.map(partial(_as_row, column, function), input_columns=source, features=features)
+    values = list(map(function, read_column(dataset, source)))
     if column in dataset.features:
         dataset = dataset.remove_columns(column)
     return dataset.add_column(column, values, feature=feature)
 
 
-def _as_row(column: str, function: Callable[..., Any], *values: Any) -> dict[str, Any]:
-    return {column: function(*values)}
+def _as_row(column: str, function: Callable[[Any], Any], value: Any) -> dict[str, Any]:
+    return {column: function(value)}
 
 
 def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
@@ -69,7 +70,7 @@ def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel) and feature.names == list(names):
         return dataset
-    return with_values(dataset, column, [column], _reader(feature, column, names), ClassLabel(names=list(names)))
+    return with_values(dataset, column, column, _reader(feature, column, names), ClassLabel(names=list(names)))
 
 
 def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
@@ -78,7 +79,7 @@ def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
     As strings, because groups without rows are not an error then: a part of a benchmark may lack some.
     """
     read = _reader(dataset.features[column], column, names)
-    return with_values(dataset, column, [column], partial(_name, names, read), Value("string"))
+    return with_values(dataset, column, column, partial(_name, names, read), Value("string"))
 
 
 def _name(names: Sequence[str], read: Callable[[Any], int], value: Any) -> str:
@@ -127,7 +128,7 @@ def _shown(names: Sequence[str]) -> str:
 def without_border(dataset: Any, column: str, width: int) -> Any:
     """`dataset` with `width` pixels cut off every side of the images in `column`, when they are read."""
     if is_stream(dataset):
-        return with_values(dataset, column, [column], partial(_crop, width), dataset.features[column])
+        return with_values(dataset, column, column, partial(_crop, width), dataset.features[column])
     return dataset.with_transform(partial(_crop_batch, column, width))
 
 

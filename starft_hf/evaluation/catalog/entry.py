@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,7 @@ from starft_hf.evaluation.catalog.columns import (
     as_images,
     check_features,
     find_column,
-    renamed,
+    rename_first,
     with_values,
 )
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
@@ -215,18 +216,17 @@ class BenchmarkEntry:
         joined = []
         for part in parts:
             prepared = self._prepared(dataset[part])
-            prepared = with_values(prepared, "source", ["label"], lambda _, part=part: part, Value("string"))
+            prepared = with_values(prepared, "source", "label", partial(_constant, part), Value("string"))
             joined.append(prepared.select_columns(used))
         return concatenate_datasets(joined)
 
     def _prepared(self, dataset: Any) -> Any:
         check_features(dataset, self.name)
-        image = find_column(dataset, self.image_columns, self.name, "images")
-        dataset = as_images(renamed(dataset, image, "image"), "image")
+        dataset = as_images(rename_first(dataset, self.image_columns, "image", self.name, "images"), "image")
         for step in self.steps:
             dataset = step(dataset, self)
-        label = find_column(dataset, self.label_columns, self.name, "labels")
-        dataset = as_class_labels(renamed(dataset, label, "label"), "label", self.class_space().names)
+        dataset = rename_first(dataset, self.label_columns, "label", self.name, "labels")
+        dataset = as_class_labels(dataset, "label", self.class_space().names)
         for column, names in self.group_names.items():
             dataset = as_group_names(dataset, find_column(dataset, [column], self.name, "groups"), names)
         return dataset
@@ -302,3 +302,7 @@ class BenchmarkEntry:
                 "on the whole benchmark"
             )
         return min(counted) if self.metric == "worst_group_accuracy" else fmean(counted)
+
+
+def _constant(value: str, _: Any) -> str:
+    return value

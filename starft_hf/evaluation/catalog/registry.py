@@ -1,4 +1,4 @@
-"""Benchmarks by name, as the data files next to this describe them."""
+"""Benchmarks by name, read from the data files of this folder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -93,7 +93,7 @@ def load_benchmark(
 
 def catalog_table() -> str:
     """All benchmarks as a Markdown table: name, Hub id, classes, groups, measure, and when columns were checked."""
-    rows = [HEADINGS, tuple("---" for _ in HEADINGS), *map(_row, _entries().values())]
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *map(_row, _entries().values())]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 

@@ -20,7 +20,7 @@ def celeba_attributes(dataset: Any, entry: BenchmarkEntry) -> Any:
     for attribute, _, _ in CELEBA_ATTRIBUTES:
         find_column(dataset, [attribute], entry.name, f"attribute {attribute}")
     for attribute, column, names in CELEBA_ATTRIBUTES:
-        dataset = with_values(dataset, column, [attribute], _attribute_index, ClassLabel(names=names))
+        dataset = with_values(dataset, column, attribute, _attribute_index, ClassLabel(names=names))
     return dataset
 
 
@@ -47,7 +47,7 @@ def fmow_regions(dataset: Any, entry: BenchmarkEntry) -> Any:
             "cannot be excluded. WILDS numbers regions as they first occur in rgb_metadata.csv of its download "
             "(wilds.stanford.edu). Pass load_benchmark('fmow', group_names={'region': [...]})."
         )
-    return dataset if column == "region" else with_values(dataset, "region", [column], _region_index, Value("int64"))
+    return dataset if column == "region" else with_values(dataset, "region", column, _region_index, Value("int64"))
 
 
 def _region_index(array: Any) -> int:

@@ -9,8 +9,8 @@ import evaluate
 import numpy as np
 from numpy.typing import NDArray
 
-from starft_hf.evaluation.metrics import functions
-from starft_hf.evaluation.metrics.validation import as_array, check_rows, class_indices
+from starft_hf.evaluation import metric_functions
+from starft_hf.evaluation.validation import as_array, check_rows, class_indices
 
 
 CLASSES = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
@@ -22,8 +22,8 @@ class ArrayMetric(evaluate.Metric):
     `evaluate` writes every value to Arrow files; here `add` and `add_batch` check columns and keep them as arrays,
     except with several processes (`num_process`), where the files are how the columns meet.
 
-    A subclass has its function in functions.py under its own name, and describes itself by its docstring and by the
-    file citation.bib next to it.
+    A subclass has its function in metric_functions.py under its own name, and describes itself by its docstring and by
+    the file citation.bib next to it.
     """
 
     columns: datasets.Features | list[datasets.Features] = datasets.Features(CLASSES)
@@ -43,7 +43,7 @@ class ArrayMetric(evaluate.Metric):
         )
 
     def _compute(self, **inputs: Any) -> dict[str, Any]:
-        result = getattr(functions, self.name)(**inputs)
+        result = getattr(metric_functions, self.name)(**inputs)
         return result if isinstance(result, dict) else {self.name: result}
 
     def compute(self, **inputs: Any) -> dict[str, Any] | None:

@@ -1,1 +1,1 @@
-"""The folder that `evaluate.load` takes for the expected calibration error."""
+"""The folder of the expected calibration error, for `evaluate.load`."""

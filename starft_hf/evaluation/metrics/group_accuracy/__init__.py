@@ -1,1 +1,1 @@
-"""The folder that `evaluate.load` takes for group accuracy."""
+"""The folder of group accuracy, for `evaluate.load`."""

@@ -1,1 +1,1 @@
-"""The folder that `evaluate.load` takes for macro F1."""
+"""The folder of macro F1, for `evaluate.load`."""

@@ -1,1 +1,1 @@
-"""The folder that `evaluate.load` takes for top-k accuracy."""
+"""The folder of top-k accuracy, for `evaluate.load`."""

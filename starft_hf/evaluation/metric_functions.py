@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from starft_hf.evaluation.metrics.validation import (
+from starft_hf.evaluation.validation import (
     as_array,
     check_groups,
     check_positive,

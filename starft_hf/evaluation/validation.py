@@ -86,7 +86,7 @@ def check_shares(shares: Any, groups: Iterable[Any] | None) -> None:
     if not isinstance(shares, Mapping):
         raise ValueError(f"training_shares is a {type(shares).__name__}; pass the share of every group by its name")
     for group, share in shares.items():
-        if not (isinstance(share, Real) and math.isfinite(share) and share >= 0):
+        if not (isinstance(share, Real) and math.isfinite(share) and float(share) >= 0):
             raise ValueError(
                 f"training_shares[{group!r}] is {share!r}; pass the group's share of the training set, or its rows"
             )
