@@ -1,7 +1,7 @@
 """Results of evaluations, as values that can be stored, compared and drawn."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -65,7 +65,7 @@ class EvaluationResult:
     ece: float
     group_adjusted_accuracy: float | None = None
     bins: tuple[ReliabilityBin, ...] = ()
-    mistakes: tuple[Mistake, ...] = field(default=())
+    mistakes: tuple[Mistake, ...] = ()
     macro_f1: float | None = None
     skipped: int = 0
 

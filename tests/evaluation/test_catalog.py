@@ -19,6 +19,7 @@ from starft_hf.evaluation.catalog import (
     imagenet_templates,
     load_benchmark,
     published_accuracies,
+    registry,
 )
 from starft_hf.evaluation.catalog import entry as entry_module
 from starft_hf.evaluation.catalog.imagenet import _open_clip_metadata
@@ -387,6 +388,27 @@ def test_entries_can_be_found_and_are_complete():
         line = next(line for line in catalog_table().splitlines() if line.startswith(f"| `{name}` "))
         assert all(f"`{source.hub_id}`" in line for source in entry.hub)
         assert line.endswith("| never |")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"classes": ["landbird"]}, ValueError, "'waterbirds' lists 1 distinct classes, but num_classes is 2"),
+        ({"group_names": {"plaice": ["land", "water"]}}, ValueError, "unknown group column of 'waterbirds' 'plaice'"),
+        ({"metric": "worst_group"}, ValueError, "unknown metric 'worst_group'"),
+        ({"row": 5794}, TypeError, "'row'"),
+    ],
+)
+def test_mistakes_in_the_data_file_are_errors(change, error, message):
+    fields = registry._read("benchmarks.yaml")["waterbirds"]
+    with pytest.raises(error, match=message):
+        registry._entry("waterbirds", {**fields, **change})
+
+
+def test_a_benchmark_without_its_group_column_is_an_error():
+    raw = Dataset.from_dict({"image": pictures(1), "label": [0]}, Features(image=Image(), label=Value("int64")))
+    with pytest.raises(ValueError, match="no column with the groups"):
+        load_benchmark("waterbirds").prepare(raw)
 
 
 def test_published_figures():

@@ -125,6 +125,7 @@ def test_bfloat16_is_near(clip, processor, dataset):
         ({"head": torch.nn.ReLU()}, "head is a ReLU"),
         ({"training_shares": {"owl": -1.0}}, r"training_shares\['owl'\] is -1.0"),
         ({"training_shares": [0.5, 0.5]}, "training_shares is a list"),
+        ({"training_shares": dict.fromkeys(CLASS_NAMES, 0)}, "at least one group a share above 0"),
         ({"training_shares": {"owl": "most"}}, r"training_shares\['owl'\] is 'most'"),
         (
             {"training_shares": dict.fromkeys(["Owl", "truck", "violin", "fern"], 0.25)},
