@@ -298,6 +298,7 @@ def test_the_order_of_class_names_is_that_of_the_benchmark():
     [
         (ClassLabel(names=["owl", "duck"]), [0, 1], "has the classes owl, duck, not landbird, waterbird"),
         (Value("int64"), [0, 2], "column 'label' has a row with 2, but there are 2 classes"),
+        (Value("float64"), [0, 0.5], "column 'label' has a row with 0.5"),
         (Value("string"), ["landbird", "waterbirds"], "Did you mean 'waterbird'"),
         (Value("int64"), [0, None], "column 'label' has a row with None"),
         (Value("string"), ["landbird", None], "column 'label' has a row with None"),

@@ -103,18 +103,18 @@ def _index_by_name(column: str, own: Sequence[str], places: dict[str, int], inde
     return places[_plain(own[_index(column, own, {}, index)])]
 
 
-def _index(column: str, names: Sequence[str], places: dict[str, int], value: int | str | None) -> int:
+def _index(column: str, names: Sequence[str], places: dict[str, int], value: float | str | None) -> int:
     if isinstance(value, str):
         if _plain(value) not in places:
             raise ValueError(f"column {column!r} holds an " + unknown_name("class", value, places))
         return places[_plain(value)]
     # Splits whose labels are secret have -1.
-    if value is None or not 0 <= value < len(names):
+    if value is None or not 0 <= value < len(names) or value != int(value):
         raise ValueError(
             f"column {column!r} has a row with {value}, but there are {len(names)} classes (labels 0 to "
             f"{len(names) - 1}): {_shown(names)}; fill or drop such rows"
         )
-    return value
+    return int(value)
 
 
 def _plain(name: str) -> str:
