@@ -2,12 +2,8 @@
 
 from typing import Any
 
-from torch import nn
-
 from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
 from starft_hf.data.source import is_stream
-from starft_hf.evaluation.evaluate import evaluate_zero_shot
-from starft_hf.evaluation.results import EvaluationResult
 
 
 def named_retention_sets(datasets: Any, settings: ColumnSettings) -> dict[str, Any]:
@@ -22,10 +18,3 @@ def named_retention_sets(datasets: Any, settings: ColumnSettings) -> dict[str, A
             )
         resolve_evaluation_columns(dataset, columns, what=f"zero_shot_probe {name!r}")
     return named
-
-
-def evaluate_retention_sets(
-    model: nn.Module, processor: Any, datasets: dict[str, Any], **settings: Any
-) -> dict[str, EvaluationResult]:
-    """The results of `model` on each of them; the settings are those of `evaluate_zero_shot`."""
-    return {name: evaluate_zero_shot(model, processor, dataset, **settings) for name, dataset in datasets.items()}

@@ -16,6 +16,7 @@ from starft_hf.data.decoding import RAISE, SKIP
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.source import is_stream
+from starft_hf.evaluation.retention import named_retention_sets
 from starft_hf.models.adapters import check_preset, is_adapted
 from starft_hf.models.modes import has_batch_statistics
 from starft_hf.objectives.regularizers import NO_REGULARIZER, Regularizer, get_regularizer
@@ -61,6 +62,7 @@ class RunPlan:
         regularizer: the regularizer, or None.
         strategy: what it compares images with.
         pool: the spurious templates as given, or None where none are needed.
+        retention_sets: datasets that are classified zero-shot before and after training, by name.
         columns: of the training set, or None without one.
         cache: what to cache of the reference; None without a regularizer or a training set.
     """
@@ -68,6 +70,7 @@ class RunPlan:
     regularizer: Regularizer | None
     strategy: type[Candidates]
     pool: SpuriosityPool | None
+    retention_sets: Mapping[str, Any]
     columns: ImageColumns | None = None
     cache: CachePlan | None = None
 
@@ -91,8 +94,9 @@ class RunPlan:
         strategy = strategy_of(regularizer)
         needs_pool = args.reweight != "none" or strategy.needs_embeddings
         pool = given_pool(given.spuriosity, args.discovery_pool) if needs_pool else None
+        retention_sets = named_retention_sets(given.zero_shot_probe, args.column_settings())
         if dataset is None:
-            return cls(regularizer, strategy, pool)
+            return cls(regularizer, strategy, pool, retention_sets)
 
         columns = resolve_columns(dataset, args.column_settings(given.group_function), what="train_dataset")
         if pool is not None:
@@ -107,7 +111,8 @@ class RunPlan:
         _check_size(args, dataset)
         if args.save_strategy != "no" and args.should_save:
             check_writable(Path(str(args.output_dir)), "output_dir")
-        return cls(regularizer, strategy, pool, columns, _plan_cache(given, regularizer, columns))
+        cache = _plan_cache(given, regularizer, columns)
+        return cls(regularizer, strategy, pool, retention_sets, columns, cache)
 
     def check_model(self, args: StarFTConfig, model: nn.Module) -> None:
         """Check that the settings fit the model, once it is loaded.

@@ -11,7 +11,8 @@ from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.examples import Epoch, TrainingExampleMaker, as_examples, evaluation_sets
 from starft_hf.data.images import ImagePreprocessor
-from starft_hf.evaluation.probes import named_probes
+from starft_hf.evaluation.evaluate import evaluate_zero_shot
+from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.record import identity_of
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, with_adapter
@@ -47,7 +48,6 @@ class RunSetup:
         epoch: the current epoch, which the draws of the examples depend on.
         train_dataset: the training examples, or None.
         eval_dataset: the evaluation examples, of several sets by name, or None.
-        retention_sets: datasets that are classified zero-shot before and after training, by name.
         reg_weight: weight of the regularizer at the start of the run.
         reference: the frozen reference, or None without regularizer.
         sample_weights: the weights of the training images, or None where all are 1.
@@ -65,7 +65,6 @@ class RunSetup:
     epoch: Epoch
     train_dataset: Any
     eval_dataset: Any
-    retention_sets: dict[str, Any]
     reg_weight: float
     reference: Reference | None = None
     sample_weights: SampleWeights | None = None
@@ -93,7 +92,6 @@ class RunSetup:
         bank = CaptionBank(plan.class_names or (), args.caption_templates, pool, encoder.encode_texts)
         strategy = plan.strategy if given.train_dataset is not None else Candidates
         candidates = strategy(bank, encoder.encode_texts, args.seed, args.reg_max_classes)
-        retention_sets = named_probes(given.zero_shot_probe, args.column_settings())
         epoch = Epoch()
         train_dataset = _training_examples(given, plan, encoder, bank, candidates, epoch)
         eval_dataset = _evaluation_examples(given, plan, encoder, given.eval_dataset, given.class_mapping)
@@ -123,7 +121,6 @@ class RunSetup:
             epoch=epoch,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            retention_sets=retention_sets,
             reg_weight=_reg_weight(plan, args),
             reference=reference,
             sample_weights=sample_weights,
@@ -171,6 +168,21 @@ class RunSetup:
             args.mini_batch_size,
             self.sample_weights,
         )
+
+    def evaluate_retention_sets(self, model: nn.Module) -> dict[str, EvaluationResult]:
+        """How `model` does on what must not be forgotten, by name."""
+        args = self.given.args
+        settings = {
+            "templates": args.zero_shot_templates,
+            "image_column": args.image_column,
+            "label_column": args.label_column,
+            "batch_size": args.eval_batch_size,
+            "num_workers": args.dataloader_num_workers,
+            "on_bad_image": args.on_bad_image,
+            "progress": not args.disable_tqdm,
+        }
+        sets = self.plan.retention_sets.items()
+        return {name: evaluate_zero_shot(model, self.processor, dataset, **settings) for name, dataset in sets}
 
     def evaluation_examples(self, dataset: Any) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""

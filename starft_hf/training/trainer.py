@@ -26,7 +26,6 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.workers import explained_worker_deaths
 from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
-from starft_hf.evaluation.probes import evaluate_probes
 from starft_hf.evaluation.results import EvaluationResult, Retention
 from starft_hf.models.encoder import logit_scale_of
 from starft_hf.models.fsdp import forget_preparation, prepare_for_sharding
@@ -185,7 +184,7 @@ class StarFTTrainer(HubMixin, Trainer):
             with self.interruption.listening(self.args), explained_worker_deaths():
                 self.setup.prepare(self.args.device)
                 self._prepare_model()
-                before = self._evaluate_retention_sets()
+                before = self.setup.evaluate_retention_sets(self.model)
                 output = super().train(checkpoint, *args, **kwargs)
                 self._record_retention(before)
                 self.publish_trained()
@@ -292,13 +291,7 @@ class StarFTTrainer(HubMixin, Trainer):
         names = columns.classifier or columns.class_names or ()
         head = None if self.head is None else select_classes(self.head, self.class_names or (), names)
         self._evaluation = evaluation = ClassifierEvaluation(
-            self.encoder,
-            names,
-            self.args.zero_shot_templates,
-            head,
-            columns.class_mapping,
-            _KEPT_MISTAKES,
-            columns.class_names,
+            self.encoder, columns, self.args.zero_shot_templates, head, _KEPT_MISTAKES
         )
         self._keep_logits = self.compute_metrics is not None or description == "Prediction"
         output = super().evaluation_loop(
@@ -334,23 +327,8 @@ class StarFTTrainer(HubMixin, Trainer):
             return None
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
-    def _evaluate_retention_sets(self) -> dict[str, EvaluationResult]:
-        args = self.args
-        return evaluate_probes(
-            self.model,
-            self.processing_class,
-            self.setup.retention_sets,
-            templates=args.zero_shot_templates,
-            image_column=args.image_column,
-            label_column=args.label_column,
-            batch_size=args.eval_batch_size,
-            num_workers=args.dataloader_num_workers,
-            on_bad_image=args.on_bad_image,
-            progress=not args.disable_tqdm,
-        )
-
     def _record_retention(self, before: dict[str, EvaluationResult]) -> None:
-        after = self._evaluate_retention_sets()
+        after = self.setup.evaluate_retention_sets(self.model)
         self.retention = {name: Retention(before[name], after[name]) for name in before}
         if self.retention:
             figures = (kept.metrics(name) for name, kept in self.retention.items())
