@@ -1,4 +1,4 @@
-"""What a report is made of: runs, with their results, their training logs and their WiSE-FT curves."""
+"""The content of a report: runs, with their results, training logs and WiSE-FT curves."""
 
 import math
 import numbers
@@ -11,12 +11,12 @@ from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 
 @dataclass(frozen=True)
 class TrainingPoint:
-    """What a training log says at one step.
+    """The losses at one step of a training log.
 
     Attributes:
-        step: optimiser steps so far.
+        step: optimizer steps so far.
         base_loss: in nats.
-        reg_loss: the alignment loss before its weight, in nats.
+        reg_loss: the alignment loss before its weight is applied, in nats.
         reg_weight: weight of the alignment loss.
     """
 
@@ -27,10 +27,9 @@ class TrainingPoint:
 
     @classmethod
     def from_log_history(cls, log_history: Iterable[Mapping[str, Any]]) -> list["TrainingPoint"]:
-        """The training steps in `trainer.state.log_history`, in order; evaluations and summaries are left out.
+        """The training steps in `trainer.state.log_history`, in order, without evaluations and summaries.
 
-        The log of a Trainer that has no alignment loss counts as one whose alignment loss is 0. Of two entries of one
-        step the later one counts.
+        The alignment loss is 0 in the log of a Trainer without one. The later one of two entries of a step is used.
         """
         points = {}
         for entry in log_history:
@@ -43,19 +42,19 @@ class TrainingPoint:
 
 @dataclass(frozen=True)
 class Run:
-    """One model and what is known about it.
+    """A model with its results.
 
     Attributes:
-        method: how the report calls what was done to the model, such as "zero-shot", "FLYP" or "StarFT".
+        method: name of what was done to the model, such as "zero-shot", "FLYP" or "StarFT".
         seed: of the run.
-        results: by name of the data set.
-        log: the losses while training, in order of the steps.
+        results: by name of the dataset.
+        log: the losses while training, in order of steps.
         curve: the WiSE-FT curve from the zero-shot model to this one, in accuracies.
-        interpolated: share of the fine-tuned weights where `results` are those of an interpolation; None for the
-            model as it was trained.
+        interpolated: alpha of the fine-tuned weights if `results` are those of an interpolation; None for the model
+            as trained.
 
     Raises:
-        ValueError: if there are no results, or an accuracy or a share of weights is not between 0 and 1.
+        ValueError: if there are no results, or an accuracy or an alpha is not between 0 and 1.
     """
 
     method: str
@@ -70,19 +69,19 @@ class Run:
         object.__setattr__(self, "log", tuple(self.log))
         object.__setattr__(self, "curve", tuple(sorted(self.curve, key=lambda point: point.alpha)))
         if not self.results:
-            raise ValueError(f"{self} has no results; pass what the evaluation of at least one data set gave")
+            raise ValueError(f"{self} has no results; pass those of at least one dataset")
         if self.interpolated is not None:
-            _check_share(f"interpolated of {self}", self.interpolated)
+            _check_fraction(f"interpolated of {self}", self.interpolated)
         for point in self.curve:
             for name, value in asdict(point).items():
-                _check_share(f"{name} of the WiSE-FT curve of {self}", value)
+                _check_fraction(f"{name} of the WiSE-FT curve of {self}", value)
         for dataset, result in self.results.items():
             accuracies = {"accuracy": result.accuracy, "worst_group_accuracy": result.worst_group_accuracy}
             accuracies |= {f"accuracy of group {group!r}": value for group, value in result.group_accuracies.items()}
             if not result.group_accuracies:
                 raise ValueError(f"the result of {self} on {dataset!r} has no groups; pass at least one group")
             for name, value in accuracies.items():
-                _check_share(f"{name} of {self} on {dataset!r}", value)
+                _check_fraction(f"{name} of {self} on {dataset!r}", value)
 
     def __str__(self) -> str:
         at = "" if self.interpolated is None else f", interpolated {self.interpolated:g}"
@@ -101,7 +100,7 @@ class Run:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Run":
-        """The run that `as_dict` and `as_plain` made `content` of."""
+        """The inverse of `as_dict` and `as_plain`."""
         content = _with_nan(content)
         return cls(
             method=content["method"],
@@ -125,7 +124,7 @@ def check_runs(runs: Sequence[Run]) -> None:
     for run in runs:
         key = (run.method, run.interpolated, run.seed)
         if key in known:
-            raise ValueError(f"{run} is there twice; give runs of one method seeds or names that differ")
+            raise ValueError(f"runs contains duplicates of {run}; give runs of one method different seeds or names")
         known.add(key)
         _check_same_data(runs[0], run)
 
@@ -133,17 +132,16 @@ def check_runs(runs: Sequence[Run]) -> None:
 def _check_same_data(first: Run, run: Run) -> None:
     if set(run.results) != set(first.results):
         raise ValueError(
-            f"{first} was evaluated on {sorted(first.results)}, {run} on {sorted(run.results)}; a report needs the "
-            "same data sets for all runs"
+            f"{first} was evaluated on {sorted(first.results)}, {run} on {sorted(run.results)}; evaluate all runs of "
+            "a report on the same datasets"
         )
     for dataset, result in run.results.items():
         expected = first.results[dataset]
-        if dict(result.group_sizes) != dict(expected.group_sizes) or set(result.group_accuracies) != set(
-            expected.group_accuracies
-        ):
+        if _sizes(result) != _sizes(expected):
+            sizes, others = (str(dict(list(_sizes(part).items())[:6])) for part in (expected, result))
             raise ValueError(
-                f"{dataset!r} has the groups {_groups(expected)} in {first} and {_groups(result)} in {run}; these are "
-                "not the same data. Evaluate all runs on the same rows and groups, or name the data sets differently."
+                f"{dataset!r} has the group sizes {sizes} in {first} and {others} in {run}; these are not the same "
+                "data. Evaluate all runs on the same rows and groups, or give the datasets different names."
             )
         if result.bins and expected.bins and len(result.bins) != len(expected.bins):
             raise ValueError(
@@ -152,19 +150,18 @@ def _check_same_data(first: Run, run: Run) -> None:
             )
 
 
-def _groups(result: EvaluationResult) -> str:
-    sizes = [f"{group!r}: {result.group_sizes.get(group, 0)}" for group in result.group_accuracies]
-    return f"{{{', '.join(sizes[:6])}{', ...' if len(sizes) > 6 else ''}}}"
+def _sizes(result: EvaluationResult) -> dict[str, int]:
+    return {group: result.group_sizes.get(group, 0) for group in result.group_accuracies}
 
 
-def _check_share(what: str, value: float) -> None:
+def _check_fraction(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         hint = "; divide percentages by 100" if 1 < value <= 100 else ""
-        raise ValueError(f"{what} is {value}; it has to be a share from 0 to 1{hint}")
+        raise ValueError(f"{name} is {value}; it must be between 0 and 1{hint}")
 
 
 def as_plain(value: Any) -> Any:
-    """`value` with nothing in it that JSON does not have: numbers that are not finite become None."""
+    """`value` in types of strict JSON: numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(key): as_plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -176,7 +173,7 @@ def as_plain(value: Any) -> Any:
     return value
 
 
-# The numbers that are not finite where a run diverged.
+# The numbers that may not be finite if a run diverged.
 _MAY_BE_NAN = ("loss", "ece", "confidence", "base_loss", "reg_loss", "reg_weight")
 
 

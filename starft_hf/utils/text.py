@@ -33,9 +33,7 @@ def points(change: float) -> str:
     if not math.isfinite(change):
         return "nan"
     size = f"{abs(100 * change):.1f}"
-    if float(size) == 0:
-        return size
-    return f"{'+' if change > 0 else MINUS}{size}"
+    return size if float(size) == 0 else f"{'+' if change > 0 else MINUS}{size}"
 
 
 def and_then(parts: list[str]) -> str:
