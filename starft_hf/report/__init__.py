@@ -3,7 +3,7 @@
 from starft_hf.evaluation.results import CurvePoint
 from starft_hf.report.data import Run, TrainingPoint
 from starft_hf.report.report import RobustnessReport
-from starft_hf.report.table import Row, Summary
+from starft_hf.report.rows import Row, Summary
 
 
 __all__ = ["CurvePoint", "RobustnessReport", "Row", "Run", "Summary", "TrainingPoint"]

@@ -1,16 +1,16 @@
-"""The figures of a report with what is said about them."""
+"""The figures of a report with their captions and alternative texts."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starft_hf.report import plots
-from starft_hf.report.plots import Style
-from starft_hf.report.series import FEWEST_IN_BIN, pooled_bins, training_line, wise_ft_curve
+from starft_hf.report.rows import Entry, Row, Section
+from starft_hf.report.series import MIN_BIN_FRACTION, pooled_bins, training_line, wise_ft_curve
 from starft_hf.report.svg import as_svg, drawing
-from starft_hf.report.table import Entry, Row, Summary, cell, shown_groups, without_interpolations
+from starft_hf.report.table import Cell
 from starft_hf.utils.files import write_bytes_atomically
 from starft_hf.utils.text import one_line, percent
 
@@ -24,7 +24,7 @@ class Illustration:
     """A figure for a page.
 
     Attributes:
-        kind: what sort of figure it is, for the page's tests and style sheet.
+        kind: of figure, for the page's tests and style sheet.
         svg: the figure as an SVG element.
         title: the first words of the caption.
         caption: the rest of it.
@@ -36,82 +36,79 @@ class Illustration:
     caption: str
 
 
-def dataset_figures(
-    entries: Sequence[Entry], rows: Sequence[Row], styles: Mapping[str, Style], baseline: str, prefix: str
-) -> list[Illustration]:
-    """The figures about one data set.
+@drawing()
+def dataset_figures(section: Section, prefix: str) -> list[Illustration]:
+    """The figures about one dataset.
 
     Args:
-        entries: the models.
-        rows: the table's rows of the data set, in the same order.
-        styles: by method.
-        baseline: name of the method that the others are compared with.
-        prefix: what the ids in the figures start with.
+        section: of the dataset.
+        prefix: of the ids in the figures.
     """
-    figures = [_overview(rows, styles, baseline, f"{prefix}-overview"), _groups(entries, rows, styles, prefix)]
-    reliability = _reliability(entries, rows, styles, f"{prefix}-reliability")
-    return figures + ([reliability] if reliability is not None else [])
+    figures = [_overview(section, prefix), _groups(section, prefix), _reliability(section, prefix)]
+    return [figure for figure in figures if figure is not None]
 
 
-def _overview(rows: Sequence[Row], styles: Mapping[str, Style], baseline: str, prefix: str) -> Illustration:
-    reference = next((row for row in rows if (row.method, row.interpolated) == (baseline, None)), None)
-    alt = "Worst group and average. " + "; ".join(
+def _overview(section: Section, prefix: str) -> Illustration:
+    title, rows = "Worst group and average.", section.rows
+    caption = "The longer the bar between the two, the less the average says about the worst group."
+    if section.reference is not None:
+        caption += f" Dashed: the worst group of {one_line(section.baseline)}."
+    figures = "; ".join(
         f"{one_line(row.label)}: {percent(row.worst_group.mean)}% and {percent(row.average.mean)}%" for row in rows
     )
-    caption = "The longer the bar between the two, the less the average says about the worst group."
-    if reference is not None:
-        caption += f" Dashed: the worst group of {one_line(baseline)}."
-    with drawing():
-        svg = as_svg(plots.draw_overview(rows, styles, reference), prefix, alt)
-    return Illustration("overview", svg, "Worst group and average.", f"{caption}{_spread(rows)}")
+    figure = plots.draw_overview(section, plots.styles_of(section))
+    svg = as_svg(figure, f"{prefix}-overview", f"{title} {figures}")
+    return Illustration("overview", svg, title, f"{caption}{_spread(rows)}")
 
 
-def _groups(entries: Sequence[Entry], rows: Sequence[Row], styles: Mapping[str, Style], prefix: str) -> Illustration:
-    kept = without_interpolations(entries)
-    drawn = [row for row, entry in zip(rows, entries, strict=True) if entry in kept]
-    groups = shown_groups(rows)
-    sizes = entries[0].runs[0].results[rows[0].dataset].group_sizes
-    alt = "Accuracy of every group. " + "; ".join(
-        f"{one_line(group)}: "
-        + ", ".join(f"{one_line(row.label)} {percent(row.groups[group].mean)}%" for row in drawn)
-        for group in groups
+def _groups(section: Section, prefix: str) -> Illustration:
+    title, rows = "Accuracy of every group.", [row for _, row in section.trained]
+    figures = "; ".join(
+        f"{one_line(group)}: " + ", ".join(f"{one_line(row.label)} {percent(row.groups[group].mean)}%" for row in rows)
+        for group in section.groups
     )
-    caption = "In brackets the rows of a group."
-    if len(groups) < len(rows[0].groups):
-        caption += f" Shown are the {len(groups)} groups of {len(rows[0].groups)} that are hardest for some model."
-    with drawing():
-        svg = as_svg(plots.draw_groups(drawn, groups, sizes, styles), f"{prefix}-groups", alt)
-    return Illustration("groups", svg, "Accuracy of every group.", f"{caption}{_spread(drawn)}")
+    figure = plots.draw_groups(section, plots.styles_of(section))
+    svg = as_svg(figure, f"{prefix}-groups", f"{title} {figures}")
+    caption = f"In brackets the rows of a group. {section.cut}".strip()
+    return Illustration("groups", svg, title, f"{caption}{_spread(rows)}")
 
 
-def _reliability(
-    entries: Sequence[Entry], rows: Sequence[Row], styles: Mapping[str, Style], prefix: str
-) -> Illustration | None:
-    kept = without_interpolations(entries)
+def _reliability(section: Section, prefix: str) -> Illustration | None:
     found = [
         (entry, row, bins)
-        for entry, row in zip(entries, rows, strict=True)
-        if entry in kept and (bins := pooled_bins(entry, row.dataset)) is not None
+        for entry, row in section.trained
+        if (bins := pooled_bins(entry, section.dataset)) is not None
     ]
     if not found:
         return None
-    errors = ", ".join(f"{one_line(row.label)} {_with_deviation(row.ece)}" for _, row, _ in found)
-    rare = any((bins.count[~bins.shown] > 0).any() for _, _, bins in found)
-    left_out = f"Points of less than {FEWEST_IN_BIN:.0%} of the predictions are left out. " if rare else ""
-    number = len(found[0][2].count)
-    caption = (
-        f"Predictions in {number} bins of confidence. Below the dashed line a model is surer than it is right, above "
-        f"it less sure. {left_out}Below: predictions per bin. Expected calibration error in %: {errors}."
+    errors = "Expected calibration error in %: " + ", ".join(
+        f"{one_line(row.label)} {Cell.of(row.ece)}" for _, row, _ in found
     )
-    with drawing():
-        figure = plots.draw_reliability([entry for entry, _, _ in found], [bins for _, _, bins in found], styles)
-        svg = as_svg(figure, prefix, f"Reliability diagram. Expected calibration error in %: {errors}")
-    return Illustration("reliability", svg, "Reliability diagram.", caption)
+    rare = any((bins.count[~bins.shown] > 0).any() for _, _, bins in found)
+    excluded = f"Points of less than {MIN_BIN_FRACTION:.0%} of the predictions are not shown. " if rare else ""
+    figure = plots.draw_reliability([(entry, bins) for entry, _, bins in found], plots.styles_of(section))
+    return Illustration(
+        "reliability",
+        as_svg(figure, f"{prefix}-reliability", f"Reliability diagram. {errors}"),
+        "Reliability diagram.",
+        f"Predictions in {len(found[0][2].count)} bins of confidence. Below the dashed line a model is overconfident, "
+        f"above it underconfident. {excluded}Below: predictions per bin. {errors}.",
+    )
 
 
-def training_figure(entries: Sequence[Entry], styles: Mapping[str, Style]) -> Illustration | None:
-    """The losses while training, or None where no run has a log."""
-    logged = [entry for entry in without_interpolations(entries) if any(run.log for run in entry.runs)]
+@drawing()
+def training_figures(section: Section, axes: tuple[str, str]) -> list[Illustration]:
+    """The losses while training and the WiSE-FT curves, as far as the runs have them.
+
+    Args:
+        section: any; the figures are about all runs.
+        axes: names of the accuracies in and out of distribution.
+    """
+    return [figure for figure in (_training(section), _wise_ft(section, axes)) if figure is not None]
+
+
+def _training(section: Section) -> Illustration | None:
+    logged = [entry for entry, _ in section.trained if any(run.log for run in entry.runs)]
     if not logged:
         return None
     aligned = [entry for entry in logged if any(point.reg_loss != 0 for run in entry.runs for point in run.log)]
@@ -130,16 +127,14 @@ def training_figure(entries: Sequence[Entry], styles: Mapping[str, Style]) -> Il
     else:
         parts.append("No run had an alignment loss.")
     ends = "; ".join(_losses(entry) for entry in logged)
-    with drawing():
-        svg = as_svg(plots.draw_training(logged, panels, styles), "training", f"Losses by step. {ends}")
+    svg = as_svg(plots.draw_training(logged, panels, plots.styles_of(section)), "training", f"Losses by step. {ends}")
     return Illustration("training", svg, "Losses while training.", " ".join(parts))
 
 
 def _weights(entry: Entry) -> str:
     weights = [point.reg_weight for run in entry.runs for point in run.log]
-    first, last = weights[0], weights[-1]
-    constant = min(weights) == max(weights)
-    return f"{one_line(entry.label)} {first:g}" + ("" if constant else f" at the start, {last:g} at the end")
+    change = "" if min(weights) == max(weights) else f" at the start, {weights[-1]:g} at the end"
+    return f"{one_line(entry.label)} {weights[0]:g}{change}"
 
 
 def _losses(entry: Entry) -> str:
@@ -150,35 +145,22 @@ def _losses(entry: Entry) -> str:
     )
 
 
-def wise_ft_figure(
-    entries: Sequence[Entry], styles: Mapping[str, Style], axes: tuple[str, str]
-) -> Illustration | None:
-    """The WiSE-FT curves, or None where no run has one.
-
-    Args:
-        entries: the models.
-        styles: by method.
-        axes: what the accuracies in and out of distribution are called.
-    """
-    found = [(entry, curve) for entry in without_interpolations(entries) if (curve := wise_ft_curve(entry))]
+def _wise_ft(section: Section, axes: tuple[str, str]) -> Illustration | None:
+    found = [(entry, curve) for entry, _ in section.trained if (curve := wise_ft_curve(entry))]
     if not found:
         return None
-    entry, best = max(
-        ((entry, point) for entry, curve in found for point in curve), key=lambda pair: pair[1].out_of_distribution
-    )
+    points = [(entry, point) for entry, curve in found for point in curve]
+    entry, best = max(points, key=lambda pair: pair[1].out_of_distribution)
     highest = (
-        f"{one_line(entry.method)} with a share of {best.alpha:g} of the fine-tuned weights, "
-        f"{one_line(axes[1])} {percent(best.out_of_distribution)}%, {one_line(axes[0])} "
-        f"{percent(best.in_distribution)}%"
+        f"Highest: {one_line(entry.method)} with alpha {best.alpha:g}, {one_line(axes[1])} "
+        f"{percent(best.out_of_distribution)}%, {one_line(axes[0])} {percent(best.in_distribution)}%"
     )
     caption = (
-        "Each point is a model between the zero-shot weights and the fine-tuned weights, whose points have an edge. "
-        f"Highest: {highest}. A share picked on this curve looks better than it is; pick it on "
-        "a validation set."
+        "Each point is a model between the zero-shot weights (alpha 0) and the fine-tuned weights (alpha 1), whose "
+        f"points have an edge. {highest}. An alpha chosen on this curve looks better than it is; choose it on a "
+        "validation set."
     )
-    with drawing():
-        figure = plots.draw_wise_ft([entry for entry, _ in found], [curve for _, curve in found], styles, axes)
-        svg = as_svg(figure, "wise-ft", f"WiSE-FT curves. Highest: {highest}")
+    svg = as_svg(plots.draw_wise_ft(found, plots.styles_of(section), axes), "wise-ft", f"WiSE-FT curves. {highest}")
     return Illustration("wise-ft", svg, "WiSE-FT.", caption)
 
 
@@ -187,28 +169,18 @@ def _spread(rows: Sequence[Row]) -> str:
     return " Whiskers: one standard deviation over seeds." if several else ""
 
 
-def _with_deviation(summary: Summary) -> str:
-    mean, deviation = cell(summary)
-    return mean if deviation is None else f"{mean} \u00b1 {deviation}"
-
-
-def save_figures(entries: Sequence[Entry], rows: Sequence[Row], baseline: str, folder: Path) -> list[tuple[str, Path]]:
-    """Write worst groups and all groups of every data set as PNG files; what each shows, and its path."""
-    styles, saved = plots.styles_of(entries, baseline), []
-    for number, dataset in enumerate(entries[0].runs[0].results):
-        of_dataset = [row for row in rows if row.dataset == dataset]
-        reference = next((row for row in of_dataset if row.method == baseline and row.interpolated is None), None)
-        groups, sizes = shown_groups(of_dataset), entries[0].runs[0].results[dataset].group_sizes
-        with drawing():
-            overview = _as_png(plots.draw_overview(of_dataset, styles, reference))
-            bars = _as_png(plots.draw_groups(of_dataset, groups, sizes, styles))
-        for kind, words, png in (
-            ("overview", "Worst group and average", overview),
-            ("groups", "Accuracy of every group", bars),
+@drawing()
+def save_figures(sections: Sequence[Section], folder: Path) -> list[tuple[str, Path]]:
+    """Write worst groups and all groups of every dataset as PNG files; what each shows, and its path."""
+    saved = []
+    for number, section in enumerate(sections):
+        for kind, words, draw in (
+            ("overview", "Worst group and average", plots.draw_overview),
+            ("groups", "Accuracy of every group", plots.draw_groups),
         ):
             path = folder / f"{kind}-{number}.png"
-            write_bytes_atomically(path, png)
-            saved.append((f"{words}, {dataset}", path))
+            write_bytes_atomically(path, _as_png(draw(section, plots.styles_of(section))))
+            saved.append((f"{words}, {section.dataset}", path))
     return saved
 
 

@@ -1,22 +1,20 @@
-"""The report as one HTML page that needs nothing else."""
+"""The report as one self-contained HTML page."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starft_hf.report.mistakes import galleries_of
-from starft_hf.report.table import Entry, Row, cell, columns_of, shown_groups
-from starft_hf.report.words import Finding
+from starft_hf.report.rows import Section
+from starft_hf.report.table import MODEL, SEEDS, Table, measures
+from starft_hf.report.words import finding_of
 from starft_hf.utils.text import one_line
 
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 _MISSING = "a report's page needs jinja2 and matplotlib, and {name} is not installed: pip install 'starft_hf[report]'"
 
 
 def check_extra() -> None:
-    """Check that what the page is made with is installed.
+    """Check that the packages for the page are installed.
 
     Raises:
         ImportError: naming the package that is missing and how to install it.
@@ -30,87 +28,34 @@ def check_extra() -> None:
 
 def render_page(
     title: str,
-    findings: Sequence[Finding],
-    entries: Sequence[Entry],
-    rows: Sequence[Row],
-    *,
-    baseline: str,
+    sections: Sequence[Section],
     curve_axes: tuple[str, str],
     thumbnails: Mapping[str, Mapping[int, Any]],
 ) -> str:
-    """The page's HTML.
+    """The HTML of the page.
 
     Args:
         title: of the page.
-        findings: what happened, one per data set.
-        entries: the models.
-        rows: the table.
-        baseline: name of the method that the others are compared with.
-        curve_axes: what the two accuracies of the WiSE-FT curve are called.
-        thumbnails: pictures by data set and index.
+        sections: one per dataset.
+        curve_axes: names of the two accuracies of the WiSE-FT curve.
+        thumbnails: images by dataset and index.
 
     Raises:
         ImportError: if jinja2 or matplotlib is missing.
-        TypeError: if a thumbnail is no picture.
+        TypeError: if a thumbnail is not an image.
     """
     check_extra()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     import starft_hf
     from starft_hf.report import figures
     from starft_hf.report.plots import styles_of
     from starft_hf.report.svg import SERIES
 
-    styles = styles_of(entries, baseline)
-    columns = columns_of(rows, baseline)
-    datasets = []
-    for number, dataset in enumerate(dict.fromkeys(row.dataset for row in rows), start=1):
-        own = [row for row in rows if row.dataset == dataset]
-        datasets.append(
-            {
-                "name": dataset,
-                "anchor": f"dataset-{number}",
-                "lines": [_line(row, own, columns) for row in own],
-                "groups": _group_table(entries, own),
-                "left_out": len(own[0].groups) - len(shown_groups(own)),
-                "figures": figures.dataset_figures(entries, own, styles, baseline, f"d{number}"),
-                "galleries": galleries_of(entries, dataset, thumbnails.get(dataset, {})),
-            }
-        )
-    others = [figures.training_figure(entries, styles), figures.wise_ft_figure(entries, styles, curve_axes)]
-    return (
-        _environment()
-        .get_template("template.html.jinja")
-        .render(
-            title=title,
-            findings=findings,
-            columns=[column.title for column in columns],
-            datasets=datasets,
-            others=[figure for figure in others if figure is not None],
-            labels=[entry.label for entry in entries],
-            series={entry.label: SERIES.index(styles[entry.method].colour) for entry in entries},
-            several_seeds=any(len(entry.runs) > 1 for entry in entries),
-            baseline=baseline if any(row.average_change for row in rows) else None,
-            version=starft_hf.__version__,
-        )
-    )
-
-
-def _line(row: Row, rows: Sequence[Row], columns: Sequence[Any]) -> dict[str, Any]:
-    cells = [{"value": column.cell(row), "best": column.is_best(row, rows)} for column in columns]
-    return {"label": row.label, "seeds": len(row.seeds), "cells": cells}
-
-
-def _group_table(entries: Sequence[Entry], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    sizes = entries[0].runs[0].results[rows[0].dataset].group_sizes
-    return [
-        {"name": group, "size": sizes[group], "cells": [cell(row.groups[group]) for row in rows]}
-        for group in shown_groups(rows)
-    ]
-
-
-def _environment() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
+    entries, baseline = sections[0].entries, sections[0].baseline
+    styles = styles_of(sections[0])
+    columns = [MODEL, *measures(sections), SEEDS]
+    environment = Environment(
         loader=PackageLoader("starft_hf.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
@@ -118,8 +63,29 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         finalize=_visible,
     )
+    return environment.get_template("template.html.jinja").render(
+        title=title,
+        findings=[finding_of(section) for section in sections],
+        summaries=[(section.dataset, Table.of(columns, [section])) for section in sections],
+        datasets=[
+            {
+                "name": section.dataset,
+                "anchor": f"dataset-{number}",
+                "groups": Table.of_groups(section),
+                "cut": section.cut,
+                "figures": figures.dataset_figures(section, f"d{number}"),
+                "galleries": galleries_of(section, thumbnails.get(section.dataset, {})),
+            }
+            for number, section in enumerate(sections, start=1)
+        ],
+        others=figures.training_figures(sections[0], curve_axes),
+        series={entry.label: SERIES.index(styles[entry.method].color) for entry in entries},
+        several_seeds=any(len(entry.runs) > 1 for entry in entries),
+        baseline=baseline if any(row.average_change for row in sections[0].rows) else None,
+        version=starft_hf.__version__,
+    )
 
 
 def _visible(value: Any) -> Any:
-    # Whatever is not markup already is a name or a number, and goes into one line.
+    # Whatever is not markup already is a name or a number, and is shown on one line.
     return one_line(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

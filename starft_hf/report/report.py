@@ -1,48 +1,52 @@
-"""`RobustnessReport`: runs in, tables and a page out."""
+"""`RobustnessReport`: compares runs in tables, sentences and one HTML page."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starft_hf.report.data import Run, as_plain, check_runs
 from starft_hf.report.figures import save_figures
-from starft_hf.report.markdown import as_markdown
 from starft_hf.report.page import check_extra, render_page
-from starft_hf.report.table import Row, entries_of, rows_of
-from starft_hf.report.words import Finding, findings_of
+from starft_hf.report.rows import Row, entries_of, sections_of
+from starft_hf.report.table import AVERAGE, DATASET, ECE, MODEL, SEEDS, WORST_GROUP, Table, measures
+from starft_hf.report.words import Finding, finding_of
 from starft_hf.utils.files import write_text_atomically
 from starft_hf.utils.names import unknown_name
+from starft_hf.utils.text import markdown
 
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 BASELINE = "zero-shot"
 
 _TITLE = "Robustness of fine-tuned models"
 _AXES = ("in distribution", "out of distribution")
 
-# Of the JSON file; a change that older versions cannot read counts it up.
+# Of the JSON file; increased by changes that older versions cannot read.
 _FORMAT = 1
 
 
 class RobustnessReport:
-    """Compares models, group by group, on one or more data sets.
+    """Compares models, group by group, on one or more datasets.
 
-    Runs of one method and one share of weights that differ in their seeds are one model; its figures are means and
-    sample standard deviations over them.
+    Runs of one method and one alpha that differ in their seeds are one model; its figures are means and sample
+    standard deviations over them.
 
     Args:
-        runs: at least one, all evaluated on the same data sets.
-        baseline: the method that the others are compared with, where it is among the runs.
+        runs: at least one, all evaluated on the same datasets.
+        baseline: the method that the others are compared with, if it is among the runs.
         title: of the report.
-        thumbnails: pictures of samples, by name of the data set and index in it: PIL images or arrays of unsigned
-            bytes, `(H, W, 3)`. Needed are those of the `mistakes` of the results; others are not looked at.
-        curve_axes: what the two accuracies of the WiSE-FT curves are, in and out of distribution.
+        thumbnails: images of samples, by name of the dataset and index in it: PIL images or arrays of unsigned bytes,
+            `(H, W, 3)`. Only those of the `mistakes` in the results are used.
+        curve_axes: names of the two accuracies of the WiSE-FT curves, in and out of distribution.
 
     Raises:
         ValueError: if there are no runs, two of them are the same, they were not evaluated on the same data, or
-            `thumbnails` names a data set that none was evaluated on.
+            `thumbnails` names a dataset that none was evaluated on.
     """
 
     def __init__(
@@ -61,29 +65,46 @@ class RobustnessReport:
         check_runs(self.runs)
         for dataset in self.thumbnails:
             if dataset not in self.runs[0].results:
-                raise ValueError(f"thumbnails: {unknown_name('data set', dataset, self.runs[0].results)}")
-        self._entries = entries_of(self.runs, baseline)
+                raise ValueError(f"thumbnails: {unknown_name('dataset', dataset, self.runs[0].results)}")
+        self._sections = sections_of(entries_of(self.runs, baseline), baseline)
 
     @property
     def rows(self) -> list[Row]:
-        """The table: for every data set a row per model, the baseline first."""
-        return rows_of(self._entries, self.baseline)
+        """A row per dataset and model, the baseline first."""
+        return [row for section in self._sections for row in section.rows]
 
     @property
     def findings(self) -> list[Finding]:
-        """What happened, in plain text: for every data set what became of its worst group and of the average."""
-        return findings_of(self.rows, self.baseline)
+        """What happened to the worst group and the average of every dataset, in plain text."""
+        return [finding_of(section) for section in self._sections]
 
     def as_markdown(self) -> str:
         """The sentences and tables in Markdown."""
-        return as_markdown(self.title, self.findings, self._entries, self.rows, self.baseline)
+        parts = [
+            f"# {markdown(self.title)}",
+            *(markdown(f"{finding.lead} {finding.remarks}") for finding in self.findings),
+            "In %, changes in percentage points; mean \u00b1 sample standard deviation over seeds. "
+            "Gap: average minus worst group. ECE: expected calibration error.",
+            Table.of([DATASET, MODEL, SEEDS, *measures(self._sections)], self._sections).as_markdown(),
+        ]
+        for section in self._sections:
+            parts += [f"## Groups of {markdown(section.dataset)}", section.cut, Table.of_groups(section).as_markdown()]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def _repr_markdown_(self) -> str:
         """What a notebook shows."""
         return self.as_markdown()
 
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["RenderableType"]:
+        """What `rich.print` shows: the main figures of all models, and the sentences."""
+        from rich.text import Text
+
+        yield Table.of([DATASET, MODEL, AVERAGE, WORST_GROUP, ECE], self._sections).as_rich("Accuracy in %")
+        for finding in self.findings:
+            yield Text(f"{finding.lead} {finding.remarks}".strip())
+
     def as_json(self) -> str:
-        """The table and all of the runs, but for the pictures, in JSON. Accuracies are shares from 0 to 1."""
+        """The rows and all of the runs, without thumbnails, in JSON. Accuracies are fractions from 0 to 1."""
         content = {
             "starft_report": _FORMAT,
             "title": self.title,
@@ -100,7 +121,7 @@ class RobustnessReport:
 
         Args:
             text: in JSON.
-            thumbnails: as in the constructor; the JSON has no pictures.
+            thumbnails: as in the constructor; the JSON has no images.
 
         Raises:
             ValueError: if `text` is anything else, or of a later version.
@@ -114,8 +135,7 @@ class RobustnessReport:
             raise ValueError(f"the report has format {version!r}, this version reads {_FORMAT}; update starft_hf")
         try:
             runs = [Run.from_dict(run) for run in content["runs"]]
-            baseline, title, axes = content["baseline"], content["title"], tuple(content["curve_axes"])
-            return cls(runs, baseline=baseline, title=title, thumbnails=thumbnails, curve_axes=axes)
+            return cls(runs, content["baseline"], content["title"], thumbnails, tuple(content["curve_axes"]))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the report cannot be read: {error!r}") from error
 
@@ -124,24 +144,16 @@ class RobustnessReport:
 
         Raises:
             ImportError: if matplotlib or jinja2 is missing.
-            TypeError: if a thumbnail is no picture.
+            TypeError: if a thumbnail is not an image.
         """
-        return render_page(
-            self.title,
-            self.findings,
-            self._entries,
-            self.rows,
-            baseline=self.baseline,
-            curve_axes=self.curve_axes,
-            thumbnails=self.thumbnails,
-        )
+        return render_page(self.title, self._sections, self.curve_axes, self.thumbnails)
 
     def save(self, folder: str | PathLike[str], *, overwrite: bool = False) -> Path:
         """Write report.json, report.md and report.html.
 
         Args:
-            folder: made where it does not exist. Other files in it are left alone.
-            overwrite: whether a report that is there may be replaced.
+            folder: created if it does not exist. Other files in it are kept.
+            overwrite: whether to replace an existing report.
 
         Returns:
             The path of the page.
@@ -157,7 +169,7 @@ class RobustnessReport:
             raise FileExistsError(
                 f"{folder} has {', '.join(present)} already; choose another folder or pass overwrite=True"
             )
-        # All three before the first is written, so that a failure leaves nothing behind.
+        # All three are made before the first is written, so that a failure leaves nothing behind.
         texts = [self.as_json(), self.as_markdown(), self.as_html()]
         for path, text in zip(paths, texts, strict=True):
             write_text_atomically(path, text)
@@ -173,4 +185,4 @@ class RobustnessReport:
             ImportError: if matplotlib is missing.
         """
         check_extra()
-        return save_figures(self._entries, self.rows, self.baseline, Path(folder))
+        return save_figures(self._sections, Path(folder))

@@ -1,4 +1,4 @@
-"""What is drawn as lines, over the seeds of a model."""
+"""The curves and bins that figures draw, over the seeds of a model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,14 @@ import numpy as np
 
 from starft_hf.evaluation.results import CurvePoint
 from starft_hf.report.data import TrainingPoint
-from starft_hf.report.table import Entry
+from starft_hf.report.rows import Entry
 
 
-# A line on a phone has no more pixels than this.
-_POINTS = 300
+# About as many points as a phone has pixels.
+_MAX_POINTS = 300
+
+# Bins with a smaller fraction of the predictions are not drawn: a few predictions make any accuracy.
+MIN_BIN_FRACTION = 0.01
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Line:
         x: where the curves of all seeds are known, `(N,)`.
         y: their mean there, `(N,)`.
         seeds: the curve of every seed, as x and y.
-        merged: how many neighbouring points of a curve one point here is the mean of.
+        merged: how many neighboring points of a curve one point here is the mean of.
     """
 
     x: np.ndarray
@@ -38,27 +41,25 @@ def training_line(entry: Entry, measure: Callable[[TrainingPoint], float]) -> Li
         return None
     steps = [step for step in seeds[0] if all(step in seed for seed in seeds)]
     means = [sum(seed[step] for seed in seeds) / len(seeds) for step in steps]
-    merged = max(1, -(-max(len(seed) for seed in seeds) // _POINTS))
-    thin = tuple((_merge(list(seed), merged), _merge(list(seed.values()), merged)) for seed in seeds)
-    return Line(_merge(steps, merged), _merge(means, merged), thin, merged)
+    merged = max(1, -(-max(len(seed) for seed in seeds) // _MAX_POINTS))
 
+    def merge(values: Sequence[float]) -> np.ndarray:
+        return np.array([np.mean(values[start : start + merged]) for start in range(0, len(values), merged)])
 
-def _merge(values: Sequence[float], merged: int) -> np.ndarray:
-    return np.array([np.mean(values[start : start + merged]) for start in range(0, len(values), merged)])
+    thin = tuple((merge(list(seed)), merge(list(seed.values()))) for seed in seeds)
+    return Line(merge(steps), merge(means), thin, merged)
 
 
 def wise_ft_curve(entry: Entry) -> list[CurvePoint]:
-    """The mean WiSE-FT curve of the seeds that have one, at the shares of weights that all of them have."""
+    """The mean WiSE-FT curve of the seeds that have one, at the alphas that all of them have."""
     seeds = [{point.alpha: point for point in run.curve} for run in entry.runs if run.curve]
-    shared = [alpha for alpha in seeds[0] if all(alpha in seed for seed in seeds)] if seeds else []
-    return [
-        CurvePoint(
-            alpha,
-            sum(seed[alpha].in_distribution for seed in seeds) / len(seeds),
-            sum(seed[alpha].out_of_distribution for seed in seeds) / len(seeds),
-        )
-        for alpha in shared
-    ]
+    curve = []
+    for alpha in seeds[0] if seeds else ():
+        points = [seed[alpha] for seed in seeds if alpha in seed]
+        if len(points) == len(seeds):
+            inside = sum(point.in_distribution for point in points) / len(points)
+            curve.append(CurvePoint(alpha, inside, sum(point.out_of_distribution for point in points) / len(points)))
+    return curve
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Bins:
     Attributes:
         count: predictions per bin and seed, `(bins,)`.
         confidence: their mean confidence, `(bins,)`; NaN in an empty bin.
-        accuracy: the share of them that is right, `(bins,)`; NaN in an empty bin.
+        accuracy: the fraction of them that is right, `(bins,)`; NaN in an empty bin.
     """
 
     count: np.ndarray
@@ -77,29 +78,20 @@ class Bins:
 
     @property
     def shown(self) -> np.ndarray:
-        """Which bins have enough predictions for their accuracy to mean something, `(bins,)`."""
-        return (self.count > 0) & (self.count >= FEWEST_IN_BIN * self.count.sum())
-
-
-# Bins with a smaller share of the predictions are left out of diagrams: few predictions make any accuracy.
-FEWEST_IN_BIN = 0.01
+        """Which bins have enough predictions for a meaningful accuracy, `(bins,)`."""
+        return (self.count > 0) & (self.count >= MIN_BIN_FRACTION * self.count.sum())
 
 
 def pooled_bins(entry: Entry, dataset: str) -> Bins | None:
-    """The reliability bins of a model on a data set, or None where no seed has any."""
+    """The reliability bins of a model on a dataset, or None if no seed has any."""
     seeds = [run.results[dataset].bins for run in entry.runs if run.results[dataset].bins]
     if not seeds:
         return None
-    counts = np.array([[part.count for part in bins] for bins in seeds], dtype=float)
+    counts, *measures = np.array(
+        [[(part.count, part.confidence, part.accuracy) for part in bins] for bins in seeds], dtype=float
+    ).transpose(2, 0, 1)
     total = counts.sum(0)
-
-    def mean(values: list[list[float]]) -> np.ndarray:
-        # An empty bin's confidence means nothing, even where it is NaN.
-        weighted = np.where(counts > 0, counts * np.array(values), 0).sum(0)
-        return np.divide(weighted, total, out=np.full_like(total, np.nan), where=total > 0)
-
-    return Bins(
-        count=total / len(seeds),
-        confidence=mean([[part.confidence for part in bins] for bins in seeds]),
-        accuracy=mean([[part.accuracy for part in bins] for bins in seeds]),
-    )
+    # The confidence of an empty bin means nothing, and may be NaN.
+    weighted = [np.where(counts > 0, counts * values, 0).sum(0) for values in measures]
+    with np.errstate(invalid="ignore"):
+        return Bins(total / len(seeds), *(values / total for values in weighted))

@@ -1,207 +1,137 @@
-"""The numbers of a report: means and standard deviations over seeds, by model and data set."""
+"""The one table of the package, with its renderers for Markdown and terminals; the page's template renders it too."""
 
-import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.report.data import Run
-from starft_hf.utils.text import percent, points
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from starft_hf.report.rows import Row, Section, Summary
+from starft_hf.utils.text import markdown, one_line, percent, points
 
 
 @dataclass(frozen=True)
-class Summary:
-    """A measure over seeds.
+class Cell:
+    """A measure as a table shows it, in percent or points.
 
     Attributes:
-        mean: over the seeds.
-        deviation: sample standard deviation over the seeds; None with one seed.
+        mean: over the seeds; empty if there is nothing to show.
+        deviation: over the seeds; None with one seed.
+        best: whether it is the best of its dataset.
     """
 
-    mean: float
-    deviation: float | None = None
+    mean: str = ""
+    deviation: str | None = None
+    best: bool = False
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> "Summary":
-        """The summary of one value per seed."""
-        values = [float(value) for value in values]
-        # statistics.stdev fails on NaN, which diverged runs leave; arithmetic carries it on.
-        mean = sum(values) / len(values)
-        if len(values) == 1:
-            return cls(mean)
-        return cls(mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5)
+    def of(cls, summary: Summary | None, *, signed: bool = False) -> "Cell":
+        """The cell of a summary; `signed` if it is a change."""
+        if summary is None:
+            return cls()
+        mean = points(summary.mean) if signed else percent(summary.mean)
+        return cls(mean, None if summary.deviation is None else percent(summary.deviation))
 
-
-@dataclass(frozen=True)
-class Entry:
-    """The runs that differ in nothing but their seeds: one model in tables and plots."""
-
-    method: str
-    interpolated: float | None
-    runs: tuple[Run, ...]
-
-    @property
-    def label(self) -> str:
-        """The name in tables and plots."""
-        return self.method if self.interpolated is None else f"{self.method} + WiSE-FT {self.interpolated:g}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model on a data set. Everything measured is a share or a difference of shares.
-
-    Attributes:
-        dataset: name of the data set.
-        method: name of the method.
-        interpolated: share of the fine-tuned weights in an interpolation; None without one.
-        seeds: of the runs.
-        average: accuracy.
-        worst_group: accuracy of the group where it is lowest, found for every seed by itself.
-        gap: average less worst group.
-        ece: expected calibration error.
-        average_change: average less that of the baseline; None for the baseline, or without one.
-        worst_group_change: worst group less that of the baseline.
-        groups: accuracy of every group, by name.
-        worst_group_name: the group that is the worst one for most seeds.
-        label: name of the model, with the interpolation.
-    """
-
-    dataset: str
-    method: str
-    interpolated: float | None
-    seeds: tuple[int, ...]
-    average: Summary
-    worst_group: Summary
-    gap: Summary
-    ece: Summary
-    average_change: Summary | None
-    worst_group_change: Summary | None
-    groups: Mapping[str, Summary]
-    worst_group_name: str
-    label: str
-
-
-def entries_of(runs: Sequence[Run], baseline: str) -> list[Entry]:
-    """The models among `runs`: the baseline first, then methods as they come, interpolations behind their method."""
-    methods = sorted(dict.fromkeys(run.method for run in runs), key=lambda method: method != baseline)
-    entries = []
-    for method in methods:
-        of_method = [run for run in runs if run.method == method]
-        shares = sorted({run.interpolated for run in of_method}, key=lambda share: -1 if share is None else share)
-        for share in shares:
-            same = [run for run in of_method if run.interpolated == share]
-            entries.append(Entry(method, share, tuple(sorted(same, key=lambda run: run.seed))))
-    return entries
-
-
-def rows_of(entries: Sequence[Entry], baseline: str) -> list[Row]:
-    """The table: for every data set a row per model."""
-    reference = next((entry for entry in entries if (entry.method, entry.interpolated) == (baseline, None)), None)
-    return [_row(dataset, entry, reference) for dataset in entries[0].runs[0].results for entry in entries]
-
-
-def _row(dataset: str, entry: Entry, reference: Entry | None) -> Row:
-    results = [run.results[dataset] for run in entry.runs]
-    groups = entry.runs[0].results[dataset].group_accuracies
-    return Row(
-        dataset=dataset,
-        method=entry.method,
-        interpolated=entry.interpolated,
-        seeds=tuple(run.seed for run in entry.runs),
-        average=Summary.of(result.accuracy for result in results),
-        worst_group=Summary.of(result.worst_group_accuracy for result in results),
-        gap=Summary.of(result.gap for result in results),
-        ece=Summary.of(result.ece for result in results),
-        average_change=_change(dataset, entry, reference, lambda result: result.accuracy),
-        worst_group_change=_change(dataset, entry, reference, lambda result: result.worst_group_accuracy),
-        groups={group: Summary.of(result.group_accuracies[group] for result in results) for group in groups},
-        worst_group_name=Counter(result.worst_group for result in results).most_common(1)[0][0],
-        label=entry.label,
-    )
-
-
-def _change(
-    dataset: str, entry: Entry, reference: Entry | None, measure: Callable[[EvaluationResult], float]
-) -> Summary | None:
-    """The change against the baseline of the same seed, or against its mean where it has not all of the seeds."""
-    if reference is None or entry is reference:
-        return None
-    before = {run.seed: measure(run.results[dataset]) for run in reference.runs}
-    if not all(run.seed in before for run in entry.runs):
-        mean = statistics.fmean(before.values())
-        before = {run.seed: mean for run in entry.runs}
-    return Summary.of(measure(run.results[dataset]) - before[run.seed] for run in entry.runs)
-
-
-# More groups than these, such as the classes of ImageNet, are left to the JSON file.
-MAX_GROUPS = 12
-
-
-def shown_groups(rows: Sequence[Row]) -> list[str]:
-    """The groups of a data set that figures and tables show: all, or those that some model finds the hardest."""
-    groups = list(rows[0].groups)
-    if len(groups) <= MAX_GROUPS:
-        return groups
-    hardest = sorted(groups, key=lambda group: min(row.groups[group].mean for row in rows))[:MAX_GROUPS]
-    return [group for group in groups if group in hardest]
-
-
-def without_interpolations(entries: Sequence[Entry]) -> list[Entry]:
-    """The models as they were trained; interpolations only of methods that have nothing else."""
-    trained = {entry.method for entry in entries if entry.interpolated is None}
-    return [entry for entry in entries if entry.interpolated is None or entry.method not in trained]
+    def __str__(self) -> str:
+        return self.mean if self.deviation is None else f"{self.mean} \u00b1 {self.deviation}"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table.
+    """A column of a table of rows.
 
     Attributes:
-        title: its head.
-        measure: what it shows of a row.
-        signed: whether values are changes.
-        best: which of the values of a data set is the best one, `max` or `min`; None where none is.
+        heading: its first line.
+        value: what it shows of a row, a name or a measure.
+        signed: whether the measure is a change.
+        name: whether it holds names rather than numbers.
+        best: selects the best value of a dataset, `max` or `min`; None if no value is better than another.
     """
 
-    title: str
-    measure: Callable[[Row], Summary | None]
+    heading: str
+    value: Callable[[Row], str | Summary | None]
     signed: bool = False
+    name: bool = False
     best: Callable[[list[float]], float] | None = None
 
-    def cell(self, row: Row) -> tuple[str, str | None]:
-        """The mean and the deviation of a row, in percent or points; ("", None) where there is nothing to show."""
-        return cell(self.measure(row), signed=self.signed)
-
-    def is_best(self, row: Row, rows: Sequence[Row]) -> bool:
-        """Whether no row of the data set shows a better figure, among at least two that do not all show the same."""
-        if self.best is None:
-            return False
-        # Figures that look alike are alike: which of two 79.1 is in front says nothing.
-        shown = {self.cell(other)[0] for other in rows} - {"", "nan"}
-        own = self.cell(row)[0]
-        return len(shown) > 1 and own in shown and float(own) == self.best([float(text) for text in shown])
+    def cells(self, rows: Sequence[Row]) -> list[str | Cell]:
+        """Its cells for the rows of one dataset."""
+        values = [self.value(row) for row in rows]
+        cells = [value if isinstance(value, str) else Cell.of(value, signed=self.signed) for value in values]
+        # Compared as shown: which of two 79.1 is higher means nothing.
+        shown = {cell.mean for cell in cells if isinstance(cell, Cell)} - {"", "nan"}
+        if self.best is None or len(shown) < 2:
+            return cells
+        best = self.best([float(mean) for mean in shown])
+        return [replace(cell, best=cell.mean == f"{best:.1f}") if isinstance(cell, Cell) else cell for cell in cells]
 
 
-def cell(summary: Summary | None, *, signed: bool = False) -> tuple[str, str | None]:
-    """The mean and the deviation of a summary, in percent or points; ("", None) for None."""
-    if summary is None:
-        return "", None
-    show = points if signed else percent
-    return show(summary.mean), None if summary.deviation is None else percent(summary.deviation)
+DATASET = Column("dataset", lambda row: row.dataset, name=True)
+MODEL = Column("model", lambda row: row.label, name=True)
+SEEDS = Column("seeds", lambda row: str(len(row.seeds)))
+AVERAGE = Column("average", lambda row: row.average, best=max)
+WORST_GROUP = Column("worst group", lambda row: row.worst_group, best=max)
+GAP = Column("gap", lambda row: row.gap)
+ECE = Column("ECE", lambda row: row.ece, best=min)
 
 
-def columns_of(rows: Sequence[Row], baseline: str) -> list[Column]:
-    """The columns for `rows`; changes only where there is a baseline to compare with."""
-    columns = [
-        Column("average", lambda row: row.average, best=max),
-        Column("worst group", lambda row: row.worst_group, best=max),
-        Column("gap", lambda row: row.gap),
-        Column("ECE", lambda row: row.ece, best=min),
-    ]
-    if any(row.average_change for row in rows):
+def measures(sections: Sequence[Section]) -> list[Column]:
+    """The columns of all measures; changes only if there is a baseline to compare with."""
+    columns, baseline = [AVERAGE, WORST_GROUP, GAP, ECE], sections[0].baseline
+    if any(row.average_change for row in sections[0].rows):
         columns += [
             Column(f"average, change to {baseline}", lambda row: row.average_change, signed=True),
             Column(f"worst group, change to {baseline}", lambda row: row.worst_group_change, signed=True),
         ]
     return columns
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines under headings, with columns of names before columns of numbers.
+
+    Names are escaped by the renderers.
+
+    Attributes:
+        headings: one per column.
+        lines: names, and numbers as strings or cells.
+        names: number of columns that hold names.
+    """
+
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str | Cell]]
+    names: int = 1
+
+    @classmethod
+    def of(cls, columns: Sequence[Column], sections: Sequence[Section]) -> "Table":
+        """A line for every model on every dataset."""
+        lines = [
+            line
+            for section in sections
+            for line in zip(*(column.cells(section.rows) for column in columns), strict=True)
+        ]
+        return cls([column.heading for column in columns], lines, sum(column.name for column in columns))
+
+    @classmethod
+    def of_groups(cls, section: Section) -> "Table":
+        """A line for every group of a dataset that is shown, with the accuracy of every model."""
+        lines = [
+            [group, str(section.sizes[group]), *(Cell.of(row.groups[group]) for row in section.rows)]
+            for group in section.groups
+        ]
+        return cls(["group", "rows", *(row.label for row in section.rows)], lines)
+
+    def as_markdown(self) -> str:
+        """The table in Markdown."""
+        head, *body = ([markdown(str(cell)) for cell in line] for line in (self.headings, *self.lines))
+        rule = ["---"] * self.names + ["---:"] * (len(head) - self.names)
+        return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
+
+    def as_rich(self, title: str) -> RichTable:
+        """The table for a terminal."""
+        table = RichTable(title=escape(one_line(title)), title_justify="left")
+        for index, heading in enumerate(self.headings):
+            table.add_column(escape(one_line(heading)), justify="left" if index < self.names else "right")
+        for line in self.lines:
+            table.add_row(*(escape(one_line(str(cell))) for cell in line))
+        return table

@@ -105,7 +105,7 @@ def test_text_in_figures_can_be_read_on_a_phone(opened):
     assert min(heights) >= 8.5
 
 
-def test_figures_are_drawn_in_the_colours_of_the_scheme(opened, tmp_path):
+def test_figures_are_drawn_in_the_colors_of_the_scheme(opened, tmp_path):
     for scheme in ("light", "dark"):
         opened(PHONE, scheme).locator("figure svg").first.screenshot(path=tmp_path / f"{scheme}.png")
     with Image.open(tmp_path / "light.png") as light, Image.open(tmp_path / "dark.png") as dark:

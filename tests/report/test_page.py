@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from starft_hf.report import CurvePoint, RobustnessReport, Run, TrainingPoint
+from starft_hf.report.rows import entries_of
 from starft_hf.report.series import pooled_bins, training_line, wise_ft_curve
-from starft_hf.report.table import entries_of
 from tests.support.report_runs import all_kinds, mistakes, result, run
 
 
@@ -119,48 +119,48 @@ def test_the_users_matplotlib_is_neither_used_nor_changed():
         assert matplotlib.rcParams["font.size"] == 30
 
 
-def pictures_of(page):
+def images_of(page):
     sources = [attributes["src"] for attributes in Elements(page).named("img")]
     return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
 
 
-def test_mistakes_come_with_few_and_small_pictures_without_metadata():
+def test_mistakes_come_with_few_and_small_images_without_metadata():
     photo = Image.new("RGBA", (640, 320), (200, 30, 30, 255))
     photo.info["comment"] = "taken at home"
     photo.getexif()[0x010E] = "taken at home"
     images = dict.fromkeys(range(20), photo)
     report = RobustnessReport([run("zero-shot", mistakes=mistakes(20))], thumbnails={"birds": images})
-    pictures = pictures_of(report.as_html())
-    assert len(pictures) == 12
-    for picture in pictures:
-        assert picture.format == "PNG"
-        assert picture.size == (128, 64)
-        assert picture.getpixel((5, 5)) == (200, 30, 30)
-        assert not picture.info
-        assert not picture.getexif()
+    thumbnails = images_of(report.as_html())
+    assert len(thumbnails) == 12
+    for thumbnail in thumbnails:
+        assert thumbnail.format == "PNG"
+        assert thumbnail.size == (128, 64)
+        assert thumbnail.getpixel((5, 5)) == (200, 30, 30)
+        assert not thumbnail.info
+        assert not thumbnail.getexif()
 
 
-def test_several_models_share_the_pictures_and_show_the_surest_mistakes():
+def test_several_models_share_the_images_and_show_the_surest_mistakes():
     image = np.full((24, 24, 3), 90, np.uint8)
     thumbnails = {"birds": dict.fromkeys(range(20), image)}
     page = RobustnessReport(all_kinds(), thumbnails=thumbnails).as_html()
-    assert len(pictures_of(page)) == 12
+    assert len(images_of(page)) == 12
     described = [attributes["alt"] for attributes in Elements(page).named("img")]
     assert described[:4] == [f"sample {sample}, owl, taken for fern" for sample in range(4)]
     assert [attributes["class"] for attributes in Elements(page).named("img")] == ["coarse"] * 12
 
 
-def test_a_mistake_without_a_picture_is_told_all_the_same():
+def test_a_mistake_without_an_image_is_shown_all_the_same():
     page = RobustnessReport([run("zero-shot", mistakes=mistakes(1))]).as_html()
-    assert "no picture" in page
+    assert "no image" in page
     assert "99% sure" in page
 
 
-def test_every_one_of_many_models_has_some_pictures():
+def test_every_one_of_many_models_has_some_thumbnails():
     names = ["zero-shot", "CE", "FLYP", "kl", "star", "L2-SP", "CAR-FT"]
     page = RobustnessReport([run(name, mistakes=mistakes(9)) for name in names]).as_html()
     assert figures(page).count("mistakes") == len(names)
-    assert page.count("no picture") == 3 * len(names)
+    assert page.count("no image") == 3 * len(names)
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
@@ -206,10 +206,10 @@ def test_a_handful_of_predictions_is_no_point_of_the_diagram():
 
     shown, text = page(0, 1, 199)
     assert shown == [False, False, True]
-    assert "Points of less than 1% of the predictions are left out." in text
+    assert "Points of less than 1% of the predictions are not shown." in text
     shown, text = page(0, 1, 23)
     assert shown == [False, True, True]
-    assert "left out" not in text
+    assert "not shown" not in text
 
 
 def test_training_lines_are_means_over_the_steps_that_all_seeds_have():
@@ -243,7 +243,7 @@ def test_the_ends_of_wise_ft_curves_are_marked_and_what_is_best_is_told():
     points = [CurvePoint(0, 0.7, 0.6), CurvePoint(0.5, 0.8, 0.72), CurvePoint(1, 0.9, 0.4)]
     page = RobustnessReport([run("FLYP", curve=points)], curve_axes=("average on birds", "worst group on birds"))
     text = " ".join(Elements(page.as_html()).text.split())
-    assert "Highest: FLYP with a share of 0.5 of the fine-tuned weights, worst group on birds 72.0%" in text
+    assert "Highest: FLYP with alpha 0.5, worst group on birds 72.0%" in text
     assert "average on birds, in %" in text
     # The legend has the two ends; without the zero-shot model in the curve there is one.
     assert re.search("FLYP ?zero-shot ?fine-tuned", text)

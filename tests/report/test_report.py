@@ -95,7 +95,7 @@ def test_of_many_methods_the_ends_are_named():
     assert "method 7" not in lead
 
 
-def test_markdown_has_a_row_per_model_and_data_set():
+def test_markdown_has_a_row_per_model_and_dataset():
     runs = [Run(name, 0, {"birds": result(0.8, 0.6), "dogs": result(0.5, 0.3)}) for name in ("zero-shot", "StarFT")]
     text = RobustnessReport(runs).as_markdown()
     assert "| birds | zero-shot | 1 | 80.0 | 60.0 | 20.0 | 5.0 |  |  |" in text
@@ -167,9 +167,12 @@ def test_json_of_a_later_version_is_refused():
     ("runs", "said"),
     [
         ([], "there are no runs to report; pass at least one Run"),
-        ([run("kl", 3), run("kl", 3)], "the run 'kl', seed 3 is there twice"),
-        ([run("kl", 3, interpolated=0.5)] * 2, r"the run 'kl', seed 3, interpolated 0\.5 is there twice"),
-        ([run("kl"), run("star", dataset="dogs")], r"evaluated on \['birds'\], .* on \['dogs'\]; a report needs"),
+        ([run("kl", 3), run("kl", 3)], "contains duplicates of the run 'kl', seed 3;"),
+        ([run("kl", 3, interpolated=0.5)] * 2, r"contains duplicates of the run 'kl', seed 3, interpolated 0\.5;"),
+        (
+            [run("kl"), run("star", dataset="dogs")],
+            r"evaluated on \['birds'\], .* on \['dogs'\]; evaluate all runs of a report",
+        ),
         ([run("kl"), run("star", groups=("left", "up"))], "these are not the same data"),
     ],
 )
@@ -178,12 +181,12 @@ def test_runs_that_cannot_be_compared_are_refused(runs, said):
         RobustnessReport(runs)
 
 
-def test_thumbnails_of_an_unknown_data_set_are_refused():
-    with pytest.raises(ValueError, match=r"thumbnails: unknown data set 'bird'\. Did you mean 'birds'"):
+def test_thumbnails_of_an_unknown_dataset_are_refused():
+    with pytest.raises(ValueError, match=r"thumbnails: unknown dataset 'bird'\. Did you mean 'birds'"):
         RobustnessReport([run("kl")], thumbnails={"bird": {}})
 
 
-def test_what_is_no_share_is_refused():
+def test_what_is_not_a_fraction_is_refused():
     with pytest.raises(ValueError, match=r"accuracy of the run 'kl', seed 0 on 'birds' is 79\.1.*divide percentages"):
         run("kl", average=79.1)
     with pytest.raises(ValueError, match=r"interpolated of the run 'kl'.* is -0\.1"):

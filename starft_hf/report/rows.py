@@ -1,0 +1,194 @@
+"""The figures of a report: means and standard deviations over seeds, by dataset and model."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from starft_hf.report.data import Run
+
+
+# Larger numbers of groups, such as the classes of ImageNet, are in the JSON file only.
+MAX_GROUPS = 12
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A measure over seeds.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: sample standard deviation over the seeds; None with one seed.
+    """
+
+    mean: float
+    deviation: float | None = None
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Summary":
+        """The summary of one value per seed."""
+        values = [float(value) for value in values]
+        # statistics.stdev fails on the NaN of diverged runs; plain arithmetic propagates it.
+        mean = sum(values) / len(values)
+        if len(values) == 1:
+            return cls(mean)
+        return cls(mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The runs that differ only in their seeds: one model in tables and plots."""
+
+    method: str
+    interpolated: float | None
+    runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        """The name in tables and plots."""
+        return self.method if self.interpolated is None else f"{self.method} + WiSE-FT {self.interpolated:g}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model on a dataset. All measures are fractions from 0 to 1, or differences of fractions.
+
+    Attributes:
+        dataset: name of the dataset.
+        method: name of the method.
+        interpolated: alpha of the fine-tuned weights in an interpolation; None without one.
+        seeds: of the runs.
+        average: accuracy.
+        worst_group: accuracy of the group with the lowest one, found for each seed separately.
+        gap: average minus worst group.
+        ece: expected calibration error.
+        average_change: average minus that of the baseline; None for the baseline, or without one.
+        worst_group_change: worst group minus that of the baseline.
+        groups: accuracy of every group, by name.
+        worst_group_name: the group that is the worst one for most seeds.
+        label: name of the model, with the interpolation.
+    """
+
+    dataset: str
+    method: str
+    interpolated: float | None
+    seeds: tuple[int, ...]
+    average: Summary
+    worst_group: Summary
+    gap: Summary
+    ece: Summary
+    average_change: Summary | None
+    worst_group_change: Summary | None
+    groups: Mapping[str, Summary]
+    worst_group_name: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """The part of a report about one dataset.
+
+    Attributes:
+        dataset: name of the dataset.
+        entries: the models.
+        rows: one for every model, in the same order.
+        baseline: name of the method that the others are compared with.
+    """
+
+    dataset: str
+    entries: Sequence[Entry]
+    rows: Sequence[Row]
+    baseline: str
+
+    @cached_property
+    def reference(self) -> Row | None:
+        """The row of the baseline; None without one."""
+        return next((row for row in self.rows if (row.method, row.interpolated) == (self.baseline, None)), None)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Rows of the dataset in every group."""
+        return self.entries[0].runs[0].results[self.dataset].group_sizes
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """The groups that figures and tables show: all, or the hardest ones."""
+        groups = list(self.rows[0].groups)
+        if len(groups) <= MAX_GROUPS:
+            return groups
+        hardest = sorted(groups, key=lambda group: min(row.groups[group].mean for row in self.rows))[:MAX_GROUPS]
+        return [group for group in groups if group in hardest]
+
+    @property
+    def cut(self) -> str:
+        """The note on groups that are not shown; empty if all are."""
+        shown, all_groups = len(self.groups), len(self.rows[0].groups)
+        return "" if shown == all_groups else f"The {shown} groups of {all_groups} that are hardest for some model."
+
+    @cached_property
+    def trained(self) -> list[tuple[Entry, Row]]:
+        """The models without interpolations, with their rows."""
+        kept = without_interpolations(self.entries)
+        return [(entry, row) for entry, row in zip(self.entries, self.rows, strict=True) if entry in kept]
+
+
+def entries_of(runs: Sequence[Run], baseline: str) -> list[Entry]:
+    """The models among `runs`: the baseline first, then methods in order, interpolations after their method."""
+    methods = sorted(dict.fromkeys(run.method for run in runs), key=lambda method: method != baseline)
+    entries = []
+    for method in methods:
+        same = sorted((run for run in runs if run.method == method), key=lambda run: run.seed)
+        for alpha in sorted({run.interpolated for run in same}, key=lambda alpha: -1 if alpha is None else alpha):
+            entries.append(Entry(method, alpha, tuple(run for run in same if run.interpolated == alpha)))
+    return entries
+
+
+def without_interpolations(entries: Sequence[Entry]) -> list[Entry]:
+    """The models as trained; interpolations only of methods that have nothing else."""
+    trained = {entry.method for entry in entries if entry.interpolated is None}
+    return [entry for entry in entries if entry.interpolated is None or entry.method not in trained]
+
+
+def sections_of(entries: Sequence[Entry], baseline: str) -> list[Section]:
+    """A section per dataset, with a row per model."""
+    reference = next((entry for entry in entries if (entry.method, entry.interpolated) == (baseline, None)), None)
+    return [
+        Section(dataset, entries, [_row(dataset, entry, reference) for entry in entries], baseline)
+        for dataset in entries[0].runs[0].results
+    ]
+
+
+def _row(dataset: str, entry: Entry, reference: Entry | None) -> Row:
+    results = [run.results[dataset] for run in entry.runs]
+    measures = ("accuracy", "worst_group_accuracy", "gap", "ece")
+    average, worst_group, gap, ece = (Summary.of(getattr(result, name) for result in results) for name in measures)
+    return Row(
+        dataset=dataset,
+        method=entry.method,
+        interpolated=entry.interpolated,
+        seeds=tuple(run.seed for run in entry.runs),
+        average=average,
+        worst_group=worst_group,
+        gap=gap,
+        ece=ece,
+        average_change=_change(dataset, entry, reference, "accuracy"),
+        worst_group_change=_change(dataset, entry, reference, "worst_group_accuracy"),
+        groups={
+            group: Summary.of(result.group_accuracies[group] for result in results)
+            for group in results[0].group_accuracies
+        },
+        worst_group_name=Counter(result.worst_group for result in results).most_common(1)[0][0],
+        label=entry.label,
+    )
+
+
+def _change(dataset: str, entry: Entry, reference: Entry | None, measure: str) -> Summary | None:
+    """The change from the baseline of the same seed, or from its mean if the baseline lacks one of the seeds."""
+    if reference is None or entry is reference:
+        return None
+    before = {run.seed: getattr(run.results[dataset], measure) for run in reference.runs}
+    mean = statistics.fmean(before.values())
+    if not all(run.seed in before for run in entry.runs):
+        before = {run.seed: mean for run in entry.runs}
+    return Summary.of(getattr(run.results[dataset], measure) - before[run.seed] for run in entry.runs)
