@@ -2,15 +2,17 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from starft_hf import RobustnessReport
-from starft_hf.demo.experiment import Setting
-from starft_hf.demo.results import as_markdown, as_rows, as_sentence, as_tables, setting_as_json
-from starft_hf.demo.runner import run_demo
+from starft_hf.demo.experiment import METHODS, Setting, run_experiment
+from starft_hf.demo.results import as_markdown, as_sentence, as_tables
 from starft_hf.utils.files import write_bytes_atomically, write_text_atomically
 
 
@@ -18,14 +20,14 @@ _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets")
 
 
 def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: int = 2) -> RobustnessReport:
-    """Run the demo, show what came out and write it to `output`, a folder that is empty or does not exist.
+    """Run the demo, show the results and write them to `output`, a folder that is empty or does not exist.
 
     Args:
-        setting: what the runs have in common.
+        setting: shared by the runs.
         seeds: runs per method.
-        output: where the report, table.md, plot.png and setting.json go.
+        output: folder for the report, table.md, plot.png and setting.json.
         console: where everything is shown.
-        workers: processes.
+        workers: number of processes.
 
     Returns:
         The report of all runs.
@@ -38,19 +40,21 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
         f"pool {setting.pool!r}, {setting.correlation:.0%} of the training images of a class on its home background."
     )
     start = time.monotonic()
-    report = run_demo(setting, seeds, console, workers)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        total = setting.steps * seeds
+        tasks = {method: progress.add_task(f"Fine-tuning with {method}", total=total) for method in METHODS}
+        report = run_experiment(setting, seeds, workers, lambda method: progress.advance(tasks[method]))
     seconds = time.monotonic() - start
-    rows = as_rows(report.runs, setting.split)
-    for table in as_tables(rows, setting, console.width):
+    for table in as_tables(report, setting, console.width):
         console.print(table)
-    console.print(as_sentence(rows, setting))
-    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
-    write_text_atomically(output / "setting.json", setting_as_json(setting, versions, seconds))
-    write_text_atomically(output / "table.md", as_markdown(rows, setting))
+    console.print(as_sentence(report, setting))
+    write_text_atomically(output / "setting.json", _setting_as_json(setting, seconds))
+    write_text_atomically(output / "table.md", as_markdown(report, setting))
     if has_extra:
         from starft_hf.demo.plot import draw_plot
 
-        write_bytes_atomically(output / "plot.png", draw_plot(rows, setting))
+        write_bytes_atomically(output / "plot.png", draw_plot(report, setting))
         report.save(output)
     else:
         write_text_atomically(output / "report.json", report.as_json())
@@ -58,3 +62,12 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
         f"Written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))} ({seconds:.0f} s)."
     )
     return report
+
+
+def _setting_as_json(setting: Setting, seconds: float) -> str:
+    content = {
+        "setting": {**asdict(setting), "model": setting.model if setting.model != Setting().model else "shipped"},
+        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "seconds": round(seconds, 1),
+    }
+    return json.dumps(content, indent=1) + "\n"

@@ -10,12 +10,7 @@ from datasets import Dataset
 
 from starft_hf import RobustnessReport, StarFTConfig, compare
 from starft_hf.demo.pretrain import MODEL_FOLDER
-from starft_hf.demo.world import (
-    BACKGROUND_TEMPLATES,
-    CAPTION_TEMPLATE,
-    UNRELATED_TEMPLATES,
-    make_split,
-)
+from starft_hf.demo.world import BACKGROUND_TEMPLATES, CAPTION_TEMPLATE, UNRELATED_TEMPLATES, make_split
 from starft_hf.training.comparison import ZERO_SHOT
 from starft_hf.utils.names import unknown_name
 
@@ -24,27 +19,27 @@ METHODS = ("FLYP", "kl", "star")
 
 POOLS = {"background": BACKGROUND_TEMPLATES, "unrelated": UNRELATED_TEMPLATES, "plain": ("{}.",)}
 
-# What is scored beside the split that a setting names: the classes that fine-tuning never sees.
+# Evaluated beside the split of a setting: the classes that fine-tuning never sees.
 HELD_OUT = "held-out classes"
 
-# Splits that every run is scored on, whatever its own seed.
+# Of the splits that every run is evaluated on, whatever its own seed.
 _SCORING_SEED = 1000
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of a demo have in common.
+    """The settings that the runs of a demo share.
 
     Attributes:
         model: folder of the pre-trained model.
         pool: which templates the regularizers see, a key of `POOLS`.
-        correlation: share of a class's training images on its home background.
-        split: what is scored: "test", or "validation" for choosing settings.
+        correlation: fraction of the training images of a class on its home background.
+        split: evaluated: "test", or "validation" for choosing settings.
         reg_weight: weight of the regularizer, constant. 30 was chosen on the validation split.
         learning_rate: the same for every method, as are steps and the order of the data.
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: images per step.
-        alpha: share of the fine-tuned weights where weights are interpolated.
+        alpha: of the fine-tuned weights in interpolated models.
     """
 
     model: str = str(MODEL_FOLDER)
@@ -63,7 +58,7 @@ class Setting:
 
 
 def run_settings(setting: Setting, folder: str, **more: Any) -> StarFTConfig:
-    """The settings of a run, which keeps all it writes in `folder`; `more` adds to them and takes precedence."""
+    """The settings of a run that writes to `folder` only; `more` adds to them and takes precedence."""
     settings: dict[str, Any] = {
         "output_dir": folder,
         "reg_weight": setting.reg_weight,
@@ -87,13 +82,13 @@ def run_settings(setting: Setting, folder: str, **more: Any) -> StarFTConfig:
 def run_experiment(
     setting: Setting, seeds: int, processes: int = 2, on_step: Callable[[str], None] | None = None
 ) -> RobustnessReport:
-    """Zero-shot, and every method over several seeds, each with training images of its own.
+    """Compare the zero-shot model and every method over several seeds, each with its own training images.
 
     Args:
-        setting: what the runs have in common.
+        setting: shared by the runs.
         seeds: runs per method.
         processes: runs at a time.
-        on_step: called with the method after every optimiser step.
+        on_step: called with the method after every optimizer step.
     """
     with tempfile.TemporaryDirectory() as folder:
         args = run_settings(setting, folder, logging_steps=5)

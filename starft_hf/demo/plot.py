@@ -1,14 +1,16 @@
-"""The demo's picture: its world, its groups, and what fine-tuning does to them."""
+"""The demo's figure: its world, its groups, and the effect of fine-tuning on them."""
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from starft_hf.demo.experiment import Setting
-from starft_hf.demo.results import Row
+from starft_hf.demo.experiment import HELD_OUT, Setting
+from starft_hf.demo.results import section_of
 from starft_hf.demo.world import GROUP_NAMES, make_split
+from starft_hf.report import RobustnessReport
+from starft_hf.report.plots import deviations, means
+from starft_hf.report.rows import Section
 from starft_hf.training.comparison import ZERO_SHOT
 
 
@@ -17,92 +19,72 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 
-COLOURS = {ZERO_SHOT: "#7f7f7f", "FLYP": "#d1495b", "kl": "#edae49", "star": "#00798c"}
+COLORS = {ZERO_SHOT: "#7f7f7f", "FLYP": "#d1495b", "kl": "#edae49", "star": "#00798c"}
 
 
-def draw_plot(rows: Sequence[Row], setting: Setting) -> bytes:
-    """A PNG with example pictures, the accuracy of every group, and average against worst group.
-
-    Args:
-        rows: from `as_rows`.
-        setting: of the run.
-    """
+def draw_plot(report: RobustnessReport, setting: Setting) -> bytes:
+    """A PNG with example images, the accuracy of every group, and average against worst group."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.3), layout="constrained")
     examples, bars, paths = np.asarray(figure.subfigures(1, 3, width_ratios=[1.15, 2.0, 1.6]))
+    scored = section_of(report, setting.split)
     _draw_examples(examples, setting)
-    _draw_groups(bars.subplots(), rows)
-    _draw_paths(paths.subplots(), rows, setting)
+    _draw_groups(bars.subplots(), scored, section_of(report, HELD_OUT))
+    _draw_paths(paths.subplots(), scored, setting.alpha)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
 
 
 def _draw_examples(figure: "SubFigure", setting: Setting) -> None:
-    figure.suptitle("The groups, and their share\nof the training images", fontsize=11)
-    shares = {"at home": setting.correlation, "away": 1 - setting.correlation}
+    figure.suptitle("The groups, and their fraction\nof the training images", fontsize=11)
     scored = make_split("validation")
     for axis, group in zip(figure.subplots(2, 2).flat, GROUP_NAMES, strict=True):
         home, place = group.split(" class on ")
         axis.imshow(next(row["image"] for row in scored if row["group"] == group))
-        share = shares["at home" if home == place else "away"] / 2
-        axis.set_title(f"{group}\n{share:.1%}", fontsize=9)
+        fraction = setting.correlation if home == place else 1 - setting.correlation
+        axis.set_title(f"{group}\n{fraction / 2:.1%}", fontsize=9)
         axis.set_axis_off()
 
 
-def _draw_groups(axis: "Axes", rows: Sequence[Row]) -> None:
-    rows = [row for row in rows if not row.interpolated]
-    groups = rows[0].groups
-    width = 0.8 / len(rows)
-    for index, row in enumerate(rows):
-        values = [*(row.group(group) for group in groups), row.held_out]
-        places = np.arange(len(values)) + (index - (len(rows) - 1) / 2) * width
-        axis.bar(
-            places,
-            [value.mean() for value in values],
-            width,
-            yerr=[value.std(ddof=1) if len(value) > 1 else 0 for value in values],
-            color=COLOURS[row.method],
-            error_kw={"elinewidth": 1},
-            label=row.method,
-        )
+def _draw_groups(axis: "Axes", scored: Section, held_out: Section) -> None:
+    groups = sorted(scored.groups)
+    width = 0.8 / len(scored.trained)
+    for index, ((_, row), (_, other)) in enumerate(zip(scored.trained, held_out.trained, strict=True)):
+        values = [*(row.groups[group] for group in groups), other.average]
+        places = np.arange(len(values)) + (index - (len(scored.trained) - 1) / 2) * width
+        look: dict[str, Any] = {"color": COLORS[row.method], "label": row.method, "error_kw": {"elinewidth": 1}}
+        axis.bar(places, means(values), width, yerr=deviations(values), **look)
     names = [*(group.replace(" on ", "\non ") for group in groups), "held-out\nclasses"]
     axis.set_xticks(range(len(names)), names, fontsize=9)
     axis.set(ylabel="accuracy in %", ylim=(0, 119), title="Accuracy of every group")
     axis.set_yticks(range(0, 101, 20))
-    axis.legend(ncols=len(rows), loc="upper center", frameon=False)
+    axis.legend(ncols=len(scored.trained), loc="upper center", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_paths(axis: "Axes", rows: Sequence[Row], setting: Setting) -> None:
-    start = rows[0]
-    for tuned in (row for row in rows if row.method != ZERO_SHOT and not row.interpolated):
-        halfway = next(row for row in rows if row.method == tuned.method and row.interpolated)
-        colour = COLOURS[tuned.method]
-        path = [start, halfway, tuned]
-        axis.plot(
-            [row.average for row in path],
-            [row.worst_group for row in path],
-            color=colour,
-            linewidth=1,
-            zorder=1,
-        )
-        for row, face in ((tuned, colour), (halfway, "white")):
-            average, worst = row.averages, row.worst_groups
-            axis.scatter(average, worst, s=12, color=colour, alpha=0.35, linewidths=0, zorder=2)
-            axis.scatter(row.average, row.worst_group, s=70, color=face, edgecolors=colour, linewidths=1.8, zorder=3)
-        axis.scatter([], [], s=70, color=colour, label=tuned.method)
-    axis.scatter(
-        start.average,
-        start.worst_group,
-        s=80,
-        marker="D",
-        color=COLOURS[ZERO_SHOT],
-        label=ZERO_SHOT,
-        zorder=4,
-    )
-    axis.scatter([], [], s=70, color="white", edgecolors="black", label=f"WiSE-FT {setting.alpha:g}")
+def _draw_paths(axis: "Axes", scored: Section, alpha: float) -> None:
+    points = {row.label: means([row.average, row.worst_group]) for row in scored.rows}
+    start = points[ZERO_SHOT]
+    for entry, row in zip(scored.entries, scored.rows, strict=True):
+        color, results = COLORS[row.method], [run.results[scored.dataset] for run in entry.runs]
+        if row.method == ZERO_SHOT:
+            axis.scatter(*start, s=80, marker="D", color=color, label=ZERO_SHOT, zorder=4)
+            continue
+        if row.interpolated is None:
+            halfway = next(
+                points[other.label]
+                for other in scored.rows
+                if other.method == row.method and other.interpolated is not None
+            )
+            axis.plot(*np.transpose([start, halfway, points[row.label]]), color=color, linewidth=1, zorder=1)
+        seeds = [(100 * result.accuracy, 100 * result.worst_group_accuracy) for result in results]
+        axis.scatter(*np.transpose(seeds), s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
+        face, label = (color, row.method) if row.interpolated is None else ("white", None)
+        look: dict[str, Any] = {"s": 70, "edgecolors": color, "linewidths": 1.8, "zorder": 3, "label": label}
+        axis.scatter(*points[row.label], color=face, **look)
+    axis.scatter([], [], s=70, color="white", edgecolors="black", label=f"WiSE-FT {alpha:g}")
     axis.set(xlabel="average accuracy in %", ylabel="worst group in %", title="Average and worst group")
     axis.legend(fontsize=8.5, loc="best")
     axis.spines[["top", "right"]].set_visible(False)

@@ -96,11 +96,12 @@ def _without_spine(axis: "Axes") -> None:
     axis.set_xlabel("accuracy in %")
 
 
-def _means(summaries: Sequence[Summary]) -> np.ndarray:
+def means(summaries: Sequence[Summary]) -> np.ndarray:
+    """Means in percent."""
     return 100 * np.array([summary.mean for summary in summaries])
 
 
-def _deviations(summaries: Sequence[Summary]) -> np.ndarray | None:
+def deviations(summaries: Sequence[Summary]) -> np.ndarray | None:
     """Standard deviations in percent, or None with one seed each."""
     if all(summary.deviation is None for summary in summaries):
         return None
@@ -114,10 +115,10 @@ def draw_overview(section: Section, styles: Mapping[str, Style]) -> "Figure":
     axis = figure.subplots()
     places, colors = range(len(rows)), [styles[row.method].color for row in rows]
     of_all = [row.worst_group for row in rows], [row.average for row in rows]
-    worst, average = (_means(summaries) for summaries in of_all)
+    worst, average = (means(summaries) for summaries in of_all)
     axis.hlines(places, worst, average, colors=colors, linewidth=2.5, alpha=0.55, zorder=2)
     for values, summaries in zip((worst, average), of_all, strict=True):
-        if (spread := _deviations(summaries)) is not None:
+        if (spread := deviations(summaries)) is not None:
             axis.errorbar(values, places, xerr=spread, fmt="none", color=INK, elinewidth=1, capsize=2.5, zorder=3)
     full: dict[str, Any] = {"s": 64, "edgecolors": INK, "linewidths": 0.8, "zorder": 4}
     hollow: dict[str, Any] = {"s": 58, "marker": "s", "color": PAPER, "linewidths": 2, "zorder": 4}
@@ -146,13 +147,13 @@ def draw_groups(section: Section, styles: Mapping[str, Style]) -> "Figure":
     for index, row in enumerate(rows):
         style = styles[row.method]
         values = [row.groups[group] for group in groups]
-        means, spread = _means(values), _deviations(values)
+        lengths, spread = means(values), deviations(values)
         look: dict[str, Any] = {"color": style.color, "edgecolor": PAPER, "hatch": style.hatch, "linewidth": 0.6}
         look |= {"xerr": spread, "ecolor": INK, "capsize": 1.8, "error_kw": {"color": INK, "elinewidth": 1}}
-        bars = axis.barh(starts + thickness * (index + 0.5), means, 0.94 * thickness, **look)
+        bars = axis.barh(starts + thickness * (index + 0.5), lengths, 0.94 * thickness, **look)
         axis.bar_label(bars, [percent(value.mean) for value in values], padding=4, fontsize=9)
         handles.append(bars)
-        end = max(end, *(means if spread is None else means + spread))
+        end = max(end, *(lengths if spread is None else lengths + spread))
     for start, group in zip(starts, groups, strict=True):
         axis.text(0, start - 0.06, f"{short(group, 44)} ({section.sizes[group]})", va="bottom", fontsize=10.5)
     # Leaves room for the number beside the longest bar.

@@ -66,17 +66,17 @@ class RobustnessReport:
         for dataset in self.thumbnails:
             if dataset not in self.runs[0].results:
                 raise ValueError(f"thumbnails: {unknown_name('dataset', dataset, self.runs[0].results)}")
-        self._sections = sections_of(entries_of(self.runs, baseline), baseline)
+        self.sections = sections_of(entries_of(self.runs, baseline), baseline)
 
     @property
     def rows(self) -> list[Row]:
         """A row per dataset and model, the baseline first."""
-        return [row for section in self._sections for row in section.rows]
+        return [row for section in self.sections for row in section.rows]
 
     @property
     def findings(self) -> list[Finding]:
         """What happened to the worst group and the average of every dataset, in plain text."""
-        return [finding_of(section) for section in self._sections]
+        return [finding_of(section) for section in self.sections]
 
     def as_markdown(self) -> str:
         """The sentences and tables in Markdown."""
@@ -85,9 +85,9 @@ class RobustnessReport:
             *(markdown(f"{finding.lead} {finding.remarks}") for finding in self.findings),
             "In %, changes in percentage points; mean \u00b1 sample standard deviation over seeds. "
             "Gap: average minus worst group. ECE: expected calibration error.",
-            Table.of([DATASET, MODEL, SEEDS, *measures(self._sections)], self._sections).as_markdown(),
+            Table.of([DATASET, MODEL, SEEDS, *measures(self.sections)], self.sections).as_markdown(),
         ]
-        for section in self._sections:
+        for section in self.sections:
             parts += [f"## Groups of {markdown(section.dataset)}", section.cut, Table.of_groups(section).as_markdown()]
         return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -99,7 +99,7 @@ class RobustnessReport:
         """What `rich.print` shows: the main figures of all models, and the sentences."""
         from rich.text import Text
 
-        yield Table.of([DATASET, MODEL, AVERAGE, WORST_GROUP, ECE], self._sections).as_rich("Accuracy in %")
+        yield Table.of([DATASET, MODEL, AVERAGE, WORST_GROUP, ECE], self.sections).as_rich("Accuracy in %")
         for finding in self.findings:
             yield Text(f"{finding.lead} {finding.remarks}".strip())
 
@@ -146,7 +146,7 @@ class RobustnessReport:
             ImportError: if matplotlib or jinja2 is missing.
             TypeError: if a thumbnail is not an image.
         """
-        return render_page(self.title, self._sections, self.curve_axes, self.thumbnails)
+        return render_page(self.title, self.sections, self.curve_axes, self.thumbnails)
 
     def save(self, folder: str | PathLike[str], *, overwrite: bool = False) -> Path:
         """Write report.json, report.md and report.html.
@@ -185,4 +185,4 @@ class RobustnessReport:
             ImportError: if matplotlib is missing.
         """
         check_extra()
-        return save_figures(self._sections, Path(folder))
+        return save_figures(self.sections, Path(folder))

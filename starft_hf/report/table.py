@@ -131,7 +131,12 @@ class Table:
         """The table for a terminal."""
         table = RichTable(title=escape(one_line(title)), title_justify="left")
         for index, heading in enumerate(self.headings):
-            table.add_column(escape(one_line(heading)), justify="left" if index < self.names else "right")
+            # Headings and long names are broken into lines, numbers and short names are not.
+            width = max((len(str(line[index])) for line in self.lines), default=0)
+            if index < self.names:
+                table.add_column(escape(one_line(heading)), no_wrap=width < 30)
+            else:
+                table.add_column(escape(one_line(heading)), justify="right", min_width=width)
         for line in self.lines:
             table.add_row(*(escape(one_line(str(cell))) for cell in line))
         return table

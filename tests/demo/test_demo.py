@@ -9,7 +9,7 @@ from rich.console import Console
 from starft_hf import RobustnessReport
 from starft_hf.demo.command import demo
 from starft_hf.demo.experiment import HELD_OUT, METHODS, POOLS, Setting, run_experiment
-from starft_hf.demo.results import as_markdown, as_rows, as_sentence, as_tables
+from starft_hf.demo.results import as_markdown, as_sentence, as_tables, section_of
 from starft_hf.demo.world import GROUP_NAMES
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.report import Run
@@ -32,24 +32,24 @@ def made_up_runs(star=0.70):
     return runs
 
 
-def made_up_rows(star=0.70):
-    return as_rows(made_up_runs(star), "test")
+def made_up_report(star=0.70):
+    return RobustnessReport(made_up_runs(star))
 
 
 def test_rows_hold_means_over_seeds_in_the_order_of_the_methods():
-    rows = made_up_rows()
+    rows = section_of(made_up_report(), "test").rows
     assert [(row.method, row.interpolated) for row in rows] == [
-        (ZERO_SHOT, False),
-        *((method, interpolated) for method in METHODS for interpolated in (False, True)),
+        (ZERO_SHOT, None),
+        *((method, alpha) for method in METHODS for alpha in (None, 0.5)),
     ]
-    assert [row.worst_group for row in rows] == pytest.approx([60, 40, 45, 65, 70, 70, 75])
-    assert [row.held_out.mean() for row in rows] == pytest.approx([70] * 7)
+    assert [100 * row.worst_group.mean for row in rows] == pytest.approx([60, 40, 45, 65, 70, 70, 75])
+    assert [100 * row.average.mean for row in section_of(made_up_report(), HELD_OUT).rows] == pytest.approx([70] * 7)
 
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_tables_fit_the_terminal_and_show_every_figure(width):
     console = Console(file=io.StringIO(), width=width)
-    for table in as_tables(made_up_rows(), Setting(), width):
+    for table in as_tables(made_up_report(), Setting(), width):
         console.print(table)
     text = console.file.getvalue()
     assert "…" not in text
@@ -59,14 +59,14 @@ def test_tables_fit_the_terminal_and_show_every_figure(width):
 
 
 def test_markdown_has_one_line_per_row():
-    lines = as_markdown(made_up_rows(), Setting()).splitlines()
+    lines = as_markdown(made_up_report(), Setting()).splitlines()
     assert len(lines) == 2 + 7
     assert lines[3].startswith("| FLYP | 80.0 ± 0.0 | 40.0 ± 2.8 |")
 
 
 @pytest.mark.parametrize(("star", "said"), [(0.7, "30.0 points better"), (0.3, "10.0 points worse")])
 def test_the_sentence_says_what_happened_either_way(star, said):
-    sentence = as_sentence(made_up_rows(star), Setting())
+    sentence = as_sentence(made_up_report(star), Setting())
     assert said in sentence
     assert "from 60.0% to 40.0%" in sentence
 
