@@ -89,27 +89,18 @@ class Run:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for `as_plain` and JSON."""
-        return {
-            "method": self.method,
-            "seed": self.seed,
-            "interpolated": self.interpolated,
-            "results": {dataset: result.as_dict() for dataset, result in self.results.items()},
-            "log": [asdict(point) for point in self.log],
-            "curve": [asdict(point) for point in self.curve],
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Run":
         """The inverse of `as_dict` and `as_plain`."""
         content = _with_nan(content)
-        return cls(
-            method=content["method"],
-            seed=content["seed"],
-            interpolated=content["interpolated"],
-            results={dataset: EvaluationResult.from_dict(part) for dataset, part in content["results"].items()},
-            log=[TrainingPoint(**part) for part in content["log"]],
-            curve=[CurvePoint(**part) for part in content["curve"]],
-        )
+        parts = {
+            "results": {dataset: EvaluationResult.from_dict(part) for dataset, part in content["results"].items()},
+            "log": [TrainingPoint(**part) for part in content["log"]],
+            "curve": [CurvePoint(**part) for part in content["curve"]],
+        }
+        return cls(**{**content, **parts})
 
 
 def check_runs(runs: Sequence[Run]) -> None:

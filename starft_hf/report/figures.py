@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from starft_hf.report import plots
 from starft_hf.report.rows import Entry, Row, Section
@@ -13,10 +12,6 @@ from starft_hf.report.svg import as_svg, drawing
 from starft_hf.report.table import Cell
 from starft_hf.utils.files import write_bytes_atomically
 from starft_hf.utils.text import one_line, percent
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -38,12 +33,7 @@ class Illustration:
 
 @drawing()
 def dataset_figures(section: Section, prefix: str) -> list[Illustration]:
-    """The figures about one dataset.
-
-    Args:
-        section: of the dataset.
-        prefix: of the ids in the figures.
-    """
+    """The figures about one dataset."""
     figures = [_overview(section, prefix), _groups(section, prefix), _reliability(section, prefix)]
     return [figure for figure in figures if figure is not None]
 
@@ -56,8 +46,7 @@ def _overview(section: Section, prefix: str) -> Illustration:
     figures = "; ".join(
         f"{one_line(row.label)}: {percent(row.worst_group.mean)}% and {percent(row.average.mean)}%" for row in rows
     )
-    figure = plots.draw_overview(section, plots.styles_of(section))
-    svg = as_svg(figure, f"{prefix}-overview", f"{title} {figures}")
+    svg = as_svg(plots.draw_overview(section), f"{prefix}-overview", f"{title} {figures}")
     return Illustration("overview", svg, title, f"{caption}{_spread(rows)}")
 
 
@@ -67,8 +56,7 @@ def _groups(section: Section, prefix: str) -> Illustration:
         f"{one_line(group)}: " + ", ".join(f"{one_line(row.label)} {percent(row.groups[group].mean)}%" for row in rows)
         for group in section.groups
     )
-    figure = plots.draw_groups(section, plots.styles_of(section))
-    svg = as_svg(figure, f"{prefix}-groups", f"{title} {figures}")
+    svg = as_svg(plots.draw_groups(section), f"{prefix}-groups", f"{title} {figures}")
     caption = f"In brackets the rows of a group. {section.cut}".strip()
     return Illustration("groups", svg, title, f"{caption}{_spread(rows)}")
 
@@ -86,7 +74,7 @@ def _reliability(section: Section, prefix: str) -> Illustration | None:
     )
     rare = any((bins.count[~bins.shown] > 0).any() for _, _, bins in found)
     excluded = f"Points of less than {MIN_BIN_FRACTION:.0%} of the predictions are not shown. " if rare else ""
-    figure = plots.draw_reliability([(entry, bins) for entry, _, bins in found], plots.styles_of(section))
+    figure = plots.draw_reliability([(entry, bins) for entry, _, bins in found])
     return Illustration(
         "reliability",
         as_svg(figure, f"{prefix}-reliability", f"Reliability diagram. {errors}"),
@@ -98,12 +86,7 @@ def _reliability(section: Section, prefix: str) -> Illustration | None:
 
 @drawing()
 def training_figures(section: Section, axes: tuple[str, str]) -> list[Illustration]:
-    """The losses while training and the WiSE-FT curves, as far as the runs have them.
-
-    Args:
-        section: any; the figures are about all runs.
-        axes: names of the accuracies in and out of distribution.
-    """
+    """The losses while training and the WiSE-FT curves of the models of any section, if they have some."""
     return [figure for figure in (_training(section), _wise_ft(section, axes)) if figure is not None]
 
 
@@ -127,7 +110,7 @@ def _training(section: Section) -> Illustration | None:
     else:
         parts.append("No run had an alignment loss.")
     ends = "; ".join(_losses(entry) for entry in logged)
-    svg = as_svg(plots.draw_training(logged, panels, plots.styles_of(section)), "training", f"Losses by step. {ends}")
+    svg = as_svg(plots.draw_training(logged, panels), "training", f"Losses by step. {ends}")
     return Illustration("training", svg, "Losses while training.", " ".join(parts))
 
 
@@ -160,7 +143,7 @@ def _wise_ft(section: Section, axes: tuple[str, str]) -> Illustration | None:
         f"points have an edge. {highest}. An alpha chosen on this curve looks better than it is; choose it on a "
         "validation set."
     )
-    svg = as_svg(plots.draw_wise_ft(found, plots.styles_of(section), axes), "wise-ft", f"WiSE-FT curves. {highest}")
+    svg = as_svg(plots.draw_wise_ft(found, axes), "wise-ft", f"WiSE-FT curves. {highest}")
     return Illustration("wise-ft", svg, "WiSE-FT.", caption)
 
 
@@ -178,13 +161,9 @@ def save_figures(sections: Sequence[Section], folder: Path) -> list[tuple[str, P
             ("overview", "Worst group and average", plots.draw_overview),
             ("groups", "Accuracy of every group", plots.draw_groups),
         ):
+            buffer = io.BytesIO()
+            draw(section).savefig(buffer, format="png", dpi=140, bbox_inches="tight", facecolor="white")
             path = folder / f"{kind}-{number}.png"
-            write_bytes_atomically(path, _as_png(draw(section, plots.styles_of(section))))
+            write_bytes_atomically(path, buffer.getvalue())
             saved.append((f"{words}, {section.dataset}", path))
     return saved
-
-
-def _as_png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, bbox_inches="tight", facecolor="white")
-    return buffer.getvalue()

@@ -49,11 +49,10 @@ def render_page(
 
     import starft_hf
     from starft_hf.report import figures
-    from starft_hf.report.plots import styles_of
+    from starft_hf.report.plots import Style
     from starft_hf.report.svg import SERIES
 
     entries, baseline = sections[0].entries, sections[0].baseline
-    styles = styles_of(sections[0])
     columns = [MODEL, *measures(sections), SEEDS]
     environment = Environment(
         loader=PackageLoader("starft_hf.report", ""),
@@ -79,7 +78,7 @@ def render_page(
             for number, section in enumerate(sections, start=1)
         ],
         others=figures.training_figures(sections[0], curve_axes),
-        series={entry.label: SERIES.index(styles[entry.method].color) for entry in entries},
+        series={entry.label: SERIES.index(Style.of(entry).color) for entry in entries},
         several_seeds=any(len(entry.runs) > 1 for entry in entries),
         baseline=baseline if any(row.average_change for row in sections[0].rows) else None,
         version=starft_hf.__version__,

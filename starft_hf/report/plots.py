@@ -37,21 +37,19 @@ class Style:
     marker: str
     dash: Any
 
+    @classmethod
+    def of(cls, entry: Entry) -> "Style":
+        """The style of the method; the baseline is gray, plain and solid."""
+        if entry.number == 0:
+            return cls(SERIES[0], "", "D", (0, (1, 1)))
+        kinds = (SERIES[1:], _HATCHES, _MARKERS, _DASHES)
+        return cls(*(kind[(entry.number - 1) % len(kind)] for kind in kinds))
+
     @property
     def line(self) -> dict[str, Any]:
         """Settings of a line with markers."""
         look = {"color": self.color, "linestyle": self.dash, "linewidth": 1.6}
         return look | {"marker": self.marker, "markersize": 6, "markeredgecolor": PAPER, "markeredgewidth": 0.6}
-
-
-def styles_of(section: Section) -> dict[str, Style]:
-    """A style for every method; the baseline is gray, plain and solid."""
-    others = dict.fromkeys(entry.method for entry in section.entries if entry.method != section.baseline)
-    styles = {section.baseline: Style(SERIES[0], "", "D", (0, (1, 1)))}
-    for index, method in enumerate(others):
-        hatch, marker, dash = (kinds[index % len(kinds)] for kinds in (_HATCHES, _MARKERS, _DASHES))
-        styles[method] = Style(SERIES[1 + index % (len(SERIES) - 1)], hatch, marker, dash)
-    return styles
 
 
 def short(name: str, length: int = 34) -> str:
@@ -64,35 +62,25 @@ def short(name: str, length: int = 34) -> str:
 def _figure(height: float, labels: Sequence[str]) -> "Figure":
     """An empty figure of a height in inches, with room for a legend of `labels` below."""
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    lines = math.ceil(len(labels) / len(_legend_columns(labels)))
-    layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.05)
-    return Figure(figsize=(WIDTH, height + 0.22 * lines), layout=layout)
+    lines = math.ceil(len(labels) / _legend_columns(labels))
+    return Figure(figsize=(WIDTH, height + 0.22 * lines), layout="constrained")
 
 
 def _legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
     columns = _legend_columns(labels)
-    order = [index for column in columns for index in column]
-    handles, labels = ([values[index] for index in order] for values in (handles, labels))
-    figure.legend(handles, labels, loc="outside lower left", ncols=len(columns), columnspacing=1.2, borderpad=0.1)
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, columnspacing=1.2, borderpad=0.1)
 
 
-def _legend_columns(labels: Sequence[str]) -> list[range]:
-    """The labels of each column: Matplotlib fills columns, but people read lines."""
-    for number in range(len(labels), 1, -1):
-        columns = [range(column, len(labels), number) for column in range(number)]
-        widths = [max(len(labels[index]) for index in column) for column in columns]
-        # About 52 letters fit side by side, and a handle takes the room of seven.
-        if sum(widths) + 7 * number <= 52:
-            return columns
-    return [range(len(labels))]
+def _legend_columns(labels: Sequence[str]) -> int:
+    # About 52 letters fit side by side, and a handle takes the room of seven.
+    return max(1, min(len(labels), 52 // (max(map(len, labels)) + 7)))
 
 
 def _without_spine(axis: "Axes") -> None:
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    axis.grid(axis="x", linewidth=0.8)
+    axis.grid(visible=False, axis="y")
     axis.set_xlabel("accuracy in %")
 
 
@@ -108,12 +96,12 @@ def deviations(summaries: Sequence[Summary]) -> np.ndarray | None:
     return 100 * np.array([summary.deviation or 0.0 for summary in summaries])
 
 
-def draw_overview(section: Section, styles: Mapping[str, Style]) -> "Figure":
+def draw_overview(section: Section) -> "Figure":
     """Worst group and average of every model, joined by their gap; the baseline's worst group is drawn through."""
     rows, measures = section.rows, ["worst group", "average"]
     figure = _figure(0.75 + 0.36 * len(rows), measures)
     axis = figure.subplots()
-    places, colors = range(len(rows)), [styles[row.method].color for row in rows]
+    places, colors = range(len(rows)), [Style.of(entry).color for entry in section.entries]
     of_all = [row.worst_group for row in rows], [row.average for row in rows]
     worst, average = (means(summaries) for summaries in of_all)
     axis.hlines(places, worst, average, colors=colors, linewidth=2.5, alpha=0.55, zorder=2)
@@ -134,7 +122,7 @@ def draw_overview(section: Section, styles: Mapping[str, Style]) -> "Figure":
     return figure
 
 
-def draw_groups(section: Section, styles: Mapping[str, Style]) -> "Figure":
+def draw_groups(section: Section) -> "Figure":
     """The accuracy of every group, of the models as trained, as bars with the standard deviation over seeds."""
     groups, rows = section.groups, [row for _, row in section.trained]
     thickness, pause = 0.17, 0.36
@@ -144,8 +132,8 @@ def draw_groups(section: Section, styles: Mapping[str, Style]) -> "Figure":
     axis = figure.subplots()
     starts = cluster * np.arange(len(groups)) + pause
     handles, end = [], 0.0
-    for index, row in enumerate(rows):
-        style = styles[row.method]
+    for index, (entry, row) in enumerate(section.trained):
+        style = Style.of(entry)
         values = [row.groups[group] for group in groups]
         lengths, spread = means(values), deviations(values)
         look: dict[str, Any] = {"color": style.color, "edgecolor": PAPER, "hatch": style.hatch, "linewidth": 0.6}
@@ -165,7 +153,7 @@ def draw_groups(section: Section, styles: Mapping[str, Style]) -> "Figure":
     return figure
 
 
-def draw_reliability(models: Sequence[tuple[Entry, Bins]], styles: Mapping[str, Style]) -> "Figure":
+def draw_reliability(models: Sequence[tuple[Entry, Bins]]) -> "Figure":
     """Accuracy against confidence, bin by bin, and the number of predictions in every bin."""
     labels = [short(entry.label) for entry, _ in models]
     figure = _figure(5.2, labels)
@@ -177,7 +165,7 @@ def draw_reliability(models: Sequence[tuple[Entry, Bins]], styles: Mapping[str, 
     )  # fmt: skip
     handles = []
     for entry, bins in models:
-        style = styles[entry.method]
+        style = Style.of(entry)
         handles += diagram.plot(100 * bins.confidence[bins.shown], 100 * bins.accuracy[bins.shown], **style.line)
         edges = np.linspace(0, 100, len(bins.count) + 1)
         counts.stairs(bins.count, edges, color=style.color, linestyle=style.dash, linewidth=1.6)
@@ -185,22 +173,12 @@ def draw_reliability(models: Sequence[tuple[Entry, Bins]], styles: Mapping[str, 
     counts.set(xlabel="confidence in %", ylabel="predictions")
     counts.set_ylim(bottom=0)
     figure.align_ylabels()
-    for axis in (diagram, counts):
-        axis.grid(linewidth=0.8)
     _legend(figure, handles, labels)
     return figure
 
 
-def draw_training(
-    entries: Sequence[Entry], panels: Mapping[str, Sequence[Line | None]], styles: Mapping[str, Style]
-) -> "Figure":
-    """Losses by step, one panel each.
-
-    Args:
-        entries: the models.
-        panels: for every loss, by name, the line of every model; None for a model that has none.
-        styles: by method.
-    """
+def draw_training(entries: Sequence[Entry], panels: Mapping[str, Sequence[Line | None]]) -> "Figure":
+    """Losses by step, a panel each with the line of every model; None for a model that has none."""
     labels = [short(entry.label) for entry in entries]
     figure = _figure(0.5 + 1.9 * len(panels), labels)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -208,10 +186,9 @@ def draw_training(
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for index, (entry, line) in enumerate(zip(entries, lines, strict=True)):
             if line is not None:
-                handles[index] = _draw_line(axis, line, styles[entry.method])
+                handles[index] = _draw_line(axis, line, Style.of(entry))
         axis.set(title=title, ylabel="nats")
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
-        axis.grid(linewidth=0.8)
     axes[-1].set_xlabel("optimizer step")
     figure.align_ylabels()
     _legend(figure, [handles[index] for index in range(len(entries))], labels)
@@ -226,16 +203,8 @@ def _draw_line(axis: "Axes", line: Line, style: Style) -> Any:
     return axis.plot(line.x, line.y, **look)[0]
 
 
-def draw_wise_ft(
-    models: Sequence[tuple[Entry, Sequence[CurvePoint]]], styles: Mapping[str, Style], axes: tuple[str, str]
-) -> "Figure":
-    """Accuracy out of distribution against accuracy in distribution, for models between two.
-
-    Args:
-        models: with their curves, in order of alpha.
-        styles: by method.
-        axes: names of the two accuracies.
-    """
+def draw_wise_ft(models: Sequence[tuple[Entry, Sequence[CurvePoint]]], axes: tuple[str, str]) -> "Figure":
+    """Accuracy out of distribution against accuracy in distribution, of models with curves in order of alpha."""
     # The ends are marked rather than labeled, because the labels of several curves would overlap.
     edge = {"edgecolors": INK, "linewidths": 1.2}
     start = {"s": 60, "marker": "D", "color": SERIES[0], "zorder": 5, **edge}
@@ -246,7 +215,7 @@ def draw_wise_ft(
     axis = figure.subplots()
     handles: list[Any] = []
     for entry, curve in models:
-        style = styles[entry.method]
+        style = Style.of(entry)
         points = 100 * np.array([(point.in_distribution, point.out_of_distribution) for point in curve])
         handles += axis.plot(*points.T, **style.line)
         tuned = {"s": 80, "marker": style.marker, "color": style.color, "zorder": 4, **edge}
@@ -256,6 +225,5 @@ def draw_wise_ft(
     handles += [axis.scatter([], [], **look) for _, look in ends.values()]
     axis.margins(0.1)
     axis.set(xlabel=f"{short(axes[0])}, in %", ylabel=f"{short(axes[1])}, in %")
-    axis.grid(linewidth=0.8)
     _legend(figure, handles, labels)
     return figure

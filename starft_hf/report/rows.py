@@ -38,8 +38,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Entry:
-    """The runs that differ only in their seeds: one model in tables and plots."""
+    """The runs that differ only in their seeds: one model in tables and plots.
 
+    Attributes:
+        number: of the method, 0 for the baseline; sets its style in plots.
+        method: name of the method.
+        interpolated: alpha of an interpolation; None without one.
+        runs: in order of seeds.
+    """
+
+    number: int
     method: str
     interpolated: float | None
     runs: tuple[Run, ...]
@@ -137,10 +145,10 @@ def entries_of(runs: Sequence[Run], baseline: str) -> list[Entry]:
     """The models among `runs`: the baseline first, then methods in order, interpolations after their method."""
     methods = sorted(dict.fromkeys(run.method for run in runs), key=lambda method: method != baseline)
     entries = []
-    for method in methods:
+    for number, method in enumerate(methods, start=int(methods[0] != baseline)):
         same = sorted((run for run in runs if run.method == method), key=lambda run: run.seed)
         for alpha in sorted({run.interpolated for run in same}, key=lambda alpha: -1 if alpha is None else alpha):
-            entries.append(Entry(method, alpha, tuple(run for run in same if run.interpolated == alpha)))
+            entries.append(Entry(number, method, alpha, tuple(run for run in same if run.interpolated == alpha)))
     return entries
 
 

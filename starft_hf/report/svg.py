@@ -29,26 +29,20 @@ _SETTINGS = {
     # A dollar in the name of a class does not start a formula.
     "text.parse_math": False,
     "font.size": 11,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "legend.fontsize": 10,
     "legend.frameon": False,
     "legend.handlelength": 2.6,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": SOFT,
     "axes.titlesize": 11,
-    "axes.titlecolor": INK,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    "axes.grid": True,
     "grid.color": LINE,
     "hatch.linewidth": 1.2,
+    "figure.constrained_layout.h_pad": 0.05,
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 10),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), SOFT),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
 }
 
 
@@ -66,15 +60,7 @@ def drawing() -> Iterator[None]:
 
 
 def as_svg(figure: "Figure", prefix: str, alt: str) -> str:
-    """`figure` as an SVG element for the body of an HTML page.
-
-    The same figure always gives the same text.
-
-    Args:
-        figure: drawn with the colors of this module.
-        prefix: a name that differs between the figures of a page.
-        alt: alternative text.
-    """
+    """`figure` as an SVG element with alternative text; `prefix` must differ between the figures of a page."""
     import matplotlib
 
     buffer = io.StringIO()

@@ -55,21 +55,18 @@ def _state(row: Row) -> str:
 def _change(row: Row, *, first: bool) -> str:
     assert row.worst_group_change is not None
     assert row.average_change is not None
-    worst, average = _verb(row.worst_group_change), _verb(row.average_change)
+    changes = (row.worst_group_change, row.average_change)
+    worst, average = sizes = [percent(abs(change.mean)) for change in changes]
+    verb, other = (_verb(change, size) for change, size in zip(changes, sizes, strict=True))
     where, overall = (" points in the worst group", " on average") if first else ("", "")
     return (
-        f"{one_line(row.label)} {worst} {_size(row.worst_group_change)}{where} (to {percent(row.worst_group.mean)}%) "
-        f"and {'' if average == worst else f'{average} '}{_size(row.average_change)}{overall} "
-        f"(to {percent(row.average.mean)}%)"
+        f"{one_line(row.label)} {verb} {worst}{where} (to {percent(row.worst_group.mean)}%) and "
+        f"{'' if other == verb else f'{other} '}{average}{overall} (to {percent(row.average.mean)}%)"
     )
 
 
-def _size(change: Summary) -> str:
-    return percent(abs(change.mean))
-
-
-def _verb(change: Summary) -> str:
-    if float(_size(change)) == 0:
+def _verb(change: Summary, size: str) -> str:
+    if float(size) == 0:
         return "changes by"
     return "gains" if change.mean > 0 else "loses"
 
