@@ -1,13 +1,13 @@
-"""Fine-tunes a model with several methods and several seeds, and reports how robust each came out."""
+"""`compare`: fine-tunes a model with several methods and seeds, and reports the robustness of each."""
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
@@ -28,7 +28,7 @@ from starft_hf.weights.interpolation import check_alpha, mixed
 
 ZERO_SHOT = "zero-shot"
 
-# The settings that make a method, on top of those of the run.
+# The settings of each method, added to those of the run.
 METHODS: dict[str, dict[str, Any]] = {
     "CE": {"base_loss": "cross_entropy", "regularizer": NO_REGULARIZER},
     "FLYP": {"regularizer": NO_REGULARIZER},
@@ -44,43 +44,76 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What the runs of a comparison have in common, and one of them. It is pickled where workers run it."""
+    """One run of a comparison."""
 
     method: str
     seed: int
-    model: Any
     args: StarFTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runner:
+    """What the runs of a comparison share. It is pickled for worker processes."""
+
+    model: Any
     train_dataset: Any
     eval_dataset: Any
     processing_class: Any
     spuriosity: Any
+    class_mapping: Any
     alpha: float | None
     curve_alphas: tuple[float, ...]
-    class_mapping: Any
 
-    def make_trainer(self) -> StarFTTrainer:
+    @property
+    def alphas(self) -> set[float]:
+        """Of all interpolations."""
+        return {*self.curve_alphas, *(() if self.alpha is None else (self.alpha,))}
+
+    def check(self, job: _Job) -> None:
+        """Check what would otherwise fail after other methods have been trained."""
+        if job.method == ZERO_SHOT:
+            return
+        regularizer = get_regularizer(job.args.regularizer)
+        pool = given_pool(self.spuriosity, job.args.discovery_pool) if job.args.needs_pool else None
+        # A function is not called, because drawing a training set may be expensive.
+        if not callable(self.train_dataset):
+            check_training_set(self.train_dataset, job.args, regularizer, pool, self.spuriosity)
+
+    def __call__(self, job: _Job, notify: Callable[[], None]) -> list[Run]:
+        """The run of a method with a seed, and that of its interpolation with the zero-shot weights."""
         model = copy.deepcopy(load_model(self.model))
         trainer = StarFTTrainer(
             model,
-            self.args,
-            self.train_dataset(self.seed) if callable(self.train_dataset) else self.train_dataset,
+            job.args,
+            self.train_dataset(job.seed) if callable(self.train_dataset) else self.train_dataset,
             self.eval_dataset,
             processing_class=load_processor(model, self.processing_class),
             spuriosity=self.spuriosity,
             class_mapping=self.class_mapping,
         )
-        # With its bars switched off Trainer prints every metric; the report stands for them.
+        # Without progress bars Trainer prints every metric.
         trainer.remove_callback(PrinterCallback)
-        return trainer
+        if job.method == ZERO_SHOT:
+            return [Run(ZERO_SHOT, job.seed, evaluation_results(trainer))]
+        trainer.add_callback(_StepCallback(notify))
+        # In a cross-entropy run this includes the head, which starts as the zero-shot classifier.
+        start = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+        trainer.train()
+        log = TrainingPoint.from_log_history(trainer.state.log_history)
+        end = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+        found = {1.0: evaluation_results(trainer)}
+        for alpha in self.alphas - {1.0}:
+            trainer.model.load_state_dict({name: mixed(value, end[name], alpha) for name, value in start.items()})
+            found[alpha] = evaluation_results(trainer)
+        curve = [_curve_point(alpha, next(iter(results.values()))) for alpha, results in found.items()]
+        runs = [Run(job.method, job.seed, found[1.0], log=log, curve=curve)]
+        if self.alpha is not None:
+            runs.append(Run(job.method, job.seed, found[self.alpha], interpolated=self.alpha))
+        return runs
 
 
-# Nothing is kept of a run but its results.
-_OF_EVERY_RUN: dict[str, Any] = {
-    "save_strategy": "no",
-    "eval_strategy": "no",
-    "push_to_hub": False,
-    "disable_tqdm": True,
-}
+# Only the results of a run are kept.
+_QUIET: dict[str, Any] = {"save_strategy": "no", "eval_strategy": "no", "push_to_hub": False, "disable_tqdm": True}
 
 
 def compare(
@@ -100,69 +133,65 @@ def compare(
     processes: int = 1,
     on_step: Callable[[str], None] | None = None,
 ) -> RobustnessReport:
-    """Fine-tune with every method and every seed, with equal steps and order of the data, and compare.
+    """Fine-tune with every method and seed, with the same steps and order of the data, and compare.
 
     Args:
-        model: the zero-shot model that every run starts from; it is left as it is.
-        args: the settings that all runs share. Nothing is saved to its output_dir, nor published.
-        train_dataset: the training set, or a function that gives that of a seed.
-        eval_dataset: one evaluation set or a dictionary of several. The report has pictures of the mistakes in them,
+        model: the zero-shot model that every run starts from; it is not changed.
+        args: the settings that all runs share. Nothing is saved to its output_dir or published.
+        train_dataset: the training set, or a function that returns that of a seed.
+        eval_dataset: one evaluation set or a dictionary of several. The report has thumbnails of the mistakes in them,
             and WiSE-FT curves of average against worst group on the first.
         methods: "zero-shot" and keys of `METHODS`.
         seeds: of the runs.
-        alpha: share of the fine-tuned weights in an interpolated model, as in WiSE-FT, that is evaluated beside every
-            fine-tuned one; None leaves it out.
-        curve_alphas: further shares, for the curves alone.
+        alpha: weight of the fine-tuned model in an interpolated model, as in WiSE-FT, that is evaluated beside every
+            fine-tuned one; None disables it.
+        curve_alphas: further alphas, for the curves only.
         settings: further settings by method, such as `{"star": {"reg_weight": 30}}`.
         processing_class: the model's processor.
         spuriosity: the pool of the regularizers.
-        class_mapping: of evaluation sets whose labels stand for classes of the training set, as for `StarFTTrainer`.
-        processes: runs at a time, on CPUs, each in a process of one thread. What is passed is then pickled, so
-            functions have to be those of a module, and the caller guarded by `if __name__ == "__main__":`.
-        on_step: called with the method after every optimiser step, in place of the progress bar.
+        class_mapping: of evaluation sets whose labels map to classes of the training set, as in `StarFTTrainer`.
+        processes: number of parallel runs, on CPUs, each in a process of one thread. Arguments are then pickled, so
+            functions must be defined in a module, and the caller guarded by `if __name__ == "__main__":`.
+        on_step: called with the method after every optimizer step, instead of the progress bar.
 
     Returns:
         The report of all runs.
 
     Raises:
-        ValueError: before anything is trained, if a method is unknown, a method or a seed is there twice, there is no
-            seed or no data set, or the settings of a method do not go together or do not fit the training set.
+        ValueError: before anything is trained, if a method is unknown, methods or seeds contain duplicates or are
+            empty, a dataset is missing, or the settings of a method are inconsistent or do not fit the training set.
     """
     for method in [*methods, *(settings or {})]:
         if method != ZERO_SHOT and method not in METHODS:
             raise ValueError(unknown_name("method", method, [ZERO_SHOT, *METHODS]))
-    if not methods or not seeds:
-        raise ValueError("methods or seeds is empty; pass at least one of each")
     for name, chosen in (("methods", list(methods)), ("seeds", list(seeds))):
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"{name} is {chosen}, in which one is there twice; pass each of them once")
-    shares = (*curve_alphas, *(() if alpha is None else (alpha,)))
-    for share in shares:
-        check_alpha(share)
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(f"{name} is {chosen}; pass at least one, without duplicates")
     if processes < 1:
-        raise ValueError(f"processes is {processes}; pass how many runs there may be at a time, from 1")
+        raise ValueError(f"processes is {processes}; it must be a positive integer")
     if eval_dataset is None or (isinstance(eval_dataset, dict) and not eval_dataset):
         raise ValueError("there is nothing to compare on; pass eval_dataset")
     check_mapped_sets(class_mapping, eval_dataset)
     if train_dataset is None and set(methods) != {ZERO_SHOT}:
         raise ValueError("there is nothing to train on; pass train_dataset")
-    if shares and isinstance(model, nn.Module) and is_adapted(model):
+    shared = (train_dataset, eval_dataset, processing_class, spuriosity, class_mapping, alpha, tuple(curve_alphas))
+    runner = _Runner(model, *shared)
+    for each in runner.alphas:
+        check_alpha(each)
+    if runner.alphas and isinstance(model, nn.Module) and is_adapted(model):
         raise ValueError(
             "a model with an adapter cannot be interpolated; merge the adapter first, or pass alpha=None and no "
             "curve_alphas"
         )
     if processes == 1:
-        model = load_model(model)
+        runner = dataclasses.replace(runner, model=load_model(model))
     jobs = []
     for method in methods:
         own = {**METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
         for seed in seeds if method != ZERO_SHOT else seeds[:1]:
-            run_args = dataclasses.replace(args, **{**_OF_EVERY_RUN, "seed": seed, **own})
-            shared = (model, run_args, train_dataset, eval_dataset, processing_class, spuriosity)
-            jobs.append(_Job(method, seed, *shared, alpha, tuple(curve_alphas), class_mapping))
-    for job in jobs:
-        _check_job(job)
-    runs = _run_all(jobs, processes, on_step, show=not args.disable_tqdm)
+            jobs.append(_Job(method, seed, dataclasses.replace(args, **{**_QUIET, "seed": seed, **own})))
+            runner.check(jobs[-1])
+    runs = _run_all(runner, jobs, processes, on_step, show=not args.disable_tqdm)
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     first = next(iter(datasets))
     return RobustnessReport(
@@ -183,47 +212,15 @@ def _check_job(job: _Job) -> None:
 
 def _run_all(jobs: Sequence[_Job], processes: int, on_step: Callable[[str], None] | None, *, show: bool) -> list[Run]:
     with tqdm(total=len(jobs), unit="run", disable=not show or on_step is not None) as bar:
-        shown: _Job | None = None
-
-        def advance(job: _Job) -> None:
-            nonlocal shown
-            # To set it draws the bar, and notebooks and log files keep all that was drawn.
-            if job is not shown:
-                bar.set_description(f"{job.method}, seed {job.seed}")
-                shown = job
-            if on_step is not None:
-                on_step(job.method)
-
         if processes > 1:
-            parts = map_in_processes(_run_job, jobs, processes, advance)
+            parts = map_in_processes(runner, jobs, processes, lambda job: step(job.method), bar.update)
             return [run for part in parts for run in part]
         runs: list[Run] = []
         for job in jobs:
-            runs += _run_job(job, partial(advance, job))
+            bar.set_description(f"{job.method}, seed {job.seed}")
+            runs += runner(job, partial(step, job.method))
             bar.update()
         return runs
-
-
-def _run_job(job: _Job, notify: Callable[[], None]) -> list[Run]:
-    """One run: what the method gives with a seed, and what models on the way back to the zero-shot weights give."""
-    trainer = job.make_trainer()
-    if job.method == ZERO_SHOT:
-        return [Run(ZERO_SHOT, job.seed, evaluation_results(trainer))]
-    trainer.add_callback(_StepCallback(notify))
-    # Of a cross-entropy run this includes the head, which starts as the zero-shot classifier.
-    start = _weights(trainer)
-    trainer.train()
-    log = TrainingPoint.from_log_history(trainer.state.log_history)
-    end = _weights(trainer)
-    found = {1.0: evaluation_results(trainer)}
-    for alpha in {*job.curve_alphas, *(() if job.alpha is None else (job.alpha,))} - {1.0}:
-        trainer.model.load_state_dict(dict(_interpolated(start, end, alpha)))
-        found[alpha] = evaluation_results(trainer)
-    curve = [_curve_point(alpha, next(iter(results.values()))) for alpha, results in found.items()]
-    runs = [Run(job.method, job.seed, found[1.0], log=log, curve=curve)]
-    if job.alpha is not None:
-        runs.append(Run(job.method, job.seed, found[job.alpha], interpolated=job.alpha))
-    return runs
 
 
 class _StepCallback(TrainerCallback):
@@ -235,21 +232,10 @@ class _StepCallback(TrainerCallback):
 
 
 def evaluation_results(trainer: StarFTTrainer) -> dict[str, EvaluationResult]:
-    """What `trainer.evaluate()` finds on each of its evaluation sets, by name."""
+    """The results of `trainer.evaluate()` on each of its evaluation sets, by name."""
     trainer.evaluation_results.clear()
     trainer.evaluate()
     return dict(trainer.evaluation_results)
-
-
-def _weights(trainer: StarFTTrainer) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
-
-
-def _interpolated(
-    start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float
-) -> Iterator[tuple[str, Tensor]]:
-    for name, value in start.items():
-        yield name, mixed(value, end[name], alpha)
 
 
 def _curve_point(alpha: float, result: EvaluationResult) -> CurvePoint:
@@ -257,7 +243,7 @@ def _curve_point(alpha: float, result: EvaluationResult) -> CurvePoint:
 
 
 def _with_start(runs: Sequence[Run], dataset: str) -> list[Run]:
-    """The runs, with the zero-shot model, where it was evaluated, as the beginning of every curve."""
+    """The runs, with the zero-shot model, if it was evaluated, as the start of every curve."""
     start = [_curve_point(0.0, run.results[dataset]) for run in runs if run.method == ZERO_SHOT]
     return [
         dataclasses.replace(run, curve=[*start, *run.curve]) if run.curve and run.curve[0].alpha > 0 else run

@@ -115,7 +115,7 @@ def test_unknown_methods_are_refused_before_anything_is_trained(clip, config, da
         compare(clip, config(), dataset, dataset, settings={"flyp": {}})
 
 
-def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_have_pictures(
+def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_have_thumbnails(
     clip, processor, config, dataset, sets
 ):
     report = compare(
@@ -169,7 +169,7 @@ def test_what_workers_cannot_be_sent_is_refused_before_they_start(clip, config, 
     monkeypatch.setattr(
         "starft_hf.training.processes.ProcessPoolExecutor", lambda *_, **__: pytest.fail("workers were started")
     )
-    with pytest.raises(ValueError, match="cannot be sent to them"):
+    with pytest.raises(ValueError, match="cannot be sent to worker processes"):
         compare(clip, config(), lambda seed: dataset, dataset, processes=2)
 
 
