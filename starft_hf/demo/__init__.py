@@ -1,1 +1,1 @@
-"""The package at work, offline: a small world where plain fine-tuning leans on the background and StarFT does not."""
+"""The package at work, offline: a small world where plain fine-tuning relies on the background and StarFT less."""

@@ -2,8 +2,7 @@
 
     python -m starft_hf.demo.pretrain --output DIR
 
-rebuilds the weights that come with the package. Images and captions are drawn as they are needed; there is no data
-set to download.
+rebuilds the weights in the package. Images and captions are drawn as needed; no dataset is downloaded.
 """
 
 import argparse
@@ -37,7 +36,7 @@ LEARNING_RATE = 1.5e-3
 
 
 def make_processor() -> CLIPProcessor:
-    """A real CLIPProcessor with one token per word of the demo's world."""
+    """A CLIPProcessor with one token per word of the demo's world."""
     words = ["<pad>", "<unk>", *vocabulary(), "<s>", "</s>"]
     ids = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
@@ -98,14 +97,14 @@ def pretrain(
     progress: bool = True,
     logit_scale: float | None = None,
 ) -> tuple[CLIPModel, CLIPProcessor]:
-    """Pre-train on freshly drawn clean pictures of every shape on every background, each as often as the others.
+    """Pre-train on newly drawn clean images of every shape on every background, all with the same frequency.
 
     Args:
-        seed: of the weights and of the pictures.
-        steps: optimiser steps; AdamW with a one-cycle schedule.
-        batch_size: pictures per step.
+        seed: of the weights and of the images.
+        steps: optimizer steps; AdamW with a one-cycle schedule.
+        batch_size: images per step.
         progress: whether to show a progress bar.
-        logit_scale: the inverse temperature to pre-train at; None trains it, as CLIP does, to about 15 here.
+        logit_scale: fixed inverse temperature; None trains it, as CLIP does, to about 15 here.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -137,7 +136,7 @@ def pretrain(
 
 @torch.no_grad()
 def zero_shot_accuracy(model: CLIPModel, processor: CLIPProcessor, seed: int = 1, size: int = 960) -> float:
-    """Accuracy over all eight shapes on clean pictures of every background, drawn with `seed`."""
+    """Accuracy over all eight shapes on clean images of every background, drawn with `seed`."""
     encoder = DualEncoder.of(model, processor)
     rng = np.random.default_rng((11, seed))
     labels = [row % len(CLASS_NAMES) for row in range(size)]
@@ -154,10 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m starft_hf.demo.pretrain", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write the model and its processor to")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the model and its processor")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--logit-scale", type=float, help="inverse temperature to keep; by default it is trained")
+    parser.add_argument("--logit-scale", type=float, help="fixed inverse temperature (default: trained)")
     options = parser.parse_args(arguments)
     if options.output.exists() and any(options.output.iterdir()):
         parser.error(f"{options.output} exists and is not empty; choose another folder")

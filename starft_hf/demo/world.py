@@ -1,8 +1,8 @@
-"""A small world that has the problem of the paper: shapes whose background gives them away, until it does not.
+"""A small world with the problem of the paper: the background predicts the shape in training, but not in testing.
 
-Images are 32 x 32 pixels: one of eight dark shapes, in one of four dark colours, on one of six lighter backgrounds.
-The model is pre-trained on a balanced stream of them (`starft_hf.demo.pretrain`). It is then fine-tuned on pictures
-in another style, where the background nearly always tells which classes it can be, and tested where it does not.
+Images are 32 x 32 pixels: one of eight dark shapes, in one of four dark colors, on one of six lighter backgrounds.
+The model is pre-trained on a balanced sample of them (`starft_hf.demo.pretrain`). It is then fine-tuned on images in
+another style, whose background is strongly correlated with the class, and tested on images where it is not.
 """
 
 import io
@@ -34,7 +34,7 @@ GROUP_NAMES = tuple(f"{home} class on {place}" for home in TASK_BACKGROUNDS for 
 
 @dataclass(frozen=True)
 class Task:
-    """Which classes are fine-tuned, and on which two backgrounds they are at home, in turn.
+    """The classes to fine-tune, and the two backgrounds that they are at home on, in turn.
 
     Attributes:
         class_names: of `CLASS_NAMES`, at least two.
@@ -53,10 +53,10 @@ class Task:
                 if name not in known:
                     raise ValueError(unknown_name(what, name, known))
         if len(set(self.class_names)) < max(len(self.class_names), 2) or len(set(self.backgrounds)) != 2:
-            raise ValueError(f"{self} is no task; pass two different backgrounds and at least two different classes")
+            raise ValueError(f"invalid {self}; pass two different backgrounds and at least two different classes")
 
     def home_of(self, shape: str) -> str | None:
-        """The background that `shape` is at home on; None for a class that is not fine-tuned."""
+        """The home background of `shape`; None for a class that is not fine-tuned."""
         return self.backgrounds[self.class_names.index(shape) % 2] if shape in self.class_names else None
 
     @property
@@ -67,7 +67,7 @@ class Task:
 
 CAPTION_TEMPLATE = "a photo of a {}."
 
-# How pre-training captions speak of a background.
+# Names of the backgrounds in pre-training captions.
 BACKGROUND_PHRASES = {
     "grass": ("on the grass", "in a green field", "on a lawn"),
     "water": ("on the water", "in the sea", "on a blue lake"),
@@ -78,30 +78,19 @@ BACKGROUND_PHRASES = {
 }
 BACKGROUND_TEMPLATES = tuple(f"{{}} {phrase}." for phrases in BACKGROUND_PHRASES.values() for phrase in phrases)
 
-# What they say that has nothing to do with the picture.
-UNRELATED_PHRASES = (
-    "taken on monday",
-    "taken on friday",
-    "taken last week",
-    "taken by a friend",
-    "taken by my uncle",
-    "from an old album",
-    "from a magazine",
-    "from the newspaper",
-    "sent by a neighbour",
-    "sent from abroad",
-    "with a number below",
-    "for the school",
-    "for a competition",
-    "before lunch",
-    "after the holidays",
+# Parts of captions that are unrelated to the image.
+_UNRELATED = (
+    "taken on monday, taken on friday, taken last week, taken by a friend, taken by my uncle, from an old album, "
+    "from a magazine, from the newspaper, sent by a neighbour, sent from abroad, with a number below, for the school, "
+    "for a competition, before lunch, after the holidays"
 )
+UNRELATED_PHRASES = tuple(_UNRELATED.split(", "))
 UNRELATED_TEMPLATES = tuple(f"{{}} {phrase}." for phrase in UNRELATED_PHRASES)
 
 Style = Literal["clean", "shifted"]
 Split = Literal["train", "validation", "test", "held_out"]
 
-# The random stream of a split, so that splits of one seed share nothing, and its rows.
+# A number for each split, so that splits of one seed share no randomness, and its rows.
 _SPLITS: dict[str, tuple[int, int]] = {
     "train": (0, 480),
     "validation": (1, 396),
@@ -111,36 +100,36 @@ _SPLITS: dict[str, tuple[int, int]] = {
 
 
 def draw_image(rng: np.random.Generator, shape: str, background: str, style: Style = "clean") -> PILImage.Image:
-    """Draw a picture of `shape` on `background`, in a random colour, place, size and turn.
+    """Draw `shape` on `background`, in a random color, place, size and rotation.
 
     Args:
-        rng: all randomness comes from it.
+        rng: source of all randomness.
         shape: one of `CLASS_NAMES`.
         background: one of `BACKGROUNDS`.
         style: "clean" as in pre-training; "shifted" is blurred, faded, tinted and noisy.
     """
-    colour = list(COLOURS.values())[rng.integers(len(COLOURS))]
-    return _compose(rng, shape, colour, background, style)
+    color = list(COLOURS.values())[rng.integers(len(COLOURS))]
+    return _compose(rng, shape, color, background, style)
 
 
 def draw_captioned(rng: np.random.Generator) -> tuple[PILImage.Image, str, str]:
-    """A clean picture of anything on anything, its caption and the name of its shape, for pre-training."""
+    """A clean image of any shape on any background, its caption and the name of its shape, for pre-training."""
     shape = CLASS_NAMES[rng.integers(len(CLASS_NAMES))]
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    colour = list(COLOURS)[rng.integers(len(COLOURS))]
+    color = list(COLOURS)[rng.integers(len(COLOURS))]
     caption = f"a {('photo', 'photo', 'photo', 'picture')[rng.integers(4)]} of a {shape}"
     if rng.random() < 0.25:
-        caption += f" in {colour}"
+        caption += f" in {color}"
     if rng.random() < 0.6:
         phrases = BACKGROUND_PHRASES[background]
         caption += f" {phrases[rng.integers(len(phrases))]}"
     if rng.random() < 0.1:
         caption += f" {UNRELATED_PHRASES[rng.integers(len(UNRELATED_PHRASES))]}"
-    return _compose(rng, shape, COLOURS[colour], background, "clean"), f"{caption}.", shape
+    return _compose(rng, shape, COLOURS[color], background, "clean"), f"{caption}.", shape
 
 
 def vocabulary() -> list[str]:
-    """Every word and sign that captions and templates are made of."""
+    """Every word and punctuation mark in captions and templates."""
     texts = ["a photo picture of in .", *CLASS_NAMES, *COLOURS, *UNRELATED_PHRASES]
     texts += [phrase for phrases in BACKGROUND_PHRASES.values() for phrase in phrases]
     return sorted({word for text in texts for word in text.split()})
@@ -151,29 +140,29 @@ def make_split(
 ) -> Dataset:
     """A split of the fine-tuning task, in the shifted style, with the columns image, label and group.
 
-    "train" follows `correlation`; "validation" and "test" have as many rows in every group; "held_out" has the
-    classes that fine-tuning never sees, to be told from all eight.
+    "train" follows `correlation`; "validation" and "test" have the same number of rows in every group; "held_out" has
+    the classes that fine-tuning never sees, to be distinguished from all eight.
 
     Args:
         split: its name.
         seed: of the split; splits of one seed share no randomness.
-        correlation: share of a class's training images that are on its home background; 0.5 is no correlation.
+        correlation: fraction of the training images of a class on its home background; 0.5 is no correlation.
         size: rows, rounded down to equal numbers per group; by default 480, 396, 996 and 400.
         task: classes and backgrounds; by default six classes at home on grass or on water.
 
     Raises:
-        ValueError: if the split is unknown, the correlation no share, or no class is held out.
+        ValueError: if the split is unknown, the correlation is not between 0 and 1, or no class is held out.
     """
     task = Task() if task is None else task
     if split not in _SPLITS:
         raise ValueError(unknown_name("split", split, _SPLITS))
     if not 0 <= correlation <= 1:
-        raise ValueError(f"correlation is {correlation}; it is a share, from 0 to 1")
-    stream, default_size = _SPLITS[split]
-    rng = np.random.default_rng((stream, seed))
+        raise ValueError(f"correlation is {correlation}; it must be between 0 and 1")
+    number, default_size = _SPLITS[split]
+    rng = np.random.default_rng((number, seed))
     size = default_size if size is None else size
     if split == "held_out" and not task.held_out:
-        raise ValueError("the task has all classes, so that none is held out; leave some out of class_names")
+        raise ValueError("the task has all classes, so that none is held out; remove some from class_names")
     if split == "train":
         rows = _correlated_rows(size, correlation, task)
     else:
@@ -191,7 +180,7 @@ def make_split(
 
 
 def group_name(shape: str, background: str, task: Task) -> str:
-    """Where `shape` is at home and where it is; classes without a home are grouped by where they are."""
+    """The home of `shape` and its actual background; classes without a home are grouped by background only."""
     home = task.home_of(shape)
     return background if home is None else f"{home} class on {background}"
 
@@ -201,7 +190,7 @@ def _correlated_rows(size: int, correlation: float, task: Task) -> list[tuple[st
     per_class = size // len(task.class_names)
     for index, shape in enumerate(task.class_names):
         home, away = task.backgrounds[index % 2], task.backgrounds[1 - index % 2]
-        # Exact shares: with a few images per class off its home, draws would make the seeds differ in difficulty.
+        # Exact fractions: with few images off their home, random ones would make the seeds differ in difficulty.
         at_home = round(correlation * per_class)
         rows += [(shape, home)] * at_home + [(shape, away)] * (per_class - at_home)
     return rows
@@ -219,16 +208,16 @@ def _png(image: PILImage.Image) -> bytes:
 
 
 def _compose(
-    rng: np.random.Generator, shape: str, colour: tuple[int, int, int], background: str, style: Style
+    rng: np.random.Generator, shape: str, color: tuple[int, int, int], background: str, style: Style
 ) -> PILImage.Image:
     image = PILImage.fromarray(_BACKGROUND_PAINTERS[background](rng).clip(0, 255).astype(np.uint8))
-    jittered = tuple(int(value) for value in np.clip(np.array(colour) + rng.normal(0, 8, 3), 0, 255))
+    jittered = tuple(int(value) for value in np.clip(np.array(color) + rng.normal(0, 8, 3), 0, 255))
     image.paste(PILImage.new("RGB", image.size, jittered), mask=_shape_mask(rng, shape))
     return _shift(rng, image) if style == "shifted" else image
 
 
-# The shifted style: ranges of the blur's radius in pixels and of the share of grey, and the noise's deviation. Hard
-# enough that there is something to learn, and not so hard that the zero-shot model has nothing worth keeping.
+# The shifted style: ranges of the blur radius in pixels and of the fraction of gray, and the deviation of the noise.
+# Hard enough that there is something to learn, but not so hard that the zero-shot model has nothing to keep.
 BLUR = (0.5, 0.8)
 FADE = (0.2, 0.4)
 NOISE = 40
@@ -243,20 +232,20 @@ def _shift(rng: np.random.Generator, image: PILImage.Image) -> PILImage.Image:
     return PILImage.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-# Shapes are drawn at four times the size and scaled down, for smooth edges.
+# Shapes are drawn at four times the size and reduced, for smooth edges.
 _SUPERSAMPLING = 4
 
 
 def _shape_mask(rng: np.random.Generator, shape: str) -> PILImage.Image:
     size = IMAGE_SIZE * _SUPERSAMPLING
-    centre = size / 2 + rng.uniform(-0.12, 0.12, 2) * size
+    center = size / 2 + rng.uniform(-0.12, 0.12, 2) * size
     radius = rng.uniform(0.16, 0.24) * size
     turn = rng.uniform(-0.25, 0.25)
     mask = PILImage.new("L", (size, size))
     draw = ImageDraw.Draw(mask)
 
-    def disc(offset: tuple[float, float], share: float, fill: int) -> None:
-        middle, reach = centre + np.array(offset) * radius, share * radius
+    def disc(offset: tuple[float, float], scale: float, fill: int) -> None:
+        middle, reach = center + np.array(offset) * radius, scale * radius
         draw.ellipse([*(middle - reach), *(middle + reach)], fill=fill)
 
     if shape in ("circle", "ring", "crescent"):
@@ -267,12 +256,12 @@ def _shape_mask(rng: np.random.Generator, shape: str) -> PILImage.Image:
             disc((0.5 * math.cos(turn), 0.5 * math.sin(turn)), 0.85, 0)
     else:
         outline = _outline(shape) @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-        draw.polygon([tuple(point) for point in centre + radius * outline], fill=255)
+        draw.polygon([tuple(point) for point in center + radius * outline], fill=255)
     return mask.resize((IMAGE_SIZE, IMAGE_SIZE), PILImage.Resampling.BOX)
 
 
 def _outline(shape: str) -> np.ndarray:
-    """Corners `(n, 2)` of a shape about the origin, reaching out to about 1, y downwards."""
+    """Corners `(n, 2)` of a shape around the origin, with a radius of about 1, y downwards."""
     if shape == "square":
         return np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.85
     if shape == "triangle":
@@ -297,8 +286,8 @@ def _outline(shape: str) -> np.ndarray:
 _ROWS, _COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
 
 
-def _tinted(colour: tuple[int, int, int], brightness: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return (np.array(colour) + rng.normal(0, 8, 3)) + brightness[..., None]
+def _tinted(color: tuple[int, int, int], brightness: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return (np.array(color) + rng.normal(0, 8, 3)) + brightness[..., None]
 
 
 def _grass(rng: np.random.Generator) -> np.ndarray:
@@ -333,11 +322,6 @@ def _gravel(rng: np.random.Generator) -> np.ndarray:
     return _tinted((176, 174, 170), stones, rng)
 
 
-_BACKGROUND_PAINTERS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
-    "grass": _grass,
-    "water": _water,
-    "snow": _snow,
-    "sand": _sand,
-    "brick": _brick,
-    "gravel": _gravel,
-}
+_BACKGROUND_PAINTERS: dict[str, Callable[[np.random.Generator], np.ndarray]] = dict(
+    zip(BACKGROUNDS, (_grass, _water, _snow, _sand, _brick, _gravel), strict=True)
+)
