@@ -16,15 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from starft_hf.demo.world import (
-    BACKGROUNDS,
-    CAPTION_TEMPLATE,
-    CLASS_NAMES,
-    IMAGE_SIZE,
-    draw_captioned,
-    draw_image,
-    vocabulary,
-)
+from starft_hf.demo import world
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.objectives.losses import contrastive_loss
 
@@ -37,7 +29,7 @@ LEARNING_RATE = 1.5e-3
 
 def make_processor() -> CLIPProcessor:
     """A CLIPProcessor with one token per word of the demo's world."""
-    words = ["<pad>", "<unk>", *vocabulary(), "<s>", "</s>"]
+    words = ["<pad>", "<unk>", *world.vocabulary(), "<s>", "</s>"]
     ids = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -54,8 +46,8 @@ def make_processor() -> CLIPProcessor:
         model_max_length=MAX_TEXT_LENGTH,
     )
     image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        size={"shortest_edge": world.IMAGE_SIZE},
+        crop_size={"height": world.IMAGE_SIZE, "width": world.IMAGE_SIZE},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.25, 0.25, 0.25],
     )
@@ -78,7 +70,7 @@ def make_model(processor: CLIPProcessor) -> CLIPModel:
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
-            "image_size": IMAGE_SIZE,
+            "image_size": world.IMAGE_SIZE,
             "patch_size": 8,
             "hidden_size": 128,
             "intermediate_size": 256,
@@ -119,7 +111,7 @@ def pretrain(
     model.train()
     with tqdm(total=steps, desc="Pre-training", unit="step", disable=not progress) as bar:
         for _ in range(steps):
-            images, captions, _ = zip(*(draw_captioned(rng) for _ in range(batch_size)), strict=True)
+            images, captions, _ = zip(*(world.draw_captioned(rng) for _ in range(batch_size)), strict=True)
             pixels = processor.image_processor(images=list(images), return_tensors="pt")
             outputs = encoder.forward(model, {**pixels, **encoder.encode_texts(captions)})
             loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, outputs.logit_scale)
@@ -139,11 +131,13 @@ def zero_shot_accuracy(model: CLIPModel, processor: CLIPProcessor, seed: int = 1
     """Accuracy over all eight shapes on clean images of every background, drawn with `seed`."""
     encoder = DualEncoder.of(model, processor)
     rng = np.random.default_rng((11, seed))
-    labels = [row % len(CLASS_NAMES) for row in range(size)]
-    places = [BACKGROUNDS[row // len(CLASS_NAMES) % len(BACKGROUNDS)] for row in range(size)]
-    images = [draw_image(rng, CLASS_NAMES[label], place) for label, place in zip(labels, places, strict=True)]
+    labels = [row % len(world.CLASS_NAMES) for row in range(size)]
+    places = [world.BACKGROUNDS[row // len(world.CLASS_NAMES) % len(world.BACKGROUNDS)] for row in range(size)]
+    images = [
+        world.draw_image(rng, world.CLASS_NAMES[label], place) for label, place in zip(labels, places, strict=True)
+    ]
     pixels = processor.image_processor(images=images, return_tensors="pt")
-    texts = [CAPTION_TEMPLATE.format(name) for name in CLASS_NAMES]
+    texts = [world.CAPTION_TEMPLATE.format(name) for name in world.CLASS_NAMES]
     rows, columns = encoder.encode(model, images=pixels), encoder.encode(model, texts=texts)
     return ((rows @ columns.T).argmax(-1) == torch.tensor(labels)).double().mean().item()
 

@@ -70,18 +70,19 @@ class Run:
         object.__setattr__(self, "curve", tuple(sorted(self.curve, key=lambda point: point.alpha)))
         if not self.results:
             raise ValueError(f"{self} has no results; pass those of at least one dataset")
-        if self.interpolated is not None:
-            _check_fraction(f"interpolated of {self}", self.interpolated)
+        fractions = {} if self.interpolated is None else {f"interpolated of {self}": self.interpolated}
         for point in self.curve:
-            for name, value in asdict(point).items():
-                _check_fraction(f"{name} of the WiSE-FT curve of {self}", value)
+            fractions |= {f"{name} of the WiSE-FT curve of {self}": value for name, value in asdict(point).items()}
         for dataset, result in self.results.items():
-            accuracies = {"accuracy": result.accuracy, "worst_group_accuracy": result.worst_group_accuracy}
-            accuracies |= {f"accuracy of group {group!r}": value for group, value in result.group_accuracies.items()}
             if not result.group_accuracies:
                 raise ValueError(f"the result of {self} on {dataset!r} has no groups; pass at least one group")
-            for name, value in accuracies.items():
-                _check_fraction(f"{name} of {self} on {dataset!r}", value)
+            accuracies = {"accuracy": result.accuracy, "worst_group_accuracy": result.worst_group_accuracy}
+            accuracies |= {f"accuracy of group {group!r}": value for group, value in result.group_accuracies.items()}
+            fractions |= {f"{name} of {self} on {dataset!r}": value for name, value in accuracies.items()}
+        for name, value in fractions.items():
+            if not 0 <= value <= 1:
+                hint = "; divide percentages by 100" if 1 < value <= 100 else ""
+                raise ValueError(f"{name} is {value}; it must be between 0 and 1{hint}")
 
     def __str__(self) -> str:
         at = "" if self.interpolated is None else f", interpolated {self.interpolated:g}"
@@ -143,12 +144,6 @@ def _check_same_data(first: Run, run: Run) -> None:
 
 def _sizes(result: EvaluationResult) -> dict[str, int]:
     return {group: result.group_sizes.get(group, 0) for group in result.group_accuracies}
-
-
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        hint = "; divide percentages by 100" if 1 < value <= 100 else ""
-        raise ValueError(f"{name} is {value}; it must be between 0 and 1{hint}")
 
 
 def as_plain(value: Any) -> Any:

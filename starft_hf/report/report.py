@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.text import Text
 
 from starft_hf.report.data import Run, as_plain, check_runs
 from starft_hf.report.figures import save_figures
@@ -17,14 +19,6 @@ from starft_hf.utils.files import write_text_atomically
 from starft_hf.utils.names import unknown_name
 from starft_hf.utils.text import markdown
 
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
-
-BASELINE = "zero-shot"
-
-_TITLE = "Robustness of fine-tuned models"
-_AXES = ("in distribution", "out of distribution")
 
 # Of the JSON file; increased by changes that older versions cannot read.
 _FORMAT = 1
@@ -52,10 +46,10 @@ class RobustnessReport:
     def __init__(
         self,
         runs: Iterable[Run],
-        baseline: str = BASELINE,
-        title: str = _TITLE,
+        baseline: str = "zero-shot",
+        title: str = "Robustness of fine-tuned models",
         thumbnails: Mapping[str, Mapping[int, Any]] | None = None,
-        curve_axes: tuple[str, str] = _AXES,
+        curve_axes: tuple[str, str] = ("in distribution", "out of distribution"),
     ):
         self.runs = tuple(runs)
         self.baseline = baseline
@@ -95,10 +89,8 @@ class RobustnessReport:
         """What a notebook shows."""
         return self.as_markdown()
 
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["RenderableType"]:
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """What `rich.print` shows: the main figures of all models, and the sentences."""
-        from rich.text import Text
-
         yield Table.of([DATASET, MODEL, AVERAGE, WORST_GROUP, ECE], self.sections).as_rich("Accuracy in %")
         for finding in self.findings:
             yield Text(f"{finding.lead} {finding.remarks}".strip())

@@ -122,9 +122,7 @@ class Section:
     @cached_property
     def groups(self) -> list[str]:
         """The groups that figures and tables show: all, or the hardest ones."""
-        groups = list(self.rows[0].groups)
-        if len(groups) <= MAX_GROUPS:
-            return groups
+        groups = self.rows[0].groups
         hardest = sorted(groups, key=lambda group: min(row.groups[group].mean for row in self.rows))[:MAX_GROUPS]
         return [group for group in groups if group in hardest]
 
@@ -183,8 +181,7 @@ def _row(dataset: str, entry: Entry, reference: Entry | None) -> Row:
         average_change=_change(dataset, entry, reference, "accuracy"),
         worst_group_change=_change(dataset, entry, reference, "worst_group_accuracy"),
         groups={
-            group: Summary.of(result.group_accuracies[group] for result in results)
-            for group in results[0].group_accuracies
+            name: Summary.of(part.group_accuracies[name] for part in results) for name in results[0].group_accuracies
         },
         worst_group_name=Counter(result.worst_group for result in results).most_common(1)[0][0],
         label=entry.label,
@@ -196,7 +193,6 @@ def _change(dataset: str, entry: Entry, reference: Entry | None, measure: str) -
     if reference is None or entry is reference:
         return None
     before = {run.seed: getattr(run.results[dataset], measure) for run in reference.runs}
-    mean = statistics.fmean(before.values())
     if not all(run.seed in before for run in entry.runs):
-        before = {run.seed: mean for run in entry.runs}
+        before = dict.fromkeys((run.seed for run in entry.runs), statistics.fmean(before.values()))
     return Summary.of(getattr(run.results[dataset], measure) - before[run.seed] for run in entry.runs)

@@ -33,7 +33,9 @@ def points(change: float) -> str:
     if not math.isfinite(change):
         return "nan"
     size = f"{abs(100 * change):.1f}"
-    return size if float(size) == 0 else f"{'+' if change > 0 else MINUS}{size}"
+    if float(size) == 0:
+        return size
+    return f"{'+' if change > 0 else MINUS}{size}"
 
 
 def and_then(parts: list[str]) -> str:
