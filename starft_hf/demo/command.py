@@ -20,17 +20,10 @@ _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets")
 
 
 def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: int = 2) -> RobustnessReport:
-    """Run the demo, show the results and write them to `output`, a folder that is empty or does not exist.
+    """Run the demo with some seeds per method in `workers` processes.
 
-    Args:
-        setting: shared by the runs.
-        seeds: runs per method.
-        output: folder for the report, table.md, plot.png and setting.json.
-        console: where everything is shown.
-        workers: number of processes.
-
-    Returns:
-        The report of all runs.
+    Everything is shown on `console`; the report, table.md, plot.png and setting.json go to `output`, an empty or new
+    folder.
     """
     has_extra = all(importlib.util.find_spec(name) is not None for name in ("matplotlib", "jinja2"))
     if not has_extra:

@@ -84,11 +84,7 @@ def run_experiment(
 ) -> RobustnessReport:
     """Compare the zero-shot model and every method over several seeds, each with its own training images.
 
-    Args:
-        setting: shared by the runs.
-        seeds: runs per method.
-        processes: runs at a time.
-        on_step: called with the method after every optimizer step.
+    `on_step` is called with the method after every optimizer step.
     """
     with tempfile.TemporaryDirectory() as folder:
         args = run_settings(setting, folder, logging_steps=5)

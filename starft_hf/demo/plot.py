@@ -70,7 +70,7 @@ def _draw_paths(axis: "Axes", scored: Section, alpha: float) -> None:
     for entry, row in zip(scored.entries, scored.rows, strict=True):
         color, results = COLORS[row.method], [run.results[scored.dataset] for run in entry.runs]
         if row.method == ZERO_SHOT:
-            axis.scatter(*start, s=80, marker="D", color=color, label=ZERO_SHOT, zorder=4)
+            axis.scatter([start[0]], [start[1]], s=80, marker="D", color=color, label=ZERO_SHOT, zorder=4)
             continue
         if row.interpolated is None:
             halfway = next(
@@ -79,8 +79,8 @@ def _draw_paths(axis: "Axes", scored: Section, alpha: float) -> None:
                 if other.method == row.method and other.interpolated is not None
             )
             axis.plot(*np.transpose([start, halfway, points[row.label]]), color=color, linewidth=1, zorder=1)
-        seeds = [(100 * result.accuracy, 100 * result.worst_group_accuracy) for result in results]
-        axis.scatter(*np.transpose(seeds), s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
+        average, worst = 100 * np.transpose([(result.accuracy, result.worst_group_accuracy) for result in results])
+        axis.scatter(average, worst, s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
         face, label = (color, row.method) if row.interpolated is None else ("white", None)
         look: dict[str, Any] = {"s": 70, "edgecolors": color, "linewidths": 1.8, "zorder": 3, "label": label}
         axis.scatter(*points[row.label], color=face, **look)

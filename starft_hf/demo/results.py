@@ -29,13 +29,7 @@ def _columns(report: RobustnessReport, setting: Setting) -> tuple[list[Column], 
 
 
 def as_tables(report: RobustnessReport, setting: Setting, width: int) -> list[RichTable]:
-    """Accuracy in percent, mean and standard deviation over seeds, for a terminal.
-
-    Args:
-        report: of the runs.
-        setting: of the runs.
-        width: of the terminal, in characters; a narrow one gets the groups in a second table.
-    """
+    """Accuracies for a terminal `width` characters wide; a narrow one gets the groups in a second table."""
     overall, groups = _columns(report, setting)
     sections = [section_of(report, setting.split)]
     seeds = len(sections[0].rows[-1].seeds)

@@ -91,12 +91,7 @@ Style = Literal["clean", "shifted"]
 Split = Literal["train", "validation", "test", "held_out"]
 
 # A number for each split, so that splits of one seed share no randomness, and its rows.
-_SPLITS: dict[str, tuple[int, int]] = {
-    "train": (0, 480),
-    "validation": (1, 396),
-    "test": (2, 996),
-    "held_out": (3, 400),
-}
+_SPLITS = {"train": (0, 480), "validation": (1, 396), "test": (2, 996), "held_out": (3, 400)}
 
 
 def draw_image(rng: np.random.Generator, shape: str, background: str, style: Style = "clean") -> PILImage.Image:
@@ -163,11 +158,8 @@ def make_split(
     size = default_size if size is None else size
     if split == "held_out" and not task.held_out:
         raise ValueError("the task has all classes, so that none is held out; remove some from class_names")
-    if split == "train":
-        rows = _correlated_rows(size, correlation, task)
-    else:
-        rows = _balanced_rows(task.held_out if split == "held_out" else task.class_names, size, task)
-    names = CLASS_NAMES if split == "held_out" else task.class_names
+    shapes, names = (task.held_out, CLASS_NAMES) if split == "held_out" else (task.class_names, task.class_names)
+    rows = _correlated_rows(size, correlation, task) if split == "train" else _balanced_rows(shapes, size, task)
     rows = [rows[index] for index in rng.permutation(len(rows))]
     return Dataset.from_dict(
         {

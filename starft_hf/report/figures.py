@@ -16,14 +16,7 @@ from starft_hf.utils.text import one_line, percent
 
 @dataclass(frozen=True)
 class Illustration:
-    """A figure for a page.
-
-    Attributes:
-        kind: of figure, for the page's tests and style sheet.
-        svg: the figure as an SVG element.
-        title: the first words of the caption.
-        caption: the rest of it.
-    """
+    """A figure for a page, as an SVG element; `title` holds the first words of the caption."""
 
     kind: str
     svg: str

@@ -21,12 +21,7 @@ _PIXELS = 128
 def galleries_of(section: Section, images: Mapping[int, Any]) -> list[dict[str, Any]]:
     """The mistakes of every model on a dataset, from the first of its seeds that has any.
 
-    Args:
-        section: of the dataset.
-        images: by their index in the dataset, PIL images or arrays of unsigned bytes.
-
-    Returns:
-        For every model its label, the seed, the worst group, and tiles: mistakes with their thumbnails, or None.
+    `images` are PIL images or arrays of unsigned bytes, by their index in the dataset.
 
     Raises:
         TypeError: if an image that is needed is neither.

@@ -32,18 +32,7 @@ def render_page(
     curve_axes: tuple[str, str],
     thumbnails: Mapping[str, Mapping[int, Any]],
 ) -> str:
-    """The HTML of the page.
-
-    Args:
-        title: of the page.
-        sections: one per dataset.
-        curve_axes: names of the two accuracies of the WiSE-FT curve.
-        thumbnails: images by dataset and index.
-
-    Raises:
-        ImportError: if jinja2 or matplotlib is missing.
-        TypeError: if a thumbnail is not an image.
-    """
+    """The HTML of the page, with the arguments and errors of `RobustnessReport`."""
     check_extra()
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -206,11 +206,12 @@ def _draw_line(axis: "Axes", line: Line, style: Style) -> Any:
 def draw_wise_ft(models: Sequence[tuple[Entry, Sequence[CurvePoint]]], axes: tuple[str, str]) -> "Figure":
     """Accuracy out of distribution against accuracy in distribution, of models with curves in order of alpha."""
     # The ends are marked rather than labeled, because the labels of several curves would overlap.
-    edge = {"edgecolors": INK, "linewidths": 1.2}
+    edge: dict[str, Any] = {"edgecolors": INK, "linewidths": 1.2}
     start = {"s": 60, "marker": "D", "color": SERIES[0], "zorder": 5, **edge}
-    ends = {0.0: ("zero-shot", start), 1.0: ("fine-tuned", {"s": 70, "color": PAPER, **edge})}
-    ends = {alpha: end for alpha, end in ends.items() if any(p.alpha == alpha for _, curve in models for p in curve)}
-    labels = [*(short(entry.label) for entry, _ in models), *(label for label, _ in ends.values())]
+    present = {point.alpha for _, curve in models for point in curve}
+    ends = [(0, "zero-shot", start), (1, "fine-tuned", {"s": 70, "color": PAPER, **edge})]
+    ends = [end for end in ends if end[0] in present]
+    labels = [*(short(entry.label) for entry, _ in models), *(label for _, label, _ in ends)]
     figure = _figure(4.1, labels)
     axis = figure.subplots()
     handles: list[Any] = []
@@ -222,7 +223,7 @@ def draw_wise_ft(models: Sequence[tuple[Entry, Sequence[CurvePoint]]], axes: tup
         for point, place in zip(curve, points, strict=True):
             if point.alpha in (0, 1):
                 axis.scatter(*place, **(tuned if point.alpha else start))
-    handles += [axis.scatter([], [], **look) for _, look in ends.values()]
+    handles += [axis.scatter([], [], **look) for _, _, look in ends]
     axis.margins(0.1)
     axis.set(xlabel=f"{short(axes[0])}, in %", ylabel=f"{short(axes[1])}, in %")
     _legend(figure, handles, labels)

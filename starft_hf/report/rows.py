@@ -40,11 +40,7 @@ class Summary:
 class Entry:
     """The runs that differ only in their seeds: one model in tables and plots.
 
-    Attributes:
-        number: of the method, 0 for the baseline; sets its style in plots.
-        method: name of the method.
-        interpolated: alpha of an interpolation; None without one.
-        runs: in order of seeds.
+    `number` is that of the method, 0 for the baseline, and sets the style in plots.
     """
 
     number: int
@@ -95,14 +91,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """The part of a report about one dataset.
-
-    Attributes:
-        dataset: name of the dataset.
-        entries: the models.
-        rows: one for every model, in the same order.
-        baseline: name of the method that the others are compared with.
-    """
+    """The part of a report about one dataset: models, their rows in the same order, and the name of the baseline."""
 
     dataset: str
     entries: Sequence[Entry]

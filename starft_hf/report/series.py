@@ -19,13 +19,9 @@ MIN_BIN_FRACTION = 0.01
 
 @dataclass(frozen=True)
 class Line:
-    """A curve of one model.
+    """The mean curve of a model, `(N,)`, where the curves of all seeds are known, and the curve of every seed.
 
-    Attributes:
-        x: where the curves of all seeds are known, `(N,)`.
-        y: their mean there, `(N,)`.
-        seeds: the curve of every seed, as x and y.
-        merged: how many neighboring points of a curve one point here is the mean of.
+    A point is the mean of `merged` neighboring points.
     """
 
     x: np.ndarray

@@ -12,13 +12,7 @@ from starft_hf.utils.text import markdown, one_line, percent, points
 
 @dataclass(frozen=True)
 class Cell:
-    """A measure as a table shows it, in percent or points.
-
-    Attributes:
-        mean: over the seeds; empty if there is nothing to show.
-        deviation: over the seeds; None with one seed.
-        best: whether it is the best of its dataset.
-    """
+    """A measure as a table shows it, in percent or points; empty if there is nothing to show."""
 
     mean: str = ""
     deviation: str | None = None
@@ -38,14 +32,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table of rows.
+    """A column of a table of rows: what it shows of a row, and whether that is a change or a name.
 
-    Attributes:
-        heading: its first line.
-        value: what it shows of a row, a name or a measure.
-        signed: whether the measure is a change.
-        name: whether it holds names rather than numbers.
-        best: selects the best value of a dataset, `max` or `min`; None if no value is better than another.
+    `best` selects the best value of a dataset: `max`, `min`, or None if no value is better than another.
     """
 
     heading: str
@@ -88,15 +77,7 @@ def measures(sections: Sequence[Section]) -> list[Column]:
 
 @dataclass(frozen=True)
 class Table:
-    """Lines under headings, with columns of names before columns of numbers.
-
-    Names are escaped by the renderers.
-
-    Attributes:
-        headings: one per column.
-        lines: names, and numbers as strings or cells.
-        names: number of columns that hold names.
-    """
+    """Lines under headings; the first `names` columns hold names, which the renderers escape, the others numbers."""
 
     headings: Sequence[str]
     lines: Sequence[Sequence[str | Cell]]
@@ -115,7 +96,7 @@ class Table:
     @classmethod
     def of_groups(cls, section: Section) -> "Table":
         """A line for every group of a dataset that is shown, with the accuracy of every model."""
-        lines = [
+        lines: list[list[str | Cell]] = [
             [group, str(section.sizes[group]), *(Cell.of(row.groups[group]) for row in section.rows)]
             for group in section.groups
         ]

@@ -14,12 +14,7 @@ _MAX_CLAUSES = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """What happened on a dataset, in plain text.
-
-    Attributes:
-        lead: worst group and average of the methods, against the baseline if there is one.
-        remarks: how far that can be trusted, and which model has the best worst group.
-    """
+    """What happened on a dataset, in plain text: the changes in `lead`, their reliability in `remarks`."""
 
     lead: str
     remarks: str

@@ -28,13 +28,9 @@ def map_in_processes(
 ) -> list[Result]:
     """The results of `task` for every item, in order.
 
-    Args:
-        task: called in a worker with an item and a function to call after every step. It is pickled for every worker,
-            so it must be defined in a module.
-        items: arguments of the task, pickled as well.
-        processes: number of workers.
-        on_progress: called in this process with the item after every step of a task.
-        on_done: called in this process after every task.
+    A task is called in a worker with an item and a function to call after every step. Task and items are pickled, so
+    the task must be defined in a module. `on_progress` is called here with the item after every step, and `on_done`
+    after every task.
 
     Raises:
         ValueError: if the first item or the task cannot be pickled, before a worker is started.
