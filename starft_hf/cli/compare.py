@@ -37,7 +37,6 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     from starft_hf.cli.data import load_training_data
-    from starft_hf.cli.tables import report_parts
     from starft_hf.report.page import check_extra
     from starft_hf.training.comparison import compare
 
@@ -53,4 +52,4 @@ def run(options: argparse.Namespace) -> None:
     report = compare(options.model, args, train, evaluation, spuriosity=options.spuriosity, **asdict(own))
     page = report.save(folder)
     content = {"report": str(page), "runs": [run.as_dict() for run in report.runs]}
-    show(options, content, *report_parts(report), f"Written to {page}.")
+    show(options, content, report, f"Written to {page}.")

@@ -22,7 +22,6 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     from starft_hf import RobustnessReport
-    from starft_hf.cli.tables import report_parts
     from starft_hf.report import Run
 
     runs: list[Run] = []
@@ -36,4 +35,4 @@ def run(options: argparse.Namespace) -> None:
     report = RobustnessReport(runs, baseline=options.baseline, **title)
     page = report.save(options.output)
     content = {"report": str(page), "rows": [asdict(row) for row in report.rows]}
-    show(options, content, *report_parts(report), f"Written to {page}.")
+    show(options, content, report, f"Written to {page}.")

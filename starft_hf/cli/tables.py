@@ -1,19 +1,16 @@
 """Tables for the terminal. Names come from users and datasets and are shown literally, without markup."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from starft_hf.utils.text import one_line, percent
 
 
 if TYPE_CHECKING:
-    from starft_hf import RobustnessReport
     from starft_hf.evaluation.results import EvaluationResult
-    from starft_hf.report.table import Summary
     from starft_hf.spuriosity.result import DiscoveryResult
 
 
@@ -31,18 +28,6 @@ def result_table(result: "EvaluationResult", title: str) -> Table:
     if result.skipped:
         table.add_row("skipped, unreadable image", f"{result.skipped:,}", "")
     return table
-
-
-def report_parts(report: "RobustnessReport") -> list[Any]:
-    """A report: its table and its sentences."""
-    table = _table("Accuracy in %", ["data", "model"], ["average", "worst group", "ECE"])
-    for row in report.rows:
-        _add(table, [row.dataset, row.label], *map(_with_spread, (row.average, row.worst_group, row.ece)))
-    return [table, *(Text(f"{finding.lead} {finding.remarks}".strip()) for finding in report.findings)]
-
-
-def _with_spread(summary: "Summary") -> str:
-    return percent(summary.mean) + ("" if summary.deviation is None else f" ± {percent(summary.deviation)}")
 
 
 def associations_table(result: "DiscoveryResult", top: int) -> Table:

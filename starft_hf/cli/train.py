@@ -88,14 +88,13 @@ def _report(trainer: Any, runs: list[Any], options: argparse.Namespace) -> None:
     import importlib.util
 
     from starft_hf import RobustnessReport
-    from starft_hf.cli.tables import report_parts
 
     folder = Path(trainer.args.output_dir)
     trainer.create_model_card()
-    parts = []
+    parts: list[Any] = []
     if runs:
         report = RobustnessReport(runs)
-        parts = report_parts(report)
+        parts = [report]
         if importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
             report.save(folder, overwrite=True)
     results = {run.method: {name: part.as_dict() for name, part in run.results.items()} for run in runs}

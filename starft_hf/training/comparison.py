@@ -70,13 +70,11 @@ class _Runner:
 
     def check(self, job: _Job) -> None:
         """Check what would otherwise fail after other methods have been trained."""
-        if job.method == ZERO_SHOT:
-            return
-        regularizer = get_regularizer(job.args.regularizer)
-        pool = given_pool(self.spuriosity, job.args.discovery_pool) if job.args.needs_pool else None
-        # A function is not called, because drawing a training set may be expensive.
-        if not callable(self.train_dataset):
-            check_training_set(self.train_dataset, job.args, regularizer, pool, self.spuriosity)
+        if job.method != ZERO_SHOT:
+            # A function is not called, because drawing a training set may be expensive.
+            train_dataset = None if callable(self.train_dataset) else self.train_dataset
+            given = {"spuriosity": self.spuriosity, "class_mapping": self.class_mapping}
+            RunPlan.check(RunInputs(self.model, job.args, train_dataset, self.eval_dataset, **given))
 
     def __call__(self, job: _Job, notify: Callable[[], None]) -> list[Run]:
         """The run of a method with a seed, and that of its interpolation with the zero-shot weights."""
@@ -200,16 +198,10 @@ def compare(
     )
 
 
-def _check_job(job: _Job) -> None:
-    """Check what would otherwise fail after other methods have been trained."""
-    if job.method == ZERO_SHOT:
-        return
-    # A function may draw the training set, which is as expensive as it likes to be.
-    train_dataset = None if callable(job.train_dataset) else job.train_dataset
-    RunPlan.check(RunInputs(job.model, job.args, train_dataset, job.eval_dataset, spuriosity=job.spuriosity))
-
-
-def _run_all(jobs: Sequence[_Job], processes: int, on_step: Callable[[str], None] | None, *, show: bool) -> list[Run]:
+def _run_all(
+    runner: _Runner, jobs: Sequence[_Job], processes: int, on_step: Callable[[str], None] | None, *, show: bool
+) -> list[Run]:
+    step = on_step or (lambda method: None)
     with tqdm(total=len(jobs), unit="run", disable=not show or on_step is not None) as bar:
         if processes > 1:
             parts = map_in_processes(runner, jobs, processes, lambda job: step(job.method), bar.update)
