@@ -1,13 +1,13 @@
 """The model card, rendered from a template."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.hub.card_edits import BEGIN, END, signed
+from starft_hf.hub.card_edits import BEGIN, END
 from starft_hf.hub.record import RunRecord
 from starft_hf.objectives.regularizers import AUTO_WEIGHT
 from starft_hf.utils.text import markdown, one_line, percent, points
@@ -63,16 +63,12 @@ def default_template() -> Path:
     return inside if inside.is_file() else Path(__file__).parents[2] / "model_card_template.md"
 
 
-def render_card(content: CardContent, template: str | Path | None = None, stated: Collection[str] = ()) -> ModelCard:
+def render_card(content: CardContent, template: str | Path | None = None) -> ModelCard:
     """The card of a run.
 
     Args:
         content: what it says.
         template: a file in Jinja, with what the package's own uses; None takes that one.
-        stated: keys of metadata that the caller has stated rather than the package, which are kept like edits.
-
-    Raises:
-        ValueError: if the template has `begin` without `end`, or the other way round.
     """
     record = content.record
     metadata = _metadata(content)
@@ -100,7 +96,7 @@ def render_card(content: CardContent, template: str | Path | None = None, stated
     if not card.data.to_dict():
         # A template that is about the text only.
         card.data = metadata
-    return signed(card, stated)
+    return card
 
 
 def _metadata(content: CardContent) -> ModelCardData:

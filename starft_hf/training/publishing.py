@@ -146,7 +146,7 @@ class HubMixin(Trainer):
             figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
         )
         stated = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]
-        update_card(folder, render_card(content, self.args.card_template, stated))
+        update_card(folder, render_card(content, self.args.card_template), stated)
 
     # Publishing
 
