@@ -1,6 +1,6 @@
 """The settings of a StarFT run."""
 
-import math
+import dataclasses
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.columns import ColumnSettings
-from starft_hf.data.decoding import ON_BAD_IMAGE, RAISE
+from starft_hf.data.decoding import RAISE
 from starft_hf.data.groups import GroupFunction
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer, get_regularizer
 from starft_hf.objectives.schedules import SCHEDULE_NAMES
@@ -24,11 +24,41 @@ if TYPE_CHECKING:
 else:
     NumberOrAuto = str
 
-BASE_LOSSES = ("contrastive", "cross_entropy")
-REWEIGHTINGS = ("none", "attribution")
-REFERENCE_CACHES = ("auto", "text", "full", "none")
-REFERENCE_DTYPES = (None, "float32", "bfloat16", "float16")
-REFERENCE_CACHE_DTYPES = (None, "float32", "float16")
+# The scope of a setting: RUN is recorded in `starft.json`, and a resumed run must have the same; RECORDED is recorded
+# only; RESUMED must be the same only; IRRELEVANT is neither.
+RUN, RECORDED, RESUMED, IRRELEVANT = "run", "recorded", "resumed", "irrelevant"
+
+# The scopes of settings that are inherited from `TrainingArguments`. All others are about the machine, or say where
+# things go.
+_INHERITED = {
+    "adam_beta1": RUN,
+    "adam_beta2": RUN,
+    "adam_epsilon": RUN,
+    "bf16": RUN,
+    "data_seed": RUN,
+    "dataloader_drop_last": RUN,
+    "fp16": RUN,
+    "gradient_accumulation_steps": RUN,
+    "lr_scheduler_kwargs": RESUMED,
+    "max_grad_norm": RUN,
+    "max_steps": RUN,
+    "optim": RUN,
+    "optim_args": RESUMED,
+    "seed": RUN,
+    "train_sampling_strategy": RESUMED,
+}
+
+
+class _Help(str):
+    # With the scope of the setting, because HfArgumentParser passes all metadata of a field on to argparse.
+    scope: str
+
+
+def _meta(scope: str, help: str) -> dict[str, str]:
+    """The metadata of a field."""
+    text = _Help(help)
+    text.scope = scope
+    return {"help": text}
 
 
 @dataclass
@@ -91,106 +121,92 @@ class StarFTConfig(TrainingArguments):
             classes, model or data; the difference is then a warning and no error.
     """
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Number of epochs to train for."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    learning_rate: float = field(default=1e-5, metadata=_meta(RUN, "Initial learning rate of AdamW."))
+    weight_decay: float = field(default=0.1, metadata=_meta(RUN, "Weight decay."))
+    num_train_epochs: float = field(default=10.0, metadata=_meta(RUN, "Number of epochs to train for."))
+    lr_scheduler_type: str = field(default="cosine", metadata=_meta(RUN, "Learning rate schedule."))
     warmup_steps: float = field(
-        default=0.1, metadata={"help": "Warm-up: a fraction of the run if below 1, else a number of steps."}
+        default=0.1, metadata=_meta(RUN, "Warm-up: a fraction of the run if below 1, else a number of steps.")
     )
+    # A resumed run must have the same number of images per step, over all devices.
     per_device_train_batch_size: int = field(
-        default=64, metadata={"help": "Batch size per device. The losses compare all rows of a batch."}
+        default=64, metadata=_meta(RECORDED, "Batch size per device. The losses compare all rows of a batch.")
     )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size per device for evaluation."})
+    per_device_eval_batch_size: int = field(
+        default=64, metadata=_meta(IRRELEVANT, "Batch size per device for evaluation.")
+    )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: columns are chosen by the *_column settings."}
+        default=False, metadata=_meta(IRRELEVANT, "Must stay False: columns are chosen by the *_column settings.")
     )
     logging_nan_inf_filter: bool = field(
         # Filtering waits for the device in every batch, for something that ends the run anyway.
         default=False,
-        metadata={"help": "Of no use here: NaN and infinity in the loss end the run."},
+        metadata=_meta(IRRELEVANT, "Not used: NaN and infinity in the loss end the run."),
     )
 
-    base_loss: str = field(default="contrastive", metadata={"help": "'contrastive' or 'cross_entropy'."})
+    base_loss: str = field(default="contrastive", metadata=_meta(RUN, "'contrastive' or 'cross_entropy'."))
     regularizer: str = field(
-        default="star", metadata={"help": "'star', 'kl', 'conditional', 'none' or a registered name."}
+        default="star", metadata=_meta(RUN, "'star', 'kl', 'conditional', 'none' or a registered name.")
     )
     reg_weight: NumberOrAuto = field(
-        default=0.5, metadata={"help": "Weight of the regularizer at the start of the run, or 'auto'."}
+        default=0.5, metadata=_meta(RUN, "Weight of the regularizer at the start of the run, or 'auto'.")
     )
-    reg_schedule: str = field(default="linear", metadata={"help": "'linear', 'epoch_linear' or 'constant'."})
-    reg_max_classes: int = field(default=512, metadata={"help": "Classes that 'conditional' compares at most."})
-    reweight: str = field(default="none", metadata={"help": "'attribution' or 'none'."})
-    reweight_clip: float = field(default=10.0, metadata={"help": "Largest weight of an image."})
+    reg_schedule: str = field(default="linear", metadata=_meta(RUN, "'linear', 'epoch_linear' or 'constant'."))
+    reg_max_classes: int = field(default=512, metadata=_meta(RUN, "The most classes that 'conditional' compares."))
+    reweight: str = field(default="none", metadata=_meta(RUN, "'attribution' or 'none'."))
+    reweight_clip: float = field(default=10.0, metadata=_meta(RUN, "Largest weight of an image."))
+    # In a resumed run, the captions and the names of the classes must be the same, however they are set.
     caption_template: list[str] | str = field(
         # HfArgumentParser reads the default of a list from its factory only.
         default_factory=lambda: "a photo of a {}.",
-        metadata={"help": "Caption template(s); `{}` stands for the class name."},
+        metadata=_meta(RECORDED, "Caption template(s); `{}` stands for the class name."),
     )
-    class_names: list[str] | None = field(default=None, metadata={"help": "Class names in label order."})
-    image_column: str = field(default="image", metadata={"help": "Column with the images."})
-    label_column: str = field(default="label", metadata={"help": "Column with the labels."})
-    caption_column: str | None = field(default=None, metadata={"help": "Column with captions."})
+    class_names: list[str] | None = field(default=None, metadata=_meta(RECORDED, "Class names in label order."))
+    image_column: str = field(default="image", metadata=_meta(RUN, "Column with the images."))
+    label_column: str = field(default="label", metadata=_meta(RUN, "Column with the labels."))
+    caption_column: str | None = field(default=None, metadata=_meta(RUN, "Column with captions."))
     group_column: list[str] | str = field(
-        # The parser takes one type beside str only, and that is the list; None is no less a value for it.
+        # The parser takes one type besides str only, and that is the list; None is a value for it all the same.
         default_factory=lambda: None,  # type: ignore[assignment]
-        metadata={"help": "Column(s) with the evaluation groups."},
+        metadata=_meta(RECORDED, "Column(s) with the evaluation groups."),
     )
     crop_scale: list[float] | None = field(
         default_factory=lambda: (0.9, 1.0),  # type: ignore[assignment]
-        metadata={"help": "Share of the area a random crop keeps: two numbers."},
+        metadata=_meta(RUN, "Fraction of the area that a random crop keeps: two numbers."),
     )
-    on_bad_image: str = field(default=RAISE, metadata={"help": "'raise' or 'skip' rows whose image is unreadable."})
-    discovery_pool: str = field(default="all", metadata={"help": "What spuriosity='auto' looks for."})
-    discovery_samples: int = field(default=2000, metadata={"help": "Training images that spuriosity='auto' looks at."})
-    reference_cache: str = field(default="auto", metadata={"help": "'auto', 'text', 'full' or 'none'."})
-    reference_cache_dir: str | None = field(default=None, metadata={"help": "Folder of remembered embeddings."})
-    reference_cache_dtype: str | None = field(default=None, metadata={"help": "'float32' or 'float16'."})
-    reference_text_cache_gib: float = field(default=1.0, metadata={"help": "Limit of the caption embeddings in GiB."})
-    reference_dtype: str | None = field(default=None, metadata={"help": "What the reference computes in."})
-    mini_batch_size: int | None = field(default=None, metadata={"help": "Images per forward and backward."})
-    decay_all_parameters: bool = field(default=True, metadata={"help": "Decay biases and norms as well."})
+    on_bad_image: str = field(default=RAISE, metadata=_meta(RUN, "'raise' or 'skip' rows whose image is unreadable."))
+    discovery_pool: str = field(default="all", metadata=_meta(IRRELEVANT, "What spuriosity='auto' searches for."))
+    discovery_samples: int = field(
+        default=2000, metadata=_meta(RECORDED, "Training images that spuriosity='auto' searches.")
+    )
+    reference_cache: str = field(default="auto", metadata=_meta(RECORDED, "'auto', 'text', 'full' or 'none'."))
+    reference_cache_dir: str | None = field(default=None, metadata=_meta(IRRELEVANT, "Folder of cached embeddings."))
+    reference_cache_dtype: str | None = field(default=None, metadata=_meta(RUN, "'float32' or 'float16'."))
+    reference_text_cache_gib: float = field(
+        default=1.0, metadata=_meta(RECORDED, "Limit of the caption embeddings in GiB.")
+    )
+    reference_dtype: str | None = field(default=None, metadata=_meta(RUN, "What the reference computes in."))
+    mini_batch_size: int | None = field(default=None, metadata=_meta(RECORDED, "Images per forward and backward."))
+    decay_all_parameters: bool = field(default=True, metadata=_meta(RUN, "Decay biases and norms as well."))
     eval_templates: list[str] | None = field(
-        default=None, metadata={"help": "Prompt ensemble of zero-shot classifiers."}
+        default=None, metadata=_meta(RECORDED, "Prompt ensemble of zero-shot classifiers.")
     )
-    card_template: str | None = field(default=None, metadata={"help": "File with a template of the model card."})
+    card_template: str | None = field(
+        default=None, metadata=_meta(IRRELEVANT, "File with a template of the model card.")
+    )
     ignore_mismatched_settings: bool = field(
-        default=False, metadata={"help": "Resume from a checkpoint of a run with other settings."}
+        default=False, metadata=_meta(IRRELEVANT, "Resume from a checkpoint of a run with other settings.")
     )
 
     def __post_init__(self) -> None:
-        # Trainer's rule knows of losses only, and would keep the checkpoint that is calibrated worst.
+        # Trainer assumes that greater is better for all but losses, and would keep the checkpoint calibrated worst.
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("ece"):  # type: ignore[has-type]
             self.greater_is_better = False
         super().__post_init__()
         self._keep_batches_whole()
-        self._check_choice("base_loss", BASE_LOSSES)
-        self._check_choice("reg_schedule", SCHEDULE_NAMES)
-        self._check_choice("reweight", REWEIGHTINGS)
-        self._check_choice("reference_cache", REFERENCE_CACHES)
-        self._check_choice("on_bad_image", ON_BAD_IMAGE)
-        self._check_choice("reference_dtype", REFERENCE_DTYPES)
-        self._check_choice("reference_cache_dtype", REFERENCE_CACHE_DTYPES)
-        if self.discovery_samples < 1:
-            raise ValueError(f"discovery_samples is {self.discovery_samples}; it is a number of images from 1")
-        if self.mini_batch_size is not None and self.mini_batch_size < 1:
-            raise ValueError(
-                f"mini_batch_size is {self.mini_batch_size}; it is a number of images from 1, or None to run the "
-                "batch as a whole"
-            )
-        if not self.reference_text_cache_gib >= 0:
-            raise ValueError(
-                f"reference_text_cache_gib is {self.reference_text_cache_gib}; it is a number of GiB from 0, which "
-                "encodes captions when they are needed, to float('inf'), which sets no limit"
-            )
+        check_choices(self)
+        check_numbers(self)
         self.reg_weight = check_reg_weight(self.reg_weight, get_regularizer(self.regularizer))
-        if self.reg_max_classes < 2:
-            raise ValueError(f"reg_max_classes is {self.reg_max_classes}; comparing takes at least 2 classes")
-        if not (math.isfinite(self.reweight_clip) and self.reweight_clip >= 1):
-            raise ValueError(
-                f"reweight_clip is {self.reweight_clip}; it must be a finite number from 1, for the weights have a "
-                "mean of 1. Use reweight='none' to weigh all images alike."
-            )
         if self.crop_scale is not None:
             self.crop_scale = check_crop_scale(self.crop_scale)  # type: ignore[assignment]
         for name in ("caption_template", "eval_templates"):
@@ -209,7 +225,8 @@ class StarFTConfig(TrainingArguments):
     def from_pretrained(cls, source: str | PathLike[str], *, revision: str | None = None, **changes: Any) -> Self:
         """The settings of a run that was saved or published, from its `starft.json`.
 
-        They are those that change the outcome; where things go, and what the machine can do, is for `changes`.
+        Only those that change the outcome are taken from it, since it may be a stranger's: where a run writes, what
+        it publishes and what it loads is for `changes`.
 
         Args:
             source: a folder or a repository of the Hub.
@@ -220,14 +237,30 @@ class StarFTConfig(TrainingArguments):
             FileNotFoundError: if there is no `starft.json` in the folder.
             ValueError: if it cannot be read.
         """
-        from starft_hf.hub.record import RECORD_FILE, RunRecord, recorded_settings
-
         saved = RunRecord.load(source, revision).config
-        settings = {name: saved[name] for name in recorded_settings(cls) if name in saved}
+        settings = {name: saved[name] for name in cls.settings_in(RUN, RECORDED) if name in saved}
         try:
             return cls(**{**settings, **changes})
         except (TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"the settings in {RECORD_FILE} of {str(source)!r} cannot be used: {error!r}") from error
+
+    @classmethod
+    def settings_in(cls, *scopes: str) -> list[str]:
+        """The names of the settings in any of these scopes, sorted."""
+        known = {part.name: IRRELEVANT for part in dataclasses.fields(TrainingArguments)} | _INHERITED
+        # What a subclass adds without a scope is taken to change the outcome.
+        found = {
+            part.name: getattr(part.metadata.get("help"), "scope", known.get(part.name, RUN))
+            for part in dataclasses.fields(cls)
+            if part.init
+        }
+        return sorted(name for name, scope in found.items() if scope in scopes)
+
+    @property
+    def recorded_settings(self) -> dict[str, Any]:
+        """The settings that `starft.json` records, by name; enumerations by their values."""
+        values = {name: getattr(self, name) for name in self.settings_in(RUN, RECORDED)}
+        return {name: getattr(value, "value", value) for name, value in values.items()}
 
     def _keep_batches_whole(self) -> None:
         # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.
@@ -256,43 +289,3 @@ class StarFTConfig(TrainingArguments):
     def zero_shot_templates(self) -> list[str]:
         """The prompt ensemble of zero-shot classifiers."""
         return list(self.eval_templates) if self.eval_templates else self.caption_templates
-
-
-def check_reg_weight(reg_weight: float | str, regularizer: Regularizer | None) -> float | str:
-    """`reg_weight` as a finite number that is not negative, or "auto".
-
-    Raises:
-        ValueError: if it is anything else, or no weight is known for "auto".
-    """
-    if reg_weight == AUTO_WEIGHT:
-        if regularizer is not None:
-            regularizer.weight(reg_weight, None)
-        return AUTO_WEIGHT
-    try:
-        value = float(reg_weight)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(
-            f"reg_weight is {reg_weight!r}; it must be a finite number that is not negative, or {AUTO_WEIGHT!r}. "
-            f"Use regularizer={NO_REGULARIZER!r} for plain fine-tuning."
-        )
-    return value
-
-
-def check_crop_scale(crop_scale: object) -> tuple[float, float]:
-    """`crop_scale` as a pair of numbers with 0 < low <= high <= 1.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
-    try:
-        low, high = (float(bound) for bound in crop_scale)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        low, high = math.nan, math.nan
-    if not 0 < low <= high <= 1:
-        raise ValueError(
-            f"crop_scale is {crop_scale!r}; it must be two numbers with 0 < low <= high <= 1, such as (0.9, 1.0), "
-            "or None for the processor's deterministic preprocessing"
-        )
-    return low, high

@@ -4,6 +4,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.card_edits import update_card
 from starft_hf.hub.model_card import CardContent, render_card
 from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
-from starft_hf.hub.record import RunRecord, identity_of, make_record, public_id
+from starft_hf.hub.record import RunRecord, make_record, model_source, public_id
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
 from starft_hf.training.setup import RunSetup

@@ -351,7 +351,7 @@ def test_what_it_cannot_do_is_refused(clip, processor, config, dataset):
         build(dataset.remove_columns("label"), caption_column="note", regularizer="kl")
     with pytest.raises(ValueError, match="Did you mean 'attribution'"):
         config(reweight="attributions")
-    with pytest.raises(ValueError, match="finite number from 1"):
+    with pytest.raises(ValueError, match="finite number of at least 1"):
         config(reweight_clip=0.5)
 
 

@@ -1,4 +1,4 @@
-"""What makes two runs the same run, so that one may go on from a checkpoint of the other."""
+"""The run settings, which must be equal for a run to resume from a checkpoint of another, and their differences."""
 
 import hashlib
 import json
@@ -7,33 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image
-from transformers import TrainingArguments
 
 from starft_hf.hub.record import RunRecord
 from starft_hf.models.adapters import is_adapted
+from starft_hf.training.configuration import RESUMED, RUN, StarFTConfig
 
-
-# Settings of a record that change nothing about what is trained: they are about memory, evaluation or the Hub, or
-# stand elsewhere in an identity.
-_IRRELEVANT = (
-    "caption_template",
-    "class_names",
-    "discovery_samples",
-    "eval_templates",
-    "group_column",
-    "mini_batch_size",
-    "per_device_train_batch_size",
-    "reference_cache",
-    "reference_text_cache_gib",
-)
-# Settings that matter, though nobody needs them to repeat a run from its record.
-_FURTHER = ("lr_scheduler_kwargs", "optim_args", "train_sampling_strategy")
 
 _SAMPLED_ROWS = 16
 
 
-def run_identity(args: TrainingArguments, record: RunRecord, model: Any, examples: Any) -> dict[str, Any]:
-    """What has to be the same for a run to go on from a checkpoint, as JSON can hold it.
+def run_settings(args: StarFTConfig, record: RunRecord, model: Any, examples: Any) -> dict[str, Any]:
+    """What has to be the same for a run to resume from a checkpoint of another, as values that JSON can hold.
 
     Args:
         args: the settings.
@@ -41,18 +25,18 @@ def run_identity(args: TrainingArguments, record: RunRecord, model: Any, example
         model: the model that is trained.
         examples: the training examples.
     """
-    config = {name: value for name, value in record.config.items() if name not in _IRRELEVANT}
-    config |= {name: getattr(args, name, None) for name in _FURTHER}
+    config = {name: record.config[name] for name in args.settings_in(RUN)}
+    config |= {name: getattr(args, name) for name in args.settings_in(RESUMED)}
     # Any number of processes may share a batch, as long as it is the same batch.
     config["images_per_step"] = args.train_batch_size * args.world_size
     config["caption_templates"] = args.caption_templates
-    # What "auto" stands for depends on the version.
+    # The weight that "auto" stands for depends on the version.
     if record.reg_weight is not None:
         config["reg_weight"] = record.reg_weight
     if args.max_steps > 0:
         del config["num_train_epochs"]
     pool, start, reference = record.pool or {}, record.start["fingerprint"], record.reference["fingerprint"]
-    identity = {
+    settings = {
         **config,
         "spurious templates": pool.get("templates"),
         "class names": record.class_names,
@@ -63,18 +47,18 @@ def run_identity(args: TrainingArguments, record: RunRecord, model: Any, example
         "images, labels and captions of the training set": _sample_of(examples),
         "version of transformers": record.versions["transformers"],
     }
-    content: dict[str, Any] = json.loads(json.dumps(identity, default=str))
+    content: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return content
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """The differences between two identities, as clauses."""
+    """The differences between the run settings of two runs, as clauses."""
     version = "version of transformers"
     updated = before.get(version) != now.get(version)
     for name in sorted({*before, *now} - {version}):
         one, other = before.get(name), now.get(name)
-        # A setting of which one of the two knows nothing is one that a version has added. Fingerprints of models
-        # depend on the version as well.
+        # A setting that only one of the two has was added by a version. Fingerprints of models depend on the version
+        # as well.
         known = name in before and name in now and not (updated and name in ("model", "reference_model"))
         if known and one != other:
             yield f"{name} {_compared(one, other)}"
@@ -98,17 +82,17 @@ def _adapter_of(model: Any) -> dict[str, Any] | None:
     config = next(iter(model.peft_config.values())).to_dict()
     # Sets have no order.
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-    left = ("base_model_name_or_path", "inference_mode", "peft_version", "revision")
-    return {name: value for name, value in plain.items() if name not in left}
+    skipped = ("base_model_name_or_path", "inference_mode", "peft_version", "revision")
+    return {name: value for name, value in plain.items() if name not in skipped}
 
 
 def _sample_of(examples: Any) -> list[Any] | None:
-    """Some rows of a data set, by their contents; None where looking at rows may give something else every time."""
+    """Some rows of a dataset, by their contents; None where reading a row may give something else every time."""
     dataset = getattr(examples, "dataset", None)
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom" or not len(dataset):
         return None
     columns = examples.columns
-    # As they are stored, since libraries of other versions may decode them differently.
+    # Images as they are stored, since other versions of libraries may decode them differently.
     if isinstance(dataset.features[columns.image], Image):
         dataset = dataset.cast_column(columns.image, Image(decode=False))
     rows = [dataset[place * (len(dataset) - 1) // (_SAMPLED_ROWS - 1)] for place in range(_SAMPLED_ROWS)]

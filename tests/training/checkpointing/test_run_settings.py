@@ -1,15 +1,17 @@
 """A checkpoint of another run is refused with the difference, or accepted where that is asked for."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
-from starft_hf import CheckpointError, SpuriosityPool, StarFTTrainer
+from starft_hf import CheckpointError, SpuriosityPool, StarFTConfig, StarFTTrainer
 from starft_hf.training.checkpointing.files import CHECKPOINT_FILE
+from starft_hf.training.configuration import IRRELEVANT, RECORDED, RESUMED, RUN
 from tests.support.runs import steps
 from tests.support.tiny import make_dataset
 
@@ -127,6 +129,22 @@ def test_after_an_update_of_transformers_fingerprints_of_models_say_nothing(trai
     del content["identity"]["regularizer"]
     file.write_text(json.dumps(content))
     assert trainer_of(regularizer="kl").checkpoint_to_resume(True) == checkpoint
+
+
+def test_every_setting_has_a_scope():
+    own = [part for part in dataclasses.fields(StarFTConfig) if part.name in StarFTConfig.__annotations__]
+    assert {part.metadata["help"].scope for part in own} == {RUN, RECORDED, IRRELEVANT}
+    inherited = {part.name for part in dataclasses.fields(TrainingArguments)} - {part.name for part in own}
+    assert {"seed", "optim", "max_steps", "bf16"} <= inherited & set(StarFTConfig.settings_in(RUN))
+    assert {"output_dir", "hub_token", "report_to"} <= inherited & set(StarFTConfig.settings_in(IRRELEVANT))
+    named = [name for scope in (RUN, RECORDED, RESUMED, IRRELEVANT) for name in StarFTConfig.settings_in(scope)]
+    assert sorted(named) == sorted(part.name for part in dataclasses.fields(StarFTConfig) if part.init)
+
+    @dataclasses.dataclass
+    class Further(StarFTConfig):
+        temperature: float = 1.0
+
+    assert set(Further.settings_in(RUN)) - set(StarFTConfig.settings_in(RUN)) == {"temperature"}
 
 
 def test_weights_without_the_state_of_the_optimiser_are_refused(trainer_of):
