@@ -65,60 +65,86 @@ def _meta(scope: str, help: str) -> dict[str, str]:
 class StarFTConfig(TrainingArguments):
     """`TrainingArguments` and what StarFT adds to them.
 
-    The defaults follow the paper (arXiv 2505.13232): AdamW at 1e-5 with weight decay 0.1 on every parameter, cosine
-    decay, 10 epochs, both towers tuned. Warm-up is a fraction of the run, because a fixed 500 steps would never end
-    on a small data set.
+    Args: Parameters that control the objective
+        base_loss (`str`, *optional*, defaults to `"contrastive"`): "contrastive" (images against captions, as FLYP)
+            or "cross_entropy" (a linear head on the image embeddings, initialized from the class captions and trained
+            with the encoder).
+        regularizer (`str`, *optional*, defaults to `"star"`): name of a registered regularizer, "star", "kl" or
+            "conditional", or "none" for plain fine-tuning.
+        reg_weight (`float` or `str`, *optional*, defaults to `0.5`): weight of the regularizer at the start of the
+            run; "auto" chooses one by the number of classes that did well on the demo with reg_schedule="constant",
+            as `starft_hf.objectives.regularizers.divergence_weight` describes.
+        reg_schedule (`str`, *optional*, defaults to `"linear"`): "linear" (falls to 0 with every optimizer step),
+            "epoch_linear" (the paper's: falls with every epoch and is 0 in the last one) or "constant".
+        reg_max_classes (`int`, *optional*, defaults to `512`): the most classes that a regularizer which compares
+            classes ("conditional") compares. With more, a step compares those of the batch, which are never excluded,
+            and others drawn at random.
+        reweight (`str`, *optional*, defaults to `"none"`): "attribution" weights the base loss of every training
+            image such that what the reference sees of the spurious templates in the images is uncorrelated with the
+            labels (see `SampleWeights`); "none" leaves all weights at 1. The regularizer is not weighted.
+        reweight_clip (`float`, *optional*, defaults to `10.0`): the largest weight, before all are normalized to a
+            mean of 1.
+        mini_batch_size (`int`, *optional*): images per forward and backward, for batches whose activations do not
+            fit into memory. The losses still compare all rows of the batch, and losses and gradients stay the same;
+            the encoders run forward once more. None runs the batch as a whole.
+        decay_all_parameters (`bool`, *optional*, defaults to `True`): apply weight decay to biases and norms as well,
+            as the paper's code does; False excludes them, as Trainer does.
 
-    Args:
-        base_loss: "contrastive" (images against captions, as FLYP) or "cross_entropy" (a linear head on the image
-            embeddings, initialised from the class captions and trained with the encoder).
-        regularizer: name of a registered regularizer, "star", "kl" or "conditional", or "none" for plain fine-tuning.
-        reg_weight: weight of the regularizer at the start of the run; "auto" takes one by the number of
-            classes that did well on the demo with reg_schedule="constant", as
-            `starft_hf.objectives.regularizers.divergence_weight` says.
-        reg_schedule: "linear" (falls to 0 with every optimiser step), "epoch_linear" (the paper's: falls with every
-            epoch and is 0 in the last one) or "constant".
-        reg_max_classes: where a regularizer compares classes ("conditional"), how many of them at most. With more, a
-            step compares those of the batch and others drawn at random; the batch's own are never left out.
-        reweight: "attribution" weighs the base loss of every training image so that, by what the reference sees in the
-            images of the spurious templates, these go together with no label (see `SampleWeights`); "none" leaves all
-            at 1. The regularizer is not weighted.
-        reweight_clip: the largest weight, before all are brought to a mean of 1.
-        caption_template: template with `{}` for the class name, or a list from which one is drawn per row.
-        class_names: names of the classes in label order; None reads them from the ClassLabel column.
-        image_column: column that holds the images.
-        label_column: column that holds the class labels.
-        caption_column: column that holds captions, to be used instead of `caption_template`.
-        group_column: column that names the group of a row, for worst-group accuracy, or a list of columns whose
-            combinations are the groups. Without one, the classes are the groups.
-        crop_scale: range of the share of the image's area that a random crop keeps; None switches random crops off,
-            and images are preprocessed as the processor does by itself.
-        on_bad_image: what to do about a row whose image cannot be read: damaged, no image at all, missing, without
-            pixels, or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" names it in a
-            warning and leaves it out: its place in the batch stays empty, so that all other rows are drawn, augmented
-            and compared as ever, and evaluations count and report it as skipped. `predict` gives it the label -100.
-        discovery_pool: what `spuriosity="auto"` looks for: a name, a path or a Hub repository of a pool.
-        discovery_samples: how many training images it looks at, drawn at random; of a stream the first ones.
-        reference_cache: what is remembered of the frozen reference. "text": the embeddings of every spurious caption
-            of every class; "full": those of every training image as well, so that the reference is not needed while
-            training; "none": nothing; "auto": texts where captions are made of class names, and images where
-            preprocessing is deterministic (`crop_scale=None`) and the run is at least an epoch long.
-        reference_cache_dir: folder the remembered embeddings are kept in between runs; None takes `starft` under
-            HF_HOME.
-        reference_cache_dtype: what remembered image embeddings are stored in; None is float32 or wider, as they were
-            computed. "float16" halves their size and rounds every entry of the unit rows by at most 2**-12.
-        reference_text_cache_gib: above this many GiB of caption embeddings, captions are encoded when a batch first
-            needs them rather than in advance.
-        reference_dtype: what the frozen reference computes in, such as "bfloat16"; None is the model's own.
-        mini_batch_size: images per forward and backward, for batches whose activations do not fit into memory. The
-            losses still compare all rows of the batch, and losses and gradients stay the same; the encoders run
-            forward once more. None runs the batch as a whole.
-        decay_all_parameters: apply weight decay to biases and norms as well, as the paper's code does; False leaves
-            them out, as Trainer does.
-        eval_templates: prompt ensemble for zero-shot classifiers; None uses `caption_template`.
-        card_template: file with a Jinja template of the model card; None takes the package's own.
-        ignore_mismatched_settings: resume from a checkpoint although the run that wrote it had other settings, pool,
-            classes, model or data; the difference is then a warning and no error.
+    Args: Parameters that control the captions
+        caption_template (`str` or `list[str]`, *optional*, defaults to `"a photo of a {}."`): template with `{}` for
+            the class name, or a list from which one is drawn per row.
+        class_names (`list[str]`, *optional*): names of the classes in label order; None reads them from the
+            ClassLabel column.
+        discovery_pool (`str`, *optional*, defaults to `"all"`): what `spuriosity="auto"` searches for: a name, a path
+            or a Hub repository of a pool.
+        discovery_samples (`int`, *optional*, defaults to `2000`): how many training images it searches, drawn at
+            random; of an iterable dataset the first ones.
+
+    Args: Parameters that control the reference
+        reference_cache (`str`, *optional*, defaults to `"auto"`): what is cached of the frozen reference. "text": the
+            embeddings of every spurious caption of every class; "full": those of every training image as well, so
+            that training does not need the reference; "none": nothing; "auto": texts where captions are made of class
+            names, and images where preprocessing is deterministic (`crop_scale=None`) and the run is at least an
+            epoch long.
+        reference_cache_dir (`str`, *optional*): folder of the cached embeddings, kept between runs; None is `starft`
+            under HF_HOME.
+        reference_cache_dtype (`str`, *optional*): dtype of cached image embeddings; None is float32 or wider, as they
+            were computed. "float16" halves their size and rounds every entry of the unit rows by at most 2**-12.
+        reference_text_cache_gib (`float`, *optional*, defaults to `1.0`): above this many GiB of caption embeddings,
+            captions are encoded when a batch first needs them rather than in advance.
+        reference_dtype (`str`, *optional*): what the frozen reference computes in, such as "bfloat16"; None is the
+            model's own.
+
+    Args: Parameters that control the evaluation
+        group_column (`str` or `list[str]`, *optional*): column that names the group of a row, for worst-group
+            accuracy, or a list of columns whose combinations are the groups. Without one, the classes are the groups.
+        eval_templates (`list[str]`, *optional*): prompt ensemble for zero-shot classifiers; None uses
+            `caption_template`.
+
+    Args: Parameters that control the data
+        image_column (`str`, *optional*, defaults to `"image"`): column that holds the images.
+        label_column (`str`, *optional*, defaults to `"label"`): column that holds the class labels.
+        caption_column (`str`, *optional*): column that holds captions, used instead of `caption_template`.
+        crop_scale (`tuple[float, float]`, *optional*, defaults to `(0.9, 1.0)`): range of the fraction of the image's
+            area that a random crop keeps; None disables random crops, and images are preprocessed as the processor
+            does by itself.
+        on_bad_image (`str`, *optional*, defaults to `"raise"`): what to do about a row whose image cannot be read:
+            damaged, not an image, missing, without pixels, or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops
+            and names it; "skip" names it in a warning and skips it: its place in the batch stays empty, so that all
+            other rows are drawn, augmented and compared as before, and evaluations count and report it as skipped.
+            `predict` gives it the label -100.
+
+    Args: Parameters that control the run
+        card_template (`str`, *optional*): file with a Jinja template of the model card; None is the package's own.
+        ignore_mismatched_settings (`bool`, *optional*, defaults to `False`): resume from a checkpoint although the
+            run that wrote it had other settings, pool, classes, model or data; the difference is then a warning
+            instead of an error.
+
+    Note: Defaults that differ from `TrainingArguments`
+        They follow the paper (arXiv 2505.13232), with AdamW and both towers tuned: `learning_rate` 1e-5,
+        `weight_decay` 0.1, `lr_scheduler_type` "cosine", `num_train_epochs` 10, `warmup_steps` 0.1 (a fraction of the
+        run, because a fixed 500 steps would never end on a small dataset), `per_device_train_batch_size` and
+        `per_device_eval_batch_size` 64, `remove_unused_columns` False, `logging_nan_inf_filter` False.
     """
 
     learning_rate: float = field(default=1e-5, metadata=_meta(RUN, "Initial learning rate of AdamW."))
