@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -16,19 +17,19 @@ from starft_hf.utils.text import markdown, one_line, percent, points
 TAGS = ("starft", "robust-fine-tuning", "zero-shot-image-classification")
 TASK = "zero-shot-image-classification"
 
-# Longer lists of classes make no sentence.
+# Longer lists of classes are cut.
 _MOST_CLASSES = 30
 
 
 @dataclass(frozen=True)
 class CardContent:
-    """What a card is made of.
+    """The content of a card.
 
     Attributes:
         title: its heading.
-        repo_id: where it is to be published; None if not known yet.
+        repo_id: where it is to be published; None if unknown yet.
         record: of the run.
-        results: of the model, by name of the data set.
+        results: of the model, by the name of the dataset.
         zero_shot: of the model before fine-tuning, by the same names, where it was evaluated.
         adapter: kind of the adapter, such as "LORA", or None for a full model.
         head: whether a linear head is saved beside the model.
@@ -52,13 +53,13 @@ class CardContent:
 
     @property
     def base_model(self) -> str | None:
-        """The id of the model that was fine-tuned; None where it is not on the Hub."""
+        """The id of the model that was fine-tuned; None if it is not on the Hub."""
         found: str | None = self.record.start["id"]
         return found
 
 
 def default_template() -> Path:
-    """The template that comes with the package: at the root of a checkout, and inside of an installed package."""
+    """The package's own template: at the root of a checkout, and inside an installed package."""
     inside = Path(__file__).with_name("model_card_template.md")
     return inside if inside.is_file() else Path(__file__).parents[2] / "model_card_template.md"
 
@@ -67,11 +68,12 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
     """The card of a run.
 
     Args:
-        content: what it says.
-        template: a file in Jinja, with what the package's own uses; None takes that one.
+        content: what to render.
+        template: a file in Jinja, with the variables of the package's own; None is that one.
     """
-    record = content.record
-    metadata = _metadata(content)
+    record, metadata = content.record, _metadata(content)
+    names = [name.replace("_", " ") for name in record.class_names or ()]
+    shown = [markdown(name) for name in names[:_MOST_CLASSES]] + (["..."] if len(names) > _MOST_CLASSES else [])
     card: ModelCard = ModelCard.from_template(
         metadata,
         template_path=str(template or default_template()),
@@ -79,22 +81,27 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         end=END,
         title=markdown(content.title),
         adapter=content.adapter,
-        class_names=_sentence(record.class_names),
-        num_classes=len(record.class_names or ()),
-        rows=bool(content.results),
-        results_table=_results_table(content),
+        head=content.head,
+        class_names=", ".join(shown),
+        num_classes=len(names),
+        results=_results(content),
         figures=[{"alt": markdown(alt), "path": path} for alt, path in content.figures],
-        snippets=_snippets(content),
-        settings_table=_settings_table(record),
+        # As Python writes them, for snippets.
+        repo=repr(content.repo_id or "path/to/this/folder"),
+        base=repr(content.base_model or "path/to/the/base/model"),
+        labels=repr(names[:5] or ["cat", "dog"]),
+        settings=_settings(record),
+        pool=record.pool,
+        pool_name=markdown(record.pool["name"]) if record.pool and record.pool["name"] else None,
         # Within backticks nothing is markup, as long as it stays on its line.
         templates=[one_line(template).replace("`", "'") for template in record.templates],
-        pool_name=markdown(record.pool["name"]) if record.pool and record.pool["name"] else None,
         versions=record.versions,
-        frameworks=_frameworks(record),
+        # PEFT adds a line of its own under this heading, unless it finds one with this name.
+        frameworks=[("PEFT" if name == "peft" else name, version) for name, version in record.versions.items()],
         config=record.config,
     )
     if not card.data.to_dict():
-        # A template that is about the text only.
+        # The template has no metadata.
         card.data = metadata
     return card
 
@@ -102,25 +109,20 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
 def _metadata(content: CardContent) -> ModelCardData:
     evaluations = []
     for name, result in content.results.items():
-        measured = {
-            "accuracy": ("Accuracy", result.accuracy),
-            "worst_group_accuracy": ("Worst-group accuracy", result.worst_group_accuracy),
-            "expected_calibration_error": ("Expected calibration error", result.ece),
-        }
+        measured = [
+            ("accuracy", "Accuracy", result.accuracy),
+            ("worst_group_accuracy", "Worst-group accuracy", result.worst_group_accuracy),
+            ("expected_calibration_error", "Expected calibration error", result.ece),
+        ]
         if (before := content.zero_shot.get(name)) is not None:
             change = result.worst_group_accuracy - before.worst_group_accuracy
-            measured["worst_group_accuracy_change"] = ("Worst-group accuracy, change to zero-shot", change)
-        for metric, (title, value) in measured.items():
-            evaluations.append(
-                EvalResult(
-                    task_type=TASK,
-                    dataset_type=name,
-                    dataset_name=name,
-                    metric_type=metric,
-                    metric_name=title,
-                    metric_value=round(value, 6),
-                )
-            )
+            title = "Worst-group accuracy, change to zero-shot"
+            measured.append(("worst_group_accuracy_change", title, change))
+        dataset: dict[str, Any] = {"task_type": TASK, "dataset_type": name, "dataset_name": name}
+        evaluations += [
+            EvalResult(**dataset, metric_type=metric, metric_name=title, metric_value=round(value, 6))
+            for metric, title, value in measured
+        ]
     return ModelCardData(
         base_model=content.base_model,
         base_model_relation=None if content.base_model is None else "adapter" if content.adapter else "finetune",
@@ -134,90 +136,25 @@ def _metadata(content: CardContent) -> ModelCardData:
     )
 
 
-def _results_table(content: CardContent) -> str:
-    headings = [
-        "data",
-        "average",
-        "worst group",
-        "which is",
-        "ECE",
-        "average, to zero-shot",
-        "worst group, to zero-shot",
-    ]
-    lines = [f"| {' | '.join(headings)} |", "| --- | ---: | ---: | --- | ---: | ---: | ---: |"]
+def _results(content: CardContent) -> list[list[str]]:
+    """The cells of the table of results, by rows."""
+    rows = []
     for name, result in content.results.items():
+        average, worst = result.accuracy, result.worst_group_accuracy
         before = content.zero_shot.get(name)
         changes = ["", ""]
         if before is not None:
-            changes = [
-                points(result.accuracy - before.accuracy),
-                points(result.worst_group_accuracy - before.worst_group_accuracy),
-            ]
-        cells = [
-            markdown(name),
-            percent(result.accuracy),
-            percent(result.worst_group_accuracy),
-            markdown(result.worst_group),
-            percent(result.ece),
-            *changes,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            changes = [points(average - before.accuracy), points(worst - before.worst_group_accuracy)]
+        group = markdown(result.worst_group)
+        rows.append([markdown(name), percent(average), percent(worst), group, percent(result.ece), *changes])
+    return rows
 
 
-def _settings_table(record: RunRecord) -> str:
+def _settings(record: RunRecord) -> dict[str, str]:
     shown = {name: value for name, value in record.config.items() if value is not None and name != "class_names"}
     if shown.get("reg_weight") == AUTO_WEIGHT and record.reg_weight is not None:
         shown["reg_weight"] = f"{AUTO_WEIGHT}: {record.reg_weight:g}"
     shown["processes"] = record.processes
     if (found := record.sample_weights) is not None:
         shown["effective sample size under reweight"] = f"{found['effective_sample_size']:,.0f} of {found['images']:,}"
-    rows = [f"| {name} | {markdown(str(value))} |" for name, value in shown.items()]
-    return "\n".join(["| setting | value |", "| --- | --- |", *rows])
-
-
-def _sentence(names: Sequence[str] | None) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(markdown(name.replace("_", " ")) for name in names[:_MOST_CLASSES])
-    return shown + (", ..." if len(names) > _MOST_CLASSES else "")
-
-
-def _frameworks(record: RunRecord) -> list[tuple[str, str]]:
-    # PEFT looks for its own line, under this very heading, and adds it where it is missing.
-    return [("PEFT" if name == "peft" else name, version) for name, version in record.versions.items()]
-
-
-def _snippets(content: CardContent) -> list[dict[str, str]]:
-    repo = content.repo_id or "path/to/this/folder"
-    names = [name.replace("_", " ") for name in (content.record.class_names or ("cat", "dog"))[:5]]
-    load = f"from starft_hf import load\n\nclassifier = load({repo!r})\nprint(classifier([image]))"
-    if content.adapter:
-        base = content.base_model or "path/to/the/base/model"
-        plain = (
-            "from peft import PeftModel\nfrom transformers import AutoModel, AutoProcessor\n\n"
-            f"model = PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}), {repo!r})\n"
-            f"processor = AutoProcessor.from_pretrained({repo!r})\n"
-            f'inputs = processor(text={names!r}, images=image, return_tensors="pt", padding=True)\n'
-            "print(model(**inputs).logits_per_image.softmax(-1))"
-        )
-        title = "With PEFT; `image` is a PIL image:"
-    else:
-        plain = (
-            "from transformers import pipeline\n\n"
-            f'classify = pipeline("zero-shot-image-classification", model={repo!r})\n'
-            f"print(classify(image, candidate_labels={names!r}))"
-        )
-        title = "With Transformers; `image` is a PIL image:"
-    again = (
-        "from starft_hf import SpuriosityPool, StarFTConfig\n\n"
-        f'args = StarFTConfig.from_pretrained({repo!r}, output_dir="again")\n'
-        + (f"pool = SpuriosityPool.load({repo!r})\n" if content.record.pool else "")
-        + "print(args.regularizer, args.reg_weight)"
-    )
-    what = "its linear head" if content.head else "the classes and prompts it was tuned with"
-    return [
-        {"title": title, "code": plain},
-        {"title": f"With {what}:", "code": load},
-        {"title": "The settings of the run, to repeat it:", "code": again},
-    ]
+    return {name: markdown(str(value)) for name, value in shown.items()}
