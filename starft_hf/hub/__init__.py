@@ -1,4 +1,4 @@
-"""What a run leaves for others: its record, model card, pushes, the loaded classifier and the Space."""
+"""Publishing a run: its record, its model card, pushing, the loaded classifier and the Space."""
 
 from starft_hf.hub.pushing import PushError, push_folder
 

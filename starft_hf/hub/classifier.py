@@ -1,7 +1,8 @@
-"""What a run has saved or published, put together again and ready to classify."""
+"""A saved or published model, loaded as an image classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ from starft_hf.models.modes import evaluation_mode
 
 _DEFAULT_TEMPLATE = "a photo of a {}."
 
-# Beside these, repositories have the weights in the formats of other frameworks, as large again each.
+# Besides these, repositories have the weights in the formats of other frameworks, each as large again.
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of an image.
+    """The prediction for an image.
 
     Attributes:
         label: name of the most probable class.
@@ -49,7 +50,7 @@ class Classifier:
     Args:
         model: the dual encoder.
         processor: its processor.
-        class_names: the classes; None leaves them to `with_classes`.
+        class_names: the classes; None if `with_classes` is to name them.
         templates: prompts with `{}` for the class name.
         head: a linear head over `class_names`, instead of the prompts.
     """
@@ -68,7 +69,6 @@ class Classifier:
         self.templates = tuple(templates)
         self.head = head
         self.encoder = DualEncoder.of(model, processor)
-        self._weights: Tensor | None = None
 
     def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> "Classifier":
         """The same model as a zero-shot classifier of other classes."""
@@ -86,10 +86,10 @@ class Classifier:
 
         Raises:
             ValueError: if there are no classes.
-            TypeError: if an image is none.
+            TypeError: if an image is not one.
         """
         if self.class_names is None:
-            raise ValueError("no classes are known; name some with classifier.with_classes(['cat', 'dog'])")
+            raise ValueError("no classes are known; pass some with classifier.with_classes(['cat', 'dog'])")
         images = list(images) if isinstance(images, (list, tuple)) else [images]
         preprocess = ImagePreprocessor(self.encoder.image_processor)
         device = next(self.model.parameters()).device
@@ -104,31 +104,36 @@ class Classifier:
                     predictions.append(Prediction(best, scores[best], scores))
         return predictions
 
+    @cached_property
+    def _zero_shot_weights(self) -> Tensor:
+        return zero_shot_weights(self.model, self.encoder, self.class_names or (), self.templates)
+
     def _logits(self, image_embeds: Tensor) -> Tensor:
         if self.head is not None:
             return head_logits(self.head.to(image_embeds.device), image_embeds)
-        if self._weights is None:
-            self._weights = zero_shot_weights(self.model, self.encoder, self.class_names or (), self.templates)
-        return image_embeds @ self._weights.to(image_embeds).T
+        return image_embeds @ self._zero_shot_weights.to(image_embeds).T
 
 
 def load(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Classifier:
-    """What `StarFTTrainer` has saved or published: model, processor, classes, and head, ready to classify.
+    """A model that `StarFTTrainer` has saved or published, as a classifier: with its processor, classes and head.
 
     Args:
-        source: a folder or a repository of the Hub, with a full model or with an adapter, which is put on the model
-            that it names. Other dual encoders load as well, without classes.
+        source: a folder or a repository of the Hub, with a full model, or with an adapter, which is loaded with the
+            base model that it names. Other dual encoders load as well, without classes.
         revision: branch, tag or commit on the Hub.
-        token: for private repositories, that of an adapter's model among them.
+        token: for private repositories, that of an adapter's base model among them.
 
     Raises:
-        OSError: if there is no model, or none that an adapter could be put on.
+        OSError: if there is no model, or no base model for an adapter.
     """
     folder = processor_folder = local_folder(source, revision=revision, token=token)
     if (folder / "adapter_config.json").is_file():
         config = PeftConfig.from_pretrained(folder)
         if not config.base_model_name_or_path:
-            raise OSError(f"the adapter in {str(source)!r} does not say which model it belongs to")
+            raise OSError(
+                f"the adapter in {str(source)!r} does not name its base model; set base_model_name_or_path in its "
+                "adapter_config.json"
+            )
         base = local_folder(config.base_model_name_or_path, revision=config.revision, token=token)
         model: Any = PeftModel.from_pretrained(load_model(base), folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
@@ -136,24 +141,23 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
     else:
         model = load_model(folder)
     names: Sequence[str] | None = None
-    templates: Sequence[str] = (_DEFAULT_TEMPLATE,)
+    templates, head = [_DEFAULT_TEMPLATE], None
     if (folder / RECORD_FILE).is_file():
         record = RunRecord.load(folder)
-        names, settings = record.class_names, record.config
-        prompts = settings.get("eval_templates") or settings.get("caption_template") or templates
-        templates = (prompts,) if isinstance(prompts, str) else prompts
-        check_caption_templates(f"{RECORD_FILE} of {str(source)!r}", list(templates))
-    head = None
+        names = record.class_names
+        prompts = record.config.get("eval_templates") or record.config.get("caption_template") or templates
+        templates = [prompts] if isinstance(prompts, str) else list(prompts)
+        check_caption_templates(f"{RECORD_FILE} of {str(source)!r}", templates)
     if (folder / HEAD_FILE).is_file():
         head, names = load_head(folder)
     return Classifier(model, load_processor(model, str(processor_folder)), names, templates, head)
 
 
 def local_folder(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of a model, downloaded where it is on the Hub: one form of its weights, and no checkpoints.
+    """The folder of a model; from the Hub, its weights are downloaded in one format, and no checkpoints.
 
     Raises:
-        OSError: if there is no such folder, and no such repository.
+        OSError: if there is neither such a folder nor such a repository.
     """
     if Path(source).exists():
         return Path(source)
@@ -161,7 +165,7 @@ def local_folder(source: str | PathLike[str], *, revision: str | None = None, to
     try:
         folder = Path(snapshot_download(str(source), allow_patterns=_FILES, **wanted))
     except HFValidationError as error:
-        raise OSError(f"{str(source)!r} is no folder here, and no repository's id either: {error}") from error
+        raise OSError(f"{str(source)!r} is neither a folder here nor the id of a repository: {error}") from error
     if not any(folder.glob("*.safetensors")):
         snapshot_download(str(source), allow_patterns="pytorch_model*.bin", **wanted)
     return folder

@@ -1,4 +1,4 @@
-"""Publishing folders on the Hub, and saying what went wrong and how to go on."""
+"""Publishing folders on the Hub, with errors that say what failed and how to try again."""
 
 import os
 import shlex
@@ -19,12 +19,19 @@ from starft_hf.hub.card_edits import CARD_FILE, keep_published_edits
 from starft_hf.utils.files import read_text
 
 
-# Not for publication: what the last holds of the arguments are paths and the token.
+# Not to be published: the last one holds paths and the token.
 _IGNORED = ["_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*", "training_args.bin"]
 
 
+_REASONS: dict[int | None, str] = {
+    401: "nobody is logged in, or the token is not valid. Log in with `hf auth login` or set HF_TOKEN.",
+    403: "the token has no write access there. Use one that has, or another owner.",
+    429: "the Hub received too many requests. Wait some minutes.",
+}
+
+
 class PushError(RuntimeError):
-    """Something could not be published; the message says where it is kept and how to try again."""
+    """A folder could not be published; the message says where it is kept and how to try again."""
 
 
 def push_folder(
@@ -39,23 +46,23 @@ def push_folder(
     path_in_repo: str | None = None,
     blocking: bool = True,
 ) -> Any:
-    """Publish a folder that a run has saved; the repository and the branch are made where they do not exist.
+    """Publish a folder that a run has saved; a repository and a branch that do not exist are created.
 
     What people have written into the card on the Hub is brought into the folder first.
 
     Args:
-        folder: with the model, its processor, `starft.json` and its card. Checkpoints in it stay where they are.
-        repo_id: "name" or "organisation/name".
-        private: whether a new repository is private; None leaves it to the account's default.
+        folder: with the model, its processor, `starft.json` and its card. Checkpoints in it are not published.
+        repo_id: "name" or "organization/name".
+        private: whether a new repository is private; None is the account's default.
         revision: the branch; None is main.
         tag: a tag for the commit.
-        token: with the right to write; None takes the one that is logged in.
+        token: with write access; None is the one that is logged in.
         message: of the commit.
         path_in_repo: the folder in the repository; None is its root.
         blocking: whether to wait until it is done.
 
     Returns:
-        What `HfApi.upload_folder` does.
+        The commit, as `HfApi.upload_folder` does, or with `blocking=False` a future of it.
 
     Raises:
         PushError: if it could not be published.
@@ -88,7 +95,7 @@ def push_folder(
 def open_repository(
     repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
 ) -> str:
-    """Make a model repository and a branch of it where they do not exist; returns the whole id, owner included."""
+    """Create a model repository and a branch if they do not exist; returns the full id, with the owner."""
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None:
@@ -97,11 +104,11 @@ def open_repository(
 
 
 def _published_card(repo_id: str, revision: str | None, token: str | None) -> str | None:
-    """The card on the Hub, or None where there is none. One that was downloaded before may be out of date."""
+    """The current card on the Hub, not a cached one; None if there is no card."""
     try:
         path = HfApi(token=token).hf_hub_download(repo_id, CARD_FILE, revision=revision, force_download=True)
     except LocalEntryNotFoundError:
-        # The Hub does not answer: what is not known would be overwritten.
+        # The Hub does not answer: a card that is not known would be overwritten.
         raise
     except (EntryNotFoundError, RevisionNotFoundError):
         return None
@@ -109,16 +116,12 @@ def _published_card(repo_id: str, revision: str | None, token: str | None) -> st
 
 
 def reason(error: BaseException, repo_id: str | None) -> str:
-    """Why something could not be published, in words."""
+    """Why a folder could not be published, in words."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    what = f"{repo_id!r} could not be published: "
-    if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return what + "nobody is logged in, or the token is not valid. Log in with `hf auth login` or set HF_TOKEN."
-    if status == 403:
-        return what + "the token may not write there. Take one with write access, or another owner."
-    if status == 429:
-        return what + "the Hub asks for fewer requests. Wait some minutes."
-    return what + f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
+    known = _REASONS.get(401 if isinstance(error, LocalTokenNotFoundError) else status)
+    return f"{repo_id!r} could not be published: " + (
+        known or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
+    )
 
 
 def advice(
@@ -129,10 +132,10 @@ def advice(
     revision: str | None = None,
     tag: str | None = None,
 ) -> str:
-    """Where everything is kept, and how to publish it to the same place."""
+    """Where the folder is kept, and the command that publishes it to the same place."""
     where = shlex.quote(os.fspath(folder))
     command = ["starft", "push", where, "--repo-id", str(repo_id)]
-    # Without it, a repository that could not be made yet would be made for all to see.
+    # Without it, a repository that could not be created yet would be created public.
     command += ["--private"] if private else []
     command += ["--revision", shlex.quote(revision)] if revision else []
     command += ["--tag", shlex.quote(tag)] if tag else []

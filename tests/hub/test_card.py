@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer, load
+from starft_hf.hub.card_edits import BEGIN, END, keep_published_edits, update_card
 from starft_hf.hub.model_card import default_template
 from starft_hf.hub.pushing import advice
 from starft_hf.hub.record import RunRecord, public_id
@@ -88,8 +89,8 @@ def test_training_ends_with_one_evaluation_of_what_it_pushes(
         done.clear()
 
 
-def test_nothing_tells_of_the_machine_or_the_person(train, tmp_path, monkeypatch):
-    """Planted everywhere that settings, models and data sets could carry it."""
+def test_nothing_names_the_machine_or_the_person(train, tmp_path, monkeypatch):
+    """Planted everywhere that settings, models and datasets could carry it."""
     monkeypatch.setenv("HF_TOKEN", "hf_planted_environment")
     model = tmp_path / "someones" / "base"
     shutil.copytree(TINY_CLIP, model)
@@ -249,7 +250,7 @@ def test_a_template_without_marks_is_written_once_however_often(train, tmp_path,
         trainer.create_model_card()
 
 
-def test_metadata_that_cannot_be_read_are_told_of_and_kept(train, tmp_path):
+def test_metadata_that_cannot_be_read_raise_and_are_kept(train, tmp_path):
     trainer = train(tmp_path / "run")
     broken = "---\nlicense: [mit\n---\n# Our owls\n"
     (tmp_path / "run" / "README.md").write_text(broken)
@@ -269,6 +270,34 @@ def test_what_is_stated_goes_before_what_was_edited(train, tmp_path):
     assert card_of(tmp_path / "run").data.license == "other"
     trainer.create_model_card(license="apache-2.0")
     assert card_of(tmp_path / "run").data.license == "apache-2.0"
+
+
+def test_a_new_folder_keeps_the_published_text_and_what_is_stated(tmp_path, caplog):
+    def write(name, license, stated=()):
+        (tmp_path / name).mkdir(exist_ok=True)
+        card = ModelCard(f"---\nlicense: {license}\npipeline_tag: clip\n---\n{BEGIN}\nOf {name}.\n{END}\n")
+        update_card(tmp_path / name, card, stated)
+        return tmp_path / name / "README.md"
+
+    first = write("first", "mit")
+    first.write_text(first.read_text().replace("---\n<!--", "---\nOurs.\n\n<!--").replace("clip", "vision"))
+    keep_published_edits(tmp_path / "first", None)
+    for stated, license in (((), "mit"), (["license"], "other")):
+        second = write("second", "other", stated)
+        keep_published_edits(tmp_path / "second", first.read_text())
+        card = ModelCard(second.read_text())
+        assert ("Ours." in card.text, "Of second." in card.text) == (True, True)
+        assert card.data.license == license
+        assert stated or card.data.pipeline_tag == "vision"
+        second.unlink()
+    # Text of both is not merged.
+    second = write("second", "other")
+    second.write_text(f"{second.read_text()}\nTheirs.\n")
+    logging.getLogger("starft_hf").addHandler(caplog.handler)
+    keep_published_edits(tmp_path / "second", first.read_text())
+    logging.getLogger("starft_hf").removeHandler(caplog.handler)
+    assert ("Theirs." in second.read_text(), "Ours." in second.read_text()) == (True, False)
+    assert "in the history of the repository" in caplog.text
 
 
 def test_another_reference_is_recorded_as_what_it_is(config, dataset, clip, tmp_path):
@@ -313,8 +342,8 @@ def test_names_that_would_break_the_card(config, tmp_path):
 
 
 def test_a_failed_push_is_repeated_to_the_same_place():
-    told = advice("my runs/owls", "lab/owls", private=True, revision="v 2", tag="first")
-    command = told.split("publish it with: ")[1]
+    message = advice("my runs/owls", "lab/owls", private=True, revision="v 2", tag="first")
+    command = message.split("publish it with: ")[1]
     assert shlex.split(command) == [
         *("starft", "push", "my runs/owls", "--repo-id", "lab/owls"),
         *("--private", "--revision", "v 2", "--tag", "first"),

@@ -84,6 +84,6 @@ def test_the_model_of_an_adapter_is_that_revision_with_the_same_token(hub):
         load("lab/adapter")
 
 
-def test_what_is_no_model_is_an_oserror():
-    with pytest.raises(OSError, match="is no folder here"):
+def test_what_is_not_a_model_is_an_oserror():
+    with pytest.raises(OSError, match="is neither a folder here"):
         load("no/such/folder")

@@ -51,7 +51,7 @@ def test_branches_tags_and_what_people_write_into_cards(hub, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["edits", "checkpoints", "identity"])
+@pytest.mark.parametrize("scenario", ["edits", "checkpoints", "sources"])
 def test_of_what_is_on_the_hub(hub, tmp_path, scenario):
     run(hub, tmp_path, scenario)
 
@@ -81,8 +81,10 @@ def test_a_hub_that_does_not_answer_at_first_is_tried_again(hub, tmp_path):
     run(hub, tmp_path, "late")
 
 
-@pytest.mark.parametrize(("token", "status", "told"), [("wrong", None, "hf auth login"), (TOKEN, 403, "write access")])
-def test_who_may_not_write_hears_it_before_training(hub, tmp_path, token, status, told):
+@pytest.mark.parametrize(
+    ("token", "status", "message"), [("wrong", None, "hf auth login"), (TOKEN, 403, "write access")]
+)
+def test_missing_write_access_raises_before_training(hub, tmp_path, token, status, message):
     if status is not None:
         hub.failures = {"repos/create": [status] * 9}
-    run(hub, tmp_path, "refused", told, token=token)
+    run(hub, tmp_path, "refused", message, token=token)

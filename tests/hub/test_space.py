@@ -63,7 +63,7 @@ def test_the_command_writes_one_and_says_what_is_missing(tmp_path, capsys):
 
 @pytest.fixture
 def different(tmp_path):
-    """Three models that do not agree on the first picture."""
+    """Three models that do not agree on the first image."""
     for seed, name in enumerate(models()):
         torch.manual_seed(seed)
         model = CLIPModel.from_pretrained(TINY_CLIP)

@@ -45,7 +45,7 @@ def test_resuming_runs_nothing_that_a_checkpoint_holds(clip, processor, config, 
     # The model has been trained by now, which makes it another run.
     args = config(max_steps=4, output_dir=str(tmp_path / "again"), ignore_mismatched_settings=True)
     trainer = StarFTTrainer(clip, args, dataset, processing_class=processor)
-    # What no run reads is not looked at; the others are refused, and a scaler where there is none to take its state.
+    # What no run reads is ignored; the others are refused, a scaler because the run has none to load its state.
     if name == "training_args.bin":
         trainer.train(resume_from_checkpoint=str(folder))
     else:

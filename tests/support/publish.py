@@ -237,8 +237,8 @@ def checkpoints(folder):
         assert torch.equal(value, trainer.model.state_dict()[name]), name
 
 
-def identity(folder):
-    """What a record says of where a run began: ids, commits and weights, of what is on the Hub."""
+def sources(folder):
+    """The models that a record names: ids, commits and weights, of what is on the Hub."""
     push_folder(TINY_CLIP, "lab/base")
     commit = HfApi().model_info("lab/base").sha
     weights = CLIPModel.from_pretrained("lab/base")
@@ -308,7 +308,7 @@ def refused(folder):
 
 
 SCENARIOS = {
-    part.__name__: part for part in (kinds, branches, edits, checkpoints, identity, failures, late, recovered, refused)
+    part.__name__: part for part in (kinds, branches, edits, checkpoints, sources, failures, late, recovered, refused)
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A Space: upload an image, and see side by side what a model said before and after fine-tuning."""
+"""A Space: upload an image, and compare the predictions of a model before and after fine-tuning."""
 
 import html
 import json
@@ -24,7 +24,7 @@ SETTINGS_FILE = "space.json"
 REPORT_FILE = "report.html"
 _TEMPLATES = ("app.py", "requirements.txt", "README.md")
 _SHOWN_CLASSES = 5
-# In pixels: small pictures and large ones leave the columns where they are.
+# In pixels: the layout does not depend on the size of the image.
 _IMAGE_HEIGHT = 320
 
 
@@ -34,7 +34,7 @@ class SpaceSettings:
 
     Attributes:
         models: folder or repository of every model, by the heading of its column.
-        class_names: the classes; None takes those of the first model that knows some.
+        class_names: the classes; None is those of the first model that has some.
         title: of the page.
     """
 
@@ -51,12 +51,12 @@ class SpaceSettings:
         """The settings in the folder of a Space.
 
         Raises:
-            FileNotFoundError: if there are none.
+            FileNotFoundError: if the folder has none.
             ValueError: if they cannot be read.
         """
         path = Path(folder) / SETTINGS_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{str(folder)!r} has no {SETTINGS_FILE}; write_space makes one")
+            raise FileNotFoundError(f"{str(folder)!r} has no {SETTINGS_FILE}; write_space writes one")
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, json.JSONDecodeError) as error:
@@ -69,13 +69,13 @@ def write_space(
     """Write a Space: `app.py`, its requirements, its card and its settings, ready to be uploaded or run.
 
     Args:
-        folder: an empty or new one.
+        folder: a new or empty one.
         settings: what it shows.
         report: the page of a `RobustnessReport`, for the second tab.
 
     Raises:
-        FileExistsError: if there is something in `folder`.
-        FileNotFoundError: if there is no such report.
+        FileExistsError: if `folder` is not empty.
+        FileNotFoundError: if the report does not exist.
     """
     if report is not None and not Path(report).is_file():
         raise FileNotFoundError(f"there is no report {str(report)!r}; RobustnessReport.save writes a {REPORT_FILE}")
@@ -99,7 +99,7 @@ def load_classifiers(settings: SpaceSettings, folder: str | PathLike[str] = ".")
         folder: of the Space; models in it may be named by paths within.
 
     Raises:
-        ValueError: if no model knows any classes and none are named.
+        ValueError: if no model has classes and the settings name none.
     """
     from starft_hf.hub.classifier import load
 
@@ -111,13 +111,12 @@ def load_classifiers(settings: SpaceSettings, folder: str | PathLike[str] = ".")
     names = settings.class_names or (known.class_names if known is not None else None)
     if names is None:
         raise ValueError("none of the models knows its classes; name them in class_names")
-    templates = known.templates if known is not None else None
-    return {
-        name: classifier
-        if classifier.class_names == tuple(names)
-        else classifier.with_classes(names, None if classifier.class_names is not None else templates)
-        for name, classifier in found.items()
-    }
+    for name, classifier in found.items():
+        if classifier.class_names is None:
+            found[name] = classifier.with_classes(names, known.templates if known is not None else None)
+        elif classifier.class_names != tuple(names):
+            found[name] = classifier.with_classes(names)
+    return found
 
 
 def build(folder: str | PathLike[str]) -> "gradio.Blocks":
@@ -148,7 +147,7 @@ def build(folder: str | PathLike[str]) -> "gradio.Blocks":
         report = Path(folder) / REPORT_FILE
         if report.is_file():
             with gradio.Tab("Report"):
-                # In a frame of its own without scripts: a report is a page, and a stranger's is not trusted.
+                # In a frame without scripts: a report is a page, and a stranger's is not trusted.
                 content = html.escape(report.read_text(encoding="utf-8"), quote=True)
                 gradio.HTML(
                     f'<iframe title="Report" sandbox="" style="width: 100%; height: 80vh; border: 0" '

@@ -113,7 +113,7 @@ HARMLESS = {
 }
 
 
-def test_what_changes_nothing_is_no_difference(trainer_of, checkpoint, tmp_path, monkeypatch):
+def test_what_changes_nothing_is_not_a_difference(trainer_of, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     same = make_dataset().with_format(None)
     trainer = trainer_of(train_dataset=same, **HARMLESS)
@@ -147,7 +147,7 @@ def test_every_setting_has_a_scope():
     assert set(Further.settings_in(RUN)) - set(StarFTConfig.settings_in(RUN)) == {"temperature"}
 
 
-def test_weights_without_the_state_of_the_optimiser_are_refused(trainer_of):
+def test_weights_without_the_state_of_the_optimizer_are_refused(trainer_of):
     trainer_of(save_only_model=True).train()
     with pytest.raises(CheckpointError, match="written with save_only_model=True"):
         trainer_of().train(resume_from_checkpoint=True)
