@@ -141,15 +141,12 @@ def make_record(settings: Mapping[str, Any], pool: Any, dataset: Any, **known: A
         settings: those that are recorded, by name.
         pool: its spuriosity pool, or None.
         dataset: the training set as it was given, or None.
-        alignment: the `RunSetup` of the run.
+        known: all other attributes of `RunRecord` but the versions.
     """
     rows = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
     return RunRecord(
         config=dict(settings),
         pool=None if pool is None else _pool_of(pool),
-        class_names=None if class_names is None else tuple(class_names),
-        start=start,
-        reference=start if alignment.reference_source is None else alignment.reference_source,
         data={"fingerprint": getattr(dataset, "_fingerprint", None), "rows": rows},
         versions={package: importlib.metadata.version(package) for package in _PACKAGES},
         **known,

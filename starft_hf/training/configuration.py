@@ -13,9 +13,9 @@ from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.columns import ColumnSettings
 from starft_hf.data.decoding import RAISE
 from starft_hf.data.groups import GroupFunction
-from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer, get_regularizer
-from starft_hf.objectives.schedules import SCHEDULE_NAMES
-from starft_hf.utils.names import unknown_name
+from starft_hf.hub.record import RECORD_FILE, RunRecord
+from starft_hf.objectives.regularizers import get_regularizer
+from starft_hf.training.setting_checks import check_choices, check_crop_scale, check_numbers, check_reg_weight
 
 
 # HfArgumentParser would read `float | str` as float, which refuses "auto".
@@ -296,10 +296,6 @@ class StarFTConfig(TrainingArguments):
                 "its images; leave it unset"
             )
         self.accelerator_config.dispatch_batches = False
-
-    def _check_choice(self, name: str, known: tuple[str | None, ...]) -> None:
-        if getattr(self, name) not in known:
-            raise ValueError(unknown_name(name, getattr(self, name), filter(None, known)))
 
     def column_settings(self, group_function: GroupFunction | None = None) -> ColumnSettings:
         """Which columns of a dataset hold what; `group_function` takes the place of `group_column`."""

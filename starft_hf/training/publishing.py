@@ -52,8 +52,19 @@ class HubMixin(Trainer):
         """What someone needs to repeat the run, as `starft.json` keeps it."""
         examples: Any = self.train_dataset
         dataset = getattr(examples, "dataset", None)
-        start = identity_of(base_model_of(self.model), self._start)
-        return make_record(self.args, self.setup.pool, self.class_names, start, dataset, self.setup)
+        start, weights = model_source(base_model_of(self.model), self._start), self.setup.sample_weights
+        diagnostics = None if weights is None else weights.diagnostics
+        return make_record(
+            self.args.recorded_settings,
+            self.setup.pool,
+            dataset,
+            class_names=self.class_names,
+            start=start,
+            reference=self.setup.reference_source or start,
+            processes=self.args.world_size,
+            reg_weight=None if self.setup.reference is None else self.setup.reg_weight,
+            sample_weights=None if diagnostics is None else asdict(diagnostics),
+        )
 
     def record_start(self) -> None:
         """Record which weights training starts from, once."""

@@ -14,7 +14,7 @@ from starft_hf.data.images import ImagePreprocessor
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.hub.record import identity_of
+from starft_hf.hub.record import model_source
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, with_adapter
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_NAME, head_from_weights
@@ -104,7 +104,7 @@ class RunSetup:
                 start, DualEncoder.of(start, processor, packed=args.mini_batch_size is None), settings
             )
             if given.reference_model is not None:
-                source = identity_of(start, tensors_digest(base_state(start)))
+                source = model_source(start, tensors_digest(base_state(start)))
             if args.reweight != "none":
                 sample_weights = SampleWeights(live, train_dataset, bank, settings, args.reweight_clip)
             if plan.cache is not None:

@@ -36,7 +36,7 @@ from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, re
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.interruption import TrainingInterrupted, replace_jit_checkpoint
-from starft_hf.training.checkpointing.run_settings import run_identity
+from starft_hf.training.checkpointing.run_settings import run_settings
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.nan_check import NaNCheck
 from starft_hf.training.plan import RunInputs
@@ -352,7 +352,7 @@ class StarFTTrainer(HubMixin, Trainer):
 
     def _run_settings(self) -> dict[str, Any]:
         self.record_start()
-        return run_identity(self.args, self.record, self.model, self.train_dataset)
+        return run_settings(self.args, self.record, self.model, self.train_dataset)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

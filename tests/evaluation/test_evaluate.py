@@ -181,7 +181,7 @@ def test_a_head_may_be_without_bias(clip, processor, dataset):
 def test_streams_and_other_models_are_refused(clip, processor, dataset):
     with pytest.raises(ValueError, match="is an iterable dataset, which cannot be split"):
         evaluate_zero_shot(clip, processor, dataset.to_iterable_dataset())
-    with pytest.raises(ValueError, match="is no dual encoder"):
+    with pytest.raises(ValueError, match="is not a dual encoder"):
         evaluate_zero_shot(clip.vision_model, processor, dataset)
     for several in ({"test": dataset}, DatasetDict(test=dataset)):
         with pytest.raises(ValueError, match=r"dataset is a dictionary with \['test'\]"):
@@ -321,7 +321,7 @@ def test_the_best_calibration_error_is_the_lowest(config):
 def test_a_best_metric_of_no_evaluation_set_is_refused_at_once(clip, processor, config, dataset, metric):
     sets = {"plain": dataset, "shifted": dataset}
     with pytest.raises(
-        ValueError, match=rf"is '{metric}', which is of none of the evaluation sets .*eval_plain_worst"
+        ValueError, match=rf"is '{metric}', which is not a metric of any of the evaluation sets .*eval_plain_worst"
     ):
         StarFTTrainer(clip, config(metric_for_best_model=metric), dataset, sets, processing_class=processor)
     for name in ("shifted_accuracy", "eval_plain_made_by_compute_metrics"):
