@@ -40,17 +40,7 @@ class StarFTCollator:
     encode_captions: bool = True
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = stack_features([example["image"] for example in examples])
-        for name, key in _NUMBERS.items():
-            if name in examples[0]:
-                batch[key] = torch.tensor([example[name] for example in examples])
-        if "group" in examples[0]:
-            batch["groups"] = [example["group"] for example in examples]
-
-        reasons = [example["bad_image"] for example in examples if "bad_image" in example]
-        if reasons:
-            batch[BAD_IMAGES] = reasons
-
+        batch = stack_examples(examples)
         texts = {
             key: [example[name] for example in examples]
             for name, key, wanted in (
@@ -63,6 +53,19 @@ class StarFTCollator:
             batch["captions"] = texts.pop("caption_rows")
         batch.update(encode_rows(texts, self.encode_texts, filling=examples[0].get("caption", "")))
         return batch
+
+
+def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The part of a batch that does not depend on its texts."""
+    batch: dict[str, Any] = stack_features([example["image"] for example in examples])
+    for name, key in _NUMBERS.items():
+        if name in examples[0]:
+            batch[key] = torch.tensor([example[name] for example in examples])
+    if "group" in examples[0]:
+        batch["groups"] = [example["group"] for example in examples]
+    if reasons := [example["bad_image"] for example in examples if "bad_image" in example]:
+        batch[BAD_IMAGES] = reasons
+    return batch
 
 
 def encode_rows(texts: Mapping[str, Sequence[str]], encode_texts: TextEncoding, filling: str = "") -> dict[str, Any]:

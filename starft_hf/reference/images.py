@@ -1,18 +1,14 @@
 """The reference's embeddings of the training images."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
-from starft_hf.data.decoding import BAD_IMAGES, SKIP, SkippedImages
+from starft_hf.data.decoding import SKIP
+from starft_hf.data.embedding import embed_images
 from starft_hf.data.examples import IndexedExamples
-from starft_hf.data.images import stack_features
 from starft_hf.reference.fingerprint import images_fingerprint, preprocessing_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
@@ -88,9 +84,7 @@ class CachedImages:
             Subset(self.examples, mine),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=_collate,
-            # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
-            generator=torch.Generator(),
+            progress="Reference images" if self.progress else None,
         )
         chunks, skipped = [], SkippedImages()
         with tqdm(total=len(mine), desc="Reference images", unit=" images", disable=not self.progress) as bar:
@@ -121,18 +115,6 @@ class CachedImages:
     def size(self) -> tuple[int, int]:
         """Rows and bytes that are remembered."""
         return (0, 0) if self._embeds is None else (len(self._embeds), self._embeds.nbytes)
-
-
-def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    batch: dict[str, Any] = stack_features([example["image"] for example in examples])
-    if "valid" in examples[0]:
-        batch["valid"] = torch.tensor([example["valid"] for example in examples])
-    batch[BAD_IMAGES] = [example["bad_image"] for example in examples if "bad_image" in example]
-    return batch
-
-
-def _to(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
 
 
 def _unreadable(embeds: Tensor) -> list[int]:

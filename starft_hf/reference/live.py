@@ -78,8 +78,7 @@ class LiveReference(Reference):
 
     def contexts(self, bank: CaptionBank) -> Tensor:
         if self._contexts is None:
-            captions = list(bank.spurious_captions())
-            chunks = [self.embed_texts(captions[start : start + 256]) for start in range(0, len(captions), 256)]
+            chunks = list(embedded_chunks(self.embed_texts, list(bank.spurious_captions())))
             self._contexts = mean_over_classes(torch.cat(chunks), bank)
         return self._contexts
 

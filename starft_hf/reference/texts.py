@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank
+from starft_hf.data.embedding import TEXTS_PER_CHUNK, embed_texts
 from starft_hf.reference.fingerprint import texts_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
@@ -21,7 +21,6 @@ from starft_hf.utils.hashing import digest
 logger = logging.get_logger(__name__)
 
 KIND = "texts"
-CHUNK_SIZE = 256
 
 
 class TextFeatures(ABC):
@@ -67,7 +66,9 @@ class CachedTexts(TextFeatures):
         progress: whether to show a progress bar.
     """
 
-    def __init__(self, bank: CaptionBank, store: FeatureStore, chunk_size: int = CHUNK_SIZE, progress: bool = True):
+    def __init__(
+        self, bank: CaptionBank, store: FeatureStore, chunk_size: int = TEXTS_PER_CHUNK, progress: bool = True
+    ):
         self.bank = bank
         self.store = store
         self.chunk_size = chunk_size
@@ -159,7 +160,7 @@ def embeds_of_texts(
     store: FeatureStore | None,
     device: torch.device,
     *,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int = TEXTS_PER_CHUNK,
     progress: bool = True,
 ) -> tuple[Tensor, Path | None]:
     """The reference's unit embeddings `(len(texts), D)` of distinct texts, from a store or by all processes together.
@@ -177,7 +178,9 @@ def embeds_of_texts(
     """
 
     def encode() -> Tensor:
-        return _encode(live, texts, device, chunk_size, progress)
+        live.prepare(device)
+        name = "Reference captions" if progress else None
+        return embed_texts(live.embed_texts, texts, chunk_size=chunk_size, progress=name)
 
     if store is None:
         return encode(), None

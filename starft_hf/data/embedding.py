@@ -1,0 +1,110 @@
+"""The embedding loop: processes share the work chunk by chunk, and each gets all rows in the original order."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from starft_hf.data.collator import stack_examples
+from starft_hf.data.decoding import SkippedImages
+from starft_hf.data.examples import IndexedExamples
+from starft_hf.utils.collectives import assemble, share_of
+
+
+TEXTS_PER_CHUNK = 256
+
+EmbedTexts = Callable[[Sequence[str]], Tensor]
+
+
+def by_length(text: str) -> Any:
+    """A sort key under which texts of about the same length share a chunk, so that little of it is padding."""
+    return len(text), text
+
+
+def embedded_chunks(
+    embed: EmbedTexts, texts: Sequence[str], chunk_size: int = TEXTS_PER_CHUNK, progress: str | None = None
+) -> Iterator[Tensor]:
+    """What `embed` gives for `texts`, `(n, D)` for every chunk of n, in order and in this process alone.
+
+    Args:
+        embed: embeds one chunk of texts.
+        texts: the texts.
+        chunk_size: texts per chunk.
+        progress: the name of a progress bar; None shows none.
+    """
+    with tqdm(total=len(texts), desc=progress, unit=" captions", disable=progress is None) as bar:
+        for start in range(0, len(texts), chunk_size):
+            chunk = texts[start : start + chunk_size]
+            yield embed(chunk)
+            bar.update(len(chunk))
+
+
+def embed_texts(
+    embed: EmbedTexts,
+    texts: Sequence[str],
+    *,
+    sort_key: Callable[[str], Any] = by_length,
+    chunk_size: int = TEXTS_PER_CHUNK,
+    progress: str | None = None,
+) -> Tensor:
+    """The embeddings `(len(texts), D)` of distinct texts, computed by all processes together.
+
+    Args:
+        embed: embeds one chunk of texts.
+        texts: the texts, at least one.
+        sort_key: brings texts together that are cheap to embed in one chunk.
+        chunk_size: texts per chunk.
+        progress: the name of a progress bar; None shows none.
+    """
+    order = sorted(range(len(texts)), key=lambda index: sort_key(texts[index]))
+    mine = [texts[order[place]] for place in share_of(len(texts))]
+    # A process without a share of its own embeds one text for the width of the rows.
+    chunks = list(embedded_chunks(embed, mine, chunk_size, progress)) or [embed(texts[:1])[:0]]
+    embeds = assemble(torch.cat(chunks), len(texts))
+    return torch.empty_like(embeds).index_copy_(0, torch.tensor(order, device=embeds.device), embeds)
+
+
+def embed_images(
+    embed: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
+    examples: IndexedExamples,
+    indices: Sequence[int],
+    device: torch.device,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    progress: str | None = None,
+) -> tuple[Tensor, ...]:
+    """What `embed` gives for the images of examples, `(len(indices), ...)` each, computed by all processes together.
+
+    Args:
+        embed: takes the tensors of a batch, without texts, and gives tensors with one row per image.
+        examples: the images.
+        indices: which of them.
+        device: where to move batches.
+        batch_size: images per batch.
+        num_workers: processes that preprocess.
+        progress: the name of a progress bar; None shows none.
+    """
+    mine = [indices[place] for place in share_of(len(indices))]
+    loader = DataLoader(
+        # A process without a share of its own embeds one image for the shapes of the rows.
+        Subset(examples, mine or indices[:1]),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=stack_examples,
+        # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
+        generator=torch.Generator(),
+    )
+    skipped, chunks = SkippedImages(), []
+    with tqdm(total=len(mine), desc=progress, unit=" images", disable=progress is None) as bar:
+        for batch in loader:
+            skipped.note(batch)
+            chunks.append(
+                embed({name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)})
+            )
+            bar.update(len(chunks[-1][0]))
+    shares = [torch.cat(parts)[: len(mine)] for parts in zip(*chunks, strict=True)]
+    return tuple(assemble(share, len(indices)) for share in shares)
