@@ -13,15 +13,15 @@ from starft_hf.data.captions import CaptionBank
 
 @dataclass(frozen=True)
 class ReferenceInfo:
-    """What a reference is and what it has cost so far.
+    """What a reference is and what it has computed so far.
 
     Attributes:
         kind: "frozen copy", "cached texts", "cached images" or "cached texts and images".
-        rows: embeddings it remembers.
-        bytes: size of these embeddings.
+        rows: number of cached embeddings.
+        bytes: their size.
         where: "nowhere", "memory" or the files they are in.
         forwards: forwards of the reference model so far.
-        captions_per_second: how fast captions were encoded in advance, if they were.
+        captions_per_second: how fast captions were encoded in advance; None if none were.
     """
 
     kind: str
@@ -33,7 +33,7 @@ class ReferenceInfo:
 
 
 class Reference(ABC):
-    """The model as it was before fine-tuning: in eval mode, without gradients, leaving every generator as it was."""
+    """The model before fine-tuning: in eval mode, without gradients, and without touching any random generator."""
 
     @property
     @abstractmethod
@@ -43,34 +43,34 @@ class Reference(ABC):
     @property
     @abstractmethod
     def info(self) -> ReferenceInfo:
-        """What the reference is and has cost so far."""
+        """What the reference is and what it has computed so far."""
 
     @abstractmethod
     def prepare(self, device: torch.device) -> None:
-        """Do what has to be done once, before the first step."""
+        """Load or compute whatever is needed before the first step."""
 
     @abstractmethod
     def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The unit embeddings of a training batch's images, `(N, D)`, and of its spurious captions, `(M, D)`.
+        """Unit embeddings of a training batch's images, `(N, D)`, and of its spurious captions, `(M, D)`.
 
-        The latter in the order of `spurious_rows`: one per row, or one per class that is compared.
+        The captions are in the order of `spurious_rows`: one per row, or one per candidate class.
         """
 
     @abstractmethod
     def embed_images(self, batch: Mapping[str, Any]) -> Tensor:
-        """The unit embeddings `(N, D)` of the images of a training batch."""
+        """Unit embeddings `(N, D)` of the images of a training batch."""
 
     @abstractmethod
     def contexts(self, bank: CaptionBank) -> Tensor:
-        """One unit embedding `(T, D)` per template of the bank's pool, averaged over classes and caption templates."""
+        """Unit embeddings of the templates of the bank's pool, `(T, D)`, averaged over classes and captions."""
 
     @abstractmethod
     def weight_pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every parameter of `model` with its value in the reference."""
+        """Pairs of every parameter of `model` and its value in the reference."""
 
     @abstractmethod
     def equals(self, model: nn.Module) -> bool:
-        """Whether `model` in training mode still computes exactly what the reference does."""
+        """Whether `model` in training mode still computes exactly what the reference computes."""
 
     def __repr__(self) -> str:
         info = self.info

@@ -1,4 +1,4 @@
-"""The reference by what it once computed."""
+"""The reference as cached embeddings."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,15 +18,15 @@ from starft_hf.utils.hashing import tensors_digest
 
 
 class CachedReference(Reference):
-    """A frozen reference that remembers embeddings of captions, of images or of both.
+    """A frozen reference with cached embeddings of captions, of images or of both.
 
-    With both remembered in full, a frozen copy is released before the first step.
+    With both cached in full, a frozen copy is released before the first step.
 
     Args:
-        live: what computes the rest.
+        live: computes what is not cached.
         texts: the captions' embeddings, or None to compute them in every step.
         images: the images' embeddings, or None to compute them in every step.
-        keep_weights: whether the weights are needed all the same.
+        keep_weights: keep the weights of a frozen copy even if all embeddings are cached.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class CachedReference(Reference):
         for part in (self.texts, self.images):
             if part is not None:
                 part.prepare(live, device)
-        remembered = self.texts is not None and self.texts.complete and self.images is not None
-        if not remembered or self._keep_weights:
+        all_cached = self.texts is not None and self.texts.complete and self.images is not None
+        if not all_cached or self._keep_weights:
             live.prepare(device)
         elif isinstance(live, FrozenReference):
             if live.exact:
@@ -107,7 +107,7 @@ class CachedReference(Reference):
     def equals(self, model: nn.Module) -> bool:
         if self.live is not None:
             return self.live.equals(model)
-        # Weights that have moved do not come back: comparing them until then is enough.
+        # Weights that have changed do not change back, so the first difference settles it.
         if self._weights is not None and not differs_in_training(model):
             names, weights = self._weights
             parameters = {

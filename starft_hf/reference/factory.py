@@ -1,4 +1,4 @@
-"""Which kind of reference a run gets, and what it remembers."""
+"""Which kind of reference a run gets, and what of it is cached."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,6 @@ from starft_hf.data.examples import IndexedExamples, image_examples
 from starft_hf.data.source import is_fingerprinted, is_stream
 from starft_hf.models.adapters import base_model_of, is_adapted
 from starft_hf.models.encoder import DualEncoder
-from starft_hf.objectives.regularizers import Regularizer
 from starft_hf.reference.base import Reference
 from starft_hf.reference.cached import CachedReference
 from starft_hf.reference.images import CachedImages
@@ -27,17 +26,17 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class ReferenceSettings:
-    """How the reference of a run computes, and what it caches.
+    """How the reference of a run computes, and what is cached.
 
     Attributes:
         cache: "auto", "text", "full" or "none".
-        cache_dir: folder of the cached embeddings; None takes the default one.
-        cache_dtype: what image embeddings are stored in; None keeps what they were computed in.
+        cache_dir: folder of the cached embeddings; None is the default one.
+        cache_dtype: dtype of cached image embeddings; None stores them as they were computed.
         text_cache_gib: above this many GiB, captions are encoded on demand.
-        dtype: what a frozen copy computes in; None is the model's own.
-        mini_batch_size: images per forward in a step; None takes a batch as a whole.
+        dtype: dtype of a frozen copy; None is the model's own.
+        mini_batch_size: images per forward in a step; None runs a batch at once.
         batch_size: images per forward while the cache is built.
-        num_workers: processes that preprocess images for it.
+        num_workers: processes that preprocess images while the cache is built.
         progress: whether to show progress bars.
     """
 
@@ -64,13 +63,13 @@ class ReferenceSettings:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What a run remembers of its reference, and where.
+    """What a run caches of its reference, and where.
 
     Attributes:
-        texts: whether to remember the embeddings of spurious captions.
-        images: whether to remember those of training images.
+        texts: cache the embeddings of spurious captions.
+        images: cache the embeddings of training images.
         store: the files.
-        weights: whether the reference's weights are needed in every step, whatever is remembered.
+        weights: keep the reference's weights in every step, whatever is cached.
     """
 
     texts: bool
@@ -81,69 +80,65 @@ class CachePlan:
 
 def plan_cache(
     settings: ReferenceSettings,
-    regularizer: Regularizer,
     dataset: Any,
     *,
+    needs_embeddings: bool,
+    needs_weights: bool,
     finite_captions: bool,
     deterministic_images: bool,
     at_least_an_epoch: bool,
 ) -> CachePlan:
-    """Decide what to remember, before anything expensive is done.
+    """Decide what to cache, before anything expensive is done.
 
     Args:
-        settings: what is asked for.
-        regularizer: what looks at the reference.
+        settings: what the user asks for.
         dataset: the training set.
+        needs_embeddings: whether the regularizer compares with the reference's embeddings.
+        needs_weights: whether it compares with the reference's weights.
         finite_captions: whether captions are made of class names, so that all of them are known in advance.
         deterministic_images: whether preprocessing always gives the same tensors for an image.
-        at_least_an_epoch: whether the run uses every image; else "auto" would compute more than it saves.
+        at_least_an_epoch: whether the run uses every image; otherwise "auto" would compute more than it saves.
 
     Raises:
-        ValueError: if the settings ask for something that cannot be remembered, saying why and what to set instead.
+        ValueError: if the settings ask for something that cannot be cached, saying why and what to set instead.
     """
     cache, store = settings.cache, settings.store
-    if regularizer.columns == "none":
-        return CachePlan(texts=False, images=False, store=store, weights=regularizer.needs_weights)
+    if not needs_embeddings:
+        return CachePlan(texts=False, images=False, store=store, weights=needs_weights)
     if cache in ("text", "full") and not finite_captions:
         raise ValueError(
-            f"reference_cache={cache!r} remembers the captions of classes, but here captions come from a column or "
-            "there are no labels; use reference_cache='auto' or 'none'"
+            f"reference_cache={cache!r} caches the captions of classes, but here captions come from a column or there "
+            "are no labels; use reference_cache='auto' or 'none'"
         )
     obstacle = _why_images_cannot_be_cached(dataset, deterministic_images)
     if cache == "full" and obstacle:
-        raise ValueError(f"reference_cache='full' remembers one embedding per image, but {obstacle}")
+        raise ValueError(f"reference_cache='full' caches one embedding per image, but {obstacle}")
     texts = cache in ("text", "full") or (cache == "auto" and finite_captions)
     images = cache == "full" or (cache == "auto" and not obstacle and at_least_an_epoch)
-    return CachePlan(texts, images, store, regularizer.needs_weights)
+    return CachePlan(texts, images, store, needs_weights)
 
 
 def _why_images_cannot_be_cached(dataset: Any, deterministic_images: bool) -> str | None:
     if not deterministic_images:
         return (
-            "images are cropped or transformed at random, so that no two epochs see the same; set crop_scale=None "
-            "and pass no image_transform, or use reference_cache='text'"
+            "images are cropped or transformed at random, so no two epochs see the same; set crop_scale=None and pass "
+            "no image_transform, or use reference_cache='text'"
         )
     if is_stream(dataset) or not isinstance(dataset, Dataset):
         return (
-            f"a {type(dataset).__name__} has no fingerprint that would tell when its images have changed; pass a "
+            f"the dataset, of type {type(dataset).__name__}, has no fingerprint that changes with its images; pass a "
             "datasets.Dataset, or use reference_cache='text'"
         )
     if not is_fingerprinted(dataset):
         return (
-            "the data set has a transform of its own, which may be random; apply what is not random with map(), or "
-            "use reference_cache='text'"
+            "the dataset has a transform, which may be random; apply it with map() if it is not, or use "
+            "reference_cache='text'"
         )
     return None
 
 
 def make_live_reference(model: nn.Module, encoder: DualEncoder, settings: ReferenceSettings) -> LiveReference:
-    """What computes as `model` does now.
-
-    Args:
-        model: the model before fine-tuning.
-        encoder: its conventions.
-        settings: how it computes.
-    """
+    """A reference that computes what `model`, before fine-tuning and with the spec `encoder`, computes now."""
     if is_adapted(model):
         return AdapterReference(model, encoder, settings.mini_batch_size)
     dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
@@ -153,38 +148,35 @@ def make_live_reference(model: nn.Module, encoder: DualEncoder, settings: Refere
 def make_reference(
     live: LiveReference, settings: ReferenceSettings, plan: CachePlan, bank: CaptionBank, examples: Any
 ) -> Reference:
-    """The reference of a run.
+    """The reference of a run: `live` itself, or with the embeddings cached that `plan` names.
 
     Args:
-        live: what computes it.
+        live: computes embeddings.
         settings: how it computes.
-        plan: what to remember.
+        plan: what to cache.
         bank: the captions.
         examples: the training examples.
     """
-    texts: TextFeatures | None = None
-    if plan.texts:
-        texts = CachedTexts(bank, plan.store, progress=settings.progress)
-        size, limit = _text_bytes(live.model, bank), settings.text_cache_gib * 2**30
-        if size > limit:
-            logger.warning(
-                "The %d spurious captions of this run would take %.1f GiB as features, more than "
-                "reference_text_cache_gib=%g. Captions are encoded when a batch first needs them instead.",
-                bank.num_spurious_captions,
-                size / 2**30,
-                settings.text_cache_gib,
-            )
-            texts = LazyTexts(bank, int(limit))
-    images = None
-    if plan.images:
-        assert isinstance(examples, IndexedExamples)
-        images = settings.images(image_examples(examples), plan.store)
-    if texts is None and images is None:
+    if not plan.texts and not plan.images:
         return live
+    texts = _text_features(live.model, settings, plan.store, bank) if plan.texts else None
+    images = settings.images(image_examples(examples), plan.store) if plan.images else None
     return CachedReference(live, texts, images, keep_weights=plan.weights)
 
 
-def _text_bytes(model: nn.Module, bank: CaptionBank) -> int:
-    settings: Any = base_model_of(model).config
-    width = getattr(settings, "projection_dim", None) or settings.text_config.hidden_size
-    return int(bank.num_spurious_captions * width * 4)
+def _text_features(
+    model: nn.Module, settings: ReferenceSettings, store: FeatureStore, bank: CaptionBank
+) -> TextFeatures:
+    config: Any = base_model_of(model).config
+    width = getattr(config, "projection_dim", None) or config.text_config.hidden_size
+    size, limit = int(bank.num_spurious_captions * width * 4), settings.text_cache_gib * 2**30
+    if size <= limit:
+        return CachedTexts(bank, store, progress=settings.progress)
+    logger.warning(
+        "The %d spurious captions of this run would take %.1f GiB as features, more than "
+        "reference_text_cache_gib=%g. Captions are encoded when a batch first needs them instead.",
+        bank.num_spurious_captions,
+        size / 2**30,
+        settings.text_cache_gib,
+    )
+    return LazyTexts(bank, int(limit))

@@ -1,4 +1,4 @@
-"""What cached features depend on, as short keys: other weights, texts, images or preprocessing give another key."""
+"""Short keys of what cached features depend on: weights, texts, images and preprocessing."""
 
 import contextlib
 import hashlib
@@ -20,20 +20,20 @@ from starft_hf.models.encoder import DualEncoder
 from starft_hf.utils.hashing import digest, tensors_digest
 
 
-# What a configuration says about where it came from rather than about what the model computes.
+# Entries of a configuration that say where it came from, not what the model computes.
 _IRRELEVANT_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
-# What these compute goes by transformers' version; classes of others are known by their source.
+# The version of transformers stands for the code of these; classes of others are identified by their source.
 _LIBRARIES = ("torch", "transformers", "peft", "starft_hf")
 
-# Of the files beside a table, so many are looked into, this far: what was written anew under the same times and sizes
-# differs in most of them.
+# So many of the files that a table refers to are read, each this far: if files are rewritten with the same times and
+# sizes, most of them differ.
 _FILES_READ = 64
 _BYTES_READ = 2**20
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A key for what a model computes without its adapter: weights, settings, code and the library's version."""
+    """A key of what a model computes without its adapter: weights, settings, code and the version of transformers."""
     settings = _without(base_model_of(model).config.to_dict(), _IRRELEVANT_SETTINGS)
     code = [_code_of(kind) for kind in _kinds(base_model_of(model))]
     return digest([settings, code, tensors_digest(base_state(model)), transformers.__version__])
@@ -47,7 +47,7 @@ def _kinds(module: nn.Module) -> Iterator[type]:
 
 
 def _code_of(kind: type) -> list[str | None]:
-    """A class's name and, unless it is a library's, its source as far as Python knows it."""
+    """The name of a class and, unless a library defines it, its source as far as Python knows it."""
     source = None
     if kind.__module__.partition(".")[0] not in _LIBRARIES:
         with contextlib.suppress(OSError, TypeError):
@@ -62,7 +62,7 @@ def _without(settings: Any, names: Iterable[str]) -> Any:
 
 
 def texts_fingerprint(encoder: DualEncoder, texts: Iterable[str]) -> str:
-    """A key for texts and how they become token ids."""
+    """A key of texts and of how they are tokenized."""
     hasher = hashlib.blake2b(digest_size=16)
     for text in texts:
         hasher.update(text.encode() + b"\0")
@@ -77,24 +77,25 @@ def _tokenizer_state(tokenizer: Any) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return [_code_of(type(tokenizer)), settings, tokenizer.get_vocab(), tokenizer.init_kwargs]
-    # Truncation and padding are those of the last call.
+    # Truncation and padding are state of the last call.
     return [settings, _without(json.loads(backend.to_str()), ("truncation", "padding"))]
 
 
 def preprocessing_fingerprint(image_processor: Any) -> str:
-    """A key for the image processor's deterministic preprocessing."""
+    """A key of the image processor's deterministic preprocessing."""
     return digest([_code_of(type(image_processor)), image_processor.to_dict()])
 
 
 def images_fingerprint(dataset: Dataset, column: str, also: Sequence[str] = ()) -> str:
-    """A key for the images of a data set in their order.
+    """A key of the images of a dataset in their order.
 
-    `datasets` keys tables by how they came about, whatever their content, so what is in memory counts by every byte.
-    Files, of tables and beside them, count by their sizes and times; of those beside, a sample is looked into as well.
+    The fingerprint of `datasets` depends on how a table was made, not on its content, so every byte of a table in
+    memory counts. Files, of tables and of images, count by their sizes and times, and a sample of the image files by
+    its content as well.
 
     Args:
-        dataset: the data set.
-        column: that of the images.
+        dataset: the dataset.
+        column: the column with the images.
         also: further columns that count.
     """
     columns = [column, *also]
@@ -112,7 +113,7 @@ def images_fingerprint(dataset: Dataset, column: str, also: Sequence[str] = ()) 
 
 
 def _in_memory(table: Any) -> list[Any]:
-    """The parts of a table that are no files."""
+    """The parts of a table that are not files."""
     blocks = [block for row in table.blocks for block in row] if isinstance(table, ConcatenationTable) else [table]
     return [block for block in blocks if block is not None and not isinstance(block, MemoryMappedTable)]
 
@@ -126,7 +127,7 @@ def _rows_digest(table: Any, columns: Sequence[str]) -> str:
 
 
 class _Hashing(io.RawIOBase):
-    """A file that keeps only a key for what is written to it."""
+    """A file that only hashes what is written to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +155,7 @@ def _image_paths(dataset: Dataset, column: str) -> list[str]:
 
 
 def _local_part(path: str) -> Path:
-    """The file that a path leads to or into, as `zip://1.png::photos.zip` does."""
+    """The local file of a path, or the archive that the path leads into, as in `zip://1.png::photos.zip`."""
     return Path(path.rpartition("::")[2])
 
 
@@ -162,7 +163,7 @@ def _state_of(file: Path) -> list[int] | None:
     try:
         state = file.stat()
     except OSError:
-        # Remote files have an address instead; their content is part of it as far as anything here can tell.
+        # Remote files have an address instead, which is taken to determine their content.
         return None
     return [state.st_size, state.st_mtime_ns]
 

@@ -24,15 +24,15 @@ _BYTES_ON_DEVICE = 2**30
 
 @dataclass
 class CachedImages:
-    """Embeddings of all images of a data set, by sample index, computed in one pass and kept on disk.
+    """Embeddings of all images of a dataset, by sample index, computed in one pass and cached on disk.
 
     Args:
-        examples: the data set, preprocessed deterministically.
-        store: where the features are kept between runs; None keeps them in memory alone.
+        examples: the dataset, preprocessed deterministically.
+        store: where the features are kept between runs; None keeps them in memory only.
         batch_size: images per forward.
         num_workers: processes that preprocess.
-        dtype: what the features are stored in; None is that of the embeddings. float16 halves their size and rounds
-            every entry of the unit rows by at most 2**-12.
+        dtype: dtype of the stored features; None stores the embeddings as they are. float16 halves their size and
+            rounds every entry of the unit rows by at most 2**-12.
         progress: whether to show a progress bar.
     """
 
@@ -61,7 +61,7 @@ class CachedImages:
                 images_fingerprint(self.examples.dataset, self.examples.columns.image),
                 str(self.dtype),
             ]
-            # Only with "skip" can there be rows of nothing.
+            # Only with "skip" can there be rows of zeros.
             key = digest([*depends_on, SKIP] if skips else depends_on)
             self._embeds, self.file = self.store.load_or_build(
                 KIND, key, len(self.examples), device, lambda: self._encode(live, device), self._is_up_to_date
@@ -102,7 +102,7 @@ class CachedImages:
         return gather_shards(torch.cat(chunks), len(self.examples))
 
     def rows(self, samples: Tensor) -> Tensor:
-        """Unit embeddings `(N, D)` of the images with these sample indices, in the type of the losses."""
+        """Unit embeddings `(N, D)` of the images with these sample indices, in the dtype of the losses."""
         assert self._embeds is not None
         return self._embeds[samples.to(self._embeds.device)].to(samples.device, self._dtype)
 
@@ -113,11 +113,11 @@ class CachedImages:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and bytes that are remembered."""
+        """Cached rows and bytes."""
         return (0, 0) if self._embeds is None else (len(self._embeds), self._embeds.nbytes)
 
 
 def _unreadable(embeds: Tensor) -> list[int]:
-    """The samples whose images could not be read when their features were computed."""
+    """Samples whose images could not be read when their features were computed."""
     found: list[int] = (embeds == 0).all(-1).nonzero().flatten().tolist()
     return found

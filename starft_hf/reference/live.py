@@ -1,4 +1,4 @@
-"""References that compute: a frozen copy of the model, or the model itself with its adapter switched off."""
+"""References that run a model: a frozen copy, or the trained model with its adapter switched off."""
 
 import copy
 from abc import abstractmethod
@@ -23,9 +23,9 @@ class LiveReference(Reference):
     """A reference that runs a model.
 
     Args:
-        model: what is run.
-        encoder: its conventions.
-        chunk_size: images per forward; None takes a batch as a whole.
+        model: the model.
+        encoder: its spec.
+        chunk_size: images per forward; None runs a batch at once.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class LiveReference(Reference):
         self.chunk_size = chunk_size
         self.forwards = 0
         self._contexts: Tensor | None = None
-        # The temperature may be trained, and is a matter of the losses, which are never computed in less than float32.
+        # A snapshot, since the temperature may be trained; in float32 or wider, as the losses are.
         self._logit_scale = logit_scale_of(model).detach().clone()
 
     @property
@@ -49,12 +49,12 @@ class LiveReference(Reference):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A key for what the reference computes."""
+        """A key of everything the reference's embeddings depend on, except their inputs."""
         return model_fingerprint(self.model)
 
     @abstractmethod
     def _as_reference(self) -> Any:
-        """A context in which `self.model` computes as the reference does, without gradients."""
+        """A context in which `self.model` computes as the reference, without gradients."""
 
     def prepare(self, device: torch.device) -> None:
         self.model.to(device)
@@ -69,7 +69,7 @@ class LiveReference(Reference):
         return images, texts[batch["spurious_rows"]]
 
     def embed_images(self, batch: Mapping[str, Any]) -> Tensor:
-        """Unit embeddings `(N, D)` of the images of a batch alone."""
+        """Unit embeddings `(N, D)` of the images of a batch."""
         return self._run(lambda: (self.encoder.encode(self.model, images=batch),))[0]
 
     def embed_texts(self, texts: Sequence[str] | Mapping[str, Any]) -> Tensor:
@@ -91,14 +91,14 @@ class LiveReference(Reference):
         self.forwards += 1
         with self._as_reference(), forward_in_chunks(self.model, self.chunk_size):
             outputs = compute()
-        # A tensor made in inference mode could not take part in what autograd records.
+        # Autograd cannot record operations on tensors made in inference mode.
         return tuple(output.clone() for output in outputs)
 
 
 def mean_over_classes(embeds: Tensor, bank: CaptionBank) -> Tensor:
-    """One unit row `(T, D)` per spurious template, from the rows of all spurious captions in order of their ids.
+    """One unit row per spurious template, `(T, D)`, from the rows of all spurious captions in the order of their ids.
 
-    A template that no class may have gives none.
+    Templates that may not be drawn for any class have no row.
     """
     templates = torch.tensor([bank.parts_of(index)[2] for index in range(len(embeds))], device=embeds.device)
     return unit_rows(torch.stack([embeds[templates == number].mean(0) for number in templates.unique()]))
@@ -108,10 +108,10 @@ class FrozenReference(LiveReference):
     """A frozen copy of a dual encoder.
 
     Args:
-        model: the model as it is now; later changes to it do not reach the copy.
-        encoder: its conventions.
-        dtype: what the copy computes in; None keeps the model's own.
-        chunk_size: images per forward; None takes a batch as a whole.
+        model: the model; later changes to it do not affect the copy.
+        encoder: its spec.
+        dtype: dtype of the copy; None keeps the model's.
+        chunk_size: images per forward; None runs a batch at once.
     """
 
     kind = "frozen copy"
@@ -127,7 +127,7 @@ class FrozenReference(LiveReference):
         self.exact = dtype is None
         if dtype is not None:
             self.model.to(dtype)
-        self._left = False
+        self._differs = False
 
     def _as_reference(self) -> Any:
         return torch.inference_mode()
@@ -149,12 +149,12 @@ class FrozenReference(LiveReference):
 
 
 class AdapterReference(LiveReference):
-    """The model that is trained, with its adapter switched off: no second copy of the weights.
+    """The trained model with its adapter switched off: no second copy of the weights.
 
     Args:
         model: a `PeftModel`.
-        encoder: its conventions.
-        chunk_size: images per forward; None takes a batch as a whole.
+        encoder: its spec.
+        chunk_size: images per forward; None runs a batch at once.
     """
 
     kind = "adapter switched off"
@@ -163,7 +163,8 @@ class AdapterReference(LiveReference):
         super().__init__(model, encoder, chunk_size)
         self._start: dict[str, Tensor] | None = None
         if self._adapter_does_nothing():
-            self._start = {name: value.detach().clone() for name, value in _trained(model).items()}
+            trained = (pair for pair in model.named_parameters() if pair[1].requires_grad)
+            self._start = {name: value.detach().clone() for name, value in trained}
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
@@ -172,7 +173,7 @@ class AdapterReference(LiveReference):
             yield
 
     def _adapter_does_nothing(self) -> bool:
-        """Whether a blank image and a short text come out the same with the adapter on and off."""
+        """Whether a blank image and a short text have the same embeddings with the adapter on and off."""
         texts = self.encoder.encode_texts(["a"])
         image = self.encoder.blank_image()
         device = next(self.model.parameters()).device
@@ -193,9 +194,13 @@ class AdapterReference(LiveReference):
             for name, value in self._start.items()
         ):
             self._start = None
-            return False
-        return True
+        return self._start is not None
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+def _computes_with(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether `model` has exactly these weights, and training mode does not change what it computes with them."""
+    # Flat, because FSDP shards a scalar as a vector of length 1.
+    own = {name: whole(value).flatten() for name, value in model.named_parameters() if name in weights}
+    return not differs_in_training(model) and all(
+        name in own and torch.equal(value.flatten().to(own[name].device), own[name]) for name, value in weights.items()
+    )

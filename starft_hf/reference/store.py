@@ -1,4 +1,4 @@
-"""Features on disk: written at once or not at all, and believed only if every byte is as it was written."""
+"""Features on disk: published atomically, and used only if every byte is as it was written."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _TENSOR = "embeds"
 
 
 def default_folder() -> Path:
-    """Where features are kept unless the settings say otherwise: under HF_HOME."""
+    """The default folder of features, under HF_HOME."""
     return Path(HF_HOME) / "starft"
 
 
@@ -31,7 +31,7 @@ class FeatureStore:
     """Files of features, each named by its kind and by a key of everything it depends on.
 
     Args:
-        folder: where the files are; made when the first one is written.
+        folder: where the files are; created when the first one is written.
 
     Raises:
         ValueError: if `folder` is a file.
@@ -39,14 +39,14 @@ class FeatureStore:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None):
         self.folder = default_folder() if folder is None else Path(folder).expanduser()
-        # A folder that may not be looked into is no file; what cannot be written there is said when it is tried.
+        # A folder that may not be read is not a file; saving warns if it cannot be written to.
         if os.path.exists(self.folder) and not os.path.isdir(self.folder):
             raise ValueError(
                 f"reference_cache_dir is {str(self.folder)!r}, which is a file; pass a folder, or None for the default"
             )
 
     def path(self, kind: str, key: str) -> Path:
-        """The file of features of a kind under a key."""
+        """The file of the features of a kind under a key."""
         return self.folder / f"{kind}-{key}.safetensors"
 
     def load_or_build(
@@ -58,25 +58,25 @@ class FeatureStore:
         build: Callable[[], Tensor],
         is_up_to_date: Callable[[Tensor], bool] | None = None,
     ) -> tuple[Tensor, Path | None]:
-        """The features under a key from their file, else from `build`, which all processes then call together.
+        """The features under a key from their file, or else from `build`, which all processes then call together.
 
         Args:
-            kind: what they are of.
+            kind: of the features.
             key: of everything they depend on.
             rows: how many there are.
-            device: where processes exchange what they have found.
+            device: where processes compare what they have found.
             build: computes them, `(rows, D)`.
-            is_up_to_date: looks at features from a file once more; those it refuses are built again.
+            is_up_to_date: a last check of features from a file; if it returns False, they are built again.
 
         Returns:
             The features `(rows, D)`, and the file they are in, or None if they could not be written.
         """
 
-        def kept() -> Tensor | None:
+        def from_file() -> Tensor | None:
             embeds = self.load(kind, key, rows)
             return embeds if embeds is None or is_up_to_date is None or is_up_to_date(embeds) else None
 
-        embeds = kept()
+        embeds = from_file()
         # Processes may see different files, on machines of their own or while another run is writing them.
         if not all_processes_agree(embeds is not None, device):
             # Under autocast they would be less exact than their key says.
@@ -91,12 +91,12 @@ class FeatureStore:
         return embeds, self.path(kind, key)
 
     def load(self, kind: str, key: str, rows: int) -> Tensor | None:
-        """The features `(rows, D)`, memory-mapped, or None if there are none that can be believed.
+        """The features `(rows, D)`, memory-mapped, or None if there is no valid file of them.
 
-        A file that is damaged, truncated or not what its name says is passed over with a warning.
+        A file that is damaged, truncated or not what its name says is ignored with a warning.
         """
         path = self.path(kind, key)
-        found = _identity(path)
+        found = _file_state(path)
         if found is None:
             return None
         try:
@@ -112,9 +112,9 @@ class FeatureStore:
             if len(embeds) != rows or tensors_digest({_TENSOR: embeds}) != header.get("checksum"):
                 raise ValueError("its checksum is wrong")
         except (OSError, ValueError, SafetensorError) as error:
-            if _identity(path) != found:
-                # Another process has published its own in between, and what was read was half of each: safetensors
-                # opens a file once for the header and once for the tensor.
+            if _file_state(path) != found:
+                # Another process has replaced the file in between, and half of each was read: safetensors opens a file
+                # once for the header and once for the tensor.
                 return self.load(kind, key, rows)
             logger.warning("The cached reference features in %s are not used (%s); they are rebuilt.", path, error)
             return None
@@ -123,7 +123,7 @@ class FeatureStore:
     def save(self, kind: str, key: str, embeds: Tensor) -> bool:
         """Publish features under a key; returns whether they could be written.
 
-        A full disk or a folder that cannot be written to costs a warning, not the run.
+        A full disk or a folder that cannot be written to raises a warning, not an error.
         """
         header = {"format": FORMAT, "kind": kind, "key": key, "rows": str(len(embeds))}
         header["checksum"] = tensors_digest({_TENSOR: embeds})
@@ -133,7 +133,7 @@ class FeatureStore:
         except (OSError, SafetensorError) as error:
             logger.warning(
                 "The reference features could not be written to %s (%s). This run keeps them in memory; the next one "
-                "computes them again. Set reference_cache_dir to a folder with room.",
+                "computes them again. Set reference_cache_dir to a writable folder with enough space.",
                 self.folder,
                 error,
             )
@@ -141,8 +141,8 @@ class FeatureStore:
         return True
 
 
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """What tells a file from the one that takes its place; None if there is none."""
+def _file_state(path: Path) -> tuple[int, ...] | None:
+    """What distinguishes a file from one that replaces it; None if it does not exist."""
     try:
         state = path.stat()
     except OSError:

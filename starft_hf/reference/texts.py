@@ -27,14 +27,18 @@ class TextFeatures(ABC):
     """Embeddings of the spurious captions of a bank, by their ids.
 
     Attributes:
+        complete: whether the reference model is no longer needed for texts.
+        file: the file they are in, or None if they are in memory only.
         captions_per_second: how fast distinct captions were encoded in advance; None if none were.
     """
 
+    complete: bool
+    file: Path | None = None
     captions_per_second: float | None = None
 
     @abstractmethod
     def prepare(self, live: LiveReference, device: torch.device) -> None:
-        """Do what has to be done once, before the first step."""
+        """Load or compute whatever is needed before the first step."""
 
     @abstractmethod
     def rows(self, ids: Tensor) -> Tensor:
@@ -43,21 +47,11 @@ class TextFeatures(ABC):
     @property
     @abstractmethod
     def size(self) -> tuple[int, int]:
-        """Rows and bytes that are remembered."""
-
-    @property
-    @abstractmethod
-    def file(self) -> Path | None:
-        """The file they are in, or None if they are in memory only."""
-
-    @property
-    @abstractmethod
-    def complete(self) -> bool:
-        """Whether the reference model is no longer needed for texts."""
+        """Cached rows and bytes."""
 
 
 class CachedTexts(TextFeatures):
-    """Every caption of the bank, encoded in advance, each distinct one once, and kept on disk.
+    """Every distinct caption of the bank, encoded in advance and cached on disk.
 
     Args:
         bank: the captions.
@@ -65,6 +59,8 @@ class CachedTexts(TextFeatures):
         chunk_size: texts per forward.
         progress: whether to show a progress bar.
     """
+
+    complete = True
 
     def __init__(
         self, bank: CaptionBank, store: FeatureStore, chunk_size: int = TEXTS_PER_CHUNK, progress: bool = True
@@ -75,7 +71,6 @@ class CachedTexts(TextFeatures):
         self.progress = progress
         self._embeds: Tensor | None = None
         self._row_of_id: Tensor | None = None
-        self._file: Path | None = None
 
     def prepare(self, live: LiveReference, device: torch.device) -> None:
         if self._embeds is None:
@@ -83,7 +78,7 @@ class CachedTexts(TextFeatures):
             ids = [distinct.setdefault(caption, len(distinct)) for caption in self.bank.spurious_captions()]
             self._row_of_id = torch.tensor(ids)
             start, forwards = time.perf_counter(), live.forwards
-            self._embeds, self._file = embeds_of_texts(
+            self._embeds, self.file = embeds_of_texts(
                 live, list(distinct), self.store, device, chunk_size=self.chunk_size, progress=self.progress
             )
             if live.forwards > forwards:
@@ -106,30 +101,21 @@ class CachedTexts(TextFeatures):
     def size(self) -> tuple[int, int]:
         return (0, 0) if self._embeds is None else (len(self._embeds), self._embeds.nbytes)
 
-    @property
-    def file(self) -> Path | None:
-        return self._file
-
-    @property
-    def complete(self) -> bool:
-        return True
-
 
 class LazyTexts(TextFeatures):
-    """Captions encoded when a batch first asks for them, for banks too large to be encoded in advance.
+    """Captions encoded when a batch first needs them, for banks too large to be encoded in advance.
 
     Args:
         bank: the captions.
-        limit: bytes to remember; captions beyond are encoded anew every time.
+        limit: bytes to cache; captions beyond it are encoded again every time.
     """
 
     complete = False
-    file = None
 
     def __init__(self, bank: CaptionBank, limit: int):
         self.bank = bank
         self.limit = limit
-        self._remembered: dict[str, Tensor] = {}
+        self._cached: dict[str, Tensor] = {}
         self._bytes = 0
 
     def prepare(self, live: LiveReference, device: torch.device) -> None:
@@ -138,20 +124,20 @@ class LazyTexts(TextFeatures):
 
     def rows(self, ids: Tensor) -> Tensor:
         captions = [self.bank.spurious_caption_of(int(index)) for index in ids.tolist()]
-        missing = list(dict.fromkeys(caption for caption in captions if caption not in self._remembered))
+        missing = list(dict.fromkeys(caption for caption in captions if caption not in self._cached))
         new = dict(zip(missing, self._live.embed_texts(missing), strict=True)) if missing else {}
-        rows = torch.stack([new[caption] if caption in new else self._remembered[caption] for caption in captions])
+        rows = torch.stack([new[caption] if caption in new else self._cached[caption] for caption in captions])
         for caption, row in new.items():
             if self._bytes + row.nbytes > self.limit:
                 break
             # A row of its own: a view would keep the whole chunk alive.
-            self._remembered[caption] = row.clone()
+            self._cached[caption] = row.clone()
             self._bytes += row.nbytes
         return rows
 
     @property
     def size(self) -> tuple[int, int]:
-        return len(self._remembered), self._bytes
+        return len(self._cached), self._bytes
 
 
 def embeds_of_texts(
@@ -166,9 +152,9 @@ def embeds_of_texts(
     """The reference's unit embeddings `(len(texts), D)` of distinct texts, from a store or by all processes together.
 
     Args:
-        live: what computes them.
+        live: computes them.
         texts: the texts.
-        store: where they are kept between runs; None keeps them in memory alone.
+        store: where they are kept between runs; None keeps them in memory only.
         device: where they are computed.
         chunk_size: texts per forward.
         progress: whether to show a progress bar.

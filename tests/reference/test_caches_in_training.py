@@ -1,4 +1,4 @@
-"""What the reference remembers changes the price of a run and nothing else."""
+"""What is cached of the reference changes the cost of a run and nothing else."""
 
 import copy
 
@@ -126,7 +126,7 @@ def test_a_damaged_cache_is_rebuilt(clip, processor, config, dataset, settings, 
     assert_same_run(first, second, atol=0)
 
 
-def test_training_goes_on_where_the_cache_cannot_be_written(clip, processor, config, dataset, settings, caplog):
+def test_training_continues_where_the_cache_cannot_be_written(clip, processor, config, dataset, settings, caplog):
     written = train(clip, processor, config(**settings), dataset)
     unwritable = config(**settings, reference_cache_dir="/dev/null/features")
     kept = train(clip, processor, unwritable, dataset)
@@ -153,9 +153,7 @@ def test_without_a_limit_all_captions_are_encoded_in_advance(clip, processor, co
 
 
 @pytest.mark.parametrize("cache", ["none", "text", "full"])
-def test_a_regularizer_that_looks_at_the_weights_has_them(
-    clip, processor, config, dataset, settings, cache, monkeypatch
-):
+def test_a_regularizer_of_the_weights_has_them(clip, processor, config, dataset, settings, cache, monkeypatch):
     def both(inputs):
         return sum((tuned - start).square().sum() for tuned, start in inputs.weight_pairs())
 
@@ -184,7 +182,7 @@ def test_a_reference_with_an_adapter_is_refused(clip, processor, config, dataset
     StarFTTrainer(clip, config(), dataset, processing_class=processor, reference_model=merged)
 
 
-def test_images_are_not_remembered_where_they_are_random_or_the_run_is_short(clip, processor, config, dataset):
+def test_images_are_not_cached_where_they_are_random_or_the_run_is_short(clip, processor, config, dataset):
     def kind(dataset=dataset, image_transform=None, **settings):
         trainer = StarFTTrainer(
             clip, config(**settings), dataset, processing_class=processor, image_transform=image_transform
@@ -215,9 +213,9 @@ def test_full_is_refused_with_the_reason(clip, processor, config, dataset, case)
 
 def test_full_is_refused_for_data_without_a_fingerprint(clip, processor, config, dataset):
     args = config(reference_cache="full", crop_scale=None)
-    with pytest.raises(ValueError, match="a IterableDataset has no fingerprint"):
+    with pytest.raises(ValueError, match="of type IterableDataset, has no fingerprint"):
         StarFTTrainer(clip, args, dataset.to_iterable_dataset(), processing_class=processor)
-    with pytest.raises(ValueError, match="transform of its own"):
+    with pytest.raises(ValueError, match="the dataset has a transform"):
         StarFTTrainer(clip, args, dataset.with_transform(lambda rows: rows), processing_class=processor)
 
 

@@ -32,7 +32,7 @@ def key_of_images(dataset):
     return images_fingerprint(dataset, "image")
 
 
-def picture(seed, kind="PNG"):
+def encoded(seed, kind="PNG"):
     content = io.BytesIO()
     PILImage.fromarray(np.random.default_rng(seed).integers(0, 255, (4, 4, 3)).astype(np.uint8)).save(content, kind)
     return content.getvalue()
@@ -56,10 +56,10 @@ def test_other_images_have_another_key(dataset):
 
 def test_a_file_that_changes_beside_its_table_changes_the_key(tmp_path):
     file = tmp_path / "a.png"
-    file.write_bytes(picture(0))
+    file.write_bytes(encoded(0))
     files = of_paths(file)
     before = key_of_images(files)
-    file.write_bytes(picture(1))
+    file.write_bytes(encoded(1))
     assert key_of_images(files) != before
 
 
@@ -67,7 +67,7 @@ def test_files_written_anew_under_the_same_times_and_sizes_change_the_key(tmp_pa
     def write(seed):
         for number in range(100):
             file = tmp_path / f"{number}.bmp"
-            file.write_bytes(picture(seed + number, "BMP"))
+            file.write_bytes(encoded(seed + number, "BMP"))
             os.utime(file, (0, 0))
         return of_paths(*(tmp_path / f"{number}.bmp" for number in range(100)))
 
@@ -82,7 +82,7 @@ def test_an_archive_that_changes_changes_the_key(tmp_path):
 
     def key(seed):
         with zipfile.ZipFile(archive, "w") as file:
-            file.writestr("0.png", picture(seed))
+            file.writestr("0.png", encoded(seed))
         return key_of_images(rows)
 
     assert key(0) != key(1)
@@ -93,7 +93,7 @@ def test_what_is_in_memory_counts_by_its_content(dataset):
     seed = 0
 
     def draw(row):
-        return {"image": {"path": None, "bytes": picture(seed)}}
+        return {"image": {"path": None, "bytes": encoded(seed)}}
 
     def rows():
         plain = Dataset.from_dict({"number": [1, 2]})

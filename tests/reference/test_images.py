@@ -24,8 +24,8 @@ def cached(clip, encoder, dataset, folder, **settings):
 
 
 def recomputed(clip, processor, dataset, samples):
-    pictures = [dataset[int(sample)]["image"] for sample in samples]
-    pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    originals = [dataset[int(sample)]["image"] for sample in samples]
+    pixels = processor.image_processor(images=originals, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         embeds = clip.get_image_features(pixels.to(clip.dtype)).pooler_output
     return embeds / embeds.norm(dim=-1, keepdim=True)

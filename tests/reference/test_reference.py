@@ -116,7 +116,7 @@ def test_lazy_texts_are_recomputed_ones_and_respect_their_limit(clip, encoder, b
     for _ in range(2):
         torch.testing.assert_close(lazy.embed(batch)[1], frozen.embed(batch)[1])
     assert lazy.info.bytes <= limit
-    # Images once per batch, and the texts of the first batch; of the second as well where they were not remembered.
+    # Images once per batch, and the texts of the first batch; of the second as well where they were not cached.
     assert lazy.info.forwards == 2 + (1 if limit == 10**9 else 2)
 
 

@@ -59,7 +59,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_passed_over_with_one_warning_and_replaced(store, caplog, damage):
+def test_a_damaged_file_is_ignored_with_one_warning_and_replaced(store, caplog, damage):
     store.save("texts", "k", EMBEDS)
     DAMAGES[damage](store.path("texts", "k"))
     assert store.load("texts", "k", 6) is None
@@ -69,7 +69,7 @@ def test_a_damaged_file_is_passed_over_with_one_warning_and_replaced(store, capl
     assert torch.equal(store.load("texts", "k", 6), EMBEDS)
 
 
-def test_a_file_of_something_else_under_the_right_name_is_not_believed(store, caplog):
+def test_a_file_of_something_else_under_the_right_name_is_not_used(store, caplog):
     store.save("texts", "other", EMBEDS)
     shutil.copy(store.path("texts", "other"), store.path("texts", "k"))
     assert store.load("texts", "k", 6) is None
@@ -89,7 +89,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
         FeatureStore(tmp_path / "file")
 
 
-def test_a_folder_that_may_not_be_looked_into_costs_a_warning(tmp_path, caplog, monkeypatch):
+def test_a_folder_that_may_not_be_looked_into_warns(tmp_path, caplog, monkeypatch):
     """As under another user's home; root may look everywhere, so that the answer is given here."""
     refused = PermissionError(13, "Permission denied")
     stat = os.stat
@@ -109,7 +109,7 @@ def test_a_folder_that_may_not_be_looked_into_costs_a_warning(tmp_path, caplog, 
     assert "Permission denied" in messages(caplog)[0]
 
 
-def test_a_damaged_file_in_a_folder_without_room_is_told_of_once(store, caplog, monkeypatch):
+def test_a_damaged_file_in_a_folder_without_room_is_warned_of_once(store, caplog, monkeypatch):
     assert store.save("texts", "k", EMBEDS)
     flip_a_byte(store.path("texts", "k"))
     monkeypatch.setattr(store_module, "save_file", raising(OSError(28, "No space")))
@@ -119,7 +119,7 @@ def test_a_damaged_file_in_a_folder_without_room_is_told_of_once(store, caplog, 
     assert [("rebuilt" in text, "No space" in text) for text in messages(caplog)] == [(True, False), (False, True)]
 
 
-def test_a_full_disk_costs_a_warning_and_leaves_nothing_behind(store, caplog, monkeypatch):
+def test_a_full_disk_warns_and_leaves_nothing_behind(store, caplog, monkeypatch):
     def no_room(tensors, path, metadata):
         with open(path, "wb") as file:
             file.write(b"half of it")
@@ -132,7 +132,7 @@ def test_a_full_disk_costs_a_warning_and_leaves_nothing_behind(store, caplog, mo
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_folder_that_cannot_be_made_costs_a_warning(caplog):
+def test_a_folder_that_cannot_be_made_warns(caplog):
     store = FeatureStore("/dev/full/features")
     assert not store.save("texts", "k", EMBEDS)
     assert "could not be written" in messages(caplog)[0]
