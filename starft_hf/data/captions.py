@@ -1,4 +1,4 @@
-"""Captions of classes, with and without a spurious template: the one place that fills templates."""
+"""Captions of classes, with and without a spurious template: the only place that fills templates."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ CLASS_FIELD = "{class}"
 
 
 class SpuriousTemplates(Protocol):
-    """What captions need of a pool of spurious templates, such as a `SpuriosityPool`."""
+    """A pool of spurious templates, such as a `SpuriosityPool`, as captions use it."""
 
     templates: tuple[str, ...]
     weights: tuple[float, ...] | None
@@ -34,10 +34,10 @@ class SpuriousTemplates(Protocol):
 
 
 def check_caption_templates(name: str, templates: list[str]) -> None:
-    """Check that there are templates and that each holds one `{}`.
+    """Check that there are templates and that each has exactly one `{}`.
 
     Raises:
-        ValueError: naming the first template that does not.
+        ValueError: naming the first invalid template.
     """
     if not templates:
         raise ValueError(f"{name} is an empty list; pass at least one template such as 'a photo of a {{}}.'")
@@ -50,10 +50,10 @@ def check_caption_templates(name: str, templates: list[str]) -> None:
 
 
 def inject(template: str, caption: str, class_name: str | None) -> str:
-    """The spurious caption that a spurious template makes of `caption`, or of `class_name`.
+    """The spurious caption made of a spurious template and `caption`, or `class_name` if the template asks for it.
 
     Raises:
-        ValueError: if the template needs a class name and there is none.
+        ValueError: if the template needs a class name and it is None.
     """
     if CAPTION_FIELD in template:
         return template.replace(CAPTION_FIELD, caption.rstrip().removesuffix("."))
@@ -68,11 +68,11 @@ def class_caption(
     """The caption of a class.
 
     Args:
-        class_name: as the dataset has it; underscores are read as spaces.
+        class_name: as in the dataset; underscores are read as spaces.
         caption_template: with `{}` for the class name.
-        spurious_template: injected into the caption; None leaves it plain.
-        encoding: of the model whose text tower has to see the whole class name: a caption that is too long loses
-            words in front of the name. None checks no lengths.
+        spurious_template: injected into the caption; None makes a plain caption.
+        encoding: of the model whose text tower has to see the whole class name: from captions that are too long, words
+            before the name are dropped. None does not check lengths.
     """
 
     def fill(name: str) -> str:
@@ -85,16 +85,16 @@ def class_caption(
 
 @dataclass(frozen=True)
 class CaptionBank:
-    """The finite set of captions of a labelled data set: classes x caption templates (x spurious templates).
+    """The finite set of captions of a labeled dataset: classes x caption templates (x spurious templates).
 
-    A spurious caption has an id, its position in the order (class, caption template, spurious template), under which
-    the reference's embedding of it is remembered. Templates that may not be drawn for a class have no captions of it.
+    The id of a spurious caption is its position in the order (class, caption template, spurious template); the
+    reference's embeddings are cached under it. Templates that may not be drawn for a class have no captions of it.
 
     Args:
         class_names: in label order.
         caption_templates: with `{}` for the class name.
         pool: the spurious templates, or None.
-        encode_texts: of the model whose text tower has to see the whole class name; None looks at no lengths.
+        encode_texts: of the model whose text tower has to see the whole class name; None does not check lengths.
 
     Raises:
         ValueError: if a class name is too long for the text tower.
@@ -106,27 +106,22 @@ class CaptionBank:
     encode_texts: TextEncoding | None = None
 
     def __post_init__(self) -> None:
-        if self.encode_texts is not None:
-            for name in self.class_names:
-                self.encode_texts.check_name(readable(name))
-            self._look_at_longest()
-
-    def _look_at_longest(self) -> None:
-        """Have it said before the run, rather than by a worker process in the middle of it, that texts are cut."""
-        if self.class_names:
-            label = max(range(len(self.class_names)), key=lambda label: len(self.class_names[label]))
-            template = max(range(len(self.caption_templates)), key=lambda index: len(self.caption_templates[index]))
-            self.caption(label, template)
-            if self.pool is not None:
-                pool = self.pool.templates
-                self.spurious_caption(label, template, max(range(len(pool)), key=lambda index: len(pool[index])))
+        if self.encode_texts is None or not self.class_names:
+            return
+        for name in self.class_names:
+            self.encode_texts.check_name(readable(name))
+        # If captions will be cut, the longest one warns here, rather than in a worker in the middle of the run.
+        label, template = _longest(self.class_names), _longest(self.caption_templates)
+        self.caption(label, template)
+        if self.pool is not None:
+            self.spurious_caption(label, template, _longest(self.pool.templates))
 
     def caption(self, label: int, template: int) -> str:
         """The caption of class `label` under caption template `template`."""
         return class_caption(self.class_names[label], self.caption_templates[template], None, self.encode_texts)
 
     def spurious_caption(self, label: int, template: int, spurious_template: int) -> str:
-        """The same with spurious template `spurious_template` of the pool injected."""
+        """The same, with spurious template `spurious_template` of the pool injected."""
         assert self.pool is not None
         spurious, caption = self.pool.templates[spurious_template], self.caption_templates[template]
         return class_caption(self.class_names[label], caption, spurious, self.encode_texts)
@@ -138,7 +133,7 @@ class CaptionBank:
 
     @cached_property
     def _starts(self) -> list[int]:
-        """The first id of every class, and the number of all ids."""
+        """The first id of every class, followed by the number of ids."""
         return list(accumulate((len(self.caption_templates) * len(own) for own in self._eligible), initial=0))
 
     def classes_of(self, spurious_template: int) -> tuple[int, ...]:
@@ -164,9 +159,13 @@ class CaptionBank:
 
     @property
     def num_spurious_captions(self) -> int:
-        """How many ids there are."""
+        """The number of ids."""
         return self._starts[-1]
 
     def spurious_captions(self) -> Iterator[str]:
         """All spurious captions, in the order of their ids."""
         return (self.spurious_caption_of(index) for index in range(self.num_spurious_captions))
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(range(len(texts)), key=lambda index: len(texts[index]))

@@ -1,7 +1,7 @@
-"""Captions of the classes under one spurious template, which the whole batch is compared with.
+"""Captions of classes under one spurious template, as candidates that the whole batch is compared with.
 
-The template belongs to the batch, over all processes, rather than to a sample. So do the classes where there are too
-many for all of them: both are known in the step, and the texts are made there.
+The template belongs to the batch over all processes, not to a sample, and so do the classes if there are too many to
+compare all. Both are known in the step, where the texts are encoded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import encode_rows
@@ -18,18 +17,17 @@ from starft_hf.models.texts import TextEncoding
 from starft_hf.utils.collectives import gather_values
 
 
-class ClassColumns:
-    """Adds to a batch the texts of a regularizer that compares classes.
+class ClassCandidates:
+    """Adds the texts of a regularizer that compares classes to a batch.
 
-    Which template is drawn, and which classes beside those of the batch, depends on the seed, the optimiser step and
-    the place of the batch in it, as `batch_generator` says. A template that may not be drawn for some class has no
-    column for it; one that is left with a single class is never drawn, because there is nothing to compare.
+    The template and the classes beside those of the batch are drawn by `batch_generator`. A class that a template may
+    not be drawn for is not a candidate under it; templates with fewer than two classes are never drawn.
 
     Args:
         bank: the captions.
         encode_texts: turns texts into arguments of the model's forward.
         seed: of the draws.
-        limit: classes that are compared at most, unless the batch itself has more.
+        limit: largest number of classes to compare, unless the batch itself has more.
 
     Raises:
         ValueError: if no template of the pool may be drawn for two classes.
@@ -54,55 +52,54 @@ class ClassColumns:
     def __call__(self, batch: Mapping[str, Any], step: int, part: int) -> dict[str, Any]:
         """The batch with `spurious_rows`, `spurious_ids` and `column_labels`, `(M,)` each: one entry per class.
 
-        Its `captions`, where there are any, are encoded together with these texts, and become `caption_rows`.
+        Its `captions`, if it has any, are encoded together with these texts and become `caption_rows`.
 
         Args:
             batch: of this process, on its device.
-            step: the optimiser step.
+            step: the optimizer step.
             part: the place of the batch among those whose gradients the step accumulates.
 
         Raises:
-            ValueError: if the batch holds captions that are encoded already.
+            ValueError: if the captions of the batch are encoded already.
         """
         if "caption_rows" in batch:
             raise ValueError(
-                "the batch has caption_rows, but a regularizer that compares classes adds texts to the batch, and "
-                "encodes all of them together; let the data collator leave the captions as strings under 'captions', "
+                "the batch has caption_rows, but a regularizer that compares classes adds texts to the batch and "
+                "encodes all of them together; let the data collator return the captions as strings under 'captions', "
                 "as StarFTCollator(encode_captions=False) does"
             )
-        caption_template, template = self.templates(step, part)
-        classes = self._columns(self._classes[template], batch, step, part)
         bank = self.bank
-        texts = {"spurious_rows": [bank.spurious_caption(label, caption_template, template) for label in classes]}
+        template, spurious = self.templates(step, part)
+        classes = self._chosen(self._classes[spurious], batch, step, part)
+        texts = {"spurious_rows": [bank.spurious_caption(label, template, spurious) for label in classes]}
         if "captions" in batch:
             texts["caption_rows"] = batch["captions"]
-        encoded = encode_rows(texts, self.encode_texts)
-        encoded["spurious_ids"] = torch.tensor([bank.spurious_id(n, caption_template, template) for n in classes])
-        encoded["column_labels"] = torch.tensor(classes)
+        added = encode_rows(texts, self.encode_texts)
+        added["spurious_ids"] = torch.tensor([bank.spurious_id(label, template, spurious) for label in classes])
+        added["column_labels"] = torch.tensor(classes)
         device = batch["pixel_values"].device
-        moved = {name: value.to(device) for name, value in encoded.items()}
-        return {**{name: value for name, value in batch.items() if name != "captions"}, **moved}
+        kept = {name: value for name, value in batch.items() if name != "captions"}
+        return kept | {name: value.to(device) for name, value in added.items()}
 
     def templates(self, step: int, part: int) -> tuple[int, int]:
         """The caption template and the spurious template of a batch."""
         generator = batch_generator(self.seed, step, part, Draw.SHARED_CAPTION_TEMPLATE)
-        caption_template = int(generator.integers(len(self.bank.caption_templates)))
+        template = int(generator.integers(len(self.bank.caption_templates)))
         generator = batch_generator(self.seed, step, part, Draw.SHARED_SPURIOUS_TEMPLATE)
-        # The last bound may be a rounding error below 1.
+        # Rounding may leave the last bound below 1.
         place = min(int(np.searchsorted(self._bounds, generator.random(), side="right")), len(self._bounds) - 1)
-        return caption_template, list(self._classes)[place]
+        return template, list(self._classes)[place]
 
-    def _columns(self, classes: Sequence[int], batch: Mapping[str, Any], step: int, part: int) -> list[int]:
+    def _chosen(self, classes: Sequence[int], batch: Mapping[str, Any], step: int, part: int) -> list[int]:
+        """All of `classes`, or those of the batch over all processes and random others."""
         if len(classes) <= self.limit:
             return list(classes)
-        present = set(self._labels_of(batch).tolist())
+        labels = gather_values(batch["labels"])
+        if batch.get("valid") is not None:
+            labels = labels[gather_values(batch["valid"])]
+        present = set(labels.tolist())
         own = [label for label in classes if label in present]
         others = [label for label in classes if label not in present]
         generator = batch_generator(self.seed, step, part, Draw.OTHER_CLASSES)
         drawn = generator.choice(len(others), max(min(self.limit - len(own), len(others)), 0), replace=False)
         return sorted([*own, *(others[place] for place in drawn)])
-
-    def _labels_of(self, batch: Mapping[str, Any]) -> Tensor:
-        """The labels of the batch, over all processes, without those of rows that are filling."""
-        labels = gather_values(batch["labels"])
-        return labels if batch.get("valid") is None else labels[gather_values(batch["valid"])]

@@ -1,4 +1,4 @@
-"""Evaluation sets whose labels stand for classes of a classifier, as those of ImageNet-R or ObjectNet do."""
+"""Evaluation sets whose labels stand for classes of a classifier, such as ImageNet-R's and ObjectNet's."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluat
 from starft_hf.utils.names import unknown_name
 
 
-# For every label the indices of the classes that stand for it.
+# For every label the indices of the classes that it stands for.
 ClassMapping = Sequence[Sequence[int]]
 
 
@@ -23,19 +23,19 @@ def resolve_mapped_columns(
     *,
     what: str,
 ) -> ImageColumns:
-    """`resolve_evaluation_columns` for a data set whose labels stand for classes of a classifier.
+    """`resolve_evaluation_columns` for a dataset whose labels stand for classes of a classifier.
 
-    Labels are called by the ClassLabel column's names, or else by the first class that stands for them.
+    Labels have the names of the ClassLabel column, or else of the first class that each stands for.
 
     Args:
         dataset: the evaluation set.
         settings: which columns hold what.
         class_mapping: for every label the indices into `class_names`.
         class_names: the classes of the classifier.
-        what: how messages call the data set.
+        what: the name of the dataset in messages.
 
     Raises:
-        ValueError: as `resolve_evaluation_columns`; or if the mapping is of other labels or classes.
+        ValueError: as `resolve_evaluation_columns`; or if the mapping does not fit the labels or the classes.
     """
     if class_names is None:
         raise ValueError("class_mapping gives indices into class_names; pass class_names as well")
@@ -56,40 +56,8 @@ def resolve_mapped_columns(
     return dataclasses.replace(columns, classifier=tuple(class_names), class_mapping=mapping)
 
 
-def resolve_classes(
-    dataset: Any,
-    settings: ColumnSettings,
-    class_mapping: ClassMapping | None,
-    class_names: Sequence[str] | None,
-    *,
-    what: str,
-) -> ImageColumns:
-    """The columns of an evaluation set of a run, with its own classes: by a mapping, by name or the run's.
-
-    Args:
-        dataset: the evaluation set.
-        settings: which columns hold what.
-        class_mapping: for every label the indices into `class_names`, or None where the labels are the classes.
-        class_names: the classes of the training set.
-        what: how messages call the data set.
-
-    Raises:
-        ValueError: as `resolve_mapped_columns`.
-    """
-    if class_mapping is not None:
-        names = class_names or settings.class_names
-        return resolve_mapped_columns(dataset, settings, class_mapping, names, what=what)
-    return resolve_evaluation_columns(
-        dataset,
-        settings,
-        what=what,
-        default_class_names=class_names,
-        own_order=True,
-    )
-
-
 def check_mapping(mapping: ClassMapping, class_names: Sequence[str]) -> None:
-    """Check that every class of a data set is mapped to classes that the classifier has.
+    """Check that every label is mapped to classes of the classifier.
 
     Raises:
         ValueError: naming the first label that is not.
@@ -112,17 +80,17 @@ def check_mapping(mapping: ClassMapping, class_names: Sequence[str]) -> None:
 
 
 def check_mapped_sets(class_mapping: Any, eval_dataset: Any) -> None:
-    """Check that mappings are those of the evaluation sets there are, by name where there are several.
+    """Check that mappings for several evaluation sets are given by the names of these sets.
 
     Raises:
-        ValueError: if one names a set there is not, or none of several is named.
+        ValueError: if they are not, or one names an unknown set.
     """
     if class_mapping is None or not isinstance(eval_dataset, dict):
         return
     if not isinstance(class_mapping, Mapping):
         raise ValueError(
-            f"there are the evaluation sets {list(eval_dataset)}; pass class_mapping as a dictionary with the mapping "
-            "of every set whose labels stand for other classes"
+            f"the evaluation sets are {list(eval_dataset)}; pass class_mapping as a dictionary with the mapping of "
+            "every set whose labels stand for other classes"
         )
     for name in class_mapping:
         if name not in eval_dataset:

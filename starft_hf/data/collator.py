@@ -5,33 +5,36 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from starft_hf.data.decoding import BAD_IMAGES
 from starft_hf.data.images import stack_features
 from starft_hf.models.texts import TextEncoding
 
 
+# What examples and batches call the same numbers.
+_NUMBERS = {"sample": "sample_index", "label": "labels", "spurious_id": "spurious_ids", "valid": "valid"}
+
+
 @dataclass
 class StarFTCollator:
     """Stacks images and encodes every distinct text of the batch once.
 
-    A batch holds the arguments of the model's forward and, where the examples have them:
+    A batch has the arguments of the model's forward and, if the examples have them:
         labels: class indices, `(N,)`.
         groups: names of the evaluation groups, a list of N strings.
-        valid: whether a row is a sample rather than filling, `(N,)`, with several processes or on_bad_image="skip".
-        bad_images: for every row that is left out because of its image, the reason.
-        sample_index: `(N,)`, under which the reference's image features are remembered.
-        caption_rows, spurious_rows: `(N,)`, the rows of the batch's texts that hold the (spurious) caption of a row.
+        valid: whether a row is a sample rather than padding, `(N,)`, with several processes or on_bad_image="skip".
+        bad_images: the reason for every row that is skipped because of its image.
+        sample_index: `(N,)`, the key of the reference's cached image features.
+        caption_rows, spurious_rows: `(N,)`, for every row the index of its (spurious) caption in the batch's texts.
         spurious_ids: `(N,)`, the ids of the spurious captions in the caption bank.
-        captions: a list of N strings in place of `caption_rows`, where a regularizer compares classes: its texts
-            belong to the whole batch, are only known in the step, and are encoded together with these.
+        captions: a list of N strings in place of `caption_rows`, if a regularizer compares classes: its texts belong
+            to the whole batch, are only known in the step, and are encoded together with these.
 
     Args:
         encode_texts: turns texts into arguments of the model's forward.
         with_captions: whether a loss needs the captions of the rows.
         with_spurious_captions: whether a loss needs their spurious captions.
-        encode_captions: whether to encode the captions here; False leaves that to the step.
+        encode_captions: whether to encode the captions here; False leaves them to the step.
     """
 
     encode_texts: TextEncoding
@@ -56,7 +59,7 @@ class StarFTCollator:
 
 
 def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The part of a batch that does not depend on its texts."""
+    """A batch without its texts."""
     batch: dict[str, Any] = stack_features([example["image"] for example in examples])
     for name, key in _NUMBERS.items():
         if name in examples[0]:
@@ -69,22 +72,15 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def encode_rows(texts: Mapping[str, Sequence[str]], encode_texts: TextEncoding, filling: str = "") -> dict[str, Any]:
-    """Arguments of the forward for the distinct ones of all texts, and under every key the rows of its own in them.
+    """The distinct texts as arguments of the forward, and under every key the rows of its texts among them.
 
     Args:
         texts: lists of texts by key.
         encode_texts: turns texts into arguments of the model's forward.
-        filling: what is encoded where there are no texts: the forward of a dual encoder takes at least one, even where
-            no loss looks at it.
+        filling: a text to encode if there are none, since the forward of a dual encoder takes at least one.
     """
     rows: dict[str, int] = {}
-    batch: dict[str, Any] = {key: _rows_of(own, rows) for key, own in texts.items()}
+    batch: dict[str, Any] = {
+        key: torch.tensor([rows.setdefault(text, len(rows)) for text in own]) for key, own in texts.items()
+    }
     return {**batch, **encode_texts(list(rows) or [filling])}
-
-
-_NUMBERS = {"sample": "sample_index", "label": "labels", "spurious_id": "spurious_ids", "valid": "valid"}
-
-
-def _rows_of(texts: Sequence[str], rows: dict[str, int]) -> Tensor:
-    """The row of every text among the distinct texts of the batch; new texts are appended to `rows`."""
-    return torch.tensor([rows.setdefault(text, len(rows)) for text in texts])

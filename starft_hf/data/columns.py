@@ -1,4 +1,4 @@
-"""What the columns of a data set hold, found out and checked before anything expensive."""
+"""What the columns of a dataset hold, resolved and checked before anything expensive is done."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from datasets import ClassLabel, DatasetDict, IterableDatasetDict
 
 from starft_hf.data.groups import GroupFunction, Groups, resolve_groups
-from starft_hf.data.source import column_names, is_stream
+from starft_hf.data.source import column_names, is_iterable
 from starft_hf.utils.names import check_names, unknown_name
 
 
@@ -26,15 +26,15 @@ class ColumnSettings:
 
 @dataclass(frozen=True)
 class ImageColumns:
-    """Which columns of a data set are used, and how its labels read.
+    """Which columns of a dataset are used, and what its labels mean.
 
     Attributes:
         image: column with the images.
         label: column with the class labels, or None.
         caption: column with captions, or None.
-        groups: how the groups of rows are named, or None where their classes are their groups.
+        groups: how the groups of rows are named; None if the classes are the groups.
         class_names: names in label order, or None without labels.
-        classifier: the classes that images are classified into, where the labels stand for some of these; else None.
+        classifier: the classes that images are classified into, if the labels stand for some of these; else None.
         class_mapping: for every label the indices into `classifier`, or None without one.
     """
 
@@ -70,8 +70,8 @@ class ImageColumns:
             return self.class_names.index(value)
         if value is None or not float(value).is_integer():
             raise ValueError(
-                f"column {self.label!r} has a row with {value} where the index or the name of a class belongs; "
-                "fill or drop it"
+                f"column {self.label!r} has a row with {value} instead of the index or the name of a class; fill or "
+                "drop it"
             )
         if not 0 <= int(value) < len(self.class_names):
             raise ValueError(
@@ -89,61 +89,61 @@ def resolve_columns(
     default_class_names: Sequence[str] | None = None,
     own_order: bool = False,
 ) -> ImageColumns:
-    """Find the columns `settings` names in `dataset`, and the class names.
+    """Find the columns that `settings` names in `dataset`, and the class names.
 
     Class names are those of `settings`, else of the ClassLabel feature, else `default_class_names`, else the values of
     a label column of strings.
 
     Args:
-        dataset: a `datasets` Dataset or IterableDataset, or any torch data set whose rows are mappings.
+        dataset: a `datasets` Dataset or IterableDataset, or any torch dataset whose rows are mappings.
         settings: which columns hold what.
-        what: how messages call the data set.
-        default_class_names: used when nothing else gives names.
-        own_order: read a ClassLabel column that has some of the class names of `settings` in another order by its own;
+        what: the name of the dataset in messages.
+        default_class_names: used if nothing else gives names.
+        own_order: if a ClassLabel column has class names of `settings` in another order, use the order of the column;
             otherwise that is an error.
 
     Raises:
-        ValueError: if the data set is empty, a column is missing or class names are needed and missing.
+        ValueError: if the dataset is empty, a column is missing or class names are needed and missing.
     """
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         raise ValueError(f"{what} is a dictionary with the splits {sorted(dataset)}; pass one of them")
-    if not is_stream(dataset) and len(dataset) == 0:
-        raise ValueError(f"{what} is empty; pass a data set with at least one row")
+    if not is_iterable(dataset) and len(dataset) == 0:
+        raise ValueError(f"{what} is empty; pass a dataset with at least one row")
     columns = column_names(dataset)
 
-    def find(setting: str, *, required: bool) -> str | None:
+    def find(setting: str, *, required: bool) -> Any:
         column = getattr(settings, setting)
         if column is None or columns is None or column in columns:
             return column
-        if not required:
-            return None
-        raise ValueError(
-            f"{what} has no column {column!r}; its columns are {columns}. Set {setting} to the right one."
-        )
+        if required:
+            raise ValueError(
+                f"{what} has no column {column!r}; its columns are {columns}. Set {setting} to the right one."
+            )
+        return None
 
     image = find("image_column", required=True)
-    assert image is not None
     caption = find("caption_column", required=True)
     label = find("label_column", required=caption is None)
     groups = resolve_groups(dataset, settings.group_column, settings.group_function)
+    unlabeled = ImageColumns(image, None, caption, groups, None)
     if label is None:
-        return ImageColumns(image, None, caption, groups, None)
+        return unlabeled
 
     feature = (getattr(dataset, "features", None) or {}).get(label)
+    own_names = feature.names if isinstance(feature, ClassLabel) else None
     names: Sequence[str] | None = settings.class_names
     if names is not None:
         check_names(names)
-        if isinstance(feature, ClassLabel) and _in_other_order(feature.names, names):
+        if own_names is not None and _in_other_order(own_names, names):
             if not own_order:
-                raise ValueError(_other_order(feature.names, names, label, what))
-            names = feature.names
-    elif isinstance(feature, ClassLabel):
-        names = feature.names
-    names = names if names is not None else default_class_names
+                raise ValueError(_other_order(own_names, names, label, what))
+            names = own_names
+    else:
+        names = own_names if own_names is not None else default_class_names
     if names is None and getattr(feature, "dtype", None) in ("string", "large_string"):
         names = distinct_values(dataset, label)
     if names is None and caption is not None:
-        return ImageColumns(image, None, caption, groups, None)
+        return unlabeled
     if names is None:
         raise ValueError(
             f"{what} has no class names: column {label!r} is {feature if feature is not None else 'untyped'}, not a "
@@ -160,18 +160,14 @@ def resolve_evaluation_columns(
     default_class_names: Sequence[str] | None = None,
     own_order: bool = False,
 ) -> ImageColumns:
-    """`resolve_columns`, and everything that evaluation asks of a data set.
+    """`resolve_columns`, with all checks of a dataset for evaluation.
 
     Raises:
-        ValueError: if there are no labels or no groups where they are asked for, a class is there twice, or a label or
-            a group does not fit.
+        ValueError: if labels or requested groups are missing, class names contain duplicates, or a label or a group
+            is invalid.
     """
     columns = resolve_columns(
-        dataset,
-        settings,
-        what=what,
-        default_class_names=default_class_names,
-        own_order=own_order,
+        dataset, settings, what=what, default_class_names=default_class_names, own_order=own_order
     )
     if columns.class_names is None:
         raise ValueError(
@@ -184,16 +180,15 @@ def resolve_evaluation_columns(
         missing = next(column for column in wanted if column not in present)
         raise ValueError(
             f"{what} has no column {missing!r}; its columns are {present}. Set group_column to the right one, or to "
-            "None to take the classes as groups."
+            "None to use the classes as groups."
         )
     check_distinct(columns.class_names)
     check_labels(dataset, columns, what=what, several=False)
-    check_groups(dataset, columns, what=what)
+    _check_groups(dataset, columns, what=what)
     return columns
 
 
 def _in_other_order(own: Sequence[str], class_names: Sequence[str]) -> bool:
-    """Whether the names a column has for its labels are those of other labels in `class_names`."""
     return set(own) <= set(class_names) and tuple(own) != tuple(class_names[: len(own)])
 
 
@@ -201,59 +196,51 @@ def _other_order(own: Sequence[str], class_names: Sequence[str], label: str, wha
     index = next(index for index, name in enumerate(own) if name != class_names[index])
     return (
         f"label {index} of column {label!r} of {what} is {own[index]!r} by its ClassLabel and {class_names[index]!r} "
-        f"by class_names, which has {own[index]!r} for another label; leave out class_names to read the column's own, "
-        "or bring the two into one order"
+        f"by class_names, which has {own[index]!r} for another label; omit class_names to use those of the "
+        "column, or put both in the same order"
     )
 
 
 def check_distinct(class_names: Sequence[str]) -> None:
-    """Check that no two classes have the same name, because no classifier from names could tell them apart.
+    """Check that no two classes have the same name, since a classifier made from names could not distinguish them.
 
     Raises:
-        ValueError: naming the first one that is there twice.
+        ValueError: naming the first duplicate.
     """
-    seen: dict[str, int] = {}
-    for index, name in enumerate(class_names):
-        if name in seen:
+    first: dict[str, int] = {}
+    for label, name in enumerate(class_names):
+        if first.setdefault(name, label) != label:
             raise ValueError(
-                f"class name {name!r} is there twice, for labels {seen[name]} and {index}; tell them apart by name, "
+                f"class_names contains duplicates: {name!r}, for labels {first[name]} and {label}; use distinct names "
                 "such as 'crane (bird)' and 'crane (machine)'"
             )
-        seen[name] = index
 
 
 def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: bool) -> None:
-    """Check every label of a data set that can be read out of order.
+    """Check every label of a dataset, unless that would mean reading images.
 
     Args:
         several: whether more than one class has to occur.
 
     Raises:
-        ValueError: naming the label that is out of range, or the only class there is.
+        ValueError: naming the label that is out of range, or the only class that occurs.
     """
-    if columns.label is None or is_stream(dataset) or not hasattr(dataset, "features"):
+    if columns.label is None or is_iterable(dataset) or not hasattr(dataset, "features"):
         return
     present = {columns.label_index(value) for value in distinct_values(dataset, columns.label)}
     assert columns.class_names is not None
     if several and len(present) < 2:
         only = columns.class_names[present.pop()]
         raise ValueError(
-            f"{what} has one class only ({only!r}); contrasting needs images of at least two. A sorted data set that "
-            "was cut to its first rows is a common cause: shuffle before selecting."
+            f"{what} has only one class ({only!r}); contrasting needs images of at least two. A common cause is a "
+            "sorted dataset that was cut to its first rows: shuffle before selecting."
         )
 
 
-def check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
-    """Name the group of every row of a data set that can be read out of order, without reading its images.
-
-    Raises:
-        ValueError: naming the value that has no name, or the named group that has no row.
-    """
+def _check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
+    """Check that every row has a group and every named group has rows, unless that would mean reading images."""
     groups = columns.groups
-    if groups is None:
-        return
-    present = group_names(dataset, columns)
-    if present is None:
+    if groups is None or (present := group_names(dataset, columns)) is None:
         return
     if "" in present:
         raise ValueError(f"{what} has rows whose group has an empty name; name it in {list(groups.columns)}")
@@ -261,19 +248,19 @@ def check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
         missing = [name for name in groups.names.get(groups.columns[0], ()) if name not in present]
         if missing:
             raise ValueError(
-                f"{what} has no row in group {missing[0]!r} of column {groups.columns[0]!r}, so its accuracy is "
-                "unknown and the worst group cannot be told; evaluate on rows of every group, or cast the column to "
-                "strings to count those that occur"
+                f"{what} has no row in group {missing[0]!r} of column {groups.columns[0]!r}, so its accuracy and the "
+                "worst group are unknown; evaluate on rows of every group, or cast the column to strings to count "
+                "only those that occur"
             )
 
 
 def group_names(dataset: Any, columns: ImageColumns) -> set[str] | None:
-    """The groups that have rows, without reading images; None for a data set that can only be read row by row.
+    """The groups that have rows, or None if that would mean reading images.
 
     Raises:
-        ValueError: if the group of a row cannot be told.
+        ValueError: if the group of a row is unknown.
     """
-    if is_stream(dataset) or not hasattr(dataset, "features"):
+    if is_iterable(dataset) or not hasattr(dataset, "features"):
         return None
     groups = columns.groups
     if groups is None:
@@ -295,8 +282,8 @@ def distinct_values(dataset: Any, column: str) -> list[Any]:
 
 def read_column(dataset: Any, column: str) -> list[Any]:
     """All values of a column of a `datasets` Dataset, without decoding the other columns."""
-    if is_stream(dataset):
+    if is_iterable(dataset):
         raise ValueError(
-            f"the values of column {column!r} of a stream are not known in advance; pass class_names=[...]"
+            f"the values of column {column!r} of an iterable dataset are not known in advance; pass class_names=[...]"
         )
     return dataset.select_columns([column]).with_format(None)[column][:]

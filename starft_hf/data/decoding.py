@@ -1,4 +1,4 @@
-"""Rows with their pictures opened, and what becomes of rows whose picture cannot be."""
+"""Rows with their images opened, and rows that are skipped because their image cannot be."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
 from starft_hf.data.images import ImagePreprocessor, as_rgb
-from starft_hf.data.source import is_stream
+from starft_hf.data.source import is_iterable
 from starft_hf.utils.names import unknown_name
 
 
@@ -21,30 +21,29 @@ Row = dict[str, Any]
 RAISE, SKIP = "raise", "skip"
 ON_BAD_IMAGE = (RAISE, SKIP)
 
-# Where a batch says which of its rows are left out, and why.
+# The key of a batch for why rows are skipped.
 BAD_IMAGES = "bad_images"
 
-# What reading a damaged file raises. Of a data set whose rows come with their pictures opened, anything else is a
-# mistake of its own.
+# What reading a damaged file raises. In a dataset that opens images itself, other errors are errors of its code.
 _OF_FILES = (OSError, EOFError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
 
 _MOST_NAMED = 20
 
 
 class BadImageError(ValueError):
-    """A picture that cannot be read; the message names its row and says why."""
+    """An image that cannot be read; the message names its row and says why."""
 
 
-class PictureReader:
-    """Reads rows, with the picture of each as an upright RGB picture.
+class ImageReader:
+    """Reads rows, with the image of each as an upright RGB image.
 
-    Pictures of `datasets` are opened here rather than by it, so that their row and their file can be named, and what
-    else a row holds is known even where its picture is damaged.
+    Images of `datasets` are opened here rather than by it, so that errors can name their row and file, and the rest of
+    a row is known even if its image is damaged.
 
     Args:
         dataset: the rows.
-        column: which column has the pictures.
-        preprocessor: which pictures are to fit.
+        column: the column with the images.
+        preprocessor: the images must be small enough for it.
     """
 
     def __init__(self, dataset: Any, column: str, preprocessor: ImagePreprocessor):
@@ -61,8 +60,8 @@ class PictureReader:
         """The row with that index.
 
         Raises:
-            BadImageError: if its picture cannot be read.
-            TypeError: if it has something else instead of a picture.
+            BadImageError: if its image cannot be read.
+            TypeError: if it has something else instead of an image.
         """
         where = f"row {index}"
         try:
@@ -72,33 +71,33 @@ class PictureReader:
         return self.opened(row, where)
 
     def rows(self) -> Iterator[tuple[Row, str]]:
-        """The rows of a stream as they come, their pictures not opened yet, with a name for each."""
+        """The rows of an iterable dataset, before their images are opened, with a name for each."""
         for index, row in enumerate(self.dataset):
-            yield row, f"row {index} of the stream"
+            yield row, f"row {index} of the iterable dataset"
 
     def opened(self, row: Row, where: str) -> Row:
-        """`row` with its picture opened; `where` is what errors call it."""
+        """`row` with its image opened; `where` is its name in errors."""
         raw = row[self.column]
         file = raw.get("path") if self.feature is not None and isinstance(raw, dict) else None
         file = file or getattr(raw, "filename", None)
         where = f"{where} ({str(file)!r})" if file else where
         try:
             if raw is None:
-                raise ValueError("there is none")
+                raise ValueError("the row has no image")
             if self.feature is not None:
                 raw = self.feature.decode_example(raw, token_per_repo_id=_tokens(self.dataset))
-            picture = as_rgb(raw)
-            self.preprocessor.check(picture)
+            image = as_rgb(raw)
+            self.preprocessor.check(image)
         except TypeError as error:
-            # What is no picture at all is rarely so in one row only.
+            # Values that are not images rarely occur in one row only.
             raise TypeError(f"{where}: {error}") from error
         except Exception as error:
             raise _bad(where, error) from error
-        return {**row, self.column: picture}
+        return {**row, self.column: image}
 
 
 def check_on_bad_image(choice: str) -> None:
-    """Check that `choice` says what to do about bad images.
+    """Check a value of `on_bad_image`.
 
     Raises:
         ValueError: if it is neither "raise" nor "skip".
@@ -108,19 +107,19 @@ def check_on_bad_image(choice: str) -> None:
 
 
 class SkippedImages:
-    """The rows that were left out because of their pictures, each told of once."""
+    """The rows that were skipped because of their images; warns of each once."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, None] = {}
 
-    def note(self, batch: Mapping[str, Any]) -> int:
-        """Take note of those of a batch; returns how many they are."""
+    def record(self, batch: Mapping[str, Any]) -> int:
+        """Record those of a batch; returns their number."""
         reasons = batch.get(BAD_IMAGES, ())
         for reason in reasons:
             if reason not in self.reasons and len(self.reasons) < _MOST_NAMED:
-                logger.warning("Left out, as on_bad_image='skip' says: %s", reason)
+                logger.warning("Skipped, since on_bad_image='skip': %s", reason)
             elif reason not in self.reasons and len(self.reasons) == _MOST_NAMED:
-                logger.warning("More than %d images are left out; further ones are not named.", _MOST_NAMED)
+                logger.warning("More than %d images are skipped; further ones are not named.", _MOST_NAMED)
             self.reasons[reason] = None
         return len(reasons)
 
@@ -128,14 +127,14 @@ class SkippedImages:
         return len(self.reasons)
 
 
-def blank_picture() -> Image.Image:
-    """What takes the place of a picture in a row that does not count."""
+def blank_image() -> Image.Image:
+    """A black image, for rows that do not count."""
     return Image.new("RGB", (256, 256))
 
 
 def _is_plain(dataset: Any) -> bool:
-    """Whether rows come as they are stored, rather than by a transform or as arrays."""
-    if is_stream(dataset):
+    """Whether rows are returned as they are stored, without a transform or another format."""
+    if is_iterable(dataset):
         return getattr(dataset, "_formatting", None) is None
     return bool(dataset.format["type"] is None)
 
@@ -146,9 +145,9 @@ def _tokens(dataset: Any) -> Any:
 
 def _bad(where: str, error: Exception) -> BadImageError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    advice = f"repair or remove it, or set on_bad_image={SKIP!r} to leave out rows like it"
+    advice = f"repair or remove it, or set on_bad_image={SKIP!r} to skip such rows"
     if isinstance(error, UnidentifiedImageError):
-        reason = "it is no image in a format that Pillow knows"
+        reason = "it is not an image in a format that Pillow knows"
     elif isinstance(error, Image.DecompressionBombError):
         advice += "; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
         reason = reason.rstrip(".")

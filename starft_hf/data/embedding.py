@@ -101,7 +101,7 @@ def embed_images(
     skipped, chunks = SkippedImages(), []
     with tqdm(total=len(mine), desc=progress, unit=" images", disable=progress is None) as bar:
         for batch in loader:
-            skipped.note(batch)
+            skipped.record(batch)
             chunks.append(
                 embed({name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)})
             )

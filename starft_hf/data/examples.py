@@ -1,4 +1,4 @@
-"""Data sets of examples: rows of a user's data set, preprocessed and with everything random about them drawn."""
+"""Datasets of examples: rows of a user's dataset, preprocessed, with everything random about them drawn."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from starft_hf.data.captions import CaptionBank, inject
-from starft_hf.data.class_mapping import resolve_classes
-from starft_hf.data.columns import ColumnSettings, ImageColumns
-from starft_hf.data.decoding import RAISE, SKIP, BadImageError, PictureReader, Row, blank_picture
+from starft_hf.data.class_mapping import resolve_mapped_columns
+from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluation_columns
+from starft_hf.data.decoding import RAISE, SKIP, BadImageError, ImageReader, Row, blank_image
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
-from starft_hf.data.source import is_stream
+from starft_hf.data.source import is_iterable
 from starft_hf.data.workers import spare_worker
 from starft_hf.utils.collectives import NO_SAMPLE
 
@@ -25,7 +26,7 @@ Example = dict[str, Any]
 
 
 class Epoch:
-    """The current epoch, in memory that worker processes share, so that persistent workers see it move."""
+    """The current epoch, in memory shared with worker processes, so that persistent workers see it change."""
 
     def __init__(self) -> None:
         self._value = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -40,93 +41,51 @@ class Epoch:
 
 
 @dataclass
-class TrainingExampleMaker:
-    """Makes training examples of rows.
-
-    An example has the image's tensors under "image", "sample", "label" and "spurious_id" (where there are labels),
-    "caption" and "spurious_caption" (where a loss needs them).
-    """
+class ImageExampleMaker:
+    """Makes examples of the images of rows: the image's tensors under "image", and "sample"."""
 
     columns: ImageColumns
     preprocessor: ImagePreprocessor
-    bank: CaptionBank
-    seed: int
-    epoch: Epoch
-    with_spurious_captions: bool = True
 
     def __call__(self, rows: Sequence[Row], samples: Sequence[int]) -> list[Example]:
-        generators = None
-        if not self.preprocessor.deterministic:
-            generators = [sample_generator(self.seed, self.epoch.value, n, Draw.TRANSFORM) for n in samples]
-        images = self.preprocessor.of_pictures([row[self.columns.image] for row in rows], generators)
+        images = self._preprocess([row[self.columns.image] for row in rows], samples)
         return [
-            {"image": image, "sample": sample, **self._texts(row, sample)}
+            {"image": image, "sample": sample, **self.targets(row, sample)}
             for row, sample, image in zip(rows, samples, images, strict=True)
         ]
 
     def blank(self, sample: int) -> Example:
-        """What takes the place of an example that does not count."""
-        row = {self.columns.label: 0, self.columns.caption: "", self.columns.image: blank_picture()}
-        return self([row], [sample])[0]  # type: ignore[list-item]
+        """An example in place of one that does not count."""
+        (image,) = self._preprocess([blank_image()], [sample])
+        return {"image": image, "sample": sample, **self.blank_targets(sample)}
 
-    def _draw(self, sample: int, draw: Draw, choices: int) -> int:
-        if choices == 1:
-            return 0
-        return int(sample_generator(self.seed, self.epoch.value, sample, draw).integers(choices))
+    def targets(self, row: Row, sample: int) -> Example:
+        """Everything of an example but its image."""
+        return {}
 
-    def _draw_spurious(self, sample: int, label: int | None) -> int | None:
-        pool = self.bank.pool
-        if pool is None or not self.with_spurious_captions:
-            return None
-        if len(pool) == 1:
-            return 0
-        generator = sample_generator(self.seed, self.epoch.value, sample, Draw.SPURIOUS_TEMPLATE)
-        return pool.draw(generator, self.bank.class_names[label] if label is not None else None)
+    def blank_targets(self, sample: int) -> Example:
+        """The targets of a blank example."""
+        return {}
 
-    def _texts(self, row: Row, sample: int) -> Example:
-        example: Example = {}
-        label = None
-        if self.columns.label is not None:
-            label = example["label"] = self.columns.label_of(row)
-        pool = self.bank.pool
-        spurious_template = self._draw_spurious(sample, label)
-        if self.columns.caption is not None:
-            example["caption"] = row[self.columns.caption]
-            if pool is not None and spurious_template is not None:
-                class_name = self.bank.class_names[label] if label is not None else None
-                example["spurious_caption"] = inject(pool.templates[spurious_template], example["caption"], class_name)
-        elif label is not None:
-            template = self._draw(sample, Draw.CAPTION_TEMPLATE, len(self.bank.caption_templates))
-            example["caption"] = self.bank.caption(label, template)
-            if spurious_template is not None:
-                drawn = (label, template, spurious_template)
-                example["spurious_caption"] = self.bank.spurious_caption(*drawn)
-                example["spurious_id"] = self.bank.spurious_id(*drawn)
-        return example
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that random draws depend on."""
+
+    def _preprocess(self, images: Sequence[Any], samples: Sequence[int]) -> list[dict[str, Tensor]]:
+        return self.preprocessor.of_rgb(images)
 
 
 @dataclass
-class EvaluationExampleMaker:
-    """Makes evaluation examples of rows: deterministic tensors, label and group."""
+class EvaluationExampleMaker(ImageExampleMaker):
+    """Makes evaluation examples of rows: "label" and "group" beside the image."""
 
-    columns: ImageColumns
-    preprocessor: ImagePreprocessor
+    def targets(self, row: Row, sample: int) -> Example:
+        return {"label": self.columns.label_of(row), "group": self.group(row)}
 
-    def __call__(self, rows: Sequence[Row], samples: Sequence[int]) -> list[Example]:
-        images = self.preprocessor.of_pictures([row[self.columns.image] for row in rows])
-        examples = []
-        for row, sample, image in zip(rows, samples, images, strict=True):
-            label = self.columns.label_of(row)
-            examples.append({"image": image, "sample": sample, "label": label, "group": self.group(row)})
-        return examples
-
-    def blank(self, sample: int) -> Example:
-        """What takes the place of an example that does not count."""
-        image = self.preprocessor.of_pictures([blank_picture()])[0]
-        return {"image": image, "sample": sample, "label": 0, "group": ""}
+    def blank_targets(self, sample: int) -> Example:
+        return {"label": 0, "group": ""}
 
     def group(self, row: Row) -> str:
-        """The name of the group of a row; where no column says, its class."""
+        """The name of the group of a row: its class, unless columns or a function name groups."""
         if self.columns.groups is not None:
             return self.columns.groups.of(row)
         assert self.columns.class_names is not None
@@ -134,40 +93,77 @@ class EvaluationExampleMaker:
 
 
 @dataclass
-class ImageExampleMaker:
-    """Makes examples of the images of rows alone, deterministically preprocessed."""
+class TrainingExampleMaker(ImageExampleMaker):
+    """Makes training examples of rows.
 
-    columns: ImageColumns
-    preprocessor: ImagePreprocessor
+    They have "label" and "spurious_id" if there are labels, and "caption" and "spurious_caption" if a loss needs them.
+    """
 
-    def __call__(self, rows: Sequence[Row], samples: Sequence[int]) -> list[Example]:
-        images = self.preprocessor.of_pictures([row[self.columns.image] for row in rows])
-        return [{"image": image, "sample": sample} for image, sample in zip(images, samples, strict=True)]
+    bank: CaptionBank
+    seed: int
+    epoch: Epoch
+    with_spurious_captions: bool = True
 
-    def blank(self, sample: int) -> Example:
-        """What takes the place of an example that does not count."""
-        return self([{self.columns.image: blank_picture()}], [sample])[0]
+    def targets(self, row: Row, sample: int) -> Example:
+        example: Example = {}
+        bank, label, class_name = self.bank, None, None
+        if self.columns.label is not None:
+            label = example["label"] = self.columns.label_of(row)
+            class_name = bank.class_names[label]
+        spurious = self._draw_spurious(sample, class_name)
+        if self.columns.caption is not None:
+            example["caption"] = row[self.columns.caption]
+            if spurious is not None and bank.pool is not None:
+                example["spurious_caption"] = inject(bank.pool.templates[spurious], example["caption"], class_name)
+        elif label is not None:
+            template = self._draw_template(sample)
+            example["caption"] = bank.caption(label, template)
+            if spurious is not None:
+                example["spurious_caption"] = bank.spurious_caption(label, template, spurious)
+                example["spurious_id"] = bank.spurious_id(label, template, spurious)
+        return example
 
+    def blank_targets(self, sample: int) -> Example:
+        blank = {self.columns.label: 0, self.columns.caption: ""}
+        return self.targets({name: value for name, value in blank.items() if name is not None}, sample)
 
-ExampleMaker = TrainingExampleMaker | EvaluationExampleMaker | ImageExampleMaker
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.value = epoch
+
+    def _preprocess(self, images: Sequence[Any], samples: Sequence[int]) -> list[dict[str, Tensor]]:
+        if self.preprocessor.deterministic:
+            return self.preprocessor.of_rgb(images)
+        return self.preprocessor.of_rgb(images, [self._generator(sample, Draw.TRANSFORM) for sample in samples])
+
+    def _draw_template(self, sample: int) -> int:
+        return int(self._generator(sample, Draw.CAPTION_TEMPLATE).integers(len(self.bank.caption_templates)))
+
+    def _draw_spurious(self, sample: int, class_name: str | None) -> int | None:
+        pool = self.bank.pool
+        if pool is None or not self.with_spurious_captions:
+            return None
+        return 0 if len(pool) == 1 else pool.draw(self._generator(sample, Draw.SPURIOUS_TEMPLATE), class_name)
+
+    def _generator(self, sample: int, draw: Draw) -> np.random.Generator:
+        return sample_generator(self.seed, self.epoch.value, sample, draw)
 
 
 class IndexedExamples(Dataset[Example]):
-    """Examples of a data set whose rows can be read in any order; a sample is known by its index.
+    """Examples of a dataset whose rows can be read in any order; a sample is identified by its index.
 
     Args:
-        dataset: the rows, whose pictures need not be RGB nor upright.
+        dataset: the rows; images of any mode and orientation.
         make: makes examples of them.
-        on_bad_image: with "raise", a picture that cannot be read is an error. With "skip", its row keeps its place and
-            does not count: a blank example stands there, `False` under "valid" and with the reason under "bad_image".
+        on_bad_image: "raise" raises an error for an image that cannot be read. "skip" keeps its row in place as a
+            blank example, with `False` under "valid" and the reason under "bad_image".
 
     Attributes:
-        padded: whether a sampler may ask for `NO_SAMPLE`. It then gets a blank example. Every example says under
-            "valid" whether it is a sample, here and with "skip".
-        unreadable: samples that count as unreadable without another look, so that all parts of a run agree on them.
+        padded: whether a sampler may ask for `NO_SAMPLE`, which gives a blank example. Then, and with "skip", every
+            example says under "valid" whether it is a sample.
+        unreadable: samples that are skipped without reading them again, so that all parts of a run agree on them.
     """
 
-    def __init__(self, dataset: Any, make: ExampleMaker, on_bad_image: str = RAISE):
+    def __init__(self, dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE):
         self.make = make
         self.on_bad_image = on_bad_image
         self.padded = False
@@ -181,11 +177,11 @@ class IndexedExamples(Dataset[Example]):
         return self.make.columns
 
     @cached_property
-    def _reader(self) -> PictureReader:
-        return PictureReader(self.dataset, self.columns.image, self.make.preprocessor)
+    def _reader(self) -> ImageReader:
+        return ImageReader(self.dataset, self.columns.image, self.make.preprocessor)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes make it anew, rather than being sent a second data set.
+        # Worker processes create their own reader, instead of receiving a second dataset.
         return {name: value for name, value in vars(self).items() if name != "_reader"}
 
     def __len__(self) -> int:
@@ -196,35 +192,34 @@ class IndexedExamples(Dataset[Example]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         spare_worker()
-        rows: dict[int, Row] = {}
-        reasons: dict[int, str] = {}
-        for place, index in enumerate(indices):
-            if index == NO_SAMPLE:
-                continue
-            if index in self.unreadable:
-                reasons[place] = (
-                    f"the image of row {index} could not be read when the reference's was to be remembered"
-                )
-                continue
-            try:
-                rows[place] = self._reader.row(int(index))
-            except BadImageError as error:
-                if self.on_bad_image != SKIP:
-                    raise
-                reasons[place] = str(error)
+        read = [self._read(int(index)) for index in indices]
+        rows = {place: row for place, row in enumerate(read) if isinstance(row, dict)}
         made = dict(zip(rows, self.make(list(rows.values()), [int(indices[place]) for place in rows]), strict=True))
         examples = []
         for place, index in enumerate(indices):
             example = made[place] if place in made else self.make.blank(max(0, int(index)))
             if self.padded or self.on_bad_image == SKIP:
                 example["valid"] = place in made
-            if place in reasons:
-                example["bad_image"] = reasons[place]
+            if isinstance(read[place], str):
+                example["bad_image"] = read[place]
             examples.append(example)
         return examples
 
+    def _read(self, index: int) -> Row | str | None:
+        """A row, or the reason why it is skipped, or None for `NO_SAMPLE`."""
+        if index == NO_SAMPLE:
+            return None
+        if index in self.unreadable:
+            return f"the image of row {index} could not be read when the reference's embeddings were computed"
+        try:
+            return self._reader.row(index)
+        except BadImageError as error:
+            if self.on_bad_image != SKIP:
+                raise
+            return str(error)
+
     def is_readable(self, index: int) -> bool:
-        """Whether the picture of a row can be read now."""
+        """Whether the image of a row can be read now."""
         try:
             self._reader.row(index)
         except BadImageError:
@@ -232,13 +227,13 @@ class IndexedExamples(Dataset[Example]):
         return True
 
     def set_epoch(self, epoch: int) -> None:
-        set_epoch(self.make, epoch)
+        self.make.set_epoch(epoch)
 
 
-class StreamedExamples(IterableDataset[Example]):
-    """Examples of a data set that can only be read in order; a sample is known by a hash of its pixels.
+class IterableExamples(IterableDataset[Example]):
+    """Examples of a dataset that can only be read in order; a sample is identified by a hash of its pixels.
 
-    Numbering the rows would not do: their order depends on shards, workers and the shuffle buffer.
+    The number of a row would not do: it depends on shards, workers and the shuffle buffer.
 
     Args:
         dataset: the rows.
@@ -246,10 +241,10 @@ class StreamedExamples(IterableDataset[Example]):
         on_bad_image: as in `IndexedExamples`.
     """
 
-    def __init__(self, dataset: Any, make: ExampleMaker, on_bad_image: str = RAISE):
+    def __init__(self, dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE):
         self.make = make
         self.on_bad_image = on_bad_image
-        self.reader = PictureReader(dataset, make.columns.image, make.preprocessor)
+        self.reader = ImageReader(dataset, make.columns.image, make.preprocessor)
         self.dataset = self.reader.dataset
 
     @property
@@ -270,30 +265,24 @@ class StreamedExamples(IterableDataset[Example]):
             yield {**example, "valid": True} if self.on_bad_image == SKIP else example
 
     def set_epoch(self, epoch: int) -> None:
-        set_epoch(self.make, epoch)
+        self.make.set_epoch(epoch)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
 
-def set_epoch(make: ExampleMaker, epoch: int) -> None:
-    """Move the epoch that the draws of training examples depend on."""
-    if isinstance(make, TrainingExampleMaker):
-        make.epoch.value = epoch
-
-
 def content_hash(image: Any) -> int:
-    """63 bits of a hash of an image's size and pixels."""
+    """A hash of an image's size and pixels, of 63 bits."""
     pixels = np.asarray(image)
     digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=8)
     return int.from_bytes(digest.digest(), "big") >> 1
 
 
-Examples = IndexedExamples | StreamedExamples
+Examples = IndexedExamples | IterableExamples
 
 
-def as_examples(dataset: Any, make: ExampleMaker, on_bad_image: str = RAISE) -> Examples:
+def as_examples(dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE) -> Examples:
     """The examples that `make` makes of the rows of `dataset`."""
-    kind = StreamedExamples if is_stream(dataset) else IndexedExamples
+    kind = IterableExamples if is_iterable(dataset) else IndexedExamples
     return kind(dataset, make, on_bad_image)
 
 
@@ -306,7 +295,7 @@ def evaluation_sets(
     class_mapping: Any = None,
     on_bad_image: str = RAISE,
 ) -> Any:
-    """The evaluation examples of a data set or, by name, of a dictionary of several; what are examples stays.
+    """The evaluation examples of a dataset, or of a dictionary of datasets by name; examples are returned unchanged.
 
     Args:
         dataset: one evaluation set, several, or None.
@@ -317,7 +306,7 @@ def evaluation_sets(
         on_bad_image: as in `IndexedExamples`.
 
     Raises:
-        ValueError: as `resolve_classes`.
+        ValueError: as `resolve_evaluation_columns` and `resolve_mapped_columns`.
     """
     if dataset is None or isinstance(dataset, Examples):
         return dataset
@@ -328,14 +317,20 @@ def evaluation_sets(
             name: evaluation_sets(part, *shared, class_mapping=mappings.get(name), on_bad_image=on_bad_image)
             for name, part in dataset.items()
         }
-    columns = resolve_classes(dataset, settings, class_mapping, class_names, what="eval_dataset")
+    if class_mapping is None:
+        columns = resolve_evaluation_columns(
+            dataset, settings, what="eval_dataset", default_class_names=class_names, own_order=True
+        )
+    else:
+        names = class_names or settings.class_names
+        columns = resolve_mapped_columns(dataset, settings, class_mapping, names, what="eval_dataset")
     return as_examples(dataset, EvaluationExampleMaker(columns, ImagePreprocessor(image_processor)), on_bad_image)
 
 
 def image_examples(examples: IndexedExamples, preprocessor: ImagePreprocessor | None = None) -> IndexedExamples:
-    """The images of `examples` alone, preprocessed as they are or by another preprocessor.
+    """The images of `examples` without targets, with the same preprocessor or another.
 
-    Both agree on which are unreadable.
+    Both share `unreadable`.
     """
     columns = ImageColumns(examples.columns.image, label=None, caption=None, groups=None, class_names=None)
     maker = ImageExampleMaker(columns, preprocessor or examples.make.preprocessor)

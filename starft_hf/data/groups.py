@@ -1,4 +1,4 @@
-"""Which evaluation group a row is in."""
+"""Evaluation groups of rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ class Groups:
     """Names the group of a row, from one column, from several, or by a function of the row.
 
     Attributes:
-        columns: the columns whose values make the name; with several, "waterbird x land".
-        names: names behind the values of ClassLabel columns.
-        function: takes the place of the columns' values; it is given a row with these columns.
+        columns: the columns whose values are the name, joined as in "waterbird x land".
+        names: names of the values of ClassLabel columns.
+        function: names the group instead, from a row with these columns.
     """
 
     columns: tuple[str, ...] = ()
@@ -32,18 +32,20 @@ class Groups:
         """The group of a row.
 
         Raises:
-            ValueError: if a value is missing or unknown, or the function gives no string.
+            ValueError: if a value is missing or unknown, or the function does not return a string.
         """
         if self.function is not None:
             name = self.function(row)
             if not isinstance(name, str):
-                raise ValueError(f"the group function gave {name!r} for the row {dict(row)!r}; it must give a string")
+                raise ValueError(
+                    f"the group function returned {name!r} for the row {dict(row)!r}; it must return a string"
+                )
             return name
         return SEPARATOR.join(self._name(column, row[column]) for column in self.columns)
 
     def _name(self, column: str, value: Any) -> str:
         names = self.names.get(column)
-        if value is None or value != value:  # NaN stands for a missing number
+        if value is None or value != value:  # NaN is a missing number
             raise ValueError(f"column {column!r} has a row without a value, so its group is unknown; fill or drop it")
         if names is None:
             return str(value)
@@ -56,10 +58,10 @@ class Groups:
 def resolve_groups(
     dataset: Any, columns: str | Sequence[str] | None, function: GroupFunction | None = None
 ) -> Groups | None:
-    """How to name the groups of `dataset`, or None where nothing says or the data set lacks a column.
+    """How to name the groups of `dataset`, or None if neither argument is given or a column is missing.
 
     Args:
-        dataset: a `datasets` data set or any other.
+        dataset: a dataset of `datasets` or any other.
         columns: one column or several.
         function: names the group of a row instead.
 

@@ -1,4 +1,4 @@
-"""Preprocessing of images: random crops that belong to the sample, then the model's own image processor."""
+"""Preprocessing of images: random crops keyed to the sample, then the model's image processor."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ CROP_RATIO = (3 / 4, 4 / 3)
 def random_crop_box(
     width: int, height: int, scale: Sequence[float], generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A random box `(left, top, right, bottom)`, in pixels, as of a random resized crop.
+    """The box `(left, top, right, bottom)`, in pixels, of a random resized crop.
 
-    Its share of the area is uniform in `scale`, its aspect ratio log-uniform in `CROP_RATIO`. After ten boxes that do
-    not fit, the whole image is taken.
+    Its share of the area is uniform in `scale`, its aspect ratio log-uniform in `CROP_RATIO`. If ten boxes do not fit,
+    the box is the whole image.
     """
     for _ in range(10):
         area = width * height * generator.uniform(scale[0], scale[1])
@@ -37,16 +37,16 @@ def random_crop_box(
     return 0, 0, width, height
 
 
-# Image processors hold several copies of what they are given; of a large batch that would be more than training takes.
+# Image processors hold several copies of their inputs; for a large batch they would need more memory than training.
 _AT_ONCE = 32
 
 
 class ImagePreprocessor:
-    """Turns images into what the vision tower takes.
+    """Turns images into inputs of the vision tower.
 
     Args:
         image_processor: the model's image processor.
-        crop_scale: share of the area a random crop keeps, or None for the processor's preprocessing alone.
+        crop_scale: range of the share of the area that a random crop keeps; None only applies the image processor.
         transform: the user's own transform, from a PIL image to a PIL image or to a tensor `(C, H, W)`. It replaces
             the random crop; what it draws from the global generators is keyed to the sample.
     """
@@ -70,42 +70,42 @@ class ImagePreprocessor:
     def __call__(
         self, images: Sequence[Any], generators: Sequence[np.random.Generator] | None = None
     ) -> list[dict[str, Tensor]]:
-        """Preprocess `images`; `generators`, one per image, are needed where preprocessing is random.
+        """Preprocess `images`; `generators`, one per image, are needed if preprocessing is random.
 
         Returns:
-            For every image the tensors the vision tower takes, without a batch dimension.
+            For every image the inputs of the vision tower, without a batch dimension.
         """
-        return self.of_pictures([as_rgb(image) for image in images], generators)
+        return self.of_rgb([as_rgb(image) for image in images], generators)
 
-    def of_pictures(
-        self, pictures: Sequence[Any], generators: Sequence[np.random.Generator] | None = None
+    def of_rgb(
+        self, images: Sequence[Any], generators: Sequence[np.random.Generator] | None = None
     ) -> list[dict[str, Tensor]]:
-        """The same for upright RGB pictures."""
+        """The same for upright RGB images."""
         if not self.deterministic:
             if generators is None:
                 raise ValueError("random preprocessing needs one generator per image")
-            pictures = [self._augment(*pair) for pair in zip(pictures, generators, strict=True)]
-        if pictures and isinstance(pictures[0], Tensor):
-            return [{"pixel_values": picture} for picture in pictures]
+            images = [self._augment(*pair) for pair in zip(images, generators, strict=True)]
+        if images and isinstance(images[0], Tensor):
+            return [{"pixel_values": image} for image in images]
         examples: list[dict[str, Tensor]] = []
-        for start in range(0, len(pictures), _AT_ONCE):
-            features = self.image_processor(images=pictures[start : start + _AT_ONCE], return_tensors="pt")
+        for start in range(0, len(images), _AT_ONCE):
+            features = self.image_processor(images=images[start : start + _AT_ONCE], return_tensors="pt")
             examples += [dict(zip(features, values, strict=True)) for values in zip(*features.values(), strict=True)]
         return examples
 
-    def check(self, picture: Image.Image) -> None:
-        """Check that a picture can be brought to the size of the vision tower.
+    def check(self, image: Image.Image) -> None:
+        """Check that an image can be resized for the vision tower.
 
         Raises:
-            ValueError: if it would take more pixels on the way than a picture may have. That is so for very long ones
-                where the shortest edge is scaled to a given length.
+            ValueError: if resizing it would exceed Pillow's limit of pixels, as for very long images whose shortest
+                edge is scaled to a given length.
         """
         size = getattr(self.image_processor, "size", None)
         edge = dict(size).get("shortest_edge") if size else None
         limit = Image.MAX_IMAGE_PIXELS
-        if edge and limit and edge**2 * max(picture.size) / min(picture.size) > limit:
+        if edge and limit and edge**2 * max(image.size) / min(image.size) > limit:
             raise ValueError(
-                f"it has {picture.width} x {picture.height} pixels, and scaling its shortest edge to {edge} would "
+                f"it has {image.width} x {image.height} pixels, and scaling its shortest edge to {edge} would "
                 f"give more than {limit} (PIL.Image.MAX_IMAGE_PIXELS)"
             )
 
@@ -121,7 +121,7 @@ class ImagePreprocessor:
 
 
 def fixed_size(image_processor: Any) -> tuple[int, int] | None:
-    """The `(width, height)` in pixels that `image_processor` brings every image to, or None if it keeps shapes."""
+    """The `(width, height)` in pixels of every image that `image_processor` returns, or None if it keeps shapes."""
     for attribute in ("crop_size", "size"):
         if attribute == "crop_size" and not getattr(image_processor, "do_center_crop", False):
             continue
@@ -133,9 +133,9 @@ def fixed_size(image_processor: Any) -> tuple[int, int] | None:
 
 
 def as_rgb(image: Any) -> Image.Image:
-    """`image` as an RGB picture, upright; arrays are read as `(H, W)` or `(H, W, C)` of unsigned bytes.
+    """`image` as an upright RGB image; arrays are `(H, W)` or `(H, W, C)` of unsigned bytes.
 
-    What is transparent takes the colour stored under it. Pictures of 16 bits are brought to 8.
+    Transparent pixels get the color that is stored for them. Images of 16 bits are converted to 8.
 
     Raises:
         TypeError: if it is neither a PIL image nor such an array.
@@ -148,23 +148,23 @@ def as_rgb(image: Any) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise TypeError(
             f"an image is of type {type(image).__name__}; expected a PIL image or an array of unsigned bytes. "
-            "Cast the column to datasets.Image(), or give the data set a transform that opens its files."
+            "Cast the column to datasets.Image(), or give the dataset a transform that opens its files."
         )
     if not all(image.size):
         raise ValueError(f"it has {image.width} x {image.height} pixels")
-    # Cameras write down how they were held instead of turning the picture.
+    # Cameras store their orientation instead of rotating the image.
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
-        # PIL would cut everything above 255 off. Values beyond 16 bits do not come out of image files.
+        # PIL would clip values above 255. Image files do not hold values of more than 16 bits.
         return Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) // 2**8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise TypeError(
             "an image holds floating-point numbers, whose range is unknown; convert it to 8 bits, for example with "
             "Image.fromarray((array * 255).astype('uint8'))"
         )
-    # Palettes may have transparent entries, which PIL wants to be told of.
+    # PIL warns about palettes with transparent entries unless they are converted to RGBA first.
     return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
 
 

@@ -1,4 +1,4 @@
-"""Data sets from the Hub or from a folder, with the columns that the trainer expects."""
+"""Datasets from the Hub or from a folder, with the columns that the trainer expects."""
 
 from collections.abc import Iterable
 from os import PathLike
@@ -13,11 +13,11 @@ from starft_hf.utils.names import unknown_name
 
 logger = logging.get_logger(__name__)
 
-# What WebDataset shards call an image and its label.
+# The names of an image and its label in WebDataset shards.
 _WEB_IMAGES = ("jpg", "jpeg", "png", "webp")
 _WEB_LABEL = "cls"
 
-# What a split for evaluation is called, the first that is there.
+# Names of splits for evaluation; the first that exists is used.
 EVALUATION_SPLITS = ("test", "validation", "valid", "val", "dev")
 
 
@@ -29,38 +29,38 @@ def load_splits(
     label_column: str = "label",
     streaming: bool = False,
 ) -> DatasetDict | IterableDatasetDict:
-    """All splits of a data set.
+    """All splits of a dataset.
 
     Args:
-        source: a data set on the Hub, or a folder: of images in one folder per class (`train/owl/1.jpg`, with further
+        source: a dataset on the Hub, or a folder: of images in one folder per class (`train/owl/1.jpg`, with further
             columns such as groups in a `metadata.csv`), of Parquet files, of WebDataset shards, or one that
             `save_to_disk` has written.
-        config: the configuration, where there are several.
-        image_column: how the column with the images is to be called.
-        label_column: the same for the labels.
+        config: the configuration, if there are several.
+        image_column: the name for the column with the images.
+        label_column: the name for the column with the labels.
         streaming: read rows as they are needed instead of all in advance.
 
     Returns:
-        The splits by name. Images of WebDataset shards are in `image_column` and their labels in `label_column`;
-        where a metadata file has no labels, they are the names of the folders.
+        The splits by name. Images of WebDataset shards are in `image_column` and their labels in `label_column`; if a
+        metadata file has no labels, they are the names of the folders.
 
     Raises:
-        FileNotFoundError: if there is nothing, here and on the Hub, where `source` does not look like a path.
-        ValueError: if nothing in the folder can be read as a data set.
+        FileNotFoundError: if neither a folder nor, unless `source` looks like a path, a dataset on the Hub is found.
+        ValueError: if nothing in the folder can be read as a dataset.
     """
     folder = Path(source).expanduser()
     if not folder.exists():
         if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
-            raise FileNotFoundError(f"there is no folder {str(source)!r}; pass a folder or a data set of the Hub")
+            raise FileNotFoundError(f"there is no folder {str(source)!r}; pass a folder or a dataset of the Hub")
         try:
             splits = load_dataset(str(source), config, streaming=streaming)
         except (FileNotFoundError, ConnectionError) as error:
             raise FileNotFoundError(
-                f"there is no folder {str(source)!r} here, and no such data set could be had from the Hub ({error})"
+                f"there is no folder {str(source)!r} here, and no such dataset could be loaded from the Hub ({error})"
             ) from error
         return _with_standard_columns(splits, image_column, label_column, local=False)
     if folder.is_file():
-        raise ValueError(f"{str(source)!r} is a file; pass the folder it is in")
+        raise ValueError(f"{str(source)!r} is a file; pass its folder")
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         loaded = load_from_disk(str(folder))
         splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
@@ -70,12 +70,12 @@ def load_splits(
         except Exception as error:
             found = sorted({path.suffix or "no ending" for path in folder.rglob("*") if path.is_file()})
             raise ValueError(
-                f"no data set could be read from {str(source)!r} ({error}); expected images in one folder per class, "
+                f"no dataset could be read from {str(source)!r} ({error}); expected images in one folder per class, "
                 f"*.parquet, *.tar or what save_to_disk writes, found files with {', '.join(found) or 'nothing'}"
             ) from error
     splits = _with_standard_columns(splits, image_column, label_column, local=True)
     if isinstance(splits, IterableDatasetDict) and label_column not in _columns(splits) and _has_metadata(folder):
-        # The folders tell the labels, and of pictures in folders only the paths are read in advance.
+        # The labels are the folders, and of images in folders only the paths are read in advance.
         whole = load_splits(folder, config, image_column=image_column, label_column=label_column)
         return IterableDatasetDict({name: part.to_iterable_dataset() for name, part in whole.items()})
     return splits
@@ -89,7 +89,7 @@ def choose_split(splits: Any, name: str, source: str) -> Any:
     """A split by name.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if no split has that name.
     """
     if name not in splits:
         raise ValueError(f"{source!r} has an {unknown_name('split', name, splits)}")
@@ -97,7 +97,7 @@ def choose_split(splits: Any, name: str, source: str) -> Any:
 
 
 def evaluation_split(splits: Any) -> str | None:
-    """The name of the split that is for evaluation, or None where none is called so."""
+    """The name of the split for evaluation, or None if no split has such a name."""
     return next((name for name in EVALUATION_SPLITS if name in splits), None)
 
 
@@ -122,7 +122,7 @@ def _first(candidates: Iterable[str], columns: list[str]) -> str | None:
 
 
 def _with_folders_as_labels(splits: DatasetDict, image_column: str, label_column: str) -> DatasetDict:
-    """The labels that `datasets` leaves out where there is a metadata file: the folders the images are in."""
+    """The labels that `datasets` omits if there is a metadata file: the folders of the images."""
     folders = {
         name: [
             Path(image["path"] or "").parent.name
@@ -133,10 +133,10 @@ def _with_folders_as_labels(splits: DatasetDict, image_column: str, label_column
         for name, part in splits.items()
     }
     names = sorted({folder for part in folders.values() for folder in part})
-    # Images that lie side by side say nothing about their classes.
+    # Images in one folder have no classes.
     if len(names) < 2 or any(len(set(part)) < 2 for part in folders.values()):
         return splits
-    logger.info("Labels are the names of the folders that the images are in: %s.", ", ".join(names))
+    logger.info("Labels are the names of the folders of the images: %s.", ", ".join(names))
     label = ClassLabel(names=names)
     return DatasetDict(
         {

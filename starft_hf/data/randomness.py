@@ -1,10 +1,9 @@
-"""Randomness that belongs to a sample, or to a batch.
+"""Randomness keyed to a sample or to a batch.
 
-What is random about a sample (its templates, its crop) is a function of the seed, the epoch and the sample alone. The
+Everything random about a sample (its templates, its crop) is a function of the seed, the epoch and the sample. The
 global generators are neither read nor advanced, so batch size, workers, ranks, caching and resuming change nothing.
-What a batch shares is a function of the seed, the optimiser step and the place of the batch in it. Every process knows
-these without asking, a resumed run counts on from where it was, and streams, whose rows have no numbers, have them
-too.
+Everything that a batch shares is a function of the seed, the optimizer step and the place of the batch in it: every
+process knows these without communication, after resuming and with iterable datasets too.
 """
 
 import random
@@ -17,7 +16,7 @@ import torch
 
 
 class Draw(IntEnum):
-    """What is drawn. Each has a stream of its own, so that switching one off leaves the others as they were."""
+    """What is drawn, each by a generator of its own, so that switching one off does not change the others."""
 
     CAPTION_TEMPLATE = 0
     SPURIOUS_TEMPLATE = 1
@@ -37,16 +36,16 @@ def batch_generator(seed: int, step: int, part: int, draw: Draw) -> np.random.Ge
 
     Args:
         seed: of the run.
-        step: the optimiser step, counted from 0 over all epochs.
+        step: the optimizer step, counted from 0 over all epochs.
         part: the place of the batch among those whose gradients the step accumulates.
-        draw: what is drawn; no draw is made both for samples and for batches.
+        draw: what is drawn; no draw is used both for samples and for batches.
     """
     return np.random.default_rng((seed, step, part, int(draw)))
 
 
 @contextmanager
 def global_generators_from(generator: np.random.Generator) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's CPU generators from `generator`, and put their states back at the end.
+    """Seed Python's, NumPy's and torch's CPU generators from `generator`, and restore their states at the end.
 
     For a user's own image transform, which draws from the global generators.
     """

@@ -1,4 +1,4 @@
-"""What can be known of a data set without reading it."""
+"""What is known about a dataset without reading it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,9 @@ from datasets import Dataset
 
 
 def column_names(dataset: Any) -> list[str] | None:
-    """The columns of `dataset`, or None for a stream that does not say."""
+    """The columns of `dataset`, or None for an iterable dataset that does not name them."""
     names = getattr(dataset, "column_names", None)
-    if names is None and not is_stream(dataset) and len(dataset):
+    if names is None and not is_iterable(dataset) and len(dataset):
         first = dataset[0]
         if not isinstance(first, Mapping):
             raise TypeError(
@@ -21,11 +21,11 @@ def column_names(dataset: Any) -> list[str] | None:
     return list(names) if names else None
 
 
-def is_stream(dataset: Any) -> bool:
+def is_iterable(dataset: Any) -> bool:
     """Whether rows can only be read in order."""
     return isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
 def is_fingerprinted(dataset: Any) -> bool:
-    """Whether `dataset` says when its images change: a `datasets` Dataset without a transform of its own."""
+    """Whether a fingerprint changes with the images of `dataset`: a `datasets` Dataset without a transform."""
     return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"

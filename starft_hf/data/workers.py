@@ -1,4 +1,4 @@
-"""Processes that load data, and the signals they receive."""
+"""Signals of processes that load data."""
 
 import multiprocessing
 import os
@@ -11,10 +11,10 @@ import torch
 
 
 def spare_worker() -> None:
-    """Have a process that loads data end by SIGTERM only if the main process has sent it.
+    """In a process that loads data, ignore SIGTERM unless the main process sends it.
 
-    Where every process of a group or a job is sent one, a run whose workers went first could not save a checkpoint.
-    In other processes, and where the system does not tell who sends a signal, nothing happens.
+    If a process group or a job is terminated, a run whose workers end first could not save a checkpoint. In other
+    processes, and on systems that do not report the sender of a signal, this does nothing.
     """
     if torch.utils.data.get_worker_info() is None or not hasattr(signal, "sigwaitinfo"):
         return

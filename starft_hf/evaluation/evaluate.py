@@ -19,7 +19,7 @@ from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
-from starft_hf.data.source import is_stream
+from starft_hf.data.source import is_iterable
 from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.validation import check_shares

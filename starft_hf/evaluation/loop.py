@@ -66,7 +66,7 @@ class ClassifierEvaluation:
                 logits = image_embeds @ self._weights.to(image_embeds).T
         if self.class_mapping is not None:
             logits = torch.stack([logits[:, list(classes)].amax(-1) for classes in self.class_mapping], dim=-1)
-        self.counts.skipped += self.skipped.note(batch)
+        self.counts.skipped += self.skipped.record(batch)
         rows = batch["valid"].nonzero().flatten() if "valid" in batch else torch.arange(len(logits))
         groups = [batch["groups"][row] for row in rows.tolist()]
         rows = rows.to(logits.device)

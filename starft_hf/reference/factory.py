@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.examples import IndexedExamples, image_examples
-from starft_hf.data.source import is_fingerprinted, is_stream
+from starft_hf.data.source import is_fingerprinted, is_iterable
 from starft_hf.models.adapters import base_model_of, is_adapted
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.base import Reference
@@ -124,7 +124,7 @@ def _why_images_cannot_be_cached(dataset: Any, deterministic_images: bool) -> st
             "images are cropped or transformed at random, so no two epochs see the same; set crop_scale=None and pass "
             "no image_transform, or use reference_cache='text'"
         )
-    if is_stream(dataset) or not isinstance(dataset, Dataset):
+    if is_iterable(dataset) or not isinstance(dataset, Dataset):
         return (
             f"the dataset, of type {type(dataset).__name__}, has no fingerprint that changes with its images; pass a "
             "datasets.Dataset, or use reference_cache='text'"

@@ -1,4 +1,4 @@
-"""Damaged, missing and monstrous images: named, or left out exactly."""
+"""Damaged, missing and monstrous images: named, or skipped exactly."""
 
 import io
 import json
@@ -21,9 +21,9 @@ from tests.support.launch import end_quietly, torchrun
 from tests.support.tiny import CLASS_NAMES, make_dataset
 
 
-def encoded(picture):
+def encoded(image):
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -42,12 +42,12 @@ def png_of_size(width, height):
 WHOLE = encoded(PILImage.fromarray(np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)))
 BAD = {
     "truncated": (WHOLE[: len(WHOLE) // 2], "cannot be used"),
-    "no image": (b"<html>404 Not Found</html>", "no image in a format that Pillow knows"),
-    "empty": (b"", "no image in a format that Pillow knows"),
+    "no image": (b"<html>404 Not Found</html>", "not an image in a format that Pillow knows"),
+    "empty": (b"", "not an image in a format that Pillow knows"),
     "no pixels": (png_of_size(0, 0), "cannot be used"),
     "30,000 x 30,000": (png_of_size(30_000, 30_000), r"exceeds limit of"),
     "30,000 x 1": (encoded(PILImage.new("RGB", (30_000, 1))), "scaling its shortest edge to 224 would give more than"),
-    "missing": (None, "there is none"),
+    "missing": (None, "the row has no image"),
 }
 
 
@@ -119,12 +119,12 @@ def test_a_skipped_row_is_as_though_it_were_not_in_its_batch(processor, config, 
         trainer.train()
         return trainer
 
-    left_out = train(spoiled(whole, {7: b"broken", 6: None}), on_bad_image="skip")
+    skipped = train(spoiled(whole, {7: b"broken", 6: None}), on_bad_image="skip")
     without = train(whole.select(range(6)), per_device_train_batch_size=6)
-    assert np.allclose(steps_of(left_out), steps_of(without), rtol=1e-9, atol=1e-9)
-    for name, value in left_out.model.state_dict().items():
+    assert np.allclose(steps_of(skipped), steps_of(without), rtol=1e-9, atol=1e-9)
+    for name, value in skipped.model.state_dict().items():
         torch.testing.assert_close(value, without.model.state_dict()[name], rtol=0, atol=1e-9)
-    assert len(left_out.skipped_images) == 2
+    assert len(skipped.skipped_images) == 2
 
 
 def test_nothing_changes_where_no_image_is_bad(clip, processor, config, dataset):
@@ -148,14 +148,14 @@ def test_a_batch_of_bad_images_teaches_nothing(clip, processor, config):
     assert second[0] > 0
 
 
-def test_each_row_is_told_of_once(clip, processor, config, quiet):
+def test_each_row_is_warned_of_once(clip, processor, config, quiet):
     dataset = spoiled(make_dataset(16), {3: b"broken", 9: WHOLE[:60]})
     args = config(max_steps=6, on_bad_image="skip", dataloader_num_workers=2)
     trainer = StarFTTrainer(clip, args, dataset, processing_class=processor)
     trainer.train()
-    told = [record.getMessage() for record in quiet.records if "Left out" in record.getMessage()]
-    assert len(told) == 2
-    assert any("row 3 ('pictures/3.png')" in message for message in told)
+    warned = [record.getMessage() for record in quiet.records if "Skipped" in record.getMessage()]
+    assert len(warned) == 2
+    assert any("row 3 ('pictures/3.png')" in message for message in warned)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -221,7 +221,7 @@ def test_discovery_looks_at_the_others(clip, processor):
 
 
 class Rows(torch.utils.data.Dataset):
-    """A data set of somebody's own, which opens its files itself."""
+    """A dataset of somebody's own, which opens its files itself."""
 
     def __init__(self, contents):
         self.contents = contents
@@ -233,7 +233,7 @@ class Rows(torch.utils.data.Dataset):
         return {"image": PILImage.open(io.BytesIO(self.contents[index])), "label": index % 4}
 
 
-def test_other_data_sets_are_read_as_carefully(clip, processor, config):
+def test_other_datasets_are_read_as_carefully(clip, processor, config):
     contents = [encoded(image) for image in make_dataset(16)["image"]]
     contents[2], contents[11] = contents[2][:90], b"broken"
     for choice, words in (("raise", "row (2|11).*cannot be used"), ("skip", None)):
@@ -247,7 +247,7 @@ def test_other_data_sets_are_read_as_carefully(clip, processor, config):
             assert len(trainer.skipped_images) == 2
 
 
-def test_mistakes_in_a_data_set_are_not_skipped(clip, processor, config):
+def test_mistakes_in_a_dataset_are_not_skipped(clip, processor, config):
     class Wrong(Rows):
         def __getitem__(self, index):
             raise KeyError("image")
@@ -258,11 +258,11 @@ def test_mistakes_in_a_data_set_are_not_skipped(clip, processor, config):
 
 
 @pytest.mark.parametrize("choice", ["raise", "skip"])
-def test_streams(clip, processor, config, choice, quiet):
-    stream = spoiled(make_dataset(16), {4: b"broken", 5: None}).to_iterable_dataset()
-    trainer = StarFTTrainer(clip, config(on_bad_image=choice, max_steps=2), stream, processing_class=processor)
+def test_iterable_datasets(clip, processor, config, choice, quiet):
+    iterable = spoiled(make_dataset(16), {4: b"broken", 5: None}).to_iterable_dataset()
+    trainer = StarFTTrainer(clip, config(on_bad_image=choice, max_steps=2), iterable, processing_class=processor)
     if choice == "raise":
-        with pytest.raises(ValueError, match="row 4 of the stream"):
+        with pytest.raises(ValueError, match="row 4 of the iterable dataset"):
             trainer.train()
     else:
         trainer.train()
@@ -273,8 +273,8 @@ def full_cache(config, **settings):
     return config(crop_scale=None, reference_cache="full", max_steps=3, on_bad_image="skip", **settings)
 
 
-def test_an_image_that_is_repaired_is_not_taken_for_what_was_remembered(processor, config, tmp_path, quiet):
-    """Files come back, as those on a network disk do, without anything else in the data set having changed."""
+def test_an_image_that_is_repaired_is_not_taken_for_what_was_cached(processor, config, tmp_path, quiet):
+    """Files come back, as those on a network disk do, without anything else in the dataset having changed."""
     paths, kept = [], {}
     for index, row in enumerate(make_dataset(8)):
         paths.append(str(tmp_path / f"{index}.png"))

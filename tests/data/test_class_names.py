@@ -1,4 +1,4 @@
-"""Class names of every script and length, and data sets at the edge of what can be trained on."""
+"""Class names of every script and length, and datasets at the edge of what can be trained on."""
 
 import logging
 
@@ -24,7 +24,7 @@ TEMPLATE = "a photo that was taken on a very long walk along the river in the ea
 
 
 @pytest.fixture
-def told(caplog, monkeypatch):
+def warned(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     return lambda: [r.getMessage() for r in caplog.records if "text tower sees" in r.getMessage()]
 
@@ -48,7 +48,7 @@ def shown(encoder, text):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_too_long_is_cut_around_the_class_name_and_told_of_once(name, told):
+def test_what_is_too_long_is_cut_around_the_class_name_and_warned_of_once(name, warned):
     model, processor = family(name)
     encoder = DualEncoder.of(model, processor)
     long_name = "great grey owl of the far north"
@@ -60,7 +60,7 @@ def test_what_is_too_long_is_cut_around_the_class_name_and_told_of_once(name, to
             texts += [bank.spurious_caption(label, template, index) for index in range(2)]
             for text in texts:
                 assert class_name.replace(" ", "") in shown(encoder, text), text
-    assert len(told()) == 1
+    assert len(warned()) == 1
     # What fits is left as it is.
     assert bank.caption(0, 1) == "a photo of a owl."
 
@@ -74,25 +74,25 @@ def test_a_name_that_does_not_fit_by_itself_is_refused_before_training(clip, pro
 
 
 @pytest.mark.parametrize("cache", ["text", "none"])
-def test_a_run_with_long_prompts_warns_once(config, cache, told):
+def test_a_run_with_long_prompts_warns_once(config, cache, warned):
     model, processor = family("clip")
     args = config(caption_template=TEMPLATE, reference_cache=cache, dataloader_num_workers=2, max_steps=6)
     dataset = make_dataset()
     trainer = StarFTTrainer(model, args, dataset, dataset, processing_class=processor)
     trainer.train()
     trainer.evaluate()
-    assert len(told()) == 1
+    assert len(warned()) == 1
     discover_spuriosity(model, processor, dataset, caption_template=TEMPLATE, permutations=100, progress=False)
     evaluate_zero_shot(model, processor, dataset, templates=TEMPLATE, progress=False)
-    assert len(told()) == 1
+    assert len(warned()) == 1
 
 
-def test_long_captions_of_a_column_are_told_of_once(config, told):
+def test_long_captions_of_a_column_are_warned_of_once(config, warned):
     model, processor = family("clip")
     dataset = make_dataset().map(lambda row: {"note": row["note"] + " and so on" * 20})
     args = config(caption_column="note", regularizer="kl", max_steps=6)
     StarFTTrainer(model, args, dataset, processing_class=processor).train()
-    assert len(told()) == 1
+    assert len(warned()) == 1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_labels_out_of_range_and_missing_ones(clip, processor, config, label, wo
         evaluate_zero_shot(clip, processor, dataset, class_names=CLASS_NAMES, progress=False)
 
 
-def test_labels_out_of_range_in_a_stream_and_in_a_data_set_without_columns(clip, processor, config):
+def test_labels_out_of_range_in_an_iterable_dataset_and_a_dataset_without_columns(clip, processor, config):
     class Rows(torch.utils.data.Dataset):
         def __len__(self):
             return 8
@@ -117,8 +117,8 @@ def test_labels_out_of_range_in_a_stream_and_in_a_data_set_without_columns(clip,
             return {"image": np.zeros((8, 8, 3), np.uint8), "label": index}
 
     args = config(class_names=CLASS_NAMES)
-    stream = make_dataset(8).remove_columns("label").add_column("label", list(range(8))).to_iterable_dataset()
-    for dataset in (Rows(), stream):
+    iterable = make_dataset(8).remove_columns("label").add_column("label", list(range(8))).to_iterable_dataset()
+    for dataset in (Rows(), iterable):
         with pytest.raises(ValueError, match=r"label [4-7], but there are 4"):
             StarFTTrainer(clip, args, dataset, processing_class=processor).train()
 
@@ -132,7 +132,7 @@ def test_class_names_may_be_the_same_in_training_but_not_in_evaluation(clip, pro
         lambda: StarFTTrainer(clip, config(class_names=names), integers, integers, processing_class=processor),
         lambda: evaluate_zero_shot(clip, processor, integers, class_names=names, progress=False),
     ):
-        with pytest.raises(ValueError, match=r"'crane' is there twice, for labels 1 and 3; .*crane \(bird\)"):
+        with pytest.raises(ValueError, match=r"contains duplicates: 'crane', for labels 1 and 3; .*crane \(bird\)"):
             call()
 
 

@@ -51,7 +51,7 @@ def test_the_trainer_evaluates_by_several_columns_and_by_a_function(clip, proces
     assert metrics["eval_group_adjusted_accuracy"] == pytest.approx(metrics["eval_accuracy"])
 
 
-def test_groups_that_cannot_be_told_are_refused_at_once(clip, processor, config, dataset):
+def test_unknown_groups_are_refused_at_once(clip, processor, config, dataset):
     def refused(rows, match, **settings):
         with pytest.raises(ValueError, match=match):
             StarFTTrainer(clip, config(**settings), dataset, rows, processing_class=processor)
@@ -68,7 +68,7 @@ def test_groups_that_cannot_be_told_are_refused_at_once(clip, processor, config,
     refused(dataset.remove_columns("note").add_column("note", [""] * 24), "empty name", group_column="note")
     refused(dataset, "no column 'place'; its columns are", group_column="place")
     names = ["owl", "truck", "owl", "fern"]
-    refused(dataset, "class name 'owl' is there twice, for labels 0 and 2", class_names=names)
+    refused(dataset, "class_names contains duplicates: 'owl', for labels 0 and 2", class_names=names)
 
 
 def test_training_rows_whose_group_is_unknown_leave_the_adjusted_accuracy_out(clip, processor, config, dataset):

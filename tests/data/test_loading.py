@@ -1,4 +1,4 @@
-"""Data sets as users have them: in folders of several kinds, on the Hub, as streams."""
+"""Datasets as users have them: in folders of several kinds, on the Hub, iterable."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests.support.tiny import CLASS_NAMES, make_dataset, write_folder, write_sh
 
 @pytest.fixture
 def folder(tmp_path):
-    """Makes a folder of pictures, with or without their places."""
+    """Makes a folder of images, with or without their places."""
 
     def make(places=True, class_names=CLASS_NAMES):
         for split, seed in (("train", 0), ("test", 1)):
@@ -35,7 +35,7 @@ def check_trains(clip, processor, config, train, test=None, **settings):
 
 
 @pytest.mark.parametrize("places", [True, False], ids=["metadata.csv", "folders alone"])
-def test_a_folder_of_pictures(places, folder, clip, processor, config):
+def test_a_folder_of_images(places, folder, clip, processor, config):
     splits = load_splits(folder(places))
     assert splits["train"].features["label"] == ClassLabel(names=sorted(CLASS_NAMES))
     assert set(splits["train"].column_names) == {"image", "label", "place"} - (set() if places else {"place"})
@@ -51,8 +51,8 @@ def test_a_metadata_file_in_json_lines_with_labels_of_its_own(folder, clip, proc
     path = folder(places=False)
     for split in ("train", "test"):
         with (path / split / "metadata.jsonl").open("w") as file:
-            for number, picture in enumerate(sorted((path / split).rglob("*.png"))):
-                name = picture.relative_to(path / split).as_posix()
+            for number, image in enumerate(sorted((path / split).rglob("*.png"))):
+                name = image.relative_to(path / split).as_posix()
                 print(json.dumps({"file_name": name, "label": "even" if number % 2 == 0 else "odd"}), file=file)
     splits = load_splits(path)
     trainer = check_trains(clip, processor, config, splits["train"], splits["test"], regularizer="kl")
@@ -97,22 +97,22 @@ def test_an_id_of_the_hub_goes_to_the_hub(monkeypatch):
 
 
 @pytest.mark.parametrize("places", [True, False], ids=["metadata.csv", "folders alone"])
-def test_a_folder_of_pictures_as_a_stream(places, folder, clip, processor, config):
+def test_a_folder_of_images_as_an_iterable_dataset(places, folder, clip, processor, config):
     splits = load_splits(folder(places), streaming=True)
     assert isinstance(splits, IterableDatasetDict)
     trainer = check_trains(clip, processor, config, splits["train"])
     assert trainer.class_names == tuple(sorted(CLASS_NAMES))
 
 
-def test_what_is_neither_here_nor_on_the_hub_is_said_to_be_neither(tmp_path, monkeypatch):
+def test_what_is_neither_here_nor_on_the_hub_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no folder 'nowhere' here, and no such data set"):
+    with pytest.raises(FileNotFoundError, match="there is no folder 'nowhere' here, and no such dataset"):
         load_splits("nowhere")
     with pytest.raises(FileNotFoundError, match=r"there is no folder '\./photos'; pass a folder"):
         load_splits("./photos")
 
 
-def test_pictures_side_by_side_have_no_labels(tmp_path):
+def test_images_side_by_side_have_no_labels(tmp_path):
     (tmp_path / "flat" / "train").mkdir(parents=True)
     for number, row in enumerate(make_dataset(4)):
         row["image"].save(tmp_path / "flat" / "train" / f"{number}.png")
@@ -162,7 +162,7 @@ def test_columns_that_do_not_fit_are_listed():
         resolve_columns(rows, ColumnSettings(image_column="picture"), what="train_dataset")
 
 
-def test_the_data_sets_library_reads_the_same(folder):
+def test_the_datasets_library_reads_the_same(folder):
     """Nothing of ours gets between a user and `load_dataset` where that does it alone."""
     path = folder(places=False)
     own, theirs = load_splits(path)["train"], load_dataset("imagefolder", data_dir=str(path), split="train")

@@ -107,7 +107,7 @@ def test_bfloat16_is_near(clip, processor, dataset):
     ("settings", "match"),
     [
         ({"class_names": ["a", "b"]}, "holds the label"),
-        ({"class_names": ["a", "b", "a", "c"]}, "class name 'a' is there twice"),
+        ({"class_names": ["a", "b", "a", "c"]}, "class_names contains duplicates: 'a'"),
         ({"label_column": "species"}, "no column 'species'"),
         ({"group_column": "place"}, "no column 'place'"),
         ({"templates": "a photo"}, "needs exactly one"),
