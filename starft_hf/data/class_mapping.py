@@ -1,7 +1,7 @@
 """Evaluation sets whose labels stand for classes of a classifier, such as ImageNet-R's and ObjectNet's."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -40,12 +40,9 @@ def resolve_mapped_columns(
     if class_names is None:
         raise ValueError("class_mapping gives indices into class_names; pass class_names as well")
     check_mapping(class_mapping, class_names)
-    columns = resolve_evaluation_columns(
-        dataset,
-        dataclasses.replace(settings, caption_column=None, class_names=None),
-        what=what,
-        default_class_names=[class_names[indices[0]] for indices in class_mapping],
-    )
+    first_classes = [class_names[indices[0]] for indices in class_mapping]
+    settings = replace(settings, caption_column=None, class_names=None, default_class_names=first_classes)
+    columns = resolve_evaluation_columns(dataset, settings, what=what)
     labels = len(columns.class_names or ())
     if labels != len(class_mapping):
         raise ValueError(
@@ -53,7 +50,7 @@ def resolve_mapped_columns(
             "map every one of them"
         )
     mapping = tuple(tuple(map(int, indices)) for indices in class_mapping)
-    return dataclasses.replace(columns, classifier=tuple(class_names), class_mapping=mapping)
+    return replace(columns, classifier=tuple(class_names), class_mapping=mapping)
 
 
 def check_mapping(mapping: ClassMapping, class_names: Sequence[str]) -> None:

@@ -14,7 +14,14 @@ from starft_hf.utils.names import check_names, unknown_name
 
 @dataclass(frozen=True)
 class ColumnSettings:
-    """Which columns of a dataset hold what, and how its classes and groups are named."""
+    """Which columns of a dataset hold what, and how its classes and groups are named.
+
+    Attributes:
+        class_names: names in label order; None reads them from the dataset.
+        default_class_names: used if neither `class_names` nor the label column gives names.
+        own_order: if a ClassLabel column has names of `class_names` in another order, use the order of the column;
+            otherwise that is an error.
+    """
 
     image_column: str = "image"
     label_column: str = "label"
@@ -22,6 +29,8 @@ class ColumnSettings:
     group_column: str | Sequence[str] | None = None
     class_names: Sequence[str] | None = None
     group_function: GroupFunction | None = None
+    default_class_names: Sequence[str] | None = None
+    own_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,26 +90,16 @@ class ImageColumns:
         return int(value)
 
 
-def resolve_columns(
-    dataset: Any,
-    settings: ColumnSettings,
-    *,
-    what: str,
-    default_class_names: Sequence[str] | None = None,
-    own_order: bool = False,
-) -> ImageColumns:
+def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> ImageColumns:
     """Find the columns that `settings` names in `dataset`, and the class names.
 
-    Class names are those of `settings`, else of the ClassLabel feature, else `default_class_names`, else the values of
-    a label column of strings.
+    Class names are those of `settings`, else of the ClassLabel feature, else the default ones of `settings`, else the
+    values of a label column of strings.
 
     Args:
         dataset: a `datasets` Dataset or IterableDataset, or any torch dataset whose rows are mappings.
         settings: which columns hold what.
         what: the name of the dataset in messages.
-        default_class_names: used if nothing else gives names.
-        own_order: if a ClassLabel column has class names of `settings` in another order, use the order of the column;
-            otherwise that is an error.
 
     Raises:
         ValueError: if the dataset is empty, a column is missing or class names are needed and missing.
@@ -135,11 +134,11 @@ def resolve_columns(
     if names is not None:
         check_names(names)
         if own_names is not None and _in_other_order(own_names, names):
-            if not own_order:
+            if not settings.own_order:
                 raise ValueError(_other_order(own_names, names, label, what))
             names = own_names
     else:
-        names = own_names if own_names is not None else default_class_names
+        names = own_names if own_names is not None else settings.default_class_names
     if names is None and getattr(feature, "dtype", None) in ("string", "large_string"):
         names = distinct_values(dataset, label)
     if names is None and caption is not None:
@@ -152,23 +151,14 @@ def resolve_columns(
     return ImageColumns(image, label, caption, groups, tuple(names))
 
 
-def resolve_evaluation_columns(
-    dataset: Any,
-    settings: ColumnSettings,
-    *,
-    what: str,
-    default_class_names: Sequence[str] | None = None,
-    own_order: bool = False,
-) -> ImageColumns:
+def resolve_evaluation_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> ImageColumns:
     """`resolve_columns`, with all checks of a dataset for evaluation.
 
     Raises:
         ValueError: if labels or requested groups are missing, class names contain duplicates, or a label or a group
             is invalid.
     """
-    columns = resolve_columns(
-        dataset, settings, what=what, default_class_names=default_class_names, own_order=own_order
-    )
+    columns = resolve_columns(dataset, settings, what=what)
     if columns.class_names is None:
         raise ValueError(
             f"{what} has no labels in column {settings.label_column!r}; evaluation classifies images, so it needs "

@@ -85,7 +85,9 @@ class ImageReader:
             if raw is None:
                 raise ValueError("the row has no image")
             if self.feature is not None:
-                raw = self.feature.decode_example(raw, token_per_repo_id=_tokens(self.dataset))
+                raw = self.feature.decode_example(
+                    raw, token_per_repo_id=getattr(self.dataset, "_token_per_repo_id", None)
+                )
             image = as_rgb(raw)
             self.preprocessor.check(image)
         except TypeError as error:
@@ -137,10 +139,6 @@ def _is_plain(dataset: Any) -> bool:
     if is_iterable(dataset):
         return getattr(dataset, "_formatting", None) is None
     return bool(dataset.format["type"] is None)
-
-
-def _tokens(dataset: Any) -> Any:
-    return getattr(dataset, "_token_per_repo_id", None)
 
 
 def _bad(where: str, error: Exception) -> BadImageError:

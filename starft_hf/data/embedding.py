@@ -1,4 +1,4 @@
-"""The embedding loop: processes share the work chunk by chunk, and each gets all rows in the original order."""
+"""The embedding loop: processes share the texts or images, and each gets all rows in the original order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def by_length(text: str) -> Any:
 def embedded_chunks(
     embed: EmbedTexts, texts: Sequence[str], chunk_size: int = TEXTS_PER_CHUNK, progress: str | None = None
 ) -> Iterator[Tensor]:
-    """What `embed` gives for `texts`, `(n, D)` for every chunk of n, in order and in this process alone.
+    """The embeddings of `texts`, `(n, D)` for every chunk of n, in order and by this process alone.
 
     Args:
         embed: embeds one chunk of texts.
@@ -55,7 +55,7 @@ def embed_texts(
     Args:
         embed: embeds one chunk of texts.
         texts: the texts, at least one.
-        sort_key: brings texts together that are cheap to embed in one chunk.
+        sort_key: of texts; neighbors share a chunk.
         chunk_size: texts per chunk.
         progress: the name of a progress bar; None shows none.
     """
@@ -77,13 +77,13 @@ def embed_images(
     num_workers: int = 0,
     progress: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """What `embed` gives for the images of examples, `(len(indices), ...)` each, computed by all processes together.
+    """The outputs of `embed` for images, `(len(indices), ...)` each, computed by all processes together.
 
     Args:
-        embed: takes the tensors of a batch, without texts, and gives tensors with one row per image.
+        embed: maps the tensors of a batch without texts to tensors with one row per image.
         examples: the images.
-        indices: which of them.
-        device: where to move batches.
+        indices: of the images to embed, at least one.
+        device: of the batches.
         batch_size: images per batch.
         num_workers: processes that preprocess.
         progress: the name of a progress bar; None shows none.

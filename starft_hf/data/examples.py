@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -318,9 +318,8 @@ def evaluation_sets(
             for name, part in dataset.items()
         }
     if class_mapping is None:
-        columns = resolve_evaluation_columns(
-            dataset, settings, what="eval_dataset", default_class_names=class_names, own_order=True
-        )
+        settings = replace(settings, default_class_names=class_names, own_order=True)
+        columns = resolve_evaluation_columns(dataset, settings, what="eval_dataset")
     else:
         names = class_names or settings.class_names
         columns = resolve_mapped_columns(dataset, settings, class_mapping, names, what="eval_dataset")

@@ -218,8 +218,9 @@ class DiscoveryResult:
         if model is None:
             raise ValueError("pass the zero-shot model as well: it determines the groups of other images")
         model = load_model(model)
-        settings = ColumnSettings(self.columns.image, self.columns.label or "label")
-        columns = resolve_columns(dataset, settings, what="dataset", default_class_names=self.columns.class_names)
+        known, label = self.columns.class_names, self.columns.label or "label"
+        settings = ColumnSettings(self.columns.image, label, default_class_names=known)
+        columns = resolve_columns(dataset, settings, what="dataset")
         names = tuple(readable(name) for name in columns.class_names or ())
         if names != self.class_names:
             raise ValueError(f"the dataset has the classes {list(names)}, but {list(self.class_names)} were searched")
