@@ -33,7 +33,7 @@ def test_a_function_names_groups(birds):
     assert [groups.of(row) for row in birds] == ["old", "new", "new"]
     with pytest.raises(ValueError, match="choose one of them"):
         resolve_groups(birds, "place", lambda row: "")
-    with pytest.raises(ValueError, match="must give a string"):
+    with pytest.raises(ValueError, match="must return a string"):
         resolve_groups(birds, None, lambda row: row["year"]).of(birds[0])
 
 

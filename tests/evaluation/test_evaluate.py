@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_refused_before_the_first_forward(clip, processor, 
     [
         ([None, 1, 2, 3], "column 'label' has a row without a value"),
         ([0, 1, 2, 4], "holds the label 4"),
-        ([0.0, 1.0, 2.0, 1.5], "has a row with 1.5 where the index or the name"),
+        ([0.0, 1.0, 2.0, 1.5], "has a row with 1.5 instead of the index or the name"),
         ([0.0, 1.0, 2.0, float("nan")], "has a row with nan"),
         (["owl", "truck", "fern", None], "column 'label' has a row without a value"),
     ],
