@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from starft_hf.data.collator import stack_examples
 from starft_hf.data.decoding import SkippedImages
 from starft_hf.data.examples import IndexedExamples
-from starft_hf.utils.collectives import assemble, share_of
+from starft_hf.utils.collectives import gather_shards, shard_indices
 
 
 TEXTS_PER_CHUNK = 256
@@ -60,10 +60,10 @@ def embed_texts(
         progress: the name of a progress bar; None shows none.
     """
     order = sorted(range(len(texts)), key=lambda index: sort_key(texts[index]))
-    mine = [texts[order[place]] for place in share_of(len(texts))]
+    mine = [texts[order[place]] for place in shard_indices(len(texts))]
     # A process without a share of its own embeds one text for the width of the rows.
     chunks = list(embedded_chunks(embed, mine, chunk_size, progress)) or [embed(texts[:1])[:0]]
-    embeds = assemble(torch.cat(chunks), len(texts))
+    embeds = gather_shards(torch.cat(chunks), len(texts))
     return torch.empty_like(embeds).index_copy_(0, torch.tensor(order, device=embeds.device), embeds)
 
 
@@ -88,7 +88,7 @@ def embed_images(
         num_workers: processes that preprocess.
         progress: the name of a progress bar; None shows none.
     """
-    mine = [indices[place] for place in share_of(len(indices))]
+    mine = [indices[place] for place in shard_indices(len(indices))]
     loader = DataLoader(
         # A process without a share of its own embeds one image for the shapes of the rows.
         Subset(examples, mine or indices[:1]),
@@ -107,4 +107,4 @@ def embed_images(
             )
             bar.update(len(chunks[-1][0]))
     shares = [torch.cat(parts)[: len(mine)] for parts in zip(*chunks, strict=True)]
-    return tuple(assemble(share, len(indices)) for share in shares)
+    return tuple(gather_shards(share, len(indices)) for share in shares)

@@ -31,7 +31,7 @@ def _wait_for_parent() -> None:
 
 @contextmanager
 def explained_worker_deaths() -> Iterator[None]:
-    """Say what to do where a process that loads data has died.
+    """Say what to do if a process that loads data has died.
 
     Raises:
         RuntimeError: in place of torch's own.

@@ -90,7 +90,7 @@ def evaluate_zero_shot(
     check_caption_templates("templates", templates)
     if isinstance(dataset, Mapping):
         raise ValueError(f"dataset is a dictionary with {sorted(dataset)}; pass one of its datasets")
-    if is_stream(dataset):
+    if is_iterable(dataset):
         raise ValueError(
             "dataset is an iterable dataset, which cannot be split among processes; pass a dataset whose rows can be "
             "read by index"

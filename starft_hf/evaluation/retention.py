@@ -3,7 +3,7 @@
 from typing import Any
 
 from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
-from starft_hf.data.source import is_stream
+from starft_hf.data.source import is_iterable
 
 
 def named_retention_sets(datasets: Any, settings: ColumnSettings) -> dict[str, Any]:
@@ -11,7 +11,7 @@ def named_retention_sets(datasets: Any, settings: ColumnSettings) -> dict[str, A
     named = datasets if isinstance(datasets, dict) else {} if datasets is None else {"probe": datasets}
     columns = ColumnSettings(settings.image_column, settings.label_column)
     for name, dataset in named.items():
-        if is_stream(dataset):
+        if is_iterable(dataset):
             raise ValueError(
                 f"zero_shot_probe {name!r} is an iterable dataset, which cannot be split among processes; pass a "
                 "dataset whose rows can be read by index"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from starft_hf.data.captions import class_caption
+from starft_hf.data.embedding import embedded_chunks
 from starft_hf.models.encoder import DualEncoder, logit_scale_of, unit_rows
 from starft_hf.models.modes import evaluation_mode, unwrapped
 
@@ -40,8 +41,7 @@ def zero_shot_weights(
     rows: list[Tensor] = []
     pending: Tensor | None = None
     with evaluation_mode(model):
-        for start in range(0, len(texts), chunk_size):
-            embeds = encoder.encode(model, texts=texts[start : start + chunk_size])
+        for embeds in embedded_chunks(lambda chunk: encoder.encode(model, texts=chunk), texts, chunk_size):
             # One template needs no average, and its row is a unit row already.
             if count == 1:
                 rows.append(embeds)

@@ -12,7 +12,6 @@ from starft_hf.data.examples import IndexedExamples
 from starft_hf.reference.fingerprint import images_fingerprint, preprocessing_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
-from starft_hf.utils.collectives import gather_shards, shard_indices
 from starft_hf.utils.hashing import digest
 
 
@@ -79,27 +78,24 @@ class CachedImages:
 
     def _encode(self, live: LiveReference, device: torch.device) -> Tensor:
         live.prepare(device)
-        mine = shard_indices(len(self.examples))
-        loader = DataLoader(
-            Subset(self.examples, mine),
+
+        def embed(batch: dict[str, Tensor]) -> tuple[Tensor]:
+            rows = live.embed_images(batch)
+            if "valid" in batch:
+                # A row of zeros marks an image that could not be read.
+                rows = rows.masked_fill(~batch["valid"][:, None], 0)
+            return (rows.to(self.dtype or rows.dtype),)
+
+        (embeds,) = embed_images(
+            embed,
+            self.examples,
+            range(len(self.examples)),
+            device,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             progress="Reference images" if self.progress else None,
         )
-        chunks, skipped = [], SkippedImages()
-        with tqdm(total=len(mine), desc="Reference images", unit=" images", disable=not self.progress) as bar:
-            for batch in loader:
-                skipped.note(batch)
-                rows = live.embed_images(_to(batch, device))
-                if "valid" in batch:
-                    # What is no unit row tells of an image that could not be read.
-                    rows = rows.masked_fill(~batch["valid"].to(device)[:, None], 0)
-                chunks.append(rows.to(self.dtype or rows.dtype))
-                bar.update(len(rows))
-        if not chunks:
-            rows = live.embed_images(_to(_collate([self.examples[0]]), device))
-            chunks.append(rows.to(self.dtype or rows.dtype)[:0])
-        return gather_shards(torch.cat(chunks), len(self.examples))
+        return embeds
 
     def rows(self, samples: Tensor) -> Tensor:
         """Unit embeddings `(N, D)` of the images with these sample indices, in the dtype of the losses."""

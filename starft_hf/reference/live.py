@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from starft_hf.data.captions import CaptionBank
+from starft_hf.data.embedding import embedded_chunks
 from starft_hf.models.encoder import DualEncoder, logit_scale_of, unit_rows
 from starft_hf.models.fsdp import full_tensor
 from starft_hf.models.gradient_cache import forward_in_chunks
@@ -133,19 +134,10 @@ class FrozenReference(LiveReference):
         return torch.inference_mode()
 
     def equals(self, model: nn.Module) -> bool:
-        # Weights that have moved do not come back: comparing them once per run is enough.
-        if not self._left:
-            # Flat, because what FSDP cannot shard as a scalar is a vector of length 1.
-            weights = {name: full_tensor(value).flatten() for name, value in model.named_parameters()}
-            self._left = (
-                not self.exact
-                or differs_in_training(model)
-                or not all(
-                    name in weights and torch.equal(value.flatten(), weights[name])
-                    for name, value in self.model.named_parameters()
-                )
-            )
-        return not self._left
+        # Weights that have changed do not change back, so the first difference settles it.
+        if not self._differs:
+            self._differs = not self.exact or not _computes_with(model, dict(self.model.named_parameters()))
+        return not self._differs
 
 
 class AdapterReference(LiveReference):
@@ -185,14 +177,8 @@ class AdapterReference(LiveReference):
         return torch.equal(on.image_embeds, off.image_embeds) and torch.equal(on.text_embeds, off.text_embeds)
 
     def equals(self, model: nn.Module) -> bool:
-        # Weights that have moved do not come back: comparing them until then is enough.
-        if self._start is None:
-            return False
-        trained = {name: full_tensor(value) for name, value in _trained(model).items()}
-        if differs_in_training(model) or not all(
-            name in trained and torch.equal(value.to(trained[name].device), trained[name])
-            for name, value in self._start.items()
-        ):
+        # Weights that have changed do not change back, so the first difference settles it.
+        if self._start is not None and not _computes_with(model, self._start):
             self._start = None
         return self._start is not None
 
@@ -200,7 +186,7 @@ class AdapterReference(LiveReference):
 def _computes_with(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
     """Whether `model` has exactly these weights, and training mode does not change what it computes with them."""
     # Flat, because FSDP shards a scalar as a vector of length 1.
-    own = {name: whole(value).flatten() for name, value in model.named_parameters() if name in weights}
+    own = {name: full_tensor(value).flatten() for name, value in model.named_parameters() if name in weights}
     return not differs_in_training(model) and all(
         name in own and torch.equal(value.flatten().to(own[name].device), own[name]) for name, value in weights.items()
     )

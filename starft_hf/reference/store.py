@@ -79,12 +79,12 @@ class FeatureStore:
         embeds = from_file()
         # Processes may see different files, on machines of their own or while another run is writing them.
         if not all_processes_agree(embeds is not None, device):
-            # Under autocast they would be less exact than their key says.
+            # Autocast would make them less exact than their key says.
             with torch.autocast(device.type, enabled=False):
                 built = build().cpu()
             written = not is_local_main_process() or self.save(kind, key, built)
             all_processes_agree(True, device)
-            embeds = kept() if written else None
+            embeds = from_file() if written else None
             if embeds is None:
                 return built, None
         assert embeds is not None

@@ -14,7 +14,6 @@ from starft_hf.data.embedding import TEXTS_PER_CHUNK, embed_texts
 from starft_hf.reference.fingerprint import texts_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
-from starft_hf.utils.collectives import gather_shards, shard_indices
 from starft_hf.utils.hashing import digest
 
 
@@ -172,19 +171,3 @@ def embeds_of_texts(
         return encode(), None
     key = digest([live.fingerprint, texts_fingerprint(live.encoder, texts)])
     return store.load_or_build(KIND, key, len(texts), device, encode)
-
-
-def _encode(live: LiveReference, texts: Sequence[str], device: torch.device, size: int, progress: bool) -> Tensor:
-    live.prepare(device)
-    # Texts of about the same length share a chunk, so that little of it is padding.
-    order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), texts[index]))
-    mine = [order[place] for place in shard_indices(len(texts))]
-    chunks = []
-    with tqdm(total=len(mine), desc="Reference captions", unit=" captions", disable=not progress) as bar:
-        for start in range(0, len(mine), size):
-            rows = mine[start : start + size]
-            chunks.append(live.embed_texts([texts[row] for row in rows]))
-            bar.update(len(rows))
-    share = torch.cat(chunks) if chunks else live.embed_texts(texts[:1])[:0]
-    embeds = gather_shards(share, len(texts))
-    return torch.empty_like(embeds).index_copy_(0, torch.tensor(order, device=embeds.device), embeds)

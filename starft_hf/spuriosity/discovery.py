@@ -11,7 +11,7 @@ from torch import nn
 
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
 from starft_hf.data.decoding import RAISE
-from starft_hf.data.source import is_stream
+from starft_hf.data.source import is_iterable
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.loading import load_model, load_processor
@@ -122,7 +122,7 @@ def check_labeled(columns: ImageColumns, what: str) -> None:
 
 def _sample(dataset: Any, max_samples: int | None, seed: int) -> tuple[Any, list[int]]:
     """The dataset, or the beginning of an iterable one, and the rows to search, in ascending order."""
-    if is_stream(dataset):
+    if is_iterable(dataset):
         if max_samples is None:
             raise ValueError("dataset is an iterable dataset, whose length is not known; pass max_samples")
         dataset = list(islice(dataset, max_samples))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.data.class_candidates import ClassColumns
+from starft_hf.data.class_candidates import ClassCandidates
 from starft_hf.models.encoder import DualOutput
 from starft_hf.objectives.regularizers import Regularizer
 from starft_hf.reference import Reference
@@ -117,7 +117,7 @@ class ClassCaptions(Candidates):
 
     def __init__(self, bank: CaptionBank, encode_texts: Any, seed: int, max_classes: int):
         super().__init__(bank, encode_texts, seed, max_classes)
-        self.classes = ClassColumns(bank, encode_texts, seed, max_classes)
+        self.classes = ClassCandidates(bank, encode_texts, seed, max_classes)
 
     def add_to(self, batch: Mapping[str, Any], step: int, part: int) -> Mapping[str, Any]:
         return self.classes(batch, step, part)

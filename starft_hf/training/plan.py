@@ -15,7 +15,7 @@ from starft_hf.data.columns import ImageColumns, check_labels, resolve_columns
 from starft_hf.data.decoding import RAISE, SKIP
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
-from starft_hf.data.source import is_stream
+from starft_hf.data.source import is_iterable
 from starft_hf.evaluation.retention import named_retention_sets
 from starft_hf.models.adapters import check_preset, is_adapted
 from starft_hf.models.modes import has_batch_statistics
@@ -101,12 +101,12 @@ class RunPlan:
         columns = resolve_columns(dataset, args.column_settings(given.group_function), what="train_dataset")
         if pool is not None:
             check_auto(given.spuriosity, columns)
-        _check_labels_exist(args, regularizer, columns.class_names, streamed=is_stream(dataset))
+        _check_labels_exist(args, regularizer, columns.class_names, streamed=is_iterable(dataset))
         if pool is not None:
             _check_pool(pool, columns.class_names)
         if regularizer is not None:
             _check_candidates(args, regularizer, pool, columns.class_names)
-        _check_schedule(args, regularizer, streamed=is_stream(dataset))
+        _check_schedule(args, regularizer, streamed=is_iterable(dataset))
         check_labels(dataset, columns, what="train_dataset", several=True)
         _check_size(args, dataset)
         if args.save_strategy != "no" and args.should_save:
@@ -166,11 +166,12 @@ def _plan_cache(given: RunInputs, regularizer: Regularizer | None, columns: Imag
     at_least_an_epoch = args.num_train_epochs >= 1
     if args.max_steps > 0:
         seen = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
-        at_least_an_epoch = not is_stream(dataset) and seen >= len(dataset)
+        at_least_an_epoch = not is_iterable(dataset) and seen >= len(dataset)
     return plan_cache(
         reference_settings(args),
-        regularizer,
         dataset,
+        needs_embeddings=strategy_of(regularizer).needs_embeddings,
+        needs_weights=regularizer.needs_weights,
         finite_captions=columns.label is not None and columns.caption is None,
         deterministic_images=args.crop_scale is None and given.image_transform is None,
         at_least_an_epoch=at_least_an_epoch,
@@ -299,7 +300,7 @@ def _check_schedule(config: StarFTConfig, regularizer: Regularizer | None, *, st
 def _check_size(config: StarFTConfig, dataset: Any) -> None:
     """Check that a training set fills a batch, where incomplete ones are dropped."""
     batch = config.train_batch_size * config.world_size
-    if config.dataloader_drop_last and not is_stream(dataset) and len(dataset) < batch:
+    if config.dataloader_drop_last and not is_iterable(dataset) and len(dataset) < batch:
         raise ValueError(
             f"train_dataset has {len(dataset)} rows, fewer than the {batch} of a batch, and dataloader_drop_last=True "
             "drops what does not fill one; set dataloader_drop_last=False or a smaller per_device_train_batch_size"

@@ -206,7 +206,7 @@ class StarFTTrainer(HubMixin, Trainer):
         losses = self.training_losses(model, batch, self.reg_weight)
         self.running_losses.add(losses)
         self.nan_check.add(losses.parts)
-        self.skipped_images.note(inputs)
+        self.skipped_images.record(inputs)
         return (losses.loss, losses) if return_outputs else losses.loss
 
     def _progress(self) -> Progress:

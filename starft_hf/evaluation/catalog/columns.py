@@ -7,7 +7,7 @@ from typing import Any
 from datasets import ClassLabel, Features, Image, Value
 
 from starft_hf.data.columns import read_column
-from starft_hf.data.source import is_stream
+from starft_hf.data.source import is_iterable
 from starft_hf.utils.names import unknown_name
 
 
@@ -48,7 +48,7 @@ def as_images(dataset: Any, column: str) -> Any:
 
 def with_values(dataset: Any, column: str, source: str, function: Callable[[Any], Any], feature: Any) -> Any:
     """`dataset` with a column of the results of `function` on the values of the column `source`."""
-    if is_stream(dataset):
+    if is_iterable(dataset):
         features = Features({**dataset.features, column: feature})
         return dataset.map(partial(_as_row, column, function), input_columns=source, features=features)
     values = list(map(function, read_column(dataset, source)))
@@ -127,7 +127,7 @@ def _shown(names: Sequence[str]) -> str:
 
 def without_border(dataset: Any, column: str, width: int) -> Any:
     """`dataset` with `width` pixels cut off every side of the images in `column`, when they are read."""
-    if is_stream(dataset):
+    if is_iterable(dataset):
         return with_values(dataset, column, column, partial(_crop, width), dataset.features[column])
     return dataset.with_transform(partial(_crop_batch, column, width))
 
