@@ -67,26 +67,13 @@ class Candidates:
         self.bank = bank
 
     def add_to(self, batch: Mapping[str, Any], step: int, part: int) -> Mapping[str, Any]:
-        """The batch with the texts that belong to it as a whole.
-
-        Args:
-            batch: of this process, on its device.
-            step: the optimizer step.
-            part: the place of the batch among those whose gradients the step accumulates.
-        """
+        """The batch of this process with the texts it shares; `part` is its place among those a step accumulates."""
         return batch
 
     def compare(
         self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
     ) -> Comparison:
-        """What the regularizer is computed from.
-
-        Args:
-            batch: of this process, with what `add_to` added.
-            outputs: of the tuned model's forward.
-            gathered: the embeddings of the batch over all processes.
-            reference: the frozen reference.
-        """
+        """What the regularizer is computed from, for a batch with what `add_to` added."""
         nothing = outputs.text_embeds[:0].detach()
         return Comparison(nothing, outputs.image_embeds.detach(), nothing)
 

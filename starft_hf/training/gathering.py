@@ -36,13 +36,7 @@ class GatheredBatch:
 
 
 def gather_batch(batch: Mapping[str, Any], outputs: DualOutput, *, spurious: bool) -> GatheredBatch:
-    """The candidates of all processes, with gradients, by a single collective.
-
-    Args:
-        batch: of this process.
-        outputs: of the tuned model's forward.
-        spurious: whether every row has a spurious caption.
-    """
+    """The candidates of all processes, with gradients, by one collective. `spurious`: rows have a spurious caption."""
     parts = [outputs.image_embeds]
     captions = "caption_rows" in batch
     if captions:

@@ -65,17 +65,13 @@ class NaNCheck:
         self._names = tuple(parts)
 
     def check(self, model: nn.Module, grad_norm: Any, step: int, *, scaled: bool) -> Any:
-        """Check everything added since the last time, and the norm of the gradient.
+        """Check everything added since the last time, and the norm of the gradient, which is returned.
 
         Args:
-            model: whose parameters are named where they are not finite.
-            grad_norm: of all parameters in all processes; None where it is not known.
+            model: whose parameters are named if they are not finite.
+            grad_norm: of all parameters in all processes, or None.
             step: the optimizer step that is about to be made, counted from 1.
-            scaled: whether a gradient scaler is used. It skips steps whose gradient is not finite, which is how it
-                finds its scale and is not a failure.
-
-        Returns:
-            `grad_norm`.
+            scaled: whether a gradient scaler is used, which finds its scale by skipping steps that overflow.
 
         Raises:
             FloatingPointError: in all processes, naming the step, the part and what to try.

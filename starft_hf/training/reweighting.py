@@ -76,14 +76,7 @@ class WeightDiagnostics:
 
 
 def joint_distribution(probabilities: Tensor, labels: Tensor, num_classes: int, weights: Tensor) -> Tensor:
-    """J, `(C, T)`: `J[y, t] = sum_i w_i 1[y_i = y] q_i(t) / sum_i w_i`.
-
-    Args:
-        probabilities: q, the probability that an image shows an attribute, `(N, T)`.
-        labels: `(N,)`.
-        num_classes: C.
-        weights: `(N,)`.
-    """
+    """J, `(C, T)`: `J[y, t] = sum_i w_i 1[y_i = y] q_i(t) / sum_i w_i`, from q `(N, T)`, labels and weights `(N,)`."""
     joint = torch.zeros(num_classes, probabilities.shape[1], dtype=torch.float64)
     return joint.index_add_(0, labels, weights[:, None] * probabilities.double()) / weights.sum()
 

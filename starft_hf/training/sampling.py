@@ -13,15 +13,10 @@ from starft_hf.utils.collectives import NO_SAMPLE
 
 
 class PaddedSampler(Sampler[int]):
-    """A sampler, followed by as many `NO_SAMPLE` as fill the last batch of all processes.
+    """A sampler, followed by as many `NO_SAMPLE` as fill the last step of all processes, of `multiple` samples.
 
-    Without them, the last batch would be filled with samples from the beginning, which would count twice.
-
-    Args:
-        sampler: gives the samples.
-        multiple: samples per step of all processes.
-        epoch: gives the epoch, for samplers that shuffle by it. On resuming within an epoch, Accelerate's wrappers do
-            not pass it through.
+    Without them, it would be filled with samples from the beginning, which would count twice. `epoch` gives the epoch
+    to samplers that shuffle by it: on resuming within one, Accelerate's wrappers do not pass it through.
     """
 
     def __init__(self, sampler: Sampler[int], multiple: int, epoch: Callable[[], int] | None = None):
@@ -42,15 +37,7 @@ class PaddedSampler(Sampler[int]):
 def training_sampler(
     sampler: Sampler[int] | None, dataset: Any, args: TrainingArguments, batch_size: int, epoch: Callable[[], int]
 ) -> Sampler[int] | None:
-    """The training sampler of a run: `sampler` itself for one process, else one order for all, padded at its end.
-
-    Args:
-        sampler: what `Trainer` would use.
-        dataset: the training examples, which are told to expect padding.
-        args: the settings of the run.
-        batch_size: images per process.
-        epoch: gives the current epoch.
-    """
+    """The training sampler of a run: `sampler` itself for one process, else one order for all, padded at its end."""
     if args.world_size == 1 or sampler is None or args.dataloader_drop_last:
         return sampler
     dataset.padded = True

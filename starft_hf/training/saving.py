@@ -19,15 +19,9 @@ def save_weights(
     class_names: Sequence[str],
     scalars: Sequence[str],
 ) -> None:
-    """Save a model, possibly adapted, and its linear head, if it has one.
+    """Save a model, possibly adapted, and its linear head over `class_names`, if it has one.
 
-    Args:
-        write: saves a state dict of the model without its head.
-        folder: where to.
-        model: the model.
-        state_dict: its weights; None takes the model's own.
-        class_names: of the head.
-        scalars: parameters that were made vectors of length 1 for FSDP, and are saved as scalars.
+    `write` saves a state dict without the head; `scalars` are parameters that FSDP made vectors of length 1.
     """
     state_dict = with_scalars(model.state_dict() if state_dict is None else state_dict, scalars)
     head = {name: state_dict.pop(key) for name in ("weight", "bias") if (key := f"{HEAD_NAME}.{name}") in state_dict}

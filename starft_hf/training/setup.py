@@ -9,6 +9,7 @@ from torch import nn
 
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
+from starft_hf.data.columns import ColumnSettings
 from starft_hf.data.examples import Epoch, TrainingExampleMaker, as_examples, evaluation_sets
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
@@ -37,7 +38,8 @@ class RunSetup:
     """A run, ready to be trained.
 
     Attributes:
-        given: what it was made from.
+        args: its settings.
+        columns: which columns of its datasets hold what.
         plan: what was known before anything was loaded.
         model: the model to train, with its adapter.
         processor: its processor.
@@ -54,7 +56,8 @@ class RunSetup:
         reference_source: where the reference comes from, if it is not the model as given; for the record.
     """
 
-    given: RunInputs
+    args: StarFTConfig
+    columns: ColumnSettings
     plan: RunPlan
     model: nn.Module
     processor: Any
@@ -72,11 +75,7 @@ class RunSetup:
 
     @classmethod
     def resolve(cls, given: RunInputs) -> "RunSetup":
-        """Check what a run is given, then load and build what it is made of.
-
-        Raises:
-            ValueError: for everything that can be known to go wrong, before anything expensive is done.
-        """
+        """Check what a run is given, then load and build what it is made of."""
         plan, args = RunPlan.check(given), given.args
 
         model = load_model(given.model)
@@ -94,7 +93,15 @@ class RunSetup:
         candidates = strategy(bank, encoder.encode_texts, args.seed, args.reg_max_classes)
         epoch = Epoch()
         train_dataset = _training_examples(given, plan, encoder, bank, candidates, epoch)
-        eval_dataset = _evaluation_examples(given, plan, encoder, given.eval_dataset, given.class_mapping)
+        columns = args.column_settings(given.group_function)
+        eval_dataset = evaluation_sets(
+            given.eval_dataset,
+            columns,
+            plan.class_names,
+            encoder.image_processor,
+            class_mapping=given.class_mapping,
+            on_bad_image=args.on_bad_image,
+        )
 
         reference = sample_weights = source = None
         if train_dataset is not None and (plan.cache is not None or args.reweight != "none"):
@@ -110,7 +117,8 @@ class RunSetup:
             if plan.cache is not None:
                 reference = make_reference(live, settings, plan.cache, bank, train_dataset)
         return cls(
-            given=given,
+            args=args,
+            columns=columns,
             plan=plan,
             model=model,
             processor=processor,
@@ -138,7 +146,7 @@ class RunSetup:
         """What makes batches of training and evaluation examples."""
         return StarFTCollator(
             self.encoder.encode_texts,
-            with_captions=self.given.args.base_loss == "contrastive",
+            with_captions=self.args.base_loss == "contrastive",
             with_spurious_captions=self.candidates.drawn_per_example,
             encode_captions=not self.candidates.drawn_per_batch,
         )
@@ -148,30 +156,29 @@ class RunSetup:
 
         It becomes a submodule of `model`, so that the optimizer, clipping and gradient scaling treat it as part of it.
         """
-        if self.given.args.base_loss == "contrastive" or self.plan.class_names is None:
+        if self.args.base_loss == "contrastive" or self.plan.class_names is None:
             return None
-        templates = self.given.args.caption_templates
+        templates = self.args.caption_templates
         head = head_from_weights(zero_shot_weights(model, self.encoder, self.plan.class_names, templates))
         model.add_module(HEAD_NAME, head)
         return head
 
     def training_step(self, head: nn.Linear | None) -> TrainingStep:
         """What computes the losses of a batch."""
-        args = self.given.args
         return TrainingStep(
             self.encoder,
-            BASE_LOSSES[args.base_loss],
+            BASE_LOSSES[self.args.base_loss],
             self.candidates,
             self.plan.regularizer,
             self.reference,
             head,
-            args.mini_batch_size,
+            self.args.mini_batch_size,
             self.sample_weights,
         )
 
     def evaluate_retention_sets(self, model: nn.Module) -> dict[str, EvaluationResult]:
         """How `model` does on what must not be forgotten, by name."""
-        args = self.given.args
+        args = self.args
         settings = {
             "templates": args.zero_shot_templates,
             "image_column": args.image_column,
@@ -186,7 +193,8 @@ class RunSetup:
 
     def evaluation_examples(self, dataset: Any) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
-        return _evaluation_examples(self.given, self.plan, self.encoder, dataset)
+        names, processor, on_bad_image = self.plan.class_names, self.encoder.image_processor, self.args.on_bad_image
+        return evaluation_sets(dataset, self.columns, names, processor, on_bad_image=on_bad_image)
 
 
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
@@ -213,19 +221,6 @@ def _training_examples(
     preprocessor = ImagePreprocessor(encoder.image_processor, args.crop_scale, given.image_transform)
     maker = TrainingExampleMaker(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
     return as_examples(given.train_dataset, maker, args.on_bad_image)
-
-
-def _evaluation_examples(
-    given: RunInputs, plan: RunPlan, encoder: DualEncoder, dataset: Any, class_mapping: Any = None
-) -> Any:
-    return evaluation_sets(
-        dataset,
-        given.args.column_settings(given.group_function),
-        plan.class_names,
-        encoder.image_processor,
-        class_mapping=class_mapping,
-        on_bad_image=given.args.on_bad_image,
-    )
 
 
 def _reference_model(given: RunInputs, model: nn.Module) -> nn.Module:

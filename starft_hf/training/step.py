@@ -59,17 +59,9 @@ BASE_LOSSES: dict[str, BaseLoss] = {"contrastive": contrastive_base_loss, "cross
 class TrainingStep:
     """Computes the losses of a batch.
 
-    Args:
-        encoder: the model's spec.
-        base_loss: the loss of plain fine-tuning.
-        candidates: what the regularizer compares the images with.
-        regularizer: keeps the model near the reference, or None.
-        reference: needed with a regularizer.
-        head: the linear head, where the base loss needs one.
-        mini_batch_size: images per forward and backward; None runs a batch as a whole.
-        sample_weights: from sample indices `(n,)` to the weights of their terms of the base loss, or None. With N
-            samples in the batch of all processes, it is `sum(w_i l_i) / N`: the weights have a mean of 1 over the
-            training set, and are not normalized within a batch.
+    `sample_weights` maps sample indices `(n,)` to the weights of their terms of the base loss. With N samples in the
+    batch of all processes, it is `sum(w_i l_i) / N`: the weights have a mean of 1 over the training set, and are not
+    normalized within a batch.
     """
 
     encoder: DualEncoder

@@ -38,9 +38,9 @@ from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.interruption import TrainingInterrupted, replace_jit_checkpoint
 from starft_hf.training.checkpointing.run_settings import run_settings
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.hub_mixin import HubMixin
 from starft_hf.training.nan_check import NaNCheck
 from starft_hf.training.plan import RunInputs
-from starft_hf.training.publishing import HubMixin
 from starft_hf.training.sampling import evaluation_sampler, training_sampler, with_own_generator
 from starft_hf.training.saving import restore_head, save_weights
 from starft_hf.training.setup import RunSetup

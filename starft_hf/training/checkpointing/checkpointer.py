@@ -57,7 +57,7 @@ class Checkpointer:
     # Finding
 
     def start(self, wanted: str | PathLike[str] | bool | None) -> str | None:
-        """The checkpoint that a training starts from, as `find`, with flawed ones out of the way; in all processes."""
+        """The checkpoint that a training starts from, as `find`; flawed ones are removed from rotation."""
         self._settings = None
         if self.args.should_save and self.args.save_strategy != "no":
             # Before training changes the weights, which are part of them.
@@ -69,17 +69,7 @@ class Checkpointer:
         return None if path is None else str(path)
 
     def find(self, wanted: str | PathLike[str] | bool | None) -> Path | None:
-        """The checkpoint to resume from, verified; None to start from the beginning.
-
-        Args:
-            wanted: a checkpoint, or True for the last valid one in `output_dir`. Invalid ones, such as one that a
-                killed run left half written, are skipped with a warning.
-
-        Raises:
-            CheckpointError: if the checkpoint is damaged, or was written by a run with other settings, pool, classes,
-                model or data that change the outcome, naming the differences. With
-                `ignore_mismatched_settings=True` these are a warning.
-        """
+        """The checkpoint to resume from, as `StarFTTrainer.checkpoint_to_resume` documents; in all processes."""
         path, self._flaws = run_on_main_process(lambda: self._find(wanted))
         for flaw in self._flaws:
             logger.warning("The checkpoint %s is skipped.", flaw)

@@ -36,12 +36,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Flaw:
-    """A checkpoint that cannot be resumed from.
-
-    Attributes:
-        folder: the checkpoint.
-        reason: why, as a clause.
-    """
+    """A checkpoint that cannot be resumed from, and why, as a clause."""
 
     folder: Path
     reason: str
@@ -77,12 +72,7 @@ def marked_incomplete(folder: Path) -> Iterator[None]:
 
 
 def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:
-    """Flush the files of a checkpoint to the disk, list them, and remove the mark.
-
-    Args:
-        folder: the checkpoint.
-        content: what else to keep, for JSON.
-    """
+    """Flush the files of a checkpoint to the disk, list them beside `content`, and remove the mark."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: _state_of(folder / name, to_disk=True) for name in names if name not in _UNLISTED}
     text = json.dumps({"format": _FORMAT, **content, "files": files}, indent=2, ensure_ascii=False) + "\n"

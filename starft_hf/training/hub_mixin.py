@@ -1,9 +1,10 @@
-"""From a run to the Hub: what is saved beside the weights, the card, and pushes that never cost a run."""
+"""The public methods of the trainer that publish a run. A push that fails never ends it."""
 
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -31,7 +32,7 @@ logger = logging.get_logger(__name__)
 
 _FIGURES = "figures"
 
-# What a checkpoint holds for the sake of going on, and not of the model.
+# What a checkpoint holds to resume from, and not of the model.
 _OF_THE_RUN = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args|ema|starft_checkpoint)\b|rng_state_"
 )
@@ -40,29 +41,26 @@ _OF_THE_RUN = re.compile(
 class HubMixin(Trainer):
     """The public methods of `StarFTTrainer` that save a run for others and publish it."""
 
-    class_names: tuple[str, ...] | None
+    setup: RunSetup
     evaluation_results: dict[str, EvaluationResult]
     zero_shot_results: dict[str, EvaluationResult]
-    setup: RunSetup
     _start: str | None = None
     _evaluated_step: int | None = None
 
     @property
     def record(self) -> RunRecord:
         """What someone needs to repeat the run, as `starft.json` keeps it."""
-        examples: Any = self.train_dataset
-        dataset = getattr(examples, "dataset", None)
-        start, weights = model_source(base_model_of(self.model), self._start), self.setup.sample_weights
-        diagnostics = None if weights is None else weights.diagnostics
+        setup, start = self.setup, model_source(base_model_of(self.model), self._start)
+        diagnostics = None if setup.sample_weights is None else setup.sample_weights.diagnostics
         return make_record(
             self.args.recorded_settings,
-            self.setup.pool,
-            dataset,
-            class_names=self.class_names,
+            setup.pool,
+            getattr(self.train_dataset, "dataset", None),
+            class_names=setup.plan.class_names,
             start=start,
-            reference=self.setup.reference_source or start,
+            reference=setup.reference_source or start,
             processes=self.args.world_size,
-            reg_weight=None if self.setup.reference is None else self.setup.reg_weight,
+            reg_weight=None if setup.reference is None else setup.reg_weight,
             sample_weights=None if diagnostics is None else asdict(diagnostics),
         )
 
@@ -75,7 +73,7 @@ class HubMixin(Trainer):
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """`Trainer.save_model`; a push that fails says so and leaves what was saved."""
+        """`Trainer.save_model`; a push that fails is logged, and what was saved stays."""
         try:
             super().save_model(output_dir, _internal_call)
         except PushError as error:
@@ -92,9 +90,12 @@ class HubMixin(Trainer):
             ValueError: if the model has no adapter.
         """
         if self.args.should_save:
-            merge_and_save(self.model, self.processing_class, output_dir)
-            self.save_record(output_dir)
-            self._write_card(Path(output_dir), Path(output_dir).name, None, merged=True)
+            self._save_merged(Path(output_dir), None)
+
+    def _save_merged(self, folder: Path, repo_id: str | None) -> None:
+        merge_and_save(self.model, self.processing_class, folder)
+        self.save_record(folder)
+        self._write_card(folder, folder.name, repo_id, merged=True)
 
     # The card
 
@@ -113,37 +114,23 @@ class HubMixin(Trainer):
             tags: further tags.
             model_name: the heading.
             dataset: ids of the training data on the Hub; None takes what `datasets` knows of them.
-            kwargs: further arguments of `Trainer.create_model_card`, which say nothing here.
+            kwargs: further arguments of `Trainer.create_model_card`, which have no effect.
         """
-        if not self.is_world_process_zero():
-            return
-        folder = Path(str(self.args.output_dir))
-        wanted = self.args.hub_model_id or folder.name
-        self._write_card(
-            folder,
-            model_name or str(wanted).split("/")[-1],
-            self.hub_model_id,
-            license=license,
-            tags=[tags] if isinstance(tags, str) else list(tags or ()),
-            datasets=[dataset] if isinstance(dataset, str) else dataset,
-        )
+        if self.is_world_process_zero():
+            title = model_name or self._wanted_repo.split("/")[-1]
+            tags = [tags] if isinstance(tags, str) else list(tags or ())
+            datasets = [dataset] if isinstance(dataset, str) else dataset
+            stated: dict[str, Any] = {"license": license, "tags": tags, "datasets": datasets}
+            self._write_card(Path(str(self.args.output_dir)), title, self.hub_model_id, **stated)
 
     def _write_card(
-        self,
-        folder: Path,
-        title: str,
-        repo_id: str | None,
-        *,
-        license: str | None = None,
-        tags: list[str] | None = None,
-        datasets: list[str] | None = None,
-        merged: bool = False,
+        self, folder: Path, title: str, repo_id: str | None, *, merged: bool = False, **stated: Any
     ) -> None:
-        record = self.record
-        adapter = None
+        record, adapter = self.record, None
         if is_adapted(self.model) and not merged:
             config: Any = next(iter(self.model.peft_config.values()))
             adapter = str(getattr(config.peft_type, "value", config.peft_type))
+        license, datasets = stated.get("license"), stated.get("datasets")
         content = CardContent(
             title=title,
             repo_id=repo_id,
@@ -153,17 +140,27 @@ class HubMixin(Trainer):
             adapter=adapter,
             head=(folder / HEAD_FILE).is_file(),
             license=license or _license_of(record.start["id"], self.args.hub_token),
-            datasets=datasets if datasets is not None else _dataset_ids(getattr(self.train_dataset, "dataset", None)),
-            tags=tags or (),
+            datasets=_dataset_ids(getattr(self.train_dataset, "dataset", None)) if datasets is None else datasets,
+            tags=stated.get("tags", ()),
             figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
         )
-        stated = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]
-        update_card(folder, render_card(content, self.args.card_template), stated)
+        kept = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]
+        update_card(folder, render_card(content, self.args.card_template), kept)
 
     # Publishing
 
+    @property
+    def _wanted_repo(self) -> str:
+        return str(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name)
+
+    def _push_settings(self, **changes: Any) -> dict[str, Any]:
+        """Where and how this run is published; what is not None in `changes` wins."""
+        args = self.args
+        own = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
+        return own | {name: value for name, value in changes.items() if value is not None}
+
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository. What cannot be published for want of a right is an error now, before training.
+        """Make the repository, so that a missing right is an error before training.
 
         Raises:
             PushError: if nobody is logged in or the token does not suffice. Other failures are tried again later.
@@ -171,14 +168,9 @@ class HubMixin(Trainer):
         self.push_in_progress = None
         if not self.is_world_process_zero():
             return
-        wanted = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+        wanted = self._wanted_repo
         try:
-            self.hub_model_id = open_repository(
-                wanted,
-                private=self.args.hub_private_repo if private is None else private,
-                revision=self.args.hub_revision,
-                token=token or self.args.hub_token,
-            )
+            self.hub_model_id = open_repository(wanted, **self._push_settings(token=token, private=private))
         except (LocalTokenNotFoundError, HFValidationError) as error:
             raise PushError(reason(error, wanted)) from error
         except Exception as error:
@@ -205,7 +197,7 @@ class HubMixin(Trainer):
             token: with the right to write.
             revision: the branch; None is `hub_revision`, or main.
             private: whether a new repository is private.
-            tag: a tag of Git for the commit.
+            tag: a Git tag for the commit.
             kwargs: of `create_model_card`, such as `tags` for the card.
 
         Returns:
@@ -222,22 +214,15 @@ class HubMixin(Trainer):
             self.init_hf_repo(token=token, private=private)
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        return push_folder(
-            str(self.args.output_dir),
-            self.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
-            private=self.args.hub_private_repo if private is None else private,
-            revision=revision or self.args.hub_revision,
-            token=token or self.args.hub_token,
-            tag=tag,
-            message=commit_message or "End of training",
-            blocking=blocking,
-        )
+        settings = self._push_settings(token=token, private=private, revision=revision)
+        repo_id, message = self.hub_model_id or self._wanted_repo, commit_message or "End of training"
+        return push_folder(str(self.args.output_dir), repo_id, tag=tag, message=message, blocking=blocking, **settings)
 
     def publish_trained(self) -> None:
-        """At the end of a run that is pushed as it goes: publish the model with what it achieves.
+        """At the end of a run that is pushed as it trains: publish the model with its results.
 
-        It is evaluated, unless it was after its last step; with `hub_strategy="end"`, `push_to_hub` is left to be
-        called. A Hub that does not answer is an error in the log: the training was not in vain.
+        It is evaluated, unless it was after its last step; with `hub_strategy="end"`, the user calls `push_to_hub`.
+        If the Hub does not answer, that is logged as an error.
         """
         if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END:
             return
@@ -266,16 +251,14 @@ class HubMixin(Trainer):
             return None
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / repo_id.split("/")[-1]
-            merge_and_save(self.model, self.processing_class, folder)
-            self.save_record(folder)
-            self._write_card(folder, folder.name, repo_id, merged=True)
-            return push_folder(folder, repo_id, token=kwargs.pop("token", self.args.hub_token), **kwargs)
+            self._save_merged(folder, repo_id)
+            return push_folder(folder, repo_id, **{"token": self.args.hub_token, **kwargs})
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
-        self._tell_failed_pushes()
+        self._log_failed_pushes()
         in_progress: Any = self.push_in_progress
         running = in_progress is not None and not in_progress.is_done()
         if running and not self.args.hub_always_push:
@@ -292,13 +275,8 @@ class HubMixin(Trainer):
                 if file.is_file() and not _OF_THE_RUN.match(file.name):
                     shutil.copy(file, output / file.name)
             self.create_model_card()
-            settings: dict[str, Any] = {
-                "private": self.args.hub_private_repo,
-                "revision": self.args.hub_revision,
-                "token": self.args.hub_token,
-                "message": f"Training in progress, step {self.state.global_step}",
-                "blocking": False,
-            }
+            message = f"Training in progress, step {self.state.global_step}"
+            settings = self._push_settings(message=message, blocking=False)
             jobs = [push_folder(output, repo_id, **settings)]
             if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                 last = strategy == HubStrategy.CHECKPOINT
@@ -306,7 +284,8 @@ class HubMixin(Trainer):
                 jobs.append(push_folder(checkpoint_folder, repo_id, path_in_repo=path, **settings))
         except Exception as error:
             # A run of hours does not end because the Hub does not answer.
-            logger.error("%s Training goes on.", error if isinstance(error, PushError) else reason(error, repo_id))
+            cause = error if isinstance(error, PushError) else reason(error, repo_id)
+            logger.error("%s Training continues.", cause)
             return
         if running:
             in_progress.jobs.extend(jobs)
@@ -315,38 +294,29 @@ class HubMixin(Trainer):
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
-        self._tell_failed_pushes()
+        self._log_failed_pushes()
 
-    def _tell_failed_pushes(self) -> None:
-        """Say which of the pushes in the background failed; they keep it to themselves."""
-        in_progress = getattr(self, "push_in_progress", None)
-        if in_progress is None:
-            return
-        for job in list(in_progress.jobs):
+    def _log_failed_pushes(self) -> None:
+        """Log which of the pushes in the background failed: they do not."""
+        in_progress: Any = getattr(self, "push_in_progress", None)
+        for job in list(getattr(in_progress, "jobs", ())):
             if job.done() and (error := job.exception()) is not None:
                 in_progress.jobs.remove(job)
-                kept = advice(
-                    str(self.args.output_dir),
-                    self.hub_model_id,
-                    private=self.args.hub_private_repo,
-                    revision=self.args.hub_revision,
-                )
-                logger.error("%s %s", reason(error, self.hub_model_id), kept)
+                where = {"private": self.args.hub_private_repo, "revision": self.args.hub_revision}
+                how = advice(str(self.args.output_dir), self.hub_model_id, **where)
+                logger.error("%s %s", reason(error, self.hub_model_id), how)
 
 
 def _license_of(model_id: str | None, token: str | None) -> str | None:
-    if model_id is None:
-        return None
-    try:
-        license: str | None = ModelCard.load(model_id, token=token, ignore_metadata_errors=True).data.license
-        return license
-    except Exception:
-        # A card without it is better than none.
-        return None
+    # A card without it is better than no card.
+    with suppress(Exception):
+        card = None if model_id is None else ModelCard.load(model_id, token=token, ignore_metadata_errors=True)
+        return None if card is None else card.data.license
+    return None
 
 
 def _dataset_ids(dataset: Any) -> list[str]:
-    """The repositories on the Hub that `datasets` has read a data set from."""
+    """The repositories on the Hub that `datasets` has read a dataset from."""
     addresses = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
     prefix = "hf://datasets/"
     found = [address.removeprefix(prefix).split("@")[0] for address in addresses if address.startswith(prefix)]
