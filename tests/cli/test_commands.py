@@ -105,7 +105,7 @@ def test_data_that_cannot_be_used(run, images, tmp_path):
     assert "there is no folder" in run("evaluate", TINY_CLIP, "./nothing", code=1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.rtf").write_text("x")
-    assert "no data set could be read" in run("evaluate", TINY_CLIP, "./empty", code=1)
+    assert "no dataset could be read" in run("evaluate", TINY_CLIP, "./empty", code=1)
     assert "either a dataset or --benchmark" in run("evaluate", TINY_CLIP, code=2)
 
 

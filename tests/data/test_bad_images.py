@@ -187,7 +187,7 @@ def test_evaluation_counts_without_them_and_reports_how_many(clip, processor, co
 
 def test_where_nothing_can_be_read_there_is_no_result(clip, processor):
     dataset = spoiled(make_dataset(4), dict.fromkeys(range(4), b"broken"))
-    with pytest.raises(ValueError, match="4 were left out because of their images"):
+    with pytest.raises(ValueError, match="4 were skipped because of their images"):
         evaluate_zero_shot(clip, processor, dataset, on_bad_image="skip", progress=False)
 
 
