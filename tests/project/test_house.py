@@ -128,7 +128,8 @@ def imports_upwards(root):
 
 
 def loose_modules(root):
-    found = {path.name for path in root.iterdir()} - {"__pycache__"}
+    # Folders that git has emptied may still hold compiled files.
+    found = {path.name for path in root.iterdir() if path.is_file() or any(path.rglob("*.py"))}
     return sorted(found - FILES - set(LEVEL_OF))
 
 
