@@ -128,6 +128,7 @@ class StarFTTrainer(HubMixin, Trainer):
         **kwargs: Any,
     ):
         args = StarFTConfig(output_dir="starft_output") if args is None else args
+        # In the order of `RunInputs`, whose fields these arguments are.
         data = (train_dataset, eval_dataset, processing_class, spuriosity, reference_model, peft_config)
         more = (image_transform, group_function, zero_shot_probe, class_mapping, kwargs)
         self.setup = setup = RunSetup.resolve(RunInputs(model, args, *data, *more))

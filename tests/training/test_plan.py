@@ -193,3 +193,10 @@ def test_every_setting_can_be_given_on_a_command_line(tmp_path):
         "label",
         "place",
     ]
+
+
+def test_retention_sets_are_checked_before_a_model_is_loaded(refused, dataset):
+    named = {"zero_shot_probe": {"scenes": dataset.remove_columns("label")}}
+    refused(dataset, match=r"zero_shot_probe 'scenes'.*no column 'label'", trainer=named)
+    streamed = {"zero_shot_probe": dataset.to_iterable_dataset()}
+    refused(dataset, match="zero_shot_probe 'probe' is an iterable dataset", trainer=streamed)
