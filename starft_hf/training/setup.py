@@ -73,6 +73,11 @@ class RunSetup:
     sample_weights: SampleWeights | None = None
     reference_source: dict[str, Any] | None = None
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes of the training set, or None without labels or training set."""
+        return self.plan.class_names
+
     @classmethod
     def resolve(cls, given: RunInputs) -> "RunSetup":
         """Check what a run is given, then load and build what it is made of."""
@@ -156,10 +161,10 @@ class RunSetup:
 
         It becomes a submodule of `model`, so that the optimizer, clipping and gradient scaling treat it as part of it.
         """
-        if self.args.base_loss == "contrastive" or self.plan.class_names is None:
+        if self.args.base_loss == "contrastive" or self.class_names is None:
             return None
         templates = self.args.caption_templates
-        head = head_from_weights(zero_shot_weights(model, self.encoder, self.plan.class_names, templates))
+        head = head_from_weights(zero_shot_weights(model, self.encoder, self.class_names, templates))
         model.add_module(HEAD_NAME, head)
         return head
 
@@ -193,7 +198,7 @@ class RunSetup:
 
     def evaluation_examples(self, dataset: Any) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
-        names, processor, on_bad_image = self.plan.class_names, self.encoder.image_processor, self.args.on_bad_image
+        names, processor, on_bad_image = self.class_names, self.encoder.image_processor, self.args.on_bad_image
         return evaluation_sets(dataset, self.columns, names, processor, on_bad_image=on_bad_image)
 
 

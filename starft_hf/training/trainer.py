@@ -147,8 +147,11 @@ class StarFTTrainer(HubMixin, Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self.encoder, self.bank, self.epoch = setup.encoder, setup.bank, setup.epoch
-        self.reference, self.sample_weights = setup.reference, setup.sample_weights
-        self.class_names = setup.plan.class_names
+        self.reference, self.sample_weights, self.class_names = (
+            setup.reference,
+            setup.sample_weights,
+            setup.class_names,
+        )
         self.head = setup.add_head(self.model)
         self.training_losses = setup.training_step(self.head)
         self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
@@ -156,8 +159,7 @@ class StarFTTrainer(HubMixin, Trainer):
         self.interruption = replace_jit_checkpoint(self)
         self.reg_weight = setup.reg_weight
         self.retention: dict[str, Retention] = {}
-        self.evaluation_results: dict[str, EvaluationResult] = {}
-        self.zero_shot_results: dict[str, EvaluationResult] = {}
+        self.evaluation_results, self.zero_shot_results = {}, {}
 
     # Training
 
