@@ -39,16 +39,9 @@ def contrastive_rows(
     first: int = 0,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """The terms `(n,)` of the contrastive loss for n of the N rows of a batch.
+    """The terms `(n,)` of the contrastive loss for n of the N rows of a batch, from `first` on.
 
-    Args:
-        image_embeds: unit rows, `(n, D)`.
-        text_embeds: unit rows, `(n, D)`.
-        image_candidates: all images of the batch, `(N, D)`.
-        text_candidates: all captions of the batch, `(N, D)`.
-        logit_scale: inverse temperature, already exponentiated.
-        first: the index of the first row among the candidates.
-        valid: which candidates count, `(N,)`; None: all.
+    `valid` says which candidates count, `(N,)`; None: all.
     """
     targets = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
     terms = []
@@ -71,15 +64,8 @@ def sigmoid_rows(
     """The terms `(n,)` of the pairwise sigmoid loss of SigLIP (arXiv 2303.15343) for n of the N rows of a batch.
 
     Every image and caption are classified as a pair or not: `-log sigmoid(z (s I T' + b))`, with z = 1 for the row's
-    own caption and -1 for others, summed over captions. The loss is the mean over all N rows.
-
-    Args:
-        image_embeds: unit rows, `(n, D)`.
-        text_candidates: all captions of the batch, `(N, D)`.
-        logit_scale: s, already exponentiated.
-        logit_bias: b.
-        first: the index of the first row among the candidates.
-        valid: which candidates count, `(N,)`; None: all.
+    own caption and -1 for others, summed over captions. The loss is the mean over all N rows. `first` and `valid` as
+    in `contrastive_rows`.
     """
     logits = similarity_logits(image_embeds, text_candidates, logit_scale) + logit_bias
     places = torch.arange(logits.shape[1], device=logits.device)
@@ -132,19 +118,7 @@ def alignment_rows(
     logit_scale: Tensor | float,
     excluded: Tensor | None = None,
 ) -> Tensor:
-    """The divergences `(n,)` of `alignment_loss`, row by row, over M candidates.
-
-    Args:
-        image_embeds: unit rows of the tuned model, `(n, D)`.
-        candidates: unit rows of the tuned model, `(M, D)`.
-        reference_image_embeds: the same from the frozen reference, `(n, D0)`.
-        reference_candidates: the same from the frozen reference, `(M, D0)`.
-        logit_scale: s0, already exponentiated.
-        excluded: which candidates are excluded from which row, `(n, M)`; None: none.
-
-    Raises:
-        ValueError: if the reference and the tuned model have different numbers of rows or candidates.
-    """
+    """The divergences `(n,)` of `alignment_loss` over M candidates, without those `excluded` per row, `(n, M)`."""
     with torch.no_grad():
         target = similarity_logits(reference_image_embeds, reference_candidates, logit_scale)
     logits = similarity_logits(image_embeds, candidates, logit_scale)

@@ -1,8 +1,6 @@
-"""The registry of regularizers.
+"""The registry of regularizers, so that nothing else in the package refers to one by name.
 
 A regularizer is one function of the batch's embeddings, the reference's, the labels and the reference's logit scale.
-It is registered under the name that `StarFTConfig(regularizer=...)` takes, with what it needs as input, so that
-nothing else in the package refers to a regularizer by name.
 """
 
 from collections.abc import Callable, Iterator
@@ -76,11 +74,6 @@ class Regularizer:
     minimal_at_reference: bool = True
     auto_weight: Callable[[int | None], float] | None = None
 
-    @property
-    def finite_captions(self) -> bool:
-        """Whether its captions are made from class names, so that there are finitely many."""
-        return self.columns in ("classes", "contexts")
-
     def weight(self, setting: float | str, num_classes: int | None) -> float:
         """The weight for a setting of `reg_weight`, given the number of classes (None without labels).
 
@@ -91,8 +84,7 @@ class Regularizer:
             return float(setting)
         if self.auto_weight is None:
             raise ValueError(
-                f"regularizer={self.name!r} has no weight for reg_weight='auto', because none was measured; "
-                "pass a number"
+                f"regularizer={self.name!r} has no weight for reg_weight='auto', as none was measured; pass a number"
             )
         return self.auto_weight(num_classes)
 
@@ -120,11 +112,7 @@ def regularizer_names() -> list[str]:
 
 
 def get_regularizer(name: str) -> Regularizer | None:
-    """The regularizer registered as `name`; None for "none".
-
-    Raises:
-        ValueError: if the name is unknown; the message has the nearest one.
-    """
+    """The regularizer registered as `name`; None for "none"; ValueError with the nearest name for others."""
     if name == NO_REGULARIZER:
         return None
     if name not in _REGISTRY:
@@ -132,7 +120,7 @@ def get_regularizer(name: str) -> Regularizer | None:
     return _REGISTRY[name]
 
 
-def _align(inputs: RegularizerInputs, excluded: Tensor | None) -> Tensor:
+def _kl(inputs: RegularizerInputs, excluded: Tensor | None = None) -> Tensor:
     if inputs.column_valid is not None:
         excluded = ~inputs.column_valid if excluded is None else excluded | ~inputs.column_valid
         excluded = excluded.expand(len(inputs.image_embeds), -1)
@@ -149,7 +137,7 @@ def _align(inputs: RegularizerInputs, excluded: Tensor | None) -> Tensor:
 def _star(inputs: RegularizerInputs) -> Tensor:
     assert inputs.labels is not None
     assert inputs.column_labels is not None
-    return _align(inputs, inputs.labels[:, None] == inputs.column_labels[None, :])
+    return _kl(inputs, inputs.labels[:, None] == inputs.column_labels[None, :])
 
 
 def divergence_weight(num_classes: int | None) -> float:
@@ -170,16 +158,10 @@ def divergence_weight(num_classes: int | None) -> float:
 
 # star compares a row with captions of other classes only: with two or three classes, almost nothing is left.
 register_regularizer(Regularizer("star", _star, needs_labels=True, fewest_classes=4, auto_weight=divergence_weight))
-register_regularizer(Regularizer("kl", lambda inputs: _align(inputs, None), auto_weight=divergence_weight))
+register_regularizer(Regularizer("kl", _kl, auto_weight=divergence_weight))
 # The distribution over classes given a spurious context, which a shortcut from background to label changes most.
 register_regularizer(
-    Regularizer(
-        "conditional",
-        lambda inputs: _align(inputs, None),
-        columns="classes",
-        fewest_classes=2,
-        auto_weight=divergence_weight,
-    )
+    Regularizer("conditional", _kl, columns="classes", fewest_classes=2, auto_weight=divergence_weight)
 )
 
 
@@ -192,4 +174,4 @@ def _l2_sp(inputs: RegularizerInputs) -> Tensor:
 # Half the squared distance of the weights from the reference's (arXiv 1802.01483). reg_weight is its coefficient.
 register_regularizer(Regularizer("l2-sp", _l2_sp, columns="none", needs_weights=True))
 # KL from the reference's distribution over contexts, whatever the class (arXiv 2211.16175).
-register_regularizer(Regularizer("car-ft", lambda inputs: _align(inputs, None), columns="contexts"))
+register_regularizer(Regularizer("car-ft", _kl, columns="contexts"))

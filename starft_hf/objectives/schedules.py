@@ -22,17 +22,11 @@ _SCHEDULES: dict[str, Callable[[Progress], float]] = {
     "epoch_linear": lambda progress: 1 - (progress.epoch + 1) / progress.num_epochs,
     "constant": lambda progress: 1.0,
 }
-
-
 SCHEDULE_NAMES = tuple(_SCHEDULES)
 
 
 def reg_weight_at(schedule: str, reg_weight: float, progress: Progress) -> float:
-    """The weight of the regularizer in the step of `progress`.
-
-    Raises:
-        ValueError: if `schedule` is not one of `SCHEDULE_NAMES`.
-    """
+    """The weight of the regularizer in the step of `progress`."""
     if schedule not in _SCHEDULES:
         raise ValueError(unknown_name("reg_schedule", schedule, SCHEDULE_NAMES))
     return reg_weight * _SCHEDULES[schedule](progress)
