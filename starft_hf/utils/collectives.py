@@ -1,8 +1,7 @@
 """Collectives: gathering candidates, shards and decisions from all processes.
 
-The losses compare each row of a batch with all its candidates. With K processes, each computes its own rows against
-the candidates of all processes, gathered with gradients. DDP and FSDP then average gradients over processes, which
-gives the gradients of one process with the whole batch.
+Each of K processes computes the losses of its own rows against the candidates of all, gathered with gradients. DDP and
+FSDP then average gradients over processes, which gives those of one process with the whole batch.
 """
 
 import gc
@@ -128,10 +127,9 @@ def gather_shards(shard: Tensor, size: int) -> Tensor:
 
 
 def destroy_process_group() -> None:
-    """Leave the process group, as the last thing that a program does.
+    """Destroy the process group, as the last thing that a program does: otherwise gloo's threads may crash its exit.
 
-    Without it, threads of gloo that still listen may crash the process at its end. They end with the last reference to
-    the group, which a trainer holds, and a trainer is part of reference cycles: delete it before.
+    They end with the last reference to the group. A trainer holds one, in reference cycles: delete it before.
     """
     # Collect first, then destroy: a DDP reducer that holds the last reference to the group would destroy it without
     # releasing the GIL, which gloo's threads may be waiting for. `dist.destroy_process_group` does release it.

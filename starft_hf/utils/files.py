@@ -13,33 +13,25 @@ MOST_BYTES = 32 * 2**20
 
 
 def check_size(path: Path, most: int = MOST_BYTES) -> None:
-    """Check that a file, which may be untrusted, is not too large to be read as a whole.
-
-    Raises:
-        ValueError: if it is.
-    """
+    """Raise ValueError if a file, which may be untrusted, is too large to be read as a whole."""
     size = path.stat().st_size
     if size > most:
         raise ValueError(f"{str(path)!r} has {size:,} bytes; what it should hold takes no more than {most:,}")
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, which may be untrusted.
-
-    Raises:
-        ValueError: if it is too large or not in UTF-8.
-    """
+    """The text of a file, which may be untrusted; ValueError if it is too large or not in UTF-8."""
     check_size(path)
     return path.read_text(encoding="utf-8")
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` under a temporary name in the same folder, then rename it."""
+    """Write `text` to `path` in UTF-8, all or nothing."""
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` under a temporary name in the same folder, then rename it."""
+    """Write `content` to `path`, all or nothing."""
     with file_in_place_of(path) as temporary:
         temporary.write_bytes(content)
 
@@ -48,8 +40,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 def file_in_place_of(path: Path) -> Iterator[Path]:
     """A temporary file in the folder of `path`, renamed to it on exit, or removed on an exception.
 
-    It is flushed to disk before the rename and its folder after it: without, a power cut could leave an empty file
-    under the final name.
+    Flushed to disk before the rename and its folder after it: otherwise a power cut could leave an empty file under
+    the final name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -69,11 +61,7 @@ def file_in_place_of(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_in_place_of(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, flushed to disk and renamed to it on exit, or removed on an exception.
-
-    Raises:
-        FileExistsError: if `path` is a file or a folder that is not empty, on entry or on exit.
-    """
+    """The same for a folder; FileExistsError on entry or exit if `path` is a file or a folder that is not empty."""
     check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -87,11 +75,7 @@ def folder_in_place_of(path: Path) -> Iterator[Path]:
 
 
 def move_folder(source: Path, path: Path) -> None:
-    """Flush the folder `source` to disk and rename it to `path`, on the same disk.
-
-    Raises:
-        FileExistsError: if `path` is a file or a folder that is not empty.
-    """
+    """Flush the folder `source` to disk and rename it to `path`, on the same disk, unless that has content."""
     check_free(path)
     if path.exists():
         # Not every system can rename a folder to the name of an empty one.
@@ -120,12 +104,7 @@ def _umask() -> int:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Check that files can be written into `folder`, or that it can be created; nothing is created.
-
-    Raises:
-        PermissionError: if not; the message says `what` the folder is for.
-        NotADirectoryError: if a file is in its place.
-    """
+    """Raise PermissionError or NotADirectoryError if nothing can be written to `folder`, which `what` names."""
     found = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(found, os.W_OK | os.X_OK):
         raise PermissionError(
@@ -149,13 +128,7 @@ def is_free(folder: Path) -> bool:
 
 
 def check_free(folder: Path) -> None:
-    """Check that writing into `folder` cannot overwrite anything.
-
-    Raises:
-        FileExistsError: if it is a file or a folder that is not empty.
-    """
+    """Raise FileExistsError if `folder` is a file or a folder that is not empty."""
     if not is_free(folder):
         kind = "a folder with files in it" if folder.is_dir() else "a file"
-        raise FileExistsError(
-            f"{str(folder)!r} is {kind}, which would be overwritten; choose another name or remove it"
-        )
+        raise FileExistsError(f"{str(folder)!r} is {kind}, which would be overwritten; choose another or remove it")

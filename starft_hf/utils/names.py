@@ -18,11 +18,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
 
 
 def check_names(class_names: Sequence[str]) -> None:
-    """Check that class names are a list of non-empty strings.
-
-    Raises:
-        ValueError: if they are not, or the list is empty; the message has the first invalid name.
-    """
+    """Raise ValueError, naming the first invalid one, if class names are not a list of non-empty strings."""
     if isinstance(class_names, str):
         raise ValueError(f"class_names is the string {class_names!r}; pass a list of names, in label order")
     if len(class_names) == 0:

@@ -33,9 +33,8 @@ def points(change: float) -> str:
     if not math.isfinite(change):
         return "nan"
     size = f"{abs(100 * change):.1f}"
-    if float(size) == 0:
-        return size
-    return f"{'+' if change > 0 else MINUS}{size}"
+    sign = "" if float(size) == 0 else "+" if change > 0 else MINUS
+    return sign + size
 
 
 def and_then(parts: list[str]) -> str:
