@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from starft_hf.models.families import TEMPERATURES, family_of
+from starft_hf.models.families import family_of
 from starft_hf.models.fsdp import full_tensor
 from starft_hf.models.heads import head_logits
 from starft_hf.models.loading import check_dual_encoder, check_processor
@@ -27,34 +27,21 @@ _TEXT_KEYS = (*TEXT_ARGUMENTS, POOL_ROWS, POOL_PLACES)
 
 @dataclass
 class DualOutput(ModelOutput):
-    """The outputs of one forward, with everything that the losses need from the model's parameters.
+    """The outputs of one forward: unit rows, the exponentiated temperature, the sigmoid bias, the head's logits.
 
-    Parallel wrappers only handle parameters that take part in a forward, so the temperature and the head are included.
-
-    Attributes:
-        image_embeds: unit rows, `(N, D)`.
-        text_embeds: unit rows, `(M, D)`.
-        logit_scale: the inverse temperature, a scalar, already exponentiated.
-        logit_bias: what sigmoid models add to the scaled similarities, a scalar; None for softmax models.
-        head_logits: the logits of a linear head on the image embeddings, `(N, classes)`.
+    Parallel wrappers only handle parameters that take part in a forward, so those that the losses need are included.
     """
 
-    image_embeds: Tensor = None  # type: ignore[assignment]
-    text_embeds: Tensor = None  # type: ignore[assignment]
+    image_embeds: Tensor = None  # type: ignore[assignment]  # (N, D)
+    text_embeds: Tensor = None  # type: ignore[assignment]  # (M, D)
     logit_scale: Tensor = None  # type: ignore[assignment]
     logit_bias: Tensor | None = None
-    head_logits: Tensor | None = None
+    head_logits: Tensor | None = None  # (N, classes)
 
 
 @dataclass(frozen=True)
 class DualEncoder:
-    """The spec of a dual encoder: how to prepare its inputs and read its outputs. The model is passed to every call.
-
-    Attributes:
-        encode_texts: turns texts into arguments of the forward.
-        image_processor: the model's image processor.
-        forward_arguments: the names the forward takes.
-    """
+    """The spec of a dual encoder: how to prepare its inputs and read its outputs. Calls take the model itself."""
 
     encode_texts: TextEncoding
     image_processor: Any
@@ -62,19 +49,13 @@ class DualEncoder:
 
     @classmethod
     def of(cls, model: nn.Module, processor: Any, *, packed: bool = True) -> "DualEncoder":
-        """The spec of `model`.
+        """The spec of `model`; ValueError if it is not a dual encoder or the processor does not belong to it.
 
-        Args:
-            model: the dual encoder.
-            processor: its processor.
-            packed: whether texts may share the computation of their prefixes, where the text tower allows it.
-
-        Raises:
-            ValueError: if the model is not a dual encoder, or the processor does not belong to it.
+        `packed` lets texts share the computation of their prefixes, where the text tower allows it.
         """
         arguments = check_dual_encoder(model)
         tokenizer, image_processor = check_processor(model, processor)
-        return cls(TextEncoding.of(model, tokenizer, arguments, packed=packed), image_processor, arguments)
+        return cls(TextEncoding(model, tokenizer, arguments, packed=packed), image_processor, arguments)
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any], head: nn.Linear | None = None) -> DualOutput:
         """One forward of images, texts and the linear head, if given; other keys of `batch` are ignored."""
@@ -129,10 +110,7 @@ class DualEncoder:
 def logit_scale_of(model: nn.Module) -> Tensor:
     """The inverse temperature of a dual encoder, a scalar in float32 or wider, with its gradient."""
     family = family_of(model)
-    parameter = getattr(model, family.temperature, None)
-    if not isinstance(parameter, Tensor):
-        raise ValueError(f"{type(model).__name__} has no temperature: neither {' nor '.join(TEMPERATURES)}")
-    value = as_float32_or_wider(full_tensor(parameter)).reshape(())
+    value = _scalar(getattr(model, family.temperature))
     return value.exp() if family.stores_log else value.reciprocal()
 
 
@@ -140,7 +118,11 @@ def logit_bias_of(model: nn.Module) -> Tensor | None:
     """What a sigmoid model adds to its scaled similarities, a scalar; None for models trained with softmax."""
     name = family_of(model).logit_bias
     parameter = None if name is None else getattr(model, name, None)
-    return as_float32_or_wider(full_tensor(parameter)).reshape(()) if isinstance(parameter, Tensor) else None
+    return _scalar(parameter) if isinstance(parameter, Tensor) else None
+
+
+def _scalar(parameter: Tensor) -> Tensor:
+    return as_float32_or_wider(full_tensor(parameter)).reshape(())
 
 
 def batch_images(batch: Mapping[str, Any]) -> dict[str, Any]:

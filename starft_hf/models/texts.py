@@ -26,42 +26,24 @@ class TextEncoding:
     """Turns texts into arguments of the model's forward, with as few tokens as its text tower allows.
 
     Args:
-        tokenizer: the model's tokenizer.
-        max_length: positions of the text tower; longer texts are truncated.
+        model: the dual encoder; no reference to it is kept.
+        tokenizer: its tokenizer.
         arguments: the names of the forward's arguments.
-        fixed_length: pad to `max_length` rather than to the longest text.
-        pooled_token: for towers whose texts can share their prefixes (`prefix_sharing`): the id of the token that is
-            pooled, or -1 for the highest. None pads every text separately.
+        packed: whether texts share their prefixes (`prefix_sharing`), where the text tower allows it.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        max_length: int,
-        arguments: Sequence[str],
-        fixed_length: bool = False,
-        pooled_token: int | None = None,
-    ):
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.arguments = tuple(arguments)
-        self.fixed_length = fixed_length
-        self.pooled_token = pooled_token
-        self._special_tokens = tokenizer.num_special_tokens_to_add()
-        self._warned = _WARNED.setdefault(tokenizer, torch.zeros((), dtype=torch.bool).share_memory_())
-
-    @classmethod
-    def of(cls, model: nn.Module, tokenizer: Any, arguments: Sequence[str], *, packed: bool) -> "TextEncoding":
-        """The encoding for `model`; `packed` lets texts share their prefixes, where the tower can."""
+    def __init__(self, model: nn.Module, tokenizer: Any, arguments: Sequence[str], *, packed: bool):
         config: Any = model.config
+        self.tokenizer = tokenizer
         # RoBERTa-like towers count positions from the padding index on, so that their configuration has two too many.
         positions = getattr(config.text_config, "max_position_embeddings", None) or tokenizer.model_max_length
-        max_length = int(min(positions, tokenizer.model_max_length))
-        pooled_token = None
-        if packed and _can_pack(model, arguments):
-            eos = config.text_config.eos_token_id
-            pooled_token = -1 if eos == LEGACY_EOS else eos
-        return cls(tokenizer, max_length, arguments, family_of(model).fixed_length, pooled_token)
+        self.max_length = int(min(positions, tokenizer.model_max_length))
+        self.fixed_length = family_of(model).fixed_length
+        self._arguments = tuple(arguments)
+        self._packed = packed and _can_pack(model, arguments)
+        self._pooled_token = config.text_config.eos_token_id if self._packed else None
+        self._special_tokens = tokenizer.num_special_tokens_to_add()
+        self._warned = _WARNED.setdefault(tokenizer, torch.zeros((), dtype=torch.bool).share_memory_())
 
     def fits(self, text: str) -> bool:
         """Whether the text tower sees all of `text`."""
@@ -74,9 +56,6 @@ class TextEncoding:
         """The text that `fill` makes from a class name, such that the text tower sees the whole name.
 
         A long text is truncated at its end. Where that would cut the name, words before the name are dropped instead.
-
-        Raises:
-            ValueError: if not even the name by itself fits.
         """
         text = fill(name)
         if self.fits(text):
@@ -92,11 +71,7 @@ class TextEncoding:
         return " ".join(words) + name + after
 
     def check_name(self, name: str) -> None:
-        """Check that a class name, which is in every caption of the class, fits the text tower.
-
-        Raises:
-            ValueError: if it is too long.
-        """
+        """Raise ValueError if a class name, which is in every caption of the class, does not fit the text tower."""
         if not self.fits(name):
             length = len(self.tokenizer(name, verbose=False)["input_ids"])
             raise ValueError(
@@ -118,7 +93,7 @@ class TextEncoding:
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         if not self._warned and (cut := next((text for text in texts if not self.fits(text)), None)) is not None:
             self._warn_of_cut(cut)
-        if self.pooled_token is not None:
+        if self._packed:
             sequences = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
             pooled = [self._pooled_position(sequence) for sequence in sequences]
             return pack(sequences, pooled, self.max_length, self.tokenizer.pad_token_id or 0)
@@ -129,10 +104,10 @@ class TextEncoding:
             max_length=self.max_length,
             return_tensors="pt",
         )
-        return {name: values for name, values in encoded.items() if name in self.arguments}
+        return {name: values for name, values in encoded.items() if name in self._arguments}
 
     def _pooled_position(self, sequence: Sequence[int]) -> int:
-        return sequence.index(max(sequence) if self.pooled_token == -1 else self.pooled_token)
+        return sequence.index(max(sequence) if self._pooled_token == LEGACY_EOS else self._pooled_token)
 
 
 def _can_pack(model: nn.Module, arguments: Sequence[str]) -> bool:
