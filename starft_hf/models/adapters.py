@@ -17,24 +17,16 @@ from starft_hf.utils.names import unknown_name
 
 
 # The towers that a preset adapts.
-PRESETS = {
-    "lora": ("vision_tower", "text_tower"),
-    "lora-vision": ("vision_tower",),
-    "lora-text": ("text_tower",),
-}
+PRESETS = {"lora": ("vision_tower", "text_tower"), "lora-vision": ("vision_tower",), "lora-text": ("text_tower",)}
 
 # The values of `init_lora_weights` that leave the base weights as they are.
 _STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 
 def resolve_peft_config(config: PeftConfig | str, model: nn.Module) -> PeftConfig:
-    """A PEFT configuration that works with `model`, from one or from the name of a preset.
+    """A PEFT configuration that works with `model`, from one or from the name of a preset; ValueError if it does not.
 
-    "lora" puts adapters of rank 16 on the attention projections of both towers, "lora-vision" and "lora-text" on
-    those of one tower.
-
-    Raises:
-        ValueError: if the preset is unknown or the configuration does not work with dual encoders, saying why.
+    "lora" puts adapters of rank 16 on the attention projections of both towers, the other presets on those of one.
     """
     if isinstance(config, str):
         check_preset(config)
@@ -48,11 +40,7 @@ def resolve_peft_config(config: PeftConfig | str, model: nn.Module) -> PeftConfi
 
 
 def check_preset(name: str) -> None:
-    """Check that there is a preset of this name.
-
-    Raises:
-        ValueError: if there is not; the message has the nearest one.
-    """
+    """Raise ValueError, with the nearest name, if there is no preset of this name."""
     if name not in PRESETS:
         raise ValueError(unknown_name("peft_config", name, PRESETS))
 
@@ -61,8 +49,7 @@ def _check(config: PeftConfig, model: nn.Module) -> None:
     kind = type(config).__name__
     if isinstance(config, PromptLearningConfig):
         raise ValueError(
-            f"{kind} learns virtual tokens, which the two towers of a dual encoder cannot take; use an adapter on "
-            "weights, such as peft_config='lora'"
+            f"{kind} learns virtual tokens, which dual encoders cannot take; use an adapter such as peft_config='lora'"
         )
     if config.task_type is not None:
         raise ValueError(
@@ -72,25 +59,20 @@ def _check(config: PeftConfig, model: nn.Module) -> None:
     bias = getattr(config, "bias", "none")
     if bias != "none":
         raise ValueError(
-            f"{kind} has bias={bias!r}, which trains biases of the base model: with the adapter switched off it would "
-            "no longer be the reference. Use bias='none'."
+            f"{kind} has bias={bias!r}, which trains biases of the base model, so that it would no longer be the "
+            "reference with the adapter switched off; use bias='none'"
         )
     start = getattr(config, "init_lora_weights", True)
     if (start.lower() if isinstance(start, str) else start) not in _STARTS:
         raise ValueError(
-            f"{kind} has init_lora_weights={start!r}, which may move a part of the base weights into the adapter: "
-            "with the adapter switched off the model would no longer be the reference. Use one of "
-            f"{', '.join(map(repr, _STARTS))}."
+            f"{kind} has init_lora_weights={start!r}, which may move base weights into the adapter, so that the model "
+            f"would no longer be the reference without it; use one of {', '.join(map(repr, _STARTS))}"
         )
     names = {name for name, _ in model.named_modules()}
     for module in getattr(config, "modules_to_save", None) or ():
         if not any(name == module or name.endswith(f".{module}") for name in names):
-            hint = (
-                "The temperature is trained and saved with the adapter anyway."
-                if _is_logit_parameter(module)
-                else "Name one of the model's modules."
-            )
-            raise ValueError(f"modules_to_save has {module!r}, which is not a module, so PEFT would ignore it. {hint}")
+            hint = "the temperature is trained and saved anyway" if _is_logit_parameter(module) else "name a module"
+            raise ValueError(f"modules_to_save has {module!r}, which is not a module, so PEFT would ignore it; {hint}")
 
 
 def _check_targets(config: PeftConfig, model: nn.Module) -> None:
@@ -103,14 +85,12 @@ def _check_targets(config: PeftConfig, model: nn.Module) -> None:
     if not targets or targets == "all-linear":
         return
     kinds = (nn.Linear, nn.Embedding, nn.Conv2d)
-    linear = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    matched = [name for name in linear if _matches(name, targets)]
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    matched = [name for name in names if _matches(name, targets)]
     if not matched:
-        ends = sorted({name.rsplit(".", 1)[-1] for name in linear if not name.rsplit(".", 1)[-1].isdigit()})
-        raise ValueError(
-            f"target_modules={targets!r} matches nothing in {type(model).__name__}; its modules end in "
-            f"{', '.join(ends)}"
-        )
+        ends = sorted({end for name in names if not (end := name.rpartition(".")[-1]).isdigit()})
+        kind = type(model).__name__
+        raise ValueError(f"target_modules={targets!r} matches nothing in {kind}; its modules end in {', '.join(ends)}")
     family = family_of(model)
     towers = (family.vision_tower, family.text_tower)
     touched = [tower for tower in towers if any(tower in name for name in matched)]
@@ -119,7 +99,7 @@ def _check_targets(config: PeftConfig, model: nn.Module) -> None:
         other = next(tower for tower in towers if tower not in touched)
         raise ValueError(
             f"target_modules={sorted(targets)!r} matches only the {touched[0]}; the {other} would stay as it is. Add "
-            f"targets of the {other}, or select one tower by a regular expression that names it."
+            "targets of it, or select one tower by a regular expression that names it."
         )
 
 
@@ -132,8 +112,7 @@ def _matches(name: str, targets: Any) -> bool:
 def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module:
     """`model` with the adapter of `config`; the temperature is trained with the adapter.
 
-    Raises:
-        ValueError: if the configuration does not work with dual encoders, or the model has an adapter already.
+    ValueError if the configuration does not work with dual encoders, or the model has an adapter already.
     """
     if is_adapted(model):
         if config is not None:
@@ -168,12 +147,11 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
     if not isinstance(model, PeftModel):
         return model.state_dict()
     prefix = cast(Any, model.base_model).prefix
-    state = {}
-    for name, value in base_model_of(model).state_dict().items():
-        if prefix in name or ".modules_to_save." in name:
-            continue
-        state[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = value
-    return state
+    return {
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): value
+        for name, value in base_model_of(model).state_dict().items()
+        if prefix not in name and ".modules_to_save." not in name
+    }
 
 
 def without_adapter(module: nn.Module) -> nn.Module:
@@ -192,14 +170,9 @@ def _logit_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save_temperature(model: nn.Module, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-    """Add the temperature to an adapter that has been saved to `folder`.
+    """Add the temperature, from `state` or the model itself, to the adapter that was saved to `folder`.
 
     It is stored in the adapter's own file, under its name in the model, so that `PeftModel.from_pretrained` loads it.
-
-    Args:
-        model: the adapted model.
-        folder: where `save_pretrained` has saved the adapter.
-        state: the state dict to take the value from; None takes the model's own.
     """
     path = Path(folder) / "adapter_model.safetensors"
     with safe_open(path, framework="pt") as file:
@@ -211,22 +184,15 @@ def save_temperature(model: nn.Module, folder: str | Path, state: dict[str, Tens
         save_file(tensors, temporary, metadata=metadata)
 
 
-def merged(model: nn.Module) -> Any:
-    """A plain dual encoder that computes what the adapted one does; the adapted one is not changed.
+def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]) -> None:
+    """Merge the adapter of a model and save the result with its processor, as a checkpoint like any other.
+
+    The result computes what the adapted model does, which is not changed.
 
     Raises:
         ValueError: if the model has no adapter.
     """
     if not isinstance(model, PeftModel):
         raise ValueError(f"the {type(model).__name__} has no adapter to merge; save it with save_model()")
-    return copy.deepcopy(model).merge_and_unload().requires_grad_(True)
-
-
-def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]) -> None:
-    """Merge the adapter of a model and save the result with its processor, as a checkpoint like any other.
-
-    Raises:
-        ValueError: if the model has no adapter.
-    """
-    merged(model).save_pretrained(folder)
+    copy.deepcopy(model).merge_and_unload().save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -29,8 +29,7 @@ class Family:
             causal, takes `position_ids` and a mask per pair of tokens, and pools the first end token.
         checks_end_token: whether the tokenizer must end texts with the token `text_config.eos_token_id`.
         checks_image_size: whether the image processor must give images of `vision_config.image_size`.
-        vision_tower: the module that embeds images.
-        text_tower: the module that embeds texts.
+        vision_tower, text_tower: the modules that embed images and texts.
         lora_targets: patterns that the names of the modules end in which the LoRA presets adapt.
     """
 
@@ -56,9 +55,7 @@ FAMILIES = {
     "altclip": Family(lora_targets=_CLIP + _BERT),
     "chinese_clip": Family(lora_targets=_CLIP + _BERT),
     # Its convolutions take images of any size.
-    "align": Family(
-        temperature="temperature", stores_log=False, checks_image_size=False, lora_targets=_BERT + _EFFICIENTNET
-    ),
+    "align": Family("temperature", stores_log=False, checks_image_size=False, lora_targets=_BERT + _EFFICIENTNET),
 }
 
 # Other model types: with either temperature, sigmoid if they have a bias, and with the LoRA targets of all families.

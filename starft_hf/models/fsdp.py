@@ -13,13 +13,10 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def prepare_for_sharding(model: nn.Module) -> list[str]:
-    """Change a dual encoder in place so that FSDP 2 can shard it.
+    """Change a dual encoder in place so that FSDP 2 can shard it; returns the names of its scalar parameters.
 
     FSDP 2 cannot shard scalars, such as the temperature: they become vectors of length 1, which compute the same. And
     Accelerate calls `get_input_embeddings`, which raises on dual encoders: there, it returns None.
-
-    Returns:
-        The names of the parameters that were scalars.
     """
     scalars = [name for name, value in model.named_parameters() if value.ndim == 0]
     for name in scalars:
@@ -44,8 +41,7 @@ def with_scalars(state_dict: Mapping[str, Tensor], scalars: Iterable[str]) -> di
 def forget_preparation(accelerator: Any, model: Any) -> None:
     """Let Accelerate prepare a model for training that it has prepared for evaluation already.
 
-    Accelerate marks the model as prepared though it has not wrapped it. Training would skip the wrapper, and every
-    process would train a model of its own.
+    It has marked the model as prepared without wrapping it: every process would train a model of its own.
     """
     if vars(model).pop("_is_accelerate_prepared", False):
         accelerator._models.clear()

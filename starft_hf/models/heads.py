@@ -23,12 +23,12 @@ HEAD_NAME = "classification_head"
 HEAD_FILE = "classification_head.safetensors"
 
 
-def head_from_weights(weights: Tensor) -> nn.Linear:
-    """A linear head whose weight is `weights`, `(classes, D)`, and whose bias is 0."""
+def head_from_weights(weights: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A linear head whose weight is `weights`, `(classes, D)`, and whose bias is `bias`, `(classes,)`, or 0."""
     head = nn.Linear(weights.shape[1], weights.shape[0], dtype=weights.dtype, device=weights.device)
     with torch.no_grad():
         head.weight.copy_(weights)
-        head.bias.zero_()
+        head.bias.zero_() if bias is None else head.bias.copy_(bias)
     return head
 
 
@@ -39,10 +39,7 @@ def head_logits(head: nn.Linear, image_embeds: Tensor) -> Tensor:
 
 
 def select_classes(head: nn.Linear, class_names: Sequence[str], wanted: Sequence[str]) -> nn.Linear | None:
-    """The rows of a head over `class_names` that belong to the classes `wanted`.
-
-    None, with a warning, if one of them is missing: such classes can only be classified zero-shot, by their names.
-    """
+    """The rows of a head over `class_names` for the classes `wanted`; None, with a warning, if one is missing."""
     if tuple(wanted) == tuple(class_names):
         return head
     missing = [name for name in wanted if name not in class_names]
@@ -54,10 +51,7 @@ def select_classes(head: nn.Linear, class_names: Sequence[str], wanted: Sequence
         )
         return None
     rows = [class_names.index(name) for name in wanted]
-    part = head_from_weights(full_tensor(head.weight)[rows].detach())
-    with torch.no_grad():
-        part.bias.copy_(full_tensor(head.bias)[rows])
-    return part
+    return head_from_weights(full_tensor(head.weight)[rows].detach(), full_tensor(head.bias)[rows].detach())
 
 
 def save_head(head: Mapping[str, Tensor], class_names: Sequence[str], folder: str | Path) -> None:
@@ -68,12 +62,7 @@ def save_head(head: Mapping[str, Tensor], class_names: Sequence[str], folder: st
 
 
 def load_head(folder: str | Path) -> tuple[nn.Linear, list[str]]:
-    """The head in `folder` and its class names.
-
-    Raises:
-        FileNotFoundError: if the folder has no head; only runs with base_loss="cross_entropy" save one.
-        ValueError: if it is damaged.
-    """
+    """The head in `folder` and its class names; FileNotFoundError without one, ValueError if it is damaged."""
     path = Path(folder) / HEAD_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no {HEAD_FILE}; only base_loss='cross_entropy' runs save one")
@@ -86,7 +75,4 @@ def load_head(folder: str | Path) -> tuple[nn.Linear, list[str]]:
             raise ValueError(f"shapes {tuple(weight.shape)} and {tuple(bias.shape)} for {len(class_names)} classes")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{str(path)!r} cannot be read ({error!r}); copy or download it again") from error
-    head = head_from_weights(weight)
-    with torch.no_grad():
-        head.bias.copy_(bias)
-    return head, class_names
+    return head_from_weights(weight, bias), class_names

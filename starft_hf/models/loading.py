@@ -30,9 +30,7 @@ def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
 def cached_commit(model_id: str, *, unambiguous: bool = False) -> str | None:
     """The commit of a Hub model's main branch when it was last downloaded; None if it is unknown.
 
-    Args:
-        model_id: the Hub id.
-        unambiguous: return None if another commit of the model was downloaded as well.
+    `unambiguous` gives None if another commit of the model was downloaded as well.
     """
     try:
         path = try_to_load_from_cache(model_id, "config.json")
@@ -45,11 +43,7 @@ def cached_commit(model_id: str, *, unambiguous: bool = False) -> str | None:
 
 
 def load_processor(model: nn.Module, processor: Any = None) -> Any:
-    """`processor` itself, or the one of the checkpoint that `model` was loaded from.
-
-    Raises:
-        ValueError: if the checkpoint is unknown or has no processor.
-    """
+    """`processor` itself, or the one of the checkpoint that `model` was loaded from; ValueError without one."""
     if processor is not None and not isinstance(processor, str):
         return processor
     source = processor or getattr(getattr(model, "config", None), "_name_or_path", "")
@@ -63,23 +57,18 @@ def load_processor(model: nn.Module, processor: Any = None) -> Any:
 
 
 def check_dual_encoder(model: nn.Module) -> tuple[str, ...]:
-    """The names of the arguments of the forward of `model`, a dual encoder.
-
-    Raises:
-        ValueError: if it is not one, saying what is missing.
-    """
+    """The names of the forward's arguments; ValueError if `model` is not a dual encoder, saying what is missing."""
     model = base_model_of(model)
     arguments = tuple(inspect.signature(model.forward).parameters)
-    missing = [
-        f"an argument {name!r} of its forward" for name in ("pixel_values", "input_ids") if name not in arguments
-    ]
+    needed = ("pixel_values", "input_ids")
+    missing = [f"an argument {name!r} of its forward" for name in needed if name not in arguments]
     if not isinstance(getattr(model, family_of(model).temperature, None), Tensor):
         missing.append(f"a temperature (a parameter {' or '.join(f'`{name}`' for name in TEMPERATURES)})")
-    if not isinstance(model, PreTrainedModel):
+    if isinstance(model, PreTrainedModel):
+        towers = ("text_config", "vision_config")
+        missing += [f"a `{tower}` in its configuration" for tower in towers if not hasattr(model.config, tower)]
+    else:
         missing.append("a configuration (it is not a transformers PreTrainedModel)")
-    for tower in ("text_config", "vision_config"):
-        if isinstance(model, PreTrainedModel) and not hasattr(model.config, tower):
-            missing.append(f"a `{tower}` in its configuration")
     if missing:
         raise ValueError(
             f"{type(model).__name__} is not a dual encoder: missing {', '.join(missing)}. StarFT needs a model that "
@@ -89,17 +78,13 @@ def check_dual_encoder(model: nn.Module) -> tuple[str, ...]:
 
 
 def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
-    """The tokenizer and the image processor of `processor`.
-
-    Raises:
-        ValueError: if one is missing, or if they were made for another model.
-    """
+    """The tokenizer and the image processor of `processor`; ValueError if it is incomplete or of another model."""
     tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
     if tokenizer is None or image_processor is None:
+        missing = "tokenizer" if tokenizer is None else "image processor"
         raise ValueError(
-            f"processing_class is a {type(processor).__name__}, which has "
-            f"{'no tokenizer' if tokenizer is None else 'no image processor'}; pass the model's whole processor, "
-            "AutoProcessor.from_pretrained(...)"
+            f"processing_class is a {type(processor).__name__}, which has no {missing}; pass the model's whole "
+            "processor, AutoProcessor.from_pretrained(...)"
         )
     wrong = []
     family = family_of(model)
@@ -110,12 +95,10 @@ def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
     if family.checks_end_token and eos not in (LEGACY_EOS, None, tokenizer.eos_token_id):
         wrong.append(f"its tokenizer ends texts with token {tokenizer.eos_token_id}, the model expects {eos}")
     blank = image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
-    image_size = getattr(config.vision_config, "image_size", None)
+    found, size = tuple(blank.shape[-2:]), getattr(config.vision_config, "image_size", None)
     # SigLIP 2's processor gives sequences of patches, `(N, patches, values)`.
-    if family.checks_image_size and blank.ndim == 4 and isinstance(image_size, int):
-        found = tuple(blank.shape[-2:])
-        if found != (image_size, image_size):
-            wrong.append(f"its image processor gives images of {found} pixels, the model takes {image_size}")
+    if family.checks_image_size and blank.ndim == 4 and isinstance(size, int) and found != (size, size):
+        wrong.append(f"its image processor gives images of {found} pixels, the model takes {size}")
     if wrong:
         raise ValueError(
             f"the {type(processor).__name__} does not belong to the {type(model).__name__}: {'; '.join(wrong)}. "

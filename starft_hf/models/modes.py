@@ -34,13 +34,9 @@ def has_batch_statistics(model: nn.Module) -> bool:
 
 def differs_in_training(model: nn.Module) -> bool:
     """Whether training mode and eval mode give different outputs: through dropout or batch statistics."""
-    if has_batch_statistics(model):
-        return True
-    for module in model.modules():
-        rates = [module.p] if isinstance(module, nn.Dropout) else [vars(module).get(name) for name in _DROPOUT_RATES]
-        if any(isinstance(rate, float) and rate > 0 for rate in rates):
-            return True
-    return False
+    rates = [vars(module).get(name) for module in model.modules() for name in _DROPOUT_RATES]
+    rates += [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    return has_batch_statistics(model) or any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def unwrapped(model: nn.Module) -> Any:

@@ -52,13 +52,9 @@ class _Row:
 
 
 def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int, padding: int) -> dict[str, Tensor]:
-    """Lay token sequences out in rows that share their prefixes.
+    """Lay token sequences, unpadded and not longer than `max_length`, out in rows that share their prefixes.
 
-    Args:
-        sequences: the token ids of every text, without padding; none longer than `max_length`.
-        pooled: the position in every sequence whose state is the text's embedding.
-        max_length: positions of the text tower.
-        padding: token id to fill rows with.
+    `pooled` is the position in every sequence whose state is the text's embedding; `padding` is a token id.
 
     Returns:
         `input_ids` and `position_ids`, `(R, L)`; `attention_mask`, booleans `(R, 1, L, L)`; and for every sequence
