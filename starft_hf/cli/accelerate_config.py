@@ -2,7 +2,6 @@
 
 import argparse
 
-from starft_hf.cli.command import CommandParser
 from starft_hf.cli.launch import config_file
 from starft_hf.cli.output import show
 
@@ -10,10 +9,8 @@ from starft_hf.cli.output import show
 SUMMARY = "print the path of a configuration for `accelerate launch`"
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = CommandParser(prog=prog, description=SUMMARY)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", type=config_file, help="ddp, fsdp2 or two_machines")
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:

@@ -16,9 +16,7 @@ class RunArguments:
     """The model and the data of a run. Its settings are those of `StarFTConfig`."""
 
     model: str | None = option(None, "Model: a Hub id or a folder.")
-    dataset: str | None = option(
-        None, "Dataset: a Hub id, or a folder of images in one folder per class, of *.parquet or of *.tar."
-    )
+    dataset: str | None = option(None, "Dataset: a Hub id, or a folder of class folders, of *.parquet or of *.tar.")
     dataset_config: str | None = option(None, "Configuration of the dataset.")
     train_split: str = option("train", "Split to train on.")
     eval_split: str | None = option(None, "Split to evaluate on; by default test or validation, if there is one.")
@@ -31,14 +29,7 @@ class RunArguments:
 
 
 def training_parser(prog: str, summary: str, *own: type, output_dir: str = "starft-output") -> argparse.ArgumentParser:
-    """A parser of `RunArguments`, `StarFTConfig` and further dataclasses, on the command line and in `--config`.
-
-    Args:
-        prog: the name of the program.
-        summary: its description.
-        *own: dataclasses of the command.
-        output_dir: the default of the setting.
-    """
+    """A parser of `RunArguments`, `StarFTConfig` and the dataclasses `own`, on the command line and in `--config`."""
     from transformers import HfArgumentParser
 
     from starft_hf.training.configuration import StarFTConfig
@@ -49,26 +40,8 @@ def training_parser(prog: str, summary: str, *own: type, output_dir: str = "star
             first.add_argument("--config")
             file = first.parse_known_args(args)[0].config
             if file is not None:
-                self.set_defaults(**self._read(file))
+                self.set_defaults(**_settings_in(file, self))
             return super().parse_known_args(args, namespace)
-
-        def _read(self, file: str) -> dict[str, Any]:
-            import yaml
-
-            from starft_hf.utils.files import read_text
-            from starft_hf.utils.names import unknown_name
-
-            try:
-                content = yaml.safe_load(read_text(Path(file)))
-            except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-                self.error(f"--config {file} cannot be read: {' '.join(str(error).split())}")
-            if not isinstance(content, dict):
-                self.error(f"--config {file} has no settings; expected lines such as `reg_weight: 1.0`")
-            known = {action.dest for action in self._actions}
-            for name in content:
-                if name not in known:
-                    self.error(f"--config {file}: {unknown_name('setting', name, sorted(known))}")
-            return content
 
     # "resolve": `TrainingArguments` has a `debug` too, which is replaced.
     parser = ConfigFileParser(
@@ -84,12 +57,27 @@ def training_parser(prog: str, summary: str, *own: type, output_dir: str = "star
     return parser
 
 
-def build(kind: type, options: argparse.Namespace, **changes: Any) -> Any:
-    """A dataclass made of the options that have its fields' names.
+def _settings_in(file: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    import yaml
 
-    Raises:
-        argparse.ArgumentTypeError: if it raises an error.
-    """
+    from starft_hf.utils.files import read_text
+    from starft_hf.utils.names import unknown_name
+
+    try:
+        content = yaml.safe_load(read_text(Path(file)))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        parser.error(f"--config {file} cannot be read: {' '.join(str(error).split())}")
+    if not isinstance(content, dict):
+        parser.error(f"--config {file} has no settings; expected lines such as `reg_weight: 1.0`")
+    known = sorted(action.dest for action in parser._actions)
+    for name in content:
+        if name not in known:
+            parser.error(f"--config {file}: {unknown_name('setting', name, known)}")
+    return content
+
+
+def build(kind: type, options: argparse.Namespace, **changes: Any) -> Any:
+    """A dataclass made of the options that have its fields' names; its errors are errors of the command line."""
     names = {part.name for part in fields(kind) if part.init}
     values = {name: value for name, value in vars(options).items() if name in names}
     try:
@@ -100,21 +88,15 @@ def build(kind: type, options: argparse.Namespace, **changes: Any) -> Any:
         raise argparse.ArgumentTypeError(f"a setting has a value of the wrong type: {error}") from error
 
 
-def settings_of(options: argparse.Namespace, **changes: Any) -> Any:
+def settings_of(options: argparse.Namespace) -> Any:
     """The `StarFTConfig` of the options."""
     from starft_hf.training.configuration import StarFTConfig
 
-    if options.no_random_crop:
-        changes["crop_scale"] = None
-    return build(StarFTConfig, options, **changes)
+    return build(StarFTConfig, options, **({"crop_scale": None} if options.no_random_crop else {}))
 
 
-def required(options: argparse.Namespace, *names: str) -> None:
-    """Check that settings were passed, on the command line or in the file.
-
-    Raises:
-        argparse.ArgumentTypeError: naming the first missing one.
-    """
-    for name in names:
+def check_required(options: argparse.Namespace) -> None:
+    """Check that model and dataset were passed, on the command line or in the file."""
+    for name in ("model", "dataset"):
         if getattr(options, name) is None:
             raise argparse.ArgumentTypeError(f"--{name} is missing; pass it, or put `{name}: ...` into --config")

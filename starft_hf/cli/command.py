@@ -3,7 +3,8 @@
 A command is a module of this folder, named in `starft_hf.cli.main.COMMANDS`, with three names:
 
 - `SUMMARY`: one line for `starft --help`.
-- `make_parser(prog)`: the parser of its arguments. `--json` and `--debug` are added to it.
+- `add_arguments(parser)`: adds its arguments to a `CommandParser`. Commands whose arguments include the fields of
+  `StarFTConfig` have `make_parser(prog)` instead. `--json` and `--debug` are added to all.
 - `run(options)`: runs it and returns the exit code, None for 0; raises `argparse.ArgumentTypeError` for wrong use.
   `options.command_line` is the list that was parsed, the command first.
 
@@ -30,31 +31,20 @@ def _with_dashes(text: str) -> str:
 
 
 def positive_int(text: str) -> int:
-    """A positive integer.
-
-    Raises:
-        argparse.ArgumentTypeError: if it is anything else.
-    """
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
+    """The type of an option that takes a positive integer."""
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return number
+    return int(text)
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The values of options under their names, without those that were not passed and have no default."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def check_output(folder: Path, flag: str = "--output", instead: str = "") -> None:
-    """Check that writing into a folder overwrites nothing.
-
-    Args:
-        folder: the folder.
-        flag: the option that names it.
-        instead: what else than another folder would help.
-
-    Raises:
-        argparse.ArgumentTypeError: if it is a file or a folder that is not empty.
-    """
+    """Check that writing into a folder overwrites nothing; `instead` is what else than another folder would help."""
     from starft_hf.utils.files import is_free
 
     if not is_free(folder):

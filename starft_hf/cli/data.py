@@ -3,16 +3,13 @@
 import argparse
 from typing import Any
 
-from starft_hf.cli.command import positive_int
+from starft_hf.cli.command import given, positive_int
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, split: str | None = None, **dataset: Any) -> None:
-    """Add a labeled dataset and how to read it.
+    """Add a labeled dataset, with further settings of its argument in `dataset`, and how to read it.
 
-    Args:
-        parser: what they are added to.
-        split: the default split; None takes the one for evaluation.
-        **dataset: further settings of the argument `dataset`.
+    `split` is the default split; None takes the one for evaluation.
     """
     parser.add_argument("dataset", help="a Hub id or a folder", **dataset)
     parser.add_argument("--config", dest="dataset_config", help="configuration of the dataset")
@@ -21,28 +18,18 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, split: str | None = N
     parser.add_argument("--label-column", default="label")
     parser.add_argument("--class-names", nargs="+", help="in label order")
     parser.add_argument("--batch-size", type=positive_int, default=64)
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
-    parser.add_argument(
-        "--on-bad-image",
-        choices=("raise", "skip"),
-        default="raise",
-        help="stop at an image that cannot be read, or skip it (default: raise)",
-    )
+    parser.add_argument("--workers", dest="num_workers", type=int, default=0, help="processes that load images")
+    parser.add_argument("--on-bad-image", choices=("raise", "skip"), default="raise", help="stop at it, or skip it")
 
 
 def columns(options: argparse.Namespace) -> dict[str, Any]:
     """The names of the columns, as the package's functions take them."""
-    return {"image_column": options.image_column, "label_column": options.label_column}
+    return given(options, "image_column", "label_column")
 
 
 def reading(options: argparse.Namespace) -> dict[str, Any]:
     """How to read images, as the package's functions take it."""
-    return {
-        "batch_size": options.batch_size,
-        "num_workers": options.workers,
-        "on_bad_image": options.on_bad_image,
-        "progress": not options.json,
-    }
+    return {**given(options, "batch_size", "num_workers", "on_bad_image"), "progress": not options.json}
 
 
 def load_split(options: argparse.Namespace) -> Any:
@@ -81,12 +68,5 @@ def make_trainer(options: argparse.Namespace, args: Any, train: Any, evaluation:
     """The trainer of the options."""
     from starft_hf import StarFTTrainer
 
-    return StarFTTrainer(
-        options.model,
-        args,
-        train,
-        evaluation or None,
-        spuriosity=options.spuriosity,
-        reference_model=options.reference_model,
-        peft_config=options.peft,
-    )
+    settings = given(options, "spuriosity", "reference_model")
+    return StarFTTrainer(options.model, args, train, evaluation or None, peft_config=options.peft, **settings)

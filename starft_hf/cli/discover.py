@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.command import CommandParser, check_output, positive_int
+from starft_hf.cli.command import check_output, given, positive_int
 from starft_hf.cli.data import add_data_arguments, columns, load_split, reading
 from starft_hf.cli.output import show
 
@@ -13,8 +13,7 @@ from starft_hf.cli.output import show
 SUMMARY = "find what is correlated with the labels of a dataset, by the zero-shot model and without groups"
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = CommandParser(prog=prog, description=SUMMARY)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the model before fine-tuning: a Hub id or a folder")
     add_data_arguments(parser, split="train")
     parser.add_argument("--pool", default="all", help="attributes to test: a built-in name, a file or a repository")
@@ -22,7 +21,6 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample and the permutations")
     parser.add_argument("--top", type=positive_int, default=20, help="rows to print (default: 20)")
     parser.add_argument("--output", type=Path, help="new folder for the table, the images and a pool for train")
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -39,17 +37,8 @@ def run(options: argparse.Namespace) -> None:
     model = load_model(options.model)
     if torch.cuda.is_available():
         model.to("cuda")
-    result = discover_spuriosity(
-        model,
-        None,
-        rows,
-        pool,
-        class_names=options.class_names,
-        max_samples=options.max_samples,
-        seed=options.seed,
-        **columns(options),
-        **reading(options),
-    )
+    settings = {**given(options, "class_names", "max_samples", "seed"), **columns(options), **reading(options)}
+    result = discover_spuriosity(model, None, rows, pool, **settings)
     parts: list[Any] = [associations_table(result, options.top)]
     if options.output is not None:
         result.save(options.output)

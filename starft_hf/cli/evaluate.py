@@ -1,9 +1,8 @@
 """`starft evaluate`."""
 
 import argparse
-from typing import Any
 
-from starft_hf.cli.command import CommandParser
+from starft_hf.cli.command import given
 from starft_hf.cli.data import add_data_arguments, columns, load_split, reading
 from starft_hf.cli.output import show
 
@@ -11,18 +10,14 @@ from starft_hf.cli.output import show
 SUMMARY = "classify a labeled dataset zero-shot or with a trained head, group by group"
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = CommandParser(prog=prog, description=SUMMARY)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a Hub id or a folder; its linear head is used if it has one")
     add_data_arguments(parser, nargs="?")
     parser.add_argument("--benchmark", help="one of the catalog, such as waterbirds, instead of a dataset")
     parser.add_argument("--group-column", nargs="+", help="columns that name the groups")
-    parser.add_argument(
-        "--templates", nargs="+", help="prompts with {} for the class name (default: a photo of a {}.)"
-    )
+    parser.add_argument("--templates", nargs="+", help="prompts with {} for the class (default: a photo of a {}.)")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--no-head", action="store_true", help="zero-shot, even if there is a linear head")
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -38,9 +33,7 @@ def run(options: argparse.Namespace) -> None:
     saved = load(options.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = saved.model.to(device)
-    settings: dict[str, Any] = {**reading(options), "dtype": torch.bfloat16 if options.bf16 else None}
-    if options.templates:
-        settings["templates"] = options.templates
+    settings = {**given(options, "templates"), **reading(options), "dtype": torch.bfloat16 if options.bf16 else None}
     names = options.class_names
     if saved.head is not None and not options.no_head:
         settings["head"] = saved.head.to(device)

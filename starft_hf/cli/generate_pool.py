@@ -4,15 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.command import CommandParser, positive_int
+from starft_hf.cli.command import given, positive_int
 from starft_hf.cli.output import show
 
 
 SUMMARY = "generate the pool of a task with a language model"
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = CommandParser(prog=prog, description=SUMMARY)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domain", required=True, help='what the classifier is for, such as "birds in the wild"')
     parser.add_argument("--class-names", nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True, help="a new file, such as pool.json")
@@ -27,7 +26,6 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("-n", type=positive_int, default=60, help="number of templates (default: 60)")
     parser.add_argument("--max-rounds", type=positive_int, default=4)
     parser.add_argument("--model", help="the model to be fine-tuned; its text tower finds near-duplicates")
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,23 +34,11 @@ def run(options: argparse.Namespace) -> None:
     if options.llm is None and options.base_url is None:
         raise argparse.ArgumentTypeError("pass --llm, --base-url or both, to choose the language model")
     if options.output.exists():
-        raise argparse.ArgumentTypeError(
-            f"--output {options.output} exists, and nothing is overwritten; choose another"
-        )
+        raise argparse.ArgumentTypeError(f"--output {options.output} exists, and is not overwritten; choose another")
     from starft_hf import generate_pool
 
-    pool = generate_pool(
-        domain=options.domain,
-        class_names=options.class_names,
-        n=options.n,
-        backend=_backend(options),
-        model=options.model,
-        temperature=options.temperature,
-        seed=options.seed,
-        max_rounds=options.max_rounds,
-        progress=not options.json,
-        **({"aspects": options.aspects} if options.aspects else {}),
-    )
+    names = ("domain", "class_names", "aspects", "n", "model", "temperature", "seed", "max_rounds")
+    pool = generate_pool(backend=_backend(options), progress=not options.json, **given(options, *names))
     pool.save(options.output)
     content = {"output": str(options.output), "templates": list(pool)}
     show(options, content, *pool, f"{len(pool)} templates: {options.output}")

@@ -3,20 +3,18 @@
 import argparse
 from pathlib import Path
 
-from starft_hf.cli.command import CommandParser, check_output
-from starft_hf.cli.output import show_written
+from starft_hf.cli.command import check_output
+from starft_hf.cli.output import show
 
 
 SUMMARY = "mix the weights of two checkpoints, as in WiSE-FT"
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = CommandParser(prog=prog, description=SUMMARY)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_a", help="a Hub id or a folder; usually the zero-shot model")
     parser.add_argument("model_b", help="a Hub id or a folder; usually the fine-tuned model")
     parser.add_argument("output", type=Path, help="an empty or new folder")
     parser.add_argument("--alpha", type=float, default=0.5, help="weight of the second model (default: 0.5)")
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -31,4 +29,4 @@ def run(options: argparse.Namespace) -> None:
     check_output(options.output, "output")
     model_a, model_b = (local_folder(model) for model in (options.model_a, options.model_b))
     interpolate_checkpoints(model_a, model_b, options.alpha, options.output)
-    show_written(options, options.output)
+    show(options, {"output": str(options.output)}, f"Written to {options.output}.")

@@ -7,26 +7,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from starft_hf.cli.arguments import option
 
 
-# The file in which a process leaves its exit code for the one that launched it: launchers turn every failure into 1.
+# The file in which a process writes its exit code for the one that launched it: launchers turn every failure into 1.
 _CODE_FILE = "STARFT_EXIT_CODE_FILE"
 
 
 def config_file(name: str, *, or_path: bool = False) -> Path:
-    """The path of a configuration for `accelerate launch`.
-
-    Args:
-        name: "ddp", "fsdp2" or "two_machines".
-        or_path: also accept the path of any other file.
-
-    Raises:
-        argparse.ArgumentTypeError: if the name is unknown.
-    """
+    """The path of the configuration `name` for `accelerate launch`; `or_path` also accepts the path of a file."""
     from starft_hf.utils.names import unknown_name
 
     files = {file.stem: file for file in Path(__file__).parent.glob("accelerate_configs/*.yaml")}
@@ -47,39 +38,30 @@ def launched() -> bool:
 class LaunchArguments:
     """How a command that trains starts its processes."""
 
-    processes: int | None = option(
-        None, "Processes to start by `accelerate launch`, on all machines; by default 1, or as the configuration says."
-    )
-    accelerate_config: str | None = option(
-        None, "Configuration of `accelerate launch`, its processes and precision: ddp, fsdp2, two_machines or a file."
-    )
+    processes: int | None = option(None, "Processes on all machines; by default 1, or as the configuration says.")
+    accelerate_config: str | None = option(None, "For `accelerate launch`: ddp, fsdp2, two_machines or a file.")
     machine_rank: int | None = option(None, "Number of this machine, from 0.")
     main_process_ip: str | None = option(None, "Address of machine 0.")
 
 
 def launcher_flags(own: LaunchArguments) -> list[str]:
-    """The flags of `accelerate launch`, empty if the command is to run in this process.
-
-    Raises:
-        argparse.ArgumentTypeError: if the arguments contradict each other or the configuration cannot be read.
-    """
+    """The flags of `accelerate launch`, empty if the command is to run in this process."""
     if own.processes is not None and own.processes < 1:
         raise argparse.ArgumentTypeError(f"--processes is {own.processes}; it must be a positive integer")
     machine: dict[str, Any] = {"machine_rank": own.machine_rank, "main_process_ip": own.main_process_ip}
+    flags: dict[str, Any] = {"config_file": config_file("ddp"), "num_processes": own.processes}
     if own.accelerate_config is not None:
-        file = config_file(own.accelerate_config, or_path=True)
-        _check_machines(own.accelerate_config, file, machine)
-        flags: dict[str, Any] = {"config_file": file, "num_processes": own.processes, **machine}
+        flags |= {"config_file": config_file(own.accelerate_config, or_path=True), **machine}
+        _check_machines(own.accelerate_config, flags["config_file"], machine)
     elif any(value is not None for value in machine.values()):
         raise argparse.ArgumentTypeError(
-            "--machine_rank and --main_process_ip need a configuration for several machines; "
-            "pass --accelerate_config two_machines as well"
+            "--machine_rank and --main_process_ip need several machines; pass --accelerate_config two_machines as well"
         )
     elif own.processes in (None, 1):
         return []
     else:
         # The precision is that of the command's own settings.
-        flags = {"config_file": config_file("ddp"), "num_processes": own.processes, "mixed_precision": "no"}
+        flags["mixed_precision"] = "no"
     return [part for name, value in flags.items() if value is not None for part in (f"--{name}", str(value))]
 
 
@@ -97,19 +79,15 @@ def _check_machines(config: str, file: Path, machine: dict[str, Any]) -> None:
         ) from error
     if several and None in machine.values():
         raise argparse.ArgumentTypeError(
-            f"--accelerate_config {config} is for several machines; on each of them, pass its --machine_rank (from 0) "
-            "and the --main_process_ip of machine 0"
+            f"--accelerate_config {config} is for several machines; on each, pass its --machine_rank (from 0) and the "
+            "--main_process_ip of machine 0"
         )
 
 
 def launch(arguments: Sequence[str], flags: Sequence[str]) -> int:
-    """Run a `starft` command line through `accelerate launch`; returns the exit code.
+    """Run the `starft` command line `arguments` through `accelerate launch` with its `flags`; returns the exit code.
 
-    Args:
-        arguments: the command line, without the program's name.
-        flags: those of `accelerate launch`.
-
-    SIGTERM is passed on, and the exit code is the one that `tell_launcher` received, if any.
+    SIGTERM is passed on, and the exit code is the one that `report_exit_code` received, if any.
     """
     import subprocess
     import tempfile
@@ -121,10 +99,7 @@ def launch(arguments: Sequence[str], flags: Sequence[str]) -> int:
         command = [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "starft_hf", *arguments]
         process = subprocess.Popen(command, env={**os.environ, _CODE_FILE: str(file)})
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            process.send_signal(number)
-
-        former = signal.signal(signal.SIGTERM, pass_on)
+        former = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         try:
             code = process.wait()
         finally:
@@ -134,7 +109,7 @@ def launch(arguments: Sequence[str], flags: Sequence[str]) -> int:
         return int(file.read_text()) if file.exists() else code
 
 
-def tell_launcher(code: int) -> None:
-    """Leave an exit code for the process that launched this one, if any."""
+def report_exit_code(code: int) -> None:
+    """Pass an exit code to the process that launched this one, if any."""
     if _CODE_FILE in os.environ:
         Path(os.environ[_CODE_FILE]).write_text(str(code))

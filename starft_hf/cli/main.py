@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import starft_hf
+from starft_hf.cli.command import CommandParser
 from starft_hf.cli.launch import launched
 from starft_hf.cli.output import nothing_but_json
 
@@ -34,10 +35,7 @@ WRONG_USE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line.
-
-    Args:
-        arguments: without the program's name; None takes those of the process.
+    """Run a command line without the program's name, by default that of the process.
 
     Returns:
         The exit code: 0, 1 for a failed run, 2 for wrong use, 75 for training that was stopped by SIGTERM and
@@ -46,12 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] not in COMMANDS:
         _overview().parse_args(arguments)
-    name = arguments[0]
-    command = _module(name)
-    # Only now, because the arguments of some commands are those of `TrainingArguments`, which takes seconds to import.
-    parser = command.make_parser(f"starft {name}")
-    parser.add_argument("--json", action="store_true", help="print the outcome as one line of JSON")
-    parser.add_argument("--debug", action="store_true", dest="traceback", help="show the traceback of an error")
+    command = _module(arguments[0])
+    parser = _parser(command, f"starft {arguments[0]}")
     options = parser.parse_args(arguments[1:], argparse.Namespace(command_line=arguments))
     try:
         with nothing_but_json() if options.json else contextlib.nullcontext():
@@ -76,6 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"starft_hf.cli.{name.replace('-', '_')}")
+
+
+def _parser(command: Any, prog: str) -> argparse.ArgumentParser:
+    if hasattr(command, "make_parser"):
+        parser: argparse.ArgumentParser = command.make_parser(prog)
+    else:
+        parser = CommandParser(prog=prog, description=command.SUMMARY)
+        command.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the outcome as one line of JSON")
+    parser.add_argument("--debug", action="store_true", dest="traceback", help="show the traceback of an error")
+    return parser
 
 
 def _overview() -> argparse.ArgumentParser:

@@ -3,18 +3,16 @@
 import argparse
 from pathlib import Path
 
-from starft_hf.cli.command import CommandParser, check_output
-from starft_hf.cli.output import show_written
+from starft_hf.cli.command import check_output
+from starft_hf.cli.output import show
 
 
 SUMMARY = "merge an adapter into its model and save a plain checkpoint"
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = CommandParser(prog=prog, description=SUMMARY)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="a Hub id or a folder with an adapter")
     parser.add_argument("output", type=Path, help="an empty or new folder")
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -26,4 +24,4 @@ def run(options: argparse.Namespace) -> None:
     loaded = load(options.adapter)
     with folder_in_place_of(options.output) as folder:
         merge_and_save(loaded.model, loaded.processor, folder)
-    show_written(options, options.output)
+    show(options, {"output": str(options.output)}, f"Written to {options.output}.")

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -25,13 +24,7 @@ def nothing_but_json() -> Iterator[None]:
 
 
 def show(options: argparse.Namespace, content: Any, *parts: Any) -> None:
-    """Print the outcome of a command.
-
-    Args:
-        options: its options.
-        content: printed as one line of JSON with `--json`.
-        *parts: printed without it: strings as they are, tables of `starft_hf.cli.tables`.
-    """
+    """Print the outcome of a command: `content` as one line of JSON with `--json`, strings and tables without it."""
     if options.json:
         print(_as_json(content), file=_for_json.get() or sys.stdout, flush=True)
         return
@@ -52,8 +45,3 @@ def _as_json(content: Any) -> str:
         from starft_hf.report.data import as_plain
 
         return json.dumps(as_plain(content), allow_nan=False)
-
-
-def show_written(options: argparse.Namespace, folder: Path) -> None:
-    """Print where a command without another outcome wrote to."""
-    show(options, {"output": str(folder)}, f"Written to {folder}.")

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from starft_hf.cli.arguments import required, settings_of, training_parser
+from starft_hf.cli.arguments import check_required, settings_of, training_parser
 from starft_hf.cli.output import show
 
 
@@ -18,7 +18,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     from starft_hf.cli.data import load_training_data, make_trainer
 
-    required(options, "model", "dataset")
+    check_required(options)
     args = settings_of(options)
     train, _ = load_training_data(options)
     trainer = make_trainer(options, args, train, {})

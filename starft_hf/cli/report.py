@@ -4,20 +4,18 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from starft_hf.cli.command import CommandParser
+from starft_hf.cli.command import given
 from starft_hf.cli.output import show
 
 
 SUMMARY = "combine the runs of several report.json on one page"
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = CommandParser(prog=prog, description=SUMMARY)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", type=Path, help="report.json files, or folders with one")
     parser.add_argument("--output", type=Path, required=True, help="a folder without a report")
     parser.add_argument("--baseline", default="zero-shot", help="the method to compare with (default: zero-shot)")
     parser.add_argument("--title", help="title of the page")
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -31,8 +29,7 @@ def run(options: argparse.Namespace) -> None:
             raise argparse.ArgumentTypeError(f"there is no {file}; pass what `starft train` or `compare` wrote")
         # The zero-shot model is in every report, and the same in all.
         runs += [run for run in RobustnessReport.from_json(file.read_text("utf-8")).runs if run not in runs]
-    title = {"title": options.title} if options.title else {}
-    report = RobustnessReport(runs, baseline=options.baseline, **title)
+    report = RobustnessReport(runs, **given(options, "baseline", "title"))
     page = report.save(options.output)
     content = {"report": str(page), "rows": [asdict(row) for row in report.rows]}
     show(options, content, report, f"Written to {page}.")

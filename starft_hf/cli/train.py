@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.arguments import build, option, required, settings_of, training_parser
+from starft_hf.cli.arguments import build, check_required, option, settings_of, training_parser
 from starft_hf.cli.command import check_output
-from starft_hf.cli.launch import LaunchArguments, launch, launched, launcher_flags, tell_launcher
+from starft_hf.cli.launch import LaunchArguments, launch, launched, launcher_flags, report_exit_code
 from starft_hf.cli.output import show
 
 
@@ -29,7 +29,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int | None:
     from starft_hf.training.checkpointing.interruption import INTERRUPTED, TrainingInterrupted, ended_by_sigterm
 
-    required(options, "model", "dataset")
+    check_required(options)
     own = build(TrainArguments, options)
     if own.resume:
         options.resume_from_checkpoint = options.resume_from_checkpoint or "last"
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int | None:
         with ended_by_sigterm():
             _run(options)
     except TrainingInterrupted as interrupted:
-        tell_launcher(INTERRUPTED)
+        report_exit_code(INTERRUPTED)
         if interrupted.checkpoint is None:
             print(f"starft train: {interrupted}", file=sys.stderr)
         return INTERRUPTED
@@ -57,8 +57,7 @@ def _run(options: argparse.Namespace) -> None:
     from starft_hf.cli.data import load_training_data, make_trainer
 
     args = settings_of(options)
-    train, evaluation = load_training_data(options)
-    trainer = make_trainer(options, args, train, evaluation)
+    trainer = make_trainer(options, args, *load_training_data(options))
     runs = _train(trainer, options)
     if trainer.args.should_save:
         _report(trainer, runs, options)
@@ -72,12 +71,11 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     resume = True if resume in ("last", "true", "True") else resume
     # Before any evaluation, which takes time.
     trainer.checkpoint_to_resume(resume)
-    runs = []
-    if trainer.eval_dataset is not None:
-        runs.append(Run(ZERO_SHOT, args.seed, evaluation_results(trainer)))
+    evaluates = trainer.eval_dataset is not None
+    runs = [Run(ZERO_SHOT, args.seed, evaluation_results(trainer))] if evaluates else []
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    if trainer.eval_dataset is not None:
+    if evaluates:
         method = "plain fine-tuning" if args.regularizer == "none" else args.regularizer
         log = TrainingPoint.from_log_history(trainer.state.log_history)
         runs.append(Run(method, args.seed, evaluation_results(trainer), log=log))
