@@ -19,7 +19,9 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, split: str | None = N
     parser.add_argument("--class-names", nargs="+", help="in label order")
     parser.add_argument("--batch-size", type=positive_int, default=64)
     parser.add_argument("--workers", dest="num_workers", type=int, default=0, help="processes that load images")
-    parser.add_argument("--on-bad-image", choices=("raise", "skip"), default="raise", help="stop at it, or skip it")
+    parser.add_argument(
+        "--on-bad-image", choices=("raise", "skip"), default="raise", help="unreadable images (default: raise)"
+    )
 
 
 def columns(options: argparse.Namespace) -> dict[str, Any]:
