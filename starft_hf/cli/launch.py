@@ -98,7 +98,6 @@ def launch(arguments: Sequence[str], flags: Sequence[str]) -> int:
         file = Path(folder) / "code"
         command = [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "starft_hf", *arguments]
         process = subprocess.Popen(command, env={**os.environ, _CODE_FILE: str(file)})
-
         former = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         try:
             code = process.wait()
