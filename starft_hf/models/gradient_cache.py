@@ -7,7 +7,7 @@ gradients are those of the whole batch. torch's checkpointing does the work: it 
 parallel wrappers see a single backward pass.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,15 +30,19 @@ class ChunkedOutput(ModelOutput):
 
 @contextmanager
 def forward_in_chunks(model: nn.Module, chunk_size: int | None) -> Iterator[None]:
-    """Within, the forward of the unwrapped `model` computes at most `chunk_size` images at a time; None: all.
+    """Within, the forward of `model` computes the rows of images and texts a chunk at a time.
 
     The forward inside a parallel wrapper is replaced, so that the wrapper still sees one forward and one backward.
+
+    Args:
+        model: a dual encoder, unwrapped.
+        chunk_size: images per chunk; None changes nothing.
     """
     if chunk_size is None:
         yield
         return
-    own = model.__dict__.get("forward")
-    model.forward = _chunked_forward(model, chunk_size)
+    own, towers = model.__dict__.get("forward"), _towers_of(model)
+    model.forward = lambda **inputs: _forward(towers, chunk_size, inputs)
     try:
         yield
     finally:
@@ -48,40 +52,51 @@ def forward_in_chunks(model: nn.Module, chunk_size: int | None) -> Iterator[None
             model.forward = own
 
 
-def _chunked_forward(model: Any, chunk_size: int) -> Callable[..., ChunkedOutput]:
-    whole = model.forward
-    has_towers = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+# From the arguments of a chunk to its embeddings.
+Tower = Callable[..., tuple[Tensor, ...]]
 
-    def embed_images(**inputs: Tensor) -> Tensor:
-        return model.get_image_features(**inputs).pooler_output
 
-    def embed_texts(**inputs: Tensor) -> Tensor:
-        return model.get_text_features(**inputs).pooler_output
+def _towers_of(model: nn.Module) -> tuple[Tower, Tower] | Tower:
+    """The functions that embed images and texts, or one that embeds both, for models that have no separate ones."""
+    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+        forward = model.forward
 
-    def embed_both(**inputs: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = whole(**inputs)
-        return outputs.image_embeds, outputs.text_embeds
+        def both(**inputs: Tensor) -> tuple[Tensor, ...]:
+            outputs = forward(**inputs)
+            return outputs.image_embeds, outputs.text_embeds
 
-    def forward(**inputs: Tensor) -> ChunkedOutput:
-        num_chunks = -(-len(inputs["pixel_values"]) // chunk_size)
-        images = _split({name: value for name, value in inputs.items() if name not in TEXT_ARGUMENTS}, num_chunks)
-        texts = _split({name: value for name, value in inputs.items() if name in TEXT_ARGUMENTS}, num_chunks)
-        if has_towers:
-            # One tower at a time, so that activations of both never exist together. Texts first, because autograd goes
-            # backwards: images, whose activations are larger, are then computed again before the text tower has
-            # gradients.
-            text_embeds = [_recomputed(embed_texts, chunk) for chunk in texts]
-            image_embeds = [_recomputed(embed_images, chunk) for chunk in images]
-        else:
-            # If there are fewer chunks of texts, a text fills the rest, and its results are dropped.
-            filler = {name: value[:1] for name, value in texts[0].items()}
-            filled = texts + [filler] * (len(images) - len(texts))
-            pairs = [_recomputed(embed_both, {**image, **text}) for image, text in zip(images, filled, strict=True)]
-            image_embeds = [pair[0] for pair in pairs]
-            text_embeds = [pair[1] for pair in pairs[: len(texts)]]
-        return ChunkedOutput(unit_rows(torch.cat(image_embeds)), unit_rows(torch.cat(text_embeds)))
+        return both
+    features: Any = model
+    return (
+        lambda **inputs: (features.get_image_features(**inputs).pooler_output,),
+        lambda **inputs: (features.get_text_features(**inputs).pooler_output,),
+    )
 
-    return forward
+
+def _forward(towers: tuple[Tower, Tower] | Tower, chunk_size: int, inputs: Mapping[str, Any]) -> ChunkedOutput:
+    images = {name: value for name, value in inputs.items() if name not in TEXT_ARGUMENTS}
+    texts = {name: value for name, value in inputs.items() if name in TEXT_ARGUMENTS}
+    num_chunks = -(-_rows(images) // chunk_size)
+    image_chunks, text_chunks = _split(images, num_chunks), _split(texts, num_chunks)
+    if isinstance(towers, tuple):
+        # One tower at a time, so that activations of both never exist together. Texts first, because autograd goes
+        # backwards: images, whose activations are larger, are then computed again before the text tower has gradients.
+        text_embeds = [_forward_chunk(towers[1], chunk)[0] for chunk in text_chunks]
+        image_embeds = [_forward_chunk(towers[0], chunk)[0] for chunk in image_chunks]
+        return _joined(image_embeds, text_embeds)
+    # If there are fewer chunks of texts, the first text fills the rest, and its results are dropped.
+    filler = {name: value[:1] for name, value in texts.items()}
+    filled = text_chunks + [filler] * (len(image_chunks) - len(text_chunks))
+    pairs = [_forward_chunk(towers, {**image, **text}) for image, text in zip(image_chunks, filled, strict=True)]
+    return _joined([pair[0] for pair in pairs], [pair[1] for pair in pairs[: len(text_chunks)]])
+
+
+def _joined(image_embeds: Sequence[Tensor], text_embeds: Sequence[Tensor]) -> ChunkedOutput:
+    return ChunkedOutput(unit_rows(torch.cat(list(image_embeds))), unit_rows(torch.cat(list(text_embeds))))
+
+
+def _rows(tensors: Mapping[str, Tensor]) -> int:
+    return len(next(iter(tensors.values())))
 
 
 def _split(tensors: Mapping[str, Tensor], num_chunks: int) -> list[dict[str, Tensor]]:
@@ -90,9 +105,12 @@ def _split(tensors: Mapping[str, Tensor], num_chunks: int) -> list[dict[str, Ten
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
-def _recomputed(embed: Callable[..., Any], inputs: Mapping[str, Tensor]) -> Any:
-    # Positional, because checkpointing replays the generators of the devices of positional tensors alone.
-    def positional(*tensors: Tensor) -> Any:
-        return embed(**dict(zip(inputs, tensors, strict=True)))
+def _forward_chunk(tower: Tower, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    names = list(inputs)
 
-    return checkpoint(positional, *inputs.values(), use_reentrant=False)
+    def embed(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tower(**dict(zip(names, tensors, strict=True)))
+
+    if not torch.is_grad_enabled():
+        return embed(*inputs.values())
+    return checkpoint(embed, *inputs.values(), use_reentrant=False)

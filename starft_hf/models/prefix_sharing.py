@@ -8,7 +8,6 @@ embedding is read at its last node: the same as if the text were encoded alone, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,19 +20,45 @@ from starft_hf.models.families import family_of
 POOL_ROWS, POOL_PLACES = "text_rows", "text_places"
 
 
-@dataclass
 class _Row:
-    """A row of prefix trees: for every node its token, its parent, which comes before it (-1: none), and its depth."""
+    """A row of prefix trees: nodes in the order they were added, so that a parent comes before its children."""
 
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}
+
+    def known_prefix(self, tokens: Sequence[int]) -> list[int]:
+        """The nodes of the longest prefix of `tokens` that the row has already."""
+        nodes: list[int] = []
+        for token in tokens:
+            node = self._children.get((nodes[-1] if nodes else -1, token))
+            if node is None:
+                break
+            nodes.append(node)
+        return nodes
+
+    def add(self, tokens: Sequence[int], nodes: list[int]) -> list[int]:
+        """Add the tokens after the known prefix `nodes`; returns the nodes of all `tokens`."""
+        for token in tokens[len(nodes) :]:
+            parent = nodes[-1] if nodes else -1
+            node = self._children[parent, token] = len(self.tokens)
+            self.tokens.append(token)
+            self.parents.append(parent)
+            self.depths.append(len(nodes))
+            nodes.append(node)
+        return nodes
 
 
 def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int, padding: int) -> dict[str, Tensor]:
-    """Lay token sequences, unpadded and not longer than `max_length`, out in rows that share their prefixes.
+    """Lay token sequences out in rows that share their prefixes.
 
-    `pooled` is the position in every sequence whose state is the text's embedding; `padding` is a token id.
+    Args:
+        sequences: the token ids of every text, without padding; none longer than `max_length`.
+        pooled: the position in every sequence whose state is the text's embedding.
+        max_length: positions of the text tower.
+        padding: token id to fill rows with.
 
     Returns:
         `input_ids` and `position_ids`, `(R, L)`; `attention_mask`, booleans `(R, 1, L, L)`; and for every sequence
@@ -41,23 +66,16 @@ def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int,
     """
     rows = [_Row()]
     where = torch.empty(2, len(sequences), dtype=torch.long)
-    # In lexicographic order, the longest prefix that a row has already is the one shared with the text before.
-    previous: list[int] = []
-    nodes: list[int] = []
+    # Lexicographic order puts texts with a common prefix next to each other, so that the current row is the only one
+    # in which to search for it.
     for index in sorted(range(len(sequences)), key=lambda index: sequences[index]):
-        sequence, shared = sequences[index], 0
-        while shared < min(len(previous), len(sequence)) and previous[shared] == sequence[shared]:
-            shared += 1
-        if len(rows[-1].tokens) + len(sequence) - shared > max_length:
+        sequence = sequences[index]
+        known = rows[-1].known_prefix(sequence)
+        if len(rows[-1].tokens) + len(sequence) - len(known) > max_length:
             rows.append(_Row())
-            shared = 0
-        row, nodes, previous = rows[-1], nodes[:shared], sequence
-        for token in sequence[shared:]:
-            row.parents.append(nodes[-1] if nodes else -1)
-            row.depths.append(len(nodes))
-            nodes.append(len(row.tokens))
-            row.tokens.append(token)
-        where[:, index] = torch.tensor([len(rows) - 1, nodes[pooled[index]]])
+            known = []
+        where[0, index] = len(rows) - 1
+        where[1, index] = rows[-1].add(sequence, known)[pooled[index]]
 
     length = max(len(row.tokens) for row in rows)
     input_ids = torch.full((len(rows), length), padding)
