@@ -66,9 +66,6 @@ def _load(options: argparse.Namespace, source: str, *, streaming: bool = False) 
     return load_splits(source, config, streaming=streaming, **columns(options))
 
 
-def make_trainer(options: argparse.Namespace, args: Any, train: Any, evaluation: dict[str, Any]) -> Any:
-    """The trainer of the options."""
-    from starft_hf import StarFTTrainer
-
-    settings = given(options, "spuriosity", "reference_model")
-    return StarFTTrainer(options.model, args, train, evaluation or None, peft_config=options.peft, **settings)
+def run_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `StarFTTrainer`, and of `RunInputs`, other than the settings and the datasets."""
+    return {"peft_config": options.peft, **given(options, "model", "spuriosity", "reference_model")}

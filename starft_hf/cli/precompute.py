@@ -16,25 +16,25 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    from starft_hf.cli.data import load_training_data, make_trainer
+    from starft_hf.cli.data import load_training_data, run_arguments
+    from starft_hf.training.plan import RunInputs
+    from starft_hf.training.setup import RunSetup
 
     check_required(options)
     args = settings_of(options)
     train, _ = load_training_data(options)
-    trainer = make_trainer(options, args, train, {})
-    weights, reference = trainer.sample_weights, trainer.reference
+    setup = RunSetup.resolve(RunInputs(args=args, train_dataset=train, **run_arguments(options)))
+    weights, reference = setup.sample_weights, setup.reference
     if reference is None and weights is None:
         raise argparse.ArgumentTypeError("--regularizer none needs no reference, so there is nothing to compute")
+    setup.prepare(args.device)
     content: dict[str, Any] = {}
     lines = []
-    # Weights first: the reference may release its model.
     if weights is not None:
-        weights.prepare(args.device)
         assert weights.diagnostics is not None
         content["sample_weights"] = asdict(weights.diagnostics)
         lines.append(f"sample weights: {weights.diagnostics}")
     if reference is not None:
-        reference.prepare(args.device)
         info = reference.info
         content.update(asdict(info))
         size = f"{info.rows:,} embeddings, {info.bytes / 2**20:,.1f} MiB, in {info.where}"

@@ -54,10 +54,12 @@ def run(options: argparse.Namespace) -> int | None:
 
 def _run(options: argparse.Namespace) -> None:
     # A function of its own, because nothing may refer to the trainer any more when the process group is destroyed.
-    from starft_hf.cli.data import load_training_data, make_trainer
+    from starft_hf import StarFTTrainer
+    from starft_hf.cli.data import load_training_data, run_arguments
 
     args = settings_of(options)
-    trainer = make_trainer(options, args, *load_training_data(options))
+    train, evaluation = load_training_data(options)
+    trainer = StarFTTrainer(args=args, train_dataset=train, eval_dataset=evaluation or None, **run_arguments(options))
     runs = _train(trainer, options)
     if trainer.args.should_save:
         _report(trainer, runs, options)
