@@ -1,6 +1,6 @@
-"""The classes of a benchmark, and the classes that a classifier tells apart for it."""
+"""The classes of a benchmark, and those of the classifiers that are used for it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -50,8 +50,7 @@ class ClassSpace:
         if not self.mapping:
             return self.names, None
         used = sorted({index for indices in self.mapping for index in indices})
-        place = {index: row for row, index in enumerate(used)}
-        mapping = tuple(tuple(place[index] for index in indices) for indices in self.mapping)
+        mapping = tuple(tuple(map(used.index, indices)) for indices in self.mapping)
         return tuple(self.classifier[index] for index in used), mapping
 
     def for_head(self, size: int | None) -> tuple[tuple[str, ...], Mapped | None]:
@@ -72,11 +71,9 @@ class ClassSpace:
 
 
 def distinct_names(names: Iterable[str]) -> tuple[str, ...]:
-    """`names`, with underscores appended to repeated ones.
+    """`names`, with underscores appended to duplicates, such as "missile" and "sunglasses" in ImageNet.
 
-    Published lists give some classes the same name ("missile" and "sunglasses" in ImageNet). Prompts turn underscores
-    into spaces and drop those at the end, so that the prompts stay the published ones, while the classes can be told
-    apart.
+    Prompts drop underscores at the end, so that they stay the published ones.
     """
     seen: dict[str, None] = {}
     for name in names:
@@ -87,12 +84,7 @@ def distinct_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def classes_from_names(classes: Any) -> ClassSpace:
-    """A class space from names in label order, or from a text file with one name per line.
-
-    Raises:
-        ValueError: if it is neither, or a line is empty.
-        FileNotFoundError: if the file does not exist.
-    """
+    """A class space from names in label order, or from a text file with one name per line."""
     if isinstance(classes, ClassSpace):
         return classes
     if isinstance(classes, (str, PathLike)):
@@ -100,24 +92,21 @@ def classes_from_names(classes: Any) -> ClassSpace:
         if not path.is_file():
             raise FileNotFoundError(f"file not found: {str(path)!r}; pass a file of class names, one per line")
         classes = [line.strip() for line in path.read_text(encoding="utf-8").strip().splitlines()]
-    if isinstance(classes, Mapping) or not isinstance(classes, Sequence):
-        raise ValueError(
-            f"classes is of type {type(classes).__name__}; pass class names in label order, or a file of them"
-        )
-    strange = [name for name in classes if not isinstance(name, str) or not name]
-    if strange:
-        raise ValueError(f"{strange[0]!r} is not a class name; pass a name for every label, in label order")
+    if not isinstance(classes, Sequence):
+        raise ValueError(f"classes is a {type(classes).__name__}; pass names in label order, or a file of them")
+    for name in classes:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{name!r} is not a class name; pass a name for every label, in label order")
     return ClassSpace(tuple(classes))
 
 
 def classes_from_hub(name: str, hub_id: str, file: str, num_classes: int) -> ClassSpace:
     """The classes of the benchmark `name`, from a file of one name per line in the repository of its images."""
     try:
-        path = hf_hub_download(hub_id, file, repo_type="dataset")
+        return classes_from_names(hf_hub_download(hub_id, file, repo_type="dataset"))
     except Exception as error:
         raise ValueError(
             f"the {num_classes} class names of {name!r} could not be read from {file} of the dataset {hub_id}: "
             f"{error}. Pass load_benchmark({name!r}, classes=...) with names in label order or a file of one name per "
             "line; the authors of the benchmark publish them with it."
         ) from error
-    return classes_from_names(path)

@@ -4,20 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from datasets import ClassLabel, Features, Image, Value
+from datasets import ClassLabel, Features, Value
 
 from starft_hf.data.columns import read_column
 from starft_hf.data.source import is_iterable
 from starft_hf.utils.names import unknown_name
-
-
-def check_features(dataset: Any, name: str) -> None:
-    """Raise a ValueError unless `dataset` is one of `datasets` whose columns are known."""
-    if getattr(dataset, "features", None) is None:
-        raise ValueError(
-            f"the dataset for {name!r} is a {type(dataset).__name__} without known columns; pass a datasets.Dataset, "
-            "or an IterableDataset with features"
-        )
 
 
 def find_column(dataset: Any, candidates: Sequence[str], name: str, what: str) -> str:
@@ -31,34 +22,21 @@ def find_column(dataset: Any, candidates: Sequence[str], name: str, what: str) -
     )
 
 
-def rename_first(dataset: Any, candidates: Sequence[str], to: str, name: str, what: str) -> Any:
+def rename_first(dataset: Any, candidates: Sequence[str], to: str, name: str) -> Any:
     """`dataset` with the first of `candidates` that it has renamed; a ValueError if it has none of them."""
-    column = find_column(dataset, candidates, name, what)
+    column = find_column(dataset, candidates, name, f"{to}s")
     return dataset if column == to else dataset.rename_column(column, to)
-
-
-def as_images(dataset: Any, column: str) -> Any:
-    """`dataset` with encoded bytes in `column` read as images."""
-    feature = dataset.features[column]
-    encoded = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
-    if encoded or (isinstance(feature, dict) and "bytes" in feature):
-        return dataset.cast_column(column, Image())
-    return dataset
 
 
 def with_values(dataset: Any, column: str, source: str, function: Callable[[Any], Any], feature: Any) -> Any:
     """`dataset` with a column of the results of `function` on the values of the column `source`."""
     if is_iterable(dataset):
         features = Features({**dataset.features, column: feature})
-        return dataset.map(partial(_as_row, column, function), input_columns=source, features=features)
+        return dataset.map(lambda value: {column: function(value)}, input_columns=source, features=features)
     values = list(map(function, read_column(dataset, source)))
     if column in dataset.features:
         dataset = dataset.remove_columns(column)
     return dataset.add_column(column, values, feature=feature)
-
-
-def _as_row(column: str, function: Callable[[Any], Any], value: Any) -> dict[str, Any]:
-    return {column: function(value)}
 
 
 def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
@@ -70,7 +48,7 @@ def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel) and feature.names == list(names):
         return dataset
-    return with_values(dataset, column, column, _reader(feature, column, names), ClassLabel(names=list(names)))
+    return with_values(dataset, column, column, _index_reader(feature, column, names), ClassLabel(names=list(names)))
 
 
 def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
@@ -78,15 +56,11 @@ def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
 
     As strings, because groups without rows are not an error then: a part of a benchmark may lack some.
     """
-    read = _reader(dataset.features[column], column, names)
-    return with_values(dataset, column, column, partial(_name, names, read), Value("string"))
+    index_of = _index_reader(dataset.features[column], column, names)
+    return with_values(dataset, column, column, lambda value: names[index_of(value)], Value("string"))
 
 
-def _name(names: Sequence[str], read: Callable[[Any], int], value: Any) -> str:
-    return names[read(value)]
-
-
-def _reader(feature: Any, column: str, names: Sequence[str]) -> Callable[[Any], int]:
+def _index_reader(feature: Any, column: str, names: Sequence[str]) -> Callable[[Any], int]:
     own = feature.names if isinstance(feature, ClassLabel) else []
     places = {_plain(name): index for index, name in enumerate(names)}
     if all(name.isdecimal() for name in own):
@@ -96,11 +70,7 @@ def _reader(feature: Any, column: str, names: Sequence[str]) -> Callable[[Any], 
             f"column {column!r} has the classes {_shown(own)}, not {_shown(names)}. If its indices are nevertheless "
             f"those of the latter, cast it first: dataset.cast_column({column!r}, datasets.Value('int64'))"
         )
-    return partial(_index_by_name, column, own, places)
-
-
-def _index_by_name(column: str, own: Sequence[str], places: dict[str, int], index: int | None) -> int:
-    return places[_plain(own[_index(column, own, {}, index)])]
+    return lambda value: places[_plain(own[_index(column, own, {}, value)])]
 
 
 def _index(column: str, names: Sequence[str], places: dict[str, int], value: float | str | None) -> int:
@@ -123,18 +93,3 @@ def _plain(name: str) -> str:
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
-
-
-def without_border(dataset: Any, column: str, width: int) -> Any:
-    """`dataset` with `width` pixels cut off every side of the images in `column`, when they are read."""
-    if is_iterable(dataset):
-        return with_values(dataset, column, column, partial(_crop, width), dataset.features[column])
-    return dataset.with_transform(partial(_crop_batch, column, width))
-
-
-def _crop(width: int, image: Any) -> Any:
-    return image.crop((width, width, image.width - width, image.height - width))
-
-
-def _crop_batch(column: str, width: int, batch: dict[str, Any]) -> dict[str, Any]:
-    return {**batch, column: [_crop(width, image) for image in batch[column]]} if column in batch else batch

@@ -2,21 +2,18 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from os import PathLike
 from statistics import fmean
 from typing import Any
 
-from datasets import ClassLabel, Value, concatenate_datasets, load_dataset
+from datasets import Image, Value, concatenate_datasets, load_dataset
 from torch import nn
 
 from starft_hf.evaluation.catalog.classes import ClassSpace, classes_from_names
 from starft_hf.evaluation.catalog.columns import (
     as_class_labels,
     as_group_names,
-    as_images,
-    check_features,
     find_column,
     rename_first,
     with_values,
@@ -40,8 +37,7 @@ class HubSource:
         hub_id: the repository.
         split: the split.
         config: the configuration; None: the default one.
-        data_files: pattern of the files of the split, so that those of others are not downloaded; None: as the
-            repository has it.
+        data_files: pattern of the files of the split, so that those of others are not downloaded; None: all.
         part: the value of the column "source" for its rows, in benchmarks made of several datasets.
     """
 
@@ -84,7 +80,7 @@ class BenchmarkEntry:
         ignored_groups: groups that the measure skips.
         training_sizes: rows of every group in the training set, where group-adjusted accuracy is usual.
         rows: how many images there are.
-        read_classes: makes the class space from the argument of `with_classes`.
+        read_classes: makes the class space from the argument `classes` of `load_benchmark`.
         license_note: on what terms the images can be had, as far as seen.
         sources: the paper and other sources of these facts.
         notes: what to know before comparing.
@@ -134,49 +130,19 @@ class BenchmarkEntry:
         return {group: size / total for group, size in self.training_sizes.items()} if total else None
 
     def class_space(self) -> ClassSpace:
-        """The classes.
-
-        Raises:
-            ImportError: if they are in a library that is not installed.
-            ValueError: if they have to be passed first.
-        """
+        """The classes; an ImportError if they need a missing library, a ValueError if they have to be passed."""
         return self.classes() if callable(self.classes) else self.classes
 
     def prompts(self) -> tuple[str, ...]:
-        """The prompts of the zero-shot classifier.
-
-        Raises:
-            ImportError: if they are in a library that is not installed.
-        """
+        """The prompts of the zero-shot classifier; an ImportError if they need a missing library."""
         return self.templates() if callable(self.templates) else self.templates
 
-    def with_classes(self, classes: Any) -> "BenchmarkEntry":
-        """The benchmark with classes that are not part of this package.
-
-        Args:
-            classes: names in label order or a file of them, one per line, unless the notes say otherwise.
-        """
-        return replace(self, classes=self.read_classes(classes))
-
-    def with_group_names(self, column: str, names: Sequence[str]) -> "BenchmarkEntry":
-        """The benchmark with names for the values 0, 1, ... of a group column.
-
-        Raises:
-            ValueError: if it has no such group column.
-        """
-        return replace(self, group_names={**self.group_names, column: tuple(names)})
-
     def load(self, cache_dir: str | PathLike[str] | None = None, *, streaming: bool = False) -> Any:
-        """Download the benchmark and prepare it.
-
-        Warns if the number of rows is not that of the benchmark.
+        """Download and `prepare` the benchmark, with a warning if the number of rows is not that of the benchmark.
 
         Args:
             cache_dir: where downloads are kept; None: where `datasets` keeps them.
             streaming: return an iterable dataset, which can be inspected, but not evaluated.
-
-        Returns:
-            What `prepare` returns.
         """
         # Raises for missing classes before gigabytes are downloaded.
         self.class_space()
@@ -194,8 +160,7 @@ class BenchmarkEntry:
         """Bring the benchmark, as the Hub has it, to the columns that evaluation reads. Prepare it once: crops add up.
 
         Args:
-            dataset: a `datasets` Dataset or IterableDataset; for a benchmark of several, a mapping from part to
-                dataset.
+            dataset: a `datasets` Dataset or IterableDataset; for a benchmark of several, a mapping from part to it.
 
         Returns:
             The same rows with the columns "image", "label" (a ClassLabel) and those that name groups.
@@ -204,32 +169,32 @@ class BenchmarkEntry:
             ValueError: if a column is missing or holds something else, or classes have to be passed first.
         """
         parts = [source.part for source in self.hub]
-        several = len(parts) > 1
+        expected = set(parts) if len(parts) > 1 else None
         given = set(dataset) if isinstance(dataset, Mapping) else None
-        if given != (set(parts) if several else None):
-            found = f"a mapping with {sorted(dataset)}" if given is not None else f"a {type(dataset).__name__}"
-            expected = f"a mapping with {parts}" if several else f"its split {self.hub[0].split!r}"
-            raise ValueError(f"the dataset for {self.name!r} is {found}; pass {expected}")
-        if not several:
+        if given != expected:
+            found = type(dataset).__name__ + (f" of {sorted(given)}" if given else "")
+            wanted = f"a mapping with {parts}" if expected else f"its split {self.hub[0].split!r}"
+            raise ValueError(f"the dataset for {self.name!r} is a {found}; pass {wanted}")
+        if expected is None:
             return self._prepared(dataset)
-        used = ["image", "label", *(column for column in self.group_columns if column != "label")]
-        joined = []
-        for part in parts:
-            prepared = self._prepared(dataset[part])
-            prepared = with_values(prepared, "source", "label", partial(_constant, part), Value("string"))
-            joined.append(prepared.select_columns(used))
-        return concatenate_datasets(joined)
+        used = dict.fromkeys(("image", "label", *self.group_columns))
+        return concatenate_datasets([self._prepared(dataset[part], part).select_columns(list(used)) for part in parts])
 
-    def _prepared(self, dataset: Any) -> Any:
-        check_features(dataset, self.name)
-        dataset = as_images(rename_first(dataset, self.image_columns, "image", self.name, "images"), "image")
+    def _prepared(self, dataset: Any, part: str = "") -> Any:
+        if getattr(dataset, "features", None) is None:
+            kind = type(dataset).__name__
+            raise ValueError(f"the dataset for {self.name!r} is a {kind} without features; pass a datasets.Dataset")
+        dataset = rename_first(dataset, self.image_columns, "image", self.name)
+        # Some repositories hold encoded bytes.
+        if not isinstance(dataset.features["image"], Image):
+            dataset = dataset.cast_column("image", Image())
         for step in self.steps:
             dataset = step(dataset, self)
-        dataset = rename_first(dataset, self.label_columns, "label", self.name, "labels")
+        dataset = rename_first(dataset, self.label_columns, "label", self.name)
         dataset = as_class_labels(dataset, "label", self.class_space().names)
         for column, names in self.group_names.items():
             dataset = as_group_names(dataset, find_column(dataset, [column], self.name, "groups"), names)
-        return dataset
+        return with_values(dataset, "source", "label", lambda _: part, Value("string")) if part else dataset
 
     def evaluate(
         self,
@@ -241,9 +206,7 @@ class BenchmarkEntry:
         cache_dir: str | PathLike[str] | None = None,
         **settings: Any,
     ) -> EvaluationResult:
-        """Classify the benchmark's images zero-shot, or with a linear head.
-
-        `score` reads the measure that papers report from the result.
+        """Classify the images zero-shot or with a linear head; `score` reads the benchmark's measure from the result.
 
         Args:
             model: a dual encoder, a Hub id or a path.
@@ -260,28 +223,25 @@ class BenchmarkEntry:
             dataset = self.load(cache_dir)
         space = self.class_space()
         self._check_prepared(dataset, space)
-        own: dict[str, Any] = {"group_column": self.group_columns or None, "training_shares": self.training_shares}
+        names, mapping = space.for_zero_shot() if head is None else space.for_head(getattr(head, "out_features", None))
+        own: dict[str, Any] = {"class_names": names, "class_mapping": mapping, "training_shares": self.training_shares}
+        if settings.get("group_function") is None:
+            own["group_column"] = self.group_columns or None
         if head is None:
-            own["class_names"], own["class_mapping"] = space.for_zero_shot()
             own["templates"] = self.prompts()
-        else:
-            own["class_names"], own["class_mapping"] = space.for_head(getattr(head, "out_features", None))
-        if settings.get("group_function") is not None:
-            own["group_column"] = None
         return evaluate_zero_shot(model, processor, dataset, head=head, **{**own, **settings})
 
     def _check_prepared(self, dataset: Any, space: ClassSpace) -> None:
-        check_features(dataset, self.name)
-        features, problem = dataset.features, ""
-        label = features.get("label")
-        if missing := [column for column in ("image", "label", *self.group_columns) if column not in features]:
-            problem = f"it has no column {missing[0]!r}"
-        elif not isinstance(label, ClassLabel) or tuple(label.names) != space.names:
+        features = getattr(dataset, "features", None) or {}
+        if missing := {"image", "label", *self.group_columns} - set(features):
+            problem = f"it has no column {min(missing)!r}"
+        elif getattr(features["label"], "names", None) != list(space.names):
             problem = "its labels do not have the benchmark's names"
         elif unnamed := [column for column in self.group_names if getattr(features[column], "dtype", "") != "string"]:
             problem = f"column {unnamed[0]!r} does not hold the names of groups"
-        if problem:
-            raise ValueError(f"the dataset for {self.name!r} is not prepared: {problem}; pass entry.prepare(dataset)")
+        else:
+            return
+        raise ValueError(f"the dataset for {self.name!r} is not prepared: {problem}; pass entry.prepare(dataset)")
 
     def score(self, result: EvaluationResult) -> float:
         """The measure that papers report on this benchmark, from 0 to 1.
@@ -293,16 +253,10 @@ class BenchmarkEntry:
             return result.accuracy
         if self.metric == "macro_f1":
             if result.macro_f1 is None:
-                raise ValueError("the result has no macro F1, because an older version made it; evaluate again")
+                raise ValueError("the result has no macro F1; evaluate again")
             return result.macro_f1
         counted = [value for group, value in result.group_accuracies.items() if group not in self.ignored_groups]
         if not counted:
-            raise ValueError(
-                f"the result has only the groups {sorted(result.group_accuracies)}, which the measure skips; evaluate "
-                "on the whole benchmark"
-            )
+            groups = sorted(result.group_accuracies)
+            raise ValueError(f"the measure skips the result's only groups, {groups}; evaluate on the whole benchmark")
         return min(counted) if self.metric == "worst_group_accuracy" else fmean(counted)
-
-
-def _constant(value: str, _: Any) -> str:
-    return value

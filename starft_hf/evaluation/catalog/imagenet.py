@@ -20,10 +20,9 @@ OBJECTNET_FILES = (
 )
 
 NEEDS_MAPPING = (
-    "ObjectNet's classes stand for several of ImageNet's, and this package does not include the mapping. Its owners "
-    "publish it in the folder 'mappings' of objectnet-1.0.zip (objectnet.dev). Pass "
-    "load_benchmark('objectnet', classes='path/to/mappings'), or a dictionary from class name to ImageNet indices in "
-    "label order."
+    "This package does not include the mapping from ObjectNet's classes to ImageNet's. Its owners publish it in the "
+    "folder 'mappings' of objectnet-1.0.zip (objectnet.dev). Pass load_benchmark('objectnet', "
+    "classes='path/to/mappings'), or a dictionary from class name to ImageNet indices in label order."
 )
 
 
@@ -34,14 +33,14 @@ def _open_clip_metadata() -> dict[str, Any]:
     path = Path(package.origin).with_name("zero_shot_metadata.py") if package and package.origin else None
     if path is None or not path.is_file():
         raise ImportError(
-            "the class names and prompts of ImageNet come from open_clip, which is not installed, or is too old; "
-            "install it with: pip install 'starft_hf[catalog]'"
+            "the class names and prompts of ImageNet come from open_clip, which is missing or too old; install it "
+            "with: pip install 'starft_hf[catalog]'"
         )
     return runpy.run_path(str(path))
 
 
 def imagenet_class_names() -> tuple[str, ...]:
-    """The 1,000 class names of ImageNet as prompts use them, in the usual order (that of their WordNet ids).
+    """The 1,000 class names of ImageNet as prompts use them, in the order of their WordNet ids.
 
     Two names occur twice: "missile" and "sunglasses".
 
@@ -77,12 +76,9 @@ def objectnet_missing() -> ClassSpace:
 
 
 def read_objectnet_classes(classes: Any) -> ClassSpace:
-    """The classes of ObjectNet, from the folder of mappings that comes with it.
+    """The classes of ObjectNet, from the folder of its mappings, or a dictionary from class name to ImageNet indices.
 
     Labels are numbered in the order of ObjectNet's folder names, as clip_benchmark numbers them.
-
-    Args:
-        classes: the folder, or a mapping from class name to indices of ImageNet classes, in label order.
     """
     if isinstance(classes, ClassSpace):
         return classes
@@ -95,8 +91,7 @@ def read_objectnet_classes(classes: Any) -> ClassSpace:
 
 def _read_mappings(folder: Path) -> dict[str, list[int]]:
     paths = [folder / name for name in OBJECTNET_FILES]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
+    if missing := [path.name for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"the folder {str(folder)!r} has no {', '.join(missing)}. {NEEDS_MAPPING}")
     # ObjectNet names ImageNet's classes by the lines of the last file; the third file says which line belongs to which
     # of the usual indices.
@@ -110,7 +105,5 @@ def _read_mappings(folder: Path) -> dict[str, list[int]]:
             if label in imagenet_of
         }
     except KeyError as error:
-        raise ValueError(
-            f"the mappings in {str(folder)!r} name the unknown ImageNet class {error}; use the files as they were "
-            "published"
-        ) from error
+        message = f"the mappings in {str(folder)!r} name the unknown ImageNet class {error}; use the published files"
+        raise ValueError(message) from error

@@ -1,6 +1,7 @@
 """Benchmarks by name, read from the data files of this folder."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +23,6 @@ PUBLISHED_NOTE = (
 # The data file refers to functions of these modules by name.
 FUNCTIONS: dict[str, Any] = {**vars(imagenet), **vars(steps)}
 
-HEADINGS = ("Name", "Benchmark", "On the Hub", "Classes", "Groups", "Measure", "Checked")
-
 
 def _read(file: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
@@ -36,9 +35,7 @@ def _entries() -> dict[str, BenchmarkEntry]:
 
 
 def _entry(name: str, fields: Mapping[str, Any]) -> BenchmarkEntry:
-    values: dict[str, Any] = {
-        field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()
-    }
+    values = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
     values["hub"] = tuple(HubSource(**source) for source in fields["hub"])
     values["classes"] = _classes(name, fields)
     values["steps"] = tuple(FUNCTIONS[step] for step in fields.get("steps", ()))
@@ -74,8 +71,9 @@ def load_benchmark(
 
     Args:
         name: one of `benchmark_names()`.
-        classes: its classes, where this package does not have them; the entry's notes say what to pass.
-        group_names: for group columns of indices the names of the values, where this package does not have them.
+        classes: its classes, where this package does not have them; the entry's notes say what to pass, if not names
+            in label order or a file of them, one per line.
+        group_names: the names of the values 0, 1, ... of group columns, where this package does not have them.
 
     Raises:
         ValueError: if the name or a group column is unknown, or the classes do not fit.
@@ -85,15 +83,14 @@ def load_benchmark(
         raise ValueError(unknown_name("benchmark", name, entries))
     entry = entries[name]
     if classes is not None:
-        entry = entry.with_classes(classes)
-    for column, names in (group_names or {}).items():
-        entry = entry.with_group_names(column, names)
-    return entry
+        entry = replace(entry, classes=entry.read_classes(classes))
+    return replace(entry, group_names={**entry.group_names, **(group_names or {})})
 
 
 def catalog_table() -> str:
     """All benchmarks as a Markdown table: name, Hub id, classes, groups, measure, and when columns were checked."""
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *map(_row, _entries().values())]
+    headings = ("Name", "Benchmark", "On the Hub", "Classes", "Groups", "Measure", "Checked")
+    rows = [headings, ("---",) * len(headings), *map(_row, _entries().values())]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
@@ -113,13 +110,10 @@ def _row(entry: BenchmarkEntry) -> tuple[str, ...]:
 
 
 def published_accuracies(benchmark: str) -> dict[str, float]:
-    """Accuracy in percent by method, as published; `PUBLISHED_NOTE` says of what and by whom.
-
-    Args:
-        benchmark: such as "imagenet".
+    """Accuracy in percent by method, as published for a benchmark such as "imagenet"; see `PUBLISHED_NOTE`.
 
     Raises:
-        ValueError: if there are no figures for it, naming the benchmarks that have some.
+        ValueError: if there are no published figures for it.
     """
     published = _read("published.yaml")
     if benchmark not in published:

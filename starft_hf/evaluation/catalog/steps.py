@@ -4,15 +4,13 @@ from typing import Any
 
 from datasets import ClassLabel, Value
 
-from starft_hf.evaluation.catalog.columns import find_column, with_values, without_border
+from starft_hf.data.source import is_iterable
+from starft_hf.evaluation.catalog.columns import find_column, with_values
 from starft_hf.evaluation.catalog.entry import BenchmarkEntry
 
 
 # Where the labels and groups of CelebA come from: attribute, column, and names for 0 and 1.
 CELEBA_ATTRIBUTES = (("Blond_Hair", "label", ["dark", "blond"]), ("Male", "sex", ["female", "male"]))
-
-# Pixels to cut off the images of ObjectNet, which have a red frame.
-OBJECTNET_BORDER = 2
 
 
 def celeba_attributes(dataset: Any, entry: BenchmarkEntry) -> Any:
@@ -32,8 +30,19 @@ def _attribute_index(value: Any) -> int:
 
 
 def crop_objectnet_border(dataset: Any, entry: BenchmarkEntry) -> Any:
-    """The images of ObjectNet without their frame."""
-    return without_border(dataset, "image", OBJECTNET_BORDER)
+    """The images of ObjectNet without their red frame of two pixels, which is cut off when they are read."""
+    if is_iterable(dataset):
+        return with_values(dataset, "image", "image", _without_border, dataset.features["image"])
+    return dataset.with_transform(_without_borders)
+
+
+def _without_border(image: Any) -> Any:
+    return image.crop((2, 2, image.width - 2, image.height - 2))
+
+
+def _without_borders(batch: dict[str, Any]) -> dict[str, Any]:
+    # Reading other columns alone gives batches without images.
+    return {**batch, "image": list(map(_without_border, batch["image"]))} if "image" in batch else batch
 
 
 def fmow_regions(dataset: Any, entry: BenchmarkEntry) -> Any:
@@ -47,9 +56,7 @@ def fmow_regions(dataset: Any, entry: BenchmarkEntry) -> Any:
             "cannot be excluded. WILDS numbers regions as they first occur in rgb_metadata.csv of its download "
             "(wilds.stanford.edu). Pass load_benchmark('fmow', group_names={'region': [...]})."
         )
-    return dataset if column == "region" else with_values(dataset, "region", column, _region_index, Value("int64"))
-
-
-def _region_index(array: Any) -> int:
-    # Region, year and class.
-    return int(array[0])
+    if column == "region":
+        return dataset
+    # The arrays hold region, year and class.
+    return with_values(dataset, "region", column, lambda array: int(array[0]), Value("int64"))
