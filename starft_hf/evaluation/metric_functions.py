@@ -1,7 +1,7 @@
 """The metrics as functions of arrays, and the counts of batches that they are computed from.
 
-The first four take the arguments of the classes of the same names, and return their results. Columns and arguments
-that do not fit raise a ValueError.
+The first four have the arguments and results of the classes of the same names, and raise a ValueError for columns or
+arguments that do not fit.
 """
 
 import math
@@ -43,7 +43,7 @@ def group_accuracy(
     accuracies = accuracies_of(right, sizes)
     if groups_expected is not None:
         expected = list(groups_expected)
-        check_groups(sizes, known=expected, needed=expected, source="groups_expected")
+        check_groups(sizes, expected, expected, "groups_expected")
     worst = min(accuracies, key=lambda group: accuracies[group])
     result = {
         "accuracy": right.total() / sizes.total(),
@@ -61,51 +61,34 @@ def group_accuracy(
 def expected_calibration_error(
     confidences: ArrayLike, predictions: ArrayLike, references: ArrayLike, num_bins: int = 15
 ) -> float:
-    """Mean distance of accuracy and confidence over bins of equal width, weighted by their rows (arXiv 1706.04599).
-
-    It is computed over the whole set: the mean of the errors of batches is another number.
-    """
+    """Mean distance of accuracy and confidence over bins of equal width, weighted by their rows (arXiv 1706.04599)."""
     check_positive("num_bins", num_bins)
     predicted, labels = class_pairs(predictions, references)
     values = as_array("confidences", confidences)
     if values.ndim != 1 or values.dtype.kind not in "fiu":
-        raise ValueError(
-            f"confidences have shape {values.shape} and dtype {values.dtype}; pass one probability per row"
-        )
+        raise ValueError(f"confidences have shape {values.shape} and dtype {values.dtype}; pass a probability per row")
     check_rows(confidences=values, predictions=predicted)
     # Probabilities in float32 may end up this far above 1 where they were averaged.
-    outside = ~((values >= 0) & (values <= 1 + 1e-6))
-    if outside.any():
+    if (outside := ~((values >= 0) & (values <= 1 + 1e-6))).any():
         row = int(outside.argmax())
-        raise ValueError(
-            f"row {row} of confidences is {values[row]}; pass the probability of the predicted class, from 0 to 1"
-        )
+        raise ValueError(f"row {row} of confidences is {values[row]}; pass the predicted class's probability (0 to 1)")
     return calibration_error(calibration_bins(values, predicted == labels, num_bins))
 
 
 def top_k_accuracy(scores: ArrayLike, references: ArrayLike, k: int = 5) -> float:
-    """The share of rows whose true class is among the k of highest score.
-
-    Of equal scores the class of lower index comes first, as with argmax, so that k = 1 gives the accuracy.
-    """
+    """The share of rows whose true class is among the k of highest score; of equal ones, lower indices come first."""
     check_positive("k", k)
     table = as_array("scores", scores)
     if table.ndim != 2 or not table.shape[1] or table.dtype.kind not in "fiu":
-        raise ValueError(
-            f"scores have shape {table.shape} and dtype {table.dtype}; pass one row of numbers per sample, "
-            "with one number per class"
-        )
+        raise ValueError(f"scores have shape {table.shape} and dtype {table.dtype}; pass numbers, (rows, classes)")
     num_classes = table.shape[1]
     labels = class_indices("references", references, num_classes)
     check_rows(scores=table, references=labels)
     if k > num_classes:
-        raise ValueError(
-            f"k is {k} and there are {num_classes} classes, so that every row would count as right; pass a lower k"
-        )
+        raise ValueError(f"k is {k} and there are {num_classes} classes, so every row would be right; pass a lower k")
     # In blocks: comparisons of the whole table would take several times its memory.
     step = max(1, BLOCK_OF_SCORES // num_classes)
-    places = np.arange(num_classes)
-    hits = 0
+    places, hits = np.arange(num_classes), 0
     for start in range(0, len(table), step):
         block, own = table[start : start + step], labels[start : start + step, None]
         if np.isnan(block).any():
@@ -132,12 +115,7 @@ def macro_f1(predictions: ArrayLike, references: ArrayLike, num_classes: int | N
 
 
 def count_groups(correct: ArrayLike, groups: Iterable[GroupT]) -> tuple[Counter[GroupT], Counter[GroupT]]:
-    """Right predictions and rows of every group. Counts of batches add up.
-
-    Args:
-        correct: whether every row's prediction is right, `(N,)`.
-        groups: the group of every row, `(N,)`; all strings or all integers.
-    """
+    """Right predictions and rows of every group, from whether each row is right and its group. Batches add up."""
     hits = np.asarray(correct).tolist()
     # Python's own numbers and strings: they hash faster than numpy's, and print without their type.
     names = groups.tolist() if hasattr(groups, "tolist") else list(groups)
@@ -161,22 +139,16 @@ def accuracies_of(right: Mapping[GroupT, int], sizes: Mapping[GroupT, int]) -> d
 
 
 def adjusted_accuracy(accuracies: Mapping[GroupT, float], shares: Mapping[GroupT, float]) -> float | None:
-    """The average of the groups' accuracies weighted by their shares; None if none of them has a share.
-
-    Shares of other groups do not count, and a group without one has 0.
-    """
+    """The average of the groups' accuracies weighted by their shares (default 0); None if none of them has one."""
     present = {group: shares.get(group, 0.0) for group in accuracies}
     mass = math.fsum(present.values())
     return math.fsum(accuracies[group] * share for group, share in present.items()) / mass if mass else None
 
 
 def calibration_bins(confidences: ArrayLike, correct: ArrayLike, num_bins: int) -> NDArray[np.float64]:
-    """Rows, right predictions and summed confidence in bins of equal width, `(3, num_bins)`. Bins of batches add up.
+    """Rows, right predictions and summed confidence in bins of equal width, `(3, num_bins)`. Batches add up.
 
-    Args:
-        confidences: from 0 to 1, `(N,)`.
-        correct: whether every row's prediction is right, `(N,)`.
-        num_bins: how many bins; each holds its upper edge, so that full confidence falls into the last one.
+    Each bin holds its upper edge, so that confidence 1 falls into the last one.
     """
     values = np.asarray(confidences, dtype=np.float64)
     # fmin and fmax send the NaN of a model that has diverged to some bin, whose sum becomes NaN.

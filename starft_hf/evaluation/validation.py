@@ -1,4 +1,4 @@
-"""Checks of what the metrics are computed from; each raises a ValueError."""
+"""Checks of the arguments of metrics; each raises a ValueError."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,18 +18,15 @@ def as_array(name: str, values: ArrayLike) -> NDArray[Any]:
 
 
 def class_indices(name: str, values: ArrayLike, num_classes: int | None = None) -> NDArray[np.int64]:
-    """`values`, called `name` in messages, as class indices `(N,)` below `num_classes`, where that is known."""
+    """`values` as class indices `(N,)` below `num_classes`, if that is known."""
     array = as_array(name, values)
     if array.ndim != 1:
         raise ValueError(f"{name} have shape {array.shape}; pass one class index per row")
     if not array.size:
-        raise ValueError(f"{name} have no rows, so there is nothing to compute a metric from; pass at least one")
+        raise ValueError(f"{name} have no rows, and no metric can be computed from none; pass at least one")
     if array.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} have dtype {array.dtype} and begin with {array[0]!r}; pass class indices, as integers"
-        )
-    outside = array < 0 if num_classes is None else (array < 0) | (array >= num_classes)
-    if outside.any():
+        raise ValueError(f"{name} have dtype {array.dtype} and begin with {array[0]!r}; pass integer class indices")
+    if (outside := (array < 0) | (array >= (num_classes or np.inf))).any():
         row = int(outside.argmax())
         classes = "start at 0" if num_classes is None else f"go from 0 to {num_classes - 1}"
         raise ValueError(f"row {row} of {name} is {array[row]}, and class indices {classes}; exclude such rows")
@@ -51,7 +48,7 @@ def check_rows(**columns: Sequence[Any] | NDArray[Any]) -> int:
     sizes = {name: len(column) for name, column in columns.items()}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ValueError(f"the columns differ in their numbers of rows ({found}); pass one value per row in each")
+        raise ValueError(f"the columns have different numbers of rows ({found}); pass one value per row in each")
     return next(iter(sizes.values()))
 
 
@@ -67,34 +64,23 @@ def check_groups(groups: Iterable[Any], known: Iterable[Any], needed: Iterable[A
     if unknown := [group for group in groups if group not in known]:
         raise ValueError(
             f"rows have the groups {unknown}, which {source} does not name; it names {known}. Correct the groups or "
-            f"add these to {source}"
+            f"add them to {source}"
         )
     if empty := [group for group in needed if group not in groups]:
         raise ValueError(
             f"{source} names the groups {empty}, which have no rows, so that their accuracy is undefined; evaluate on "
-            f"rows of every group or remove these from {source}"
+            f"rows of every group or remove them from {source}"
         )
 
 
 def check_shares(shares: Any, groups: Iterable[Any] | None) -> None:
-    """Check that `training_shares` can weight the accuracies of groups.
-
-    Args:
-        shares: share of the training set, or count of its rows, by group; 0 for groups that training did not have.
-        groups: the groups that have rows; None where they are not known yet.
-    """
+    """Check that `training_shares` can weight the accuracies of `groups`, those with rows; None: not known yet."""
     if not isinstance(shares, Mapping):
         raise ValueError(f"training_shares is a {type(shares).__name__}; pass the share of every group by its name")
     for group, share in shares.items():
         if not (isinstance(share, Real) and math.isfinite(share) and float(share) >= 0):
-            raise ValueError(
-                f"training_shares[{group!r}] is {share!r}; pass the group's share of the training set, or its rows"
-            )
+            raise ValueError(f"training_shares[{group!r}] is {share!r}; pass the group's training share or row count")
     if groups is not None:
-        needed = [group for group, share in shares.items() if share]
-        check_groups(groups, known=shares, needed=needed, source="training_shares")
+        check_groups(groups, shares, [group for group, share in shares.items() if share], "training_shares")
     if not any(shares.values()):
-        raise ValueError(
-            f"training_shares is {dict(shares)!r}, which leaves nothing to average over; give at least one group a "
-            "share above 0"
-        )
+        raise ValueError(f"training_shares is {dict(shares)!r}; give at least one group a share above 0")

@@ -16,14 +16,7 @@ __all__ = ["ExpectedCalibrationError", "GroupAccuracy", "MacroF1", "TopKAccuracy
 
 
 def metric_path(name: str) -> str:
-    """The folder of a metric of this package, for `evaluate.load`.
-
-    Args:
-        name: "expected_calibration_error", "group_accuracy", "macro_f1" or "top_k_accuracy".
-
-    Raises:
-        ValueError: if the metric is unknown.
-    """
+    """The folder of a metric such as "macro_f1", for `evaluate.load`; a ValueError if there is no such metric."""
     folders = {path.parent.name: path.parent for path in sorted(Path(__file__).parent.glob("*/citation.bib"))}
     if name not in folders:
         raise ValueError(unknown_name("metric", name, folders))

@@ -17,13 +17,10 @@ CLASSES = {"predictions": datasets.Value("int64"), "references": datasets.Value(
 
 
 class ArrayMetric(evaluate.Metric):
-    """A metric over columns of one value or one row of scores per sample.
+    """A metric that keeps columns as arrays, instead of writing them to Arrow files value by value.
 
-    `evaluate` writes every value to Arrow files; here `add` and `add_batch` check columns and keep them as arrays,
-    except with several processes (`num_process`), where the files are how the columns meet.
-
-    A subclass has its function in metric_functions.py under its own name, and describes itself by its docstring and by
-    the file citation.bib next to it.
+    With several processes (`num_process`) it does write them, because files are how the columns meet. A subclass has
+    its function in metric_functions.py under its own name, and a file citation.bib next to it.
     """
 
     columns: datasets.Features | list[datasets.Features] = datasets.Features(CLASSES)
@@ -38,32 +35,26 @@ class ArrayMetric(evaluate.Metric):
         # `evaluate.load` imports a copy of the module, without the files next to it.
         folder = Path(__file__).with_name(type(self).__module__.rpartition(".")[2])
         citation = (folder / "citation.bib").read_text(encoding="utf-8").strip()
-        return evaluate.MetricInfo(
-            description=summary, citation=citation, inputs_description=usage, features=self.columns
-        )
+        return evaluate.MetricInfo(summary, citation, self.columns, inputs_description=usage)
 
     def _compute(self, **inputs: Any) -> dict[str, Any]:
         result = getattr(metric_functions, self.name)(**inputs)
         return result if isinstance(result, dict) else {self.name: result}
 
     def compute(self, **inputs: Any) -> dict[str, Any] | None:
-        """The metric of everything added so far and of the columns given here. If it fails, what was added is kept.
+        """The metric of everything added so far and of the columns given here; None in processes but the first.
 
-        Returns:
-            The results by name; None in processes other than the first.
-
-        Raises:
-            ValueError: if a column is missing or does not fit, or there are no rows.
+        If it fails, what was added is kept.
         """
         names = self._feature_names()
         given = {name: value for name in names if (value := inputs.pop(name, None)) is not None}
         if given:
             self._check_names(given)
-        if given and (self._collected or self.num_process > 1):
+        if self.num_process > 1:
+            return super().compute(**given, **inputs)
+        if given and self._collected:
             self.add_batch(**given)
             given = {}
-        if self.num_process > 1:
-            return super().compute(**inputs)
         if not given and not self._collected:
             raise ValueError(f"{self.name} has no rows; pass {names} here, or call add or add_batch before")
         columns = given or {name: np.concatenate(parts) for name, parts in self._collected.items()}
@@ -72,11 +63,7 @@ class ArrayMetric(evaluate.Metric):
         return result
 
     def add_batch(self, **columns: Any) -> None:
-        """Add rows of every column; a batch may be empty.
-
-        Raises:
-            ValueError: if a column is missing or does not fit.
-        """
+        """Add rows of every column; a batch may be empty."""
         self._check_names(columns)
         if not check_rows(**columns):
             return
@@ -85,23 +72,19 @@ class ArrayMetric(evaluate.Metric):
         if self.num_process > 1:
             super().add_batch(**columns)
             return
-        parts = {name: _copied(name, columns[name]) for name in self._feature_names()}
+        parts = {name: _copied(name, column) for name, column in columns.items()}
         for name, part in parts.items():
             first = self._collected.get(name, [part])[0]
             if _kind(part) != _kind(first):
                 raise ValueError(
-                    f"{name} of {self.name} hold {_kind(part)} after {_kind(first)} in the first batch; pass the "
-                    "columns with the same types in every batch"
+                    f"{name} of {self.name} hold {_kind(part)} after {_kind(first)} in the first batch; pass columns "
+                    "with the same types in every batch"
                 )
         for name, part in parts.items():
             self._collected.setdefault(name, []).append(part)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **columns: Any) -> None:
-        """Add one row.
-
-        Raises:
-            ValueError: if a value is missing or does not fit.
-        """
+        """Add one row."""
         row = {"predictions": prediction, "references": reference, **columns}
         self.add_batch(**{name: [value] for name, value in row.items() if value is not None})
 
