@@ -54,11 +54,7 @@ class ClassSpace:
         return tuple(self.classifier[index] for index in used), mapping
 
     def for_head(self, size: int | None) -> tuple[tuple[str, ...], Mapped | None]:
-        """Class names and mapping for a linear head with `size` outputs (None: unknown).
-
-        Raises:
-            ValueError: if the head is neither over the labels nor over the classifier's classes.
-        """
+        """Class names and mapping for a head with `size` outputs (None: unknown); a ValueError if it has others."""
         if self.mapping and size in (None, len(self.classifier)):
             return self.classifier, self.mapping
         if size in (None, len(self.names)):
@@ -85,8 +81,6 @@ def distinct_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def classes_from_names(classes: Any) -> ClassSpace:
     """A class space from names in label order, or from a text file with one name per line."""
-    if isinstance(classes, ClassSpace):
-        return classes
     if isinstance(classes, (str, PathLike)):
         path = Path(classes)
         if not path.is_file():
@@ -106,7 +100,6 @@ def classes_from_hub(name: str, hub_id: str, file: str, num_classes: int) -> Cla
         return classes_from_names(hf_hub_download(hub_id, file, repo_type="dataset"))
     except Exception as error:
         raise ValueError(
-            f"the {num_classes} class names of {name!r} could not be read from {file} of the dataset {hub_id}: "
-            f"{error}. Pass load_benchmark({name!r}, classes=...) with names in label order or a file of one name per "
-            "line; the authors of the benchmark publish them with it."
+            f"the {num_classes} class names of {name!r} could not be read from {file} of {hub_id}: {error}. "
+            f"Pass load_benchmark({name!r}, classes=...) with names in label order or a file of them, as published"
         ) from error

@@ -1,13 +1,11 @@
 """Bring datasets as the Hub has them to the columns that evaluation reads, without decoding images."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
-from datasets import ClassLabel, Features, Value
+from datasets import ClassLabel, Value
 
 from starft_hf.data.columns import read_column
-from starft_hf.data.source import is_iterable
 from starft_hf.utils.names import unknown_name
 
 
@@ -30,9 +28,6 @@ def rename_first(dataset: Any, candidates: Sequence[str], to: str, name: str) ->
 
 def with_values(dataset: Any, column: str, source: str, function: Callable[[Any], Any], feature: Any) -> Any:
     """`dataset` with a column of the results of `function` on the values of the column `source`."""
-    if is_iterable(dataset):
-        features = Features({**dataset.features, column: feature})
-        return dataset.map(lambda value: {column: function(value)}, input_columns=source, features=features)
     values = list(map(function, read_column(dataset, source)))
     if column in dataset.features:
         dataset = dataset.remove_columns(column)
@@ -51,11 +46,12 @@ def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:
     return with_values(dataset, column, column, _index_reader(feature, column, names), ClassLabel(names=list(names)))
 
 
-def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
+def as_group_names(dataset: Any, column: str, names: Sequence[str], name: str) -> Any:
     """`dataset` with the strings `names` in `column`, which holds indices or names.
 
-    As strings, because groups without rows are not an error then: a part of a benchmark may lack some.
+    As strings, because groups without rows are not an error then: part of a benchmark may not have all of them.
     """
+    find_column(dataset, [column], name, "groups")
     index_of = _index_reader(dataset.features[column], column, names)
     return with_values(dataset, column, column, lambda value: names[index_of(value)], Value("string"))
 
@@ -63,28 +59,27 @@ def as_group_names(dataset: Any, column: str, names: Sequence[str]) -> Any:
 def _index_reader(feature: Any, column: str, names: Sequence[str]) -> Callable[[Any], int]:
     own = feature.names if isinstance(feature, ClassLabel) else []
     places = {_plain(name): index for index, name in enumerate(names)}
-    if all(name.isdecimal() for name in own):
-        return partial(_index, column, names, places)
-    if len(places) < len(names) or sorted(map(_plain, own)) != sorted(places):
+    by_name = not all(name.isdecimal() for name in own)
+    if by_name and (len(places) < len(names) or sorted(map(_plain, own)) != sorted(places)):
         raise ValueError(
             f"column {column!r} has the classes {_shown(own)}, not {_shown(names)}. If its indices are nevertheless "
             f"those of the latter, cast it first: dataset.cast_column({column!r}, datasets.Value('int64'))"
         )
-    return lambda value: places[_plain(own[_index(column, own, {}, value)])]
 
+    def index_of(value: Any) -> int:
+        if isinstance(value, str):
+            if _plain(value) not in places:
+                raise ValueError(f"column {column!r} holds an " + unknown_name("class", value, places))
+            return places[_plain(value)]
+        # Splits whose labels are secret have -1.
+        if value is None or not 0 <= value < len(names) or value != int(value):
+            raise ValueError(
+                f"column {column!r} has a row with {value}, but there are {len(names)} classes (labels 0 to "
+                f"{len(names) - 1}): {_shown(names)}; fill or drop such rows"
+            )
+        return places[_plain(own[value])] if by_name else int(value)
 
-def _index(column: str, names: Sequence[str], places: dict[str, int], value: float | str | None) -> int:
-    if isinstance(value, str):
-        if _plain(value) not in places:
-            raise ValueError(f"column {column!r} holds an " + unknown_name("class", value, places))
-        return places[_plain(value)]
-    # Splits whose labels are secret have -1.
-    if value is None or not 0 <= value < len(names) or value != int(value):
-        raise ValueError(
-            f"column {column!r} has a row with {value}, but there are {len(names)} classes (labels 0 to "
-            f"{len(names) - 1}): {_shown(names)}; fill or drop such rows"
-        )
-    return int(value)
+    return index_of
 
 
 def _plain(name: str) -> str:

@@ -7,26 +7,17 @@ from os import PathLike
 from statistics import fmean
 from typing import Any
 
-from datasets import Image, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, Image, Value, concatenate_datasets, load_dataset
 from torch import nn
 
 from starft_hf.evaluation.catalog.classes import ClassSpace, classes_from_names
-from starft_hf.evaluation.catalog.columns import (
-    as_class_labels,
-    as_group_names,
-    find_column,
-    rename_first,
-    with_values,
-)
+from starft_hf.evaluation.catalog.columns import as_class_labels, as_group_names, rename_first, with_values
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.utils.names import unknown_name
 
 
 METRICS = ("accuracy", "worst_group_accuracy", "mean_group_accuracy", "macro_f1")
-
-# A step of preparation: from a dataset and its benchmark to the dataset for the next step.
-Step = Callable[[Any, "BenchmarkEntry"], Any]
 
 
 @dataclass(frozen=True)
@@ -47,17 +38,11 @@ class HubSource:
     data_files: str | None = None
     part: str = ""
 
-    def load(self, cache_dir: str | PathLike[str] | None, streaming: bool) -> Any:
+    def load(self, cache_dir: str | PathLike[str] | None) -> Any:
         """The split as the Hub has it."""
         files = None if self.data_files is None else {self.split: self.data_files}
-        return load_dataset(
-            self.hub_id,
-            self.config,
-            data_files=files,
-            split=self.split,
-            cache_dir=None if cache_dir is None else str(cache_dir),
-            streaming=streaming,
-        )
+        folder = None if cache_dir is None else str(cache_dir)
+        return load_dataset(self.hub_id, self.config, data_files=files, split=self.split, cache_dir=folder)
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,7 @@ class BenchmarkEntry:
         metric: the measure that papers report, one of `METRICS`.
         image_columns: columns the images may be in; the first that exists is used.
         label_columns: the same for the labels.
-        steps: further steps of preparation, which run before labels and groups get their names.
+        steps: functions that further prepare the dataset of the benchmark, before labels and groups get their names.
         group_columns: columns of the prepared dataset whose values name a row's group; empty: the classes.
         group_names: names of the values of group columns.
         ignored_groups: groups that the measure skips.
@@ -99,7 +84,7 @@ class BenchmarkEntry:
     metric: str
     image_columns: tuple[str, ...] = ("image",)
     label_columns: tuple[str, ...] = ("label",)
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Callable[[Any, "BenchmarkEntry"], Any], ...] = ()
     group_columns: tuple[str, ...] = ()
     group_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     ignored_groups: tuple[str, ...] = ()
@@ -118,17 +103,6 @@ class BenchmarkEntry:
             if column not in self.group_columns:
                 raise ValueError(unknown_name(f"group column of {self.name!r}", column, self.group_columns))
 
-    @property
-    def hub_id(self) -> str:
-        """The repositories, joined by " + "."""
-        return " + ".join(dict.fromkeys(source.hub_id for source in self.hub))
-
-    @property
-    def training_shares(self) -> dict[str, float] | None:
-        """The share of every group in the training set, or None."""
-        total = sum(self.training_sizes.values())
-        return {group: size / total for group, size in self.training_sizes.items()} if total else None
-
     def class_space(self) -> ClassSpace:
         """The classes; an ImportError if they need a missing library, a ValueError if they have to be passed."""
         return self.classes() if callable(self.classes) else self.classes
@@ -137,21 +111,20 @@ class BenchmarkEntry:
         """The prompts of the zero-shot classifier; an ImportError if they need a missing library."""
         return self.templates() if callable(self.templates) else self.templates
 
-    def load(self, cache_dir: str | PathLike[str] | None = None, *, streaming: bool = False) -> Any:
+    def load(self, cache_dir: str | PathLike[str] | None = None) -> Any:
         """Download and `prepare` the benchmark, with a warning if the number of rows is not that of the benchmark.
 
         Args:
             cache_dir: where downloads are kept; None: where `datasets` keeps them.
-            streaming: return an iterable dataset, which can be inspected, but not evaluated.
         """
         # Raises for missing classes before gigabytes are downloaded.
         self.class_space()
-        parts = {source.part: source.load(cache_dir, streaming) for source in self.hub}
-        found = None if streaming else sum(map(len, parts.values()))
-        if self.rows is not None and found not in (None, self.rows):
+        parts = {source.part: source.load(cache_dir) for source in self.hub}
+        found = sum(map(len, parts.values()))
+        if self.rows not in (None, found):
             warnings.warn(
-                f"{self.hub_id} has {found} rows for {self.name!r}, which has {self.rows}; figures on other rows "
-                "cannot be compared with published ones",
+                f"the Hub has {found} rows for {self.name!r}, which has {self.rows}; figures on other rows cannot be "
+                "compared with published ones",
                 stacklevel=2,
             )
         return self.prepare(parts if len(self.hub) > 1 else parts[self.hub[0].part])
@@ -160,7 +133,7 @@ class BenchmarkEntry:
         """Bring the benchmark, as the Hub has it, to the columns that evaluation reads. Prepare it once: crops add up.
 
         Args:
-            dataset: a `datasets` Dataset or IterableDataset; for a benchmark of several, a mapping from part to it.
+            dataset: a `datasets` Dataset; for a benchmark of several, a mapping from part to Dataset.
 
         Returns:
             The same rows with the columns "image", "label" (a ClassLabel) and those that name groups.
@@ -168,22 +141,21 @@ class BenchmarkEntry:
         Raises:
             ValueError: if a column is missing or holds something else, or classes have to be passed first.
         """
+        if len(self.hub) == 1:
+            return self._prepared(dataset, self.hub[0])
         parts = [source.part for source in self.hub]
-        expected = set(parts) if len(parts) > 1 else None
-        given = set(dataset) if isinstance(dataset, Mapping) else None
-        if given != expected:
-            found = type(dataset).__name__ + (f" of {sorted(given)}" if given else "")
-            wanted = f"a mapping with {parts}" if expected else f"its split {self.hub[0].split!r}"
-            raise ValueError(f"the dataset for {self.name!r} is a {found}; pass {wanted}")
-        if expected is None:
-            return self._prepared(dataset)
-        used = dict.fromkeys(("image", "label", *self.group_columns))
-        return concatenate_datasets([self._prepared(dataset[part], part).select_columns(list(used)) for part in parts])
+        found = sorted(dataset) if isinstance(dataset, Mapping) else f"a {type(dataset).__name__}"
+        if found != sorted(parts):
+            raise ValueError(f"the dataset for {self.name!r} is {found}; pass a mapping with {parts}")
+        used = list(dict.fromkeys(("image", "label", *self.group_columns)))
+        return concatenate_datasets(
+            [self._prepared(dataset[source.part], source).select_columns(used) for source in self.hub]
+        )
 
-    def _prepared(self, dataset: Any, part: str = "") -> Any:
-        if getattr(dataset, "features", None) is None:
-            kind = type(dataset).__name__
-            raise ValueError(f"the dataset for {self.name!r} is a {kind} without features; pass a datasets.Dataset")
+    def _prepared(self, dataset: Any, source: HubSource) -> Dataset:
+        if not isinstance(dataset, Dataset):
+            found = type(dataset).__name__
+            raise ValueError(f"the dataset for {self.name!r} is a {found}; pass its split {source.split!r}, a Dataset")
         dataset = rename_first(dataset, self.image_columns, "image", self.name)
         # Some repositories hold encoded bytes.
         if not isinstance(dataset.features["image"], Image):
@@ -193,8 +165,10 @@ class BenchmarkEntry:
         dataset = rename_first(dataset, self.label_columns, "label", self.name)
         dataset = as_class_labels(dataset, "label", self.class_space().names)
         for column, names in self.group_names.items():
-            dataset = as_group_names(dataset, find_column(dataset, [column], self.name, "groups"), names)
-        return with_values(dataset, "source", "label", lambda _: part, Value("string")) if part else dataset
+            dataset = as_group_names(dataset, column, names, self.name)
+        if source.part:
+            dataset = with_values(dataset, "source", "label", lambda _: source.part, Value("string"))
+        return dataset
 
     def evaluate(
         self,
@@ -224,7 +198,8 @@ class BenchmarkEntry:
         space = self.class_space()
         self._check_prepared(dataset, space)
         names, mapping = space.for_zero_shot() if head is None else space.for_head(getattr(head, "out_features", None))
-        own: dict[str, Any] = {"class_names": names, "class_mapping": mapping, "training_shares": self.training_shares}
+        own: dict[str, Any] = {"class_names": names, "class_mapping": mapping}
+        own["training_shares"] = self.training_sizes or None
         if settings.get("group_function") is None:
             own["group_column"] = self.group_columns or None
         if head is None:
@@ -233,22 +208,16 @@ class BenchmarkEntry:
 
     def _check_prepared(self, dataset: Any, space: ClassSpace) -> None:
         features = getattr(dataset, "features", None) or {}
-        if missing := {"image", "label", *self.group_columns} - set(features):
-            problem = f"it has no column {min(missing)!r}"
-        elif getattr(features["label"], "names", None) != list(space.names):
+        if getattr(features.get("label"), "names", None) != list(space.names):
             problem = "its labels do not have the benchmark's names"
-        elif unnamed := [column for column in self.group_names if getattr(features[column], "dtype", "") != "string"]:
+        elif unnamed := [name for name in self.group_names if getattr(features.get(name), "dtype", "") != "string"]:
             problem = f"column {unnamed[0]!r} does not hold the names of groups"
         else:
             return
         raise ValueError(f"the dataset for {self.name!r} is not prepared: {problem}; pass entry.prepare(dataset)")
 
     def score(self, result: EvaluationResult) -> float:
-        """The measure that papers report on this benchmark, from 0 to 1.
-
-        Raises:
-            ValueError: if `result` does not have it.
-        """
+        """The measure that papers report on this benchmark, from 0 to 1; a ValueError if `result` does not have it."""
         if self.metric == "accuracy":
             return result.accuracy
         if self.metric == "macro_f1":
@@ -256,7 +225,4 @@ class BenchmarkEntry:
                 raise ValueError("the result has no macro F1; evaluate again")
             return result.macro_f1
         counted = [value for group, value in result.group_accuracies.items() if group not in self.ignored_groups]
-        if not counted:
-            groups = sorted(result.group_accuracies)
-            raise ValueError(f"the measure skips the result's only groups, {groups}; evaluate on the whole benchmark")
         return min(counted) if self.metric == "worst_group_accuracy" else fmean(counted)

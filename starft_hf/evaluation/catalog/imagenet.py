@@ -42,20 +42,13 @@ def _open_clip_metadata() -> dict[str, Any]:
 def imagenet_class_names() -> tuple[str, ...]:
     """The 1,000 class names of ImageNet as prompts use them, in the order of their WordNet ids.
 
-    Two names occur twice: "missile" and "sunglasses".
-
-    Raises:
-        ImportError: if open_clip is not installed.
+    Two occur twice, "missile" and "sunglasses". Raises an ImportError if open_clip is not installed.
     """
     return tuple(_open_clip_metadata()["IMAGENET_CLASSNAMES"])
 
 
 def imagenet_templates() -> tuple[str, ...]:
-    """The 80 prompts of CLIP's zero-shot classifier of ImageNet, with `{}` for the class name.
-
-    Raises:
-        ImportError: if open_clip is not installed.
-    """
+    """The 80 prompts of CLIP for ImageNet, with `{}` for the class name; an ImportError without open_clip."""
     return tuple(template("{}") for template in _open_clip_metadata()["OPENAI_IMAGENET_TEMPLATES"])
 
 
@@ -80,8 +73,6 @@ def read_objectnet_classes(classes: Any) -> ClassSpace:
 
     Labels are numbered in the order of ObjectNet's folder names, as clip_benchmark numbers them.
     """
-    if isinstance(classes, ClassSpace):
-        return classes
     if isinstance(classes, (str, PathLike)):
         classes = _read_mappings(Path(classes))
     if not isinstance(classes, Mapping):
@@ -98,12 +89,8 @@ def _read_mappings(folder: Path) -> dict[str, list[int]]:
     label_of, imagenet_of, line_of = (json.loads(path.read_text(encoding="utf-8")) for path in paths[:3])
     lines = [line.strip() for line in paths[3].read_text(encoding="utf-8").splitlines()]
     index_of = {lines[int(line)]: int(index) for index, line in line_of.items()}
-    try:
-        return {
-            label.lower(): [index_of[name] for name in imagenet_of[label].split("; ")]
-            for _, label in sorted(label_of.items())
-            if label in imagenet_of
-        }
-    except KeyError as error:
-        message = f"the mappings in {str(folder)!r} name the unknown ImageNet class {error}; use the published files"
-        raise ValueError(message) from error
+    return {
+        label.lower(): [index_of[name] for name in imagenet_of[label].split("; ")]
+        for _, label in sorted(label_of.items())
+        if label in imagenet_of
+    }

@@ -24,9 +24,8 @@ PUBLISHED_NOTE = (
 FUNCTIONS: dict[str, Any] = {**vars(imagenet), **vars(steps)}
 
 
-def _read(file: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
-    return content
+def _read(file: str) -> Any:
+    return yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
 
 
 @cache
@@ -35,7 +34,9 @@ def _entries() -> dict[str, BenchmarkEntry]:
 
 
 def _entry(name: str, fields: Mapping[str, Any]) -> BenchmarkEntry:
-    values = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
+    values: dict[str, Any] = {
+        field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()
+    }
     values["hub"] = tuple(HubSource(**source) for source in fields["hub"])
     values["classes"] = _classes(name, fields)
     values["steps"] = tuple(FUNCTIONS[step] for step in fields.get("steps", ()))
@@ -83,7 +84,8 @@ def load_benchmark(
         raise ValueError(unknown_name("benchmark", name, entries))
     entry = entries[name]
     if classes is not None:
-        entry = replace(entry, classes=entry.read_classes(classes))
+        space = classes if isinstance(classes, ClassSpace) else entry.read_classes(classes)
+        entry = replace(entry, classes=space)
     return replace(entry, group_names={**entry.group_names, **(group_names or {})})
 
 
@@ -101,7 +103,7 @@ def _row(entry: BenchmarkEntry) -> tuple[str, ...]:
     return (
         f"`{entry.name}`",
         entry.title,
-        f"`{entry.hub_id}`".replace(" + ", "` + `"),
+        " + ".join(f"`{source.hub_id}`" for source in entry.hub),
         f"{entry.num_classes:,}",
         groups,
         entry.metric.replace("_", " "),
@@ -110,11 +112,7 @@ def _row(entry: BenchmarkEntry) -> tuple[str, ...]:
 
 
 def published_accuracies(benchmark: str) -> dict[str, float]:
-    """Accuracy in percent by method, as published for a benchmark such as "imagenet"; see `PUBLISHED_NOTE`.
-
-    Raises:
-        ValueError: if there are no published figures for it.
-    """
+    """Published accuracies in percent by method, as `PUBLISHED_NOTE` says; a ValueError if `benchmark` has none."""
     published = _read("published.yaml")
     if benchmark not in published:
         raise ValueError(unknown_name("benchmark with published figures", benchmark, published))

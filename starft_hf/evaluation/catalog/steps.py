@@ -4,7 +4,6 @@ from typing import Any
 
 from datasets import ClassLabel, Value
 
-from starft_hf.data.source import is_iterable
 from starft_hf.evaluation.catalog.columns import find_column, with_values
 from starft_hf.evaluation.catalog.entry import BenchmarkEntry
 
@@ -30,19 +29,15 @@ def _attribute_index(value: Any) -> int:
 
 
 def crop_objectnet_border(dataset: Any, entry: BenchmarkEntry) -> Any:
-    """The images of ObjectNet without their red frame of two pixels, which is cut off when they are read."""
-    if is_iterable(dataset):
-        return with_values(dataset, "image", "image", _without_border, dataset.features["image"])
-    return dataset.with_transform(_without_borders)
+    """The images of ObjectNet without their red frame of two pixels, which is cut off as they are read."""
+    return dataset.with_transform(_without_border)
 
 
-def _without_border(image: Any) -> Any:
-    return image.crop((2, 2, image.width - 2, image.height - 2))
-
-
-def _without_borders(batch: dict[str, Any]) -> dict[str, Any]:
+def _without_border(batch: dict[str, Any]) -> dict[str, Any]:
     # Reading other columns alone gives batches without images.
-    return {**batch, "image": list(map(_without_border, batch["image"]))} if "image" in batch else batch
+    if "image" not in batch:
+        return batch
+    return {**batch, "image": [image.crop((2, 2, image.width - 2, image.height - 2)) for image in batch["image"]]}
 
 
 def fmow_regions(dataset: Any, entry: BenchmarkEntry) -> Any:
@@ -52,9 +47,9 @@ def fmow_regions(dataset: Any, entry: BenchmarkEntry) -> Any:
         return dataset
     if "region" not in entry.group_names:
         raise ValueError(
-            f"the dataset for {entry.name!r} has regions by index, and their names were not passed, so that 'Other' "
-            "cannot be excluded. WILDS numbers regions as they first occur in rgb_metadata.csv of its download "
-            "(wilds.stanford.edu). Pass load_benchmark('fmow', group_names={'region': [...]})."
+            "the dataset for 'fmow' has regions by index, and their names were not passed, so that 'Other' cannot be "
+            "excluded. Pass load_benchmark('fmow', group_names={'region': [...]}) with them as they first occur in "
+            "rgb_metadata.csv of the download of WILDS (wilds.stanford.edu)"
         )
     if column == "region":
         return dataset
