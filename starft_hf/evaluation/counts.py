@@ -1,8 +1,8 @@
 """Counts from which the metrics of a classifier are computed, so that no logits need to be kept or gathered."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,7 @@ from starft_hf.utils.collectives import world_size
 
 
 class ClassificationCounts:
-    """Accumulates, batch by batch, what loss, accuracies and calibration of a classifier are computed from.
-
-    The results do not depend on the batches.
+    """Accumulates, batch by batch, what the metrics of a classifier are computed from, whatever the batches.
 
     Args:
         num_bins: bins of equal width for the expected calibration error.
@@ -70,57 +68,34 @@ class ClassificationCounts:
                 setattr(total, name, getattr(total, name) + counts[name])
         return total
 
-    @property
-    def total(self) -> int:
-        """Rows counted so far."""
-        return self.group_total.total()
-
-    def group_accuracies(self) -> dict[str, float]:
-        """The accuracy in every group, in order of the groups' names."""
-        return accuracies_of(self.group_correct, self.group_total)
-
-    def expected_calibration_error(self) -> float:
-        """Mean distance of accuracy and confidence over the bins, weighted by their rows, over the whole set."""
-        return calibration_error(self.bins)
-
-    def macro_f1(self) -> float:
-        """The mean of F1 over the classes that occur among the labels, as WILDS computes it (arXiv 2012.07421).
-
-        A class that is only predicted counts in `starft_hf.evaluation.metrics.MacroF1`, but not here.
-        """
-        scores = [
-            2 * self.class_correct[label] / (total + self.class_predicted[label])
-            for label, total in self.class_total.items()
-        ]
-        return math.fsum(scores) / len(scores)
-
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
         """The metrics of everything that was counted.
 
         Args:
-            training_shares: share of every group in the training set, for the group-adjusted accuracy: the accuracy
-                on a set whose groups are as frequent as in training. None skips it.
+            training_shares: share of every group in the training set, for the group-adjusted accuracy; None skips it.
 
         Raises:
             ValueError: if nothing was counted.
         """
-        if not self.total:
+        total = self.group_total.total()
+        if not total:
             skipped = f" ({self.skipped} were skipped because of their images)" if self.skipped else ""
-            raise ValueError(
-                f"the evaluation dataset has no rows{skipped}, so there are no metrics; pass one with readable rows"
-            )
-        accuracies = self.group_accuracies()
+            raise ValueError(f"the evaluation dataset has no rows{skipped}; pass one with readable rows")
+        accuracies = accuracies_of(self.group_correct, self.group_total)
         rows, right, confidence = self.bins
+        # As in WILDS (arXiv 2012.07421), a class that is only predicted does not count; in the metric MacroF1 it does.
+        right_of, predicted = self.class_correct, self.class_predicted
+        f1 = [2 * right_of[label] / (count + predicted[label]) for label, count in self.class_total.items()]
         means = zip(rows, confidence / rows.clip(1), right / rows.clip(1), strict=True)
         return EvaluationResult(
-            accuracy=self.group_correct.total() / self.total,
+            accuracy=self.group_correct.total() / total,
             worst_group_accuracy=min(accuracies.values()),
             group_accuracies=accuracies,
             group_sizes={group: self.group_total[group] for group in accuracies},
-            loss=self.loss_sum / self.total,
-            ece=self.expected_calibration_error(),
+            loss=self.loss_sum / total,
+            ece=calibration_error(self.bins),
             group_adjusted_accuracy=adjusted_accuracy(accuracies, training_shares or {}),
             bins=tuple(ReliabilityBin(int(count), float(mean), float(hits)) for count, mean, hits in means),
-            macro_f1=self.macro_f1(),
+            macro_f1=fmean(f1),
             skipped=self.skipped,
         )

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
@@ -54,9 +55,8 @@ def evaluate_zero_shot(
 ) -> EvaluationResult:
     """Classify the images of a labeled dataset zero-shot, or with a linear head, and measure accuracy and calibration.
 
-    With several processes (`torchrun`, `accelerate launch`) in a process group, as a Trainer or
-    `accelerate.PartialState()` sets it up, each process classifies its share of the images, and all of them return the
-    result of the whole set. Memory grows with the number of classes, not of images.
+    In a process group, as a Trainer or `accelerate.PartialState()` sets it up, each process classifies part of the
+    images, and all of them return the result of the whole set. Memory grows with the classes, not with the images.
 
     Args:
         model: a dual encoder, a Hub id or a path.
@@ -68,12 +68,12 @@ def evaluate_zero_shot(
         group_function: names a row's group from its other columns, in place of `group_column`.
         image_column: column with the images.
         label_column: column with the labels.
-        class_mapping: for datasets whose classes stand for several of the classifier's: for every label of the dataset
-            the indices into `class_names`, of which the best counts. The labels have the ClassLabel column's names, or
-            else that of the first class that stands for them.
+        class_mapping: for datasets whose classes stand for several of the classifier's: for every label the indices
+            into `class_names`, of which the best counts. Labels have the names of the ClassLabel column, or else of
+            the first class that each stands for.
         head: a linear head over `class_names`, in place of the zero-shot classifier.
-        training_shares: share of every group in the training set, for the group-adjusted accuracy. It must name every
-            group that has rows, and every group to which it gives a share must have rows.
+        training_shares: share, or rows, of every group in the training set, for the group-adjusted accuracy. Every
+            group with rows must have one, and every group with a share above 0 must have rows.
         batch_size: images per forward.
         num_workers: processes that load images.
         dtype: of autocast, such as `torch.bfloat16`; None: the model's own.
@@ -91,10 +91,7 @@ def evaluate_zero_shot(
     if isinstance(dataset, Mapping):
         raise ValueError(f"dataset is a dictionary with {sorted(dataset)}; pass one of its datasets")
     if is_iterable(dataset):
-        raise ValueError(
-            "dataset is an iterable dataset, which cannot be split among processes; pass a dataset whose rows can be "
-            "read by index"
-        )
+        raise ValueError("dataset is an iterable dataset, which cannot be split; pass one that can be read by index")
     if class_names is not None:
         check_names(class_names)
         check_distinct(class_names)
@@ -104,14 +101,11 @@ def evaluate_zero_shot(
     else:
         columns = resolve_mapped_columns(dataset, settings, class_mapping, class_names, what="dataset")
     if head is not None:
-        check_head(head, columns.classifier or columns.class_names or ())
+        _check_head(head, columns.classifier or columns.class_names or ())
     if training_shares is not None:
         check_shares(training_shares, group_names(dataset, columns))
     if dtype not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"dtype is {dtype!r}; pass torch.bfloat16 or torch.float16 for autocast, or None to compute in the "
-            "model's own"
-        )
+        raise ValueError(f"dtype is {dtype!r}; pass torch.bfloat16, torch.float16 or None, for the model's own")
 
     model = load_model(model)
     device = next(model.parameters()).device
@@ -128,17 +122,13 @@ def evaluate_zero_shot(
     loader = DataLoader(mine, batch_size, num_workers=num_workers, collate_fn=StarFTCollator(encoder.encode_texts))
     evaluation = ClassifierEvaluation(encoder, columns, templates, head, keep_mistakes)
     autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-    bar = tqdm(total=len(mine), desc="Evaluating", unit=" images", disable=not progress)
-    with evaluation_mode(model), autocast, bar:
-        for batch in loader:
-            batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-            evaluation.step(model, batch)
-            bar.update(len(batch["labels"]))
+    with evaluation_mode(model), autocast:
+        for batch in tqdm(loader, desc="Evaluating", unit=" batches", disable=not progress):
+            evaluation.step(model, send_to_device(batch, device))
     return evaluation.result(training_shares)
 
 
-def check_head(head: nn.Linear, class_names: Sequence[str]) -> None:
-    """Raise a ValueError unless `head` is a linear layer over these classes."""
+def _check_head(head: nn.Linear, class_names: Sequence[str]) -> None:
     if not isinstance(head, nn.Linear):
         raise ValueError(f"head is a {type(head).__name__}; pass an nn.Linear over class_names")
     if head.out_features != len(class_names):

@@ -22,18 +22,12 @@ from starft_hf.models.heads import head_logits
 
 logger = logging.get_logger(__name__)
 
-_IGNORED = -100
-
 
 class ClassifierEvaluation:
     """Classifies the batches of one dataset and accumulates the results.
 
-    Args:
-        encoder: the spec of the model.
-        columns: those of the dataset, with its classes; of those that a label is mapped to, the best counts.
-        templates: prompt ensemble of the zero-shot classifier.
-        head: a trained linear head over these very classes, used instead of the zero-shot classifier.
-        keep_mistakes: how many of the worst group's most confident mistakes to keep.
+    `head`, over the classes of `columns`, takes the place of the zero-shot classifier. Of the classes that a label is
+    mapped to, the best counts.
     """
 
     def __init__(
@@ -68,24 +62,16 @@ class ClassifierEvaluation:
             logits = torch.stack([logits[:, list(classes)].amax(-1) for classes in self.class_mapping], dim=-1)
         self.counts.skipped += self.skipped.record(batch)
         rows = batch["valid"].nonzero().flatten() if "valid" in batch else torch.arange(len(logits))
-        groups = [batch["groups"][row] for row in rows.tolist()]
         rows = rows.to(logits.device)
-        if groups:
-            self.counts.update(logits[rows], batch["labels"][rows], groups)
+        if len(rows):
+            self.counts.update(logits[rows], batch["labels"][rows], [batch["groups"][row] for row in rows.tolist()])
         # Rows of an iterable dataset have no index.
         if self.mistakes.limit and "sample_index" in batch:
             self.mistakes.update(logits, batch)
         return logits
 
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
-        """The result over all processes.
-
-        Args:
-            training_shares: share of every group in the training set, for the group-adjusted accuracy.
-
-        Raises:
-            ValueError: if there were no rows.
-        """
+        """The result over all processes; a ValueError if there were no rows."""
         result = self.counts.gathered().result(training_shares)
         return replace(result, mistakes=self.mistakes.gathered().of(result.worst_group))
 
@@ -93,15 +79,14 @@ class ClassifierEvaluation:
 def labels_that_count(batch: Mapping[str, Any]) -> Tensor:
     """The labels of a batch, `(N,)`, with -100, which losses and metrics ignore, for rows that are skipped."""
     labels: Tensor = batch["labels"]
-    return labels.masked_fill(~batch["valid"], _IGNORED) if "valid" in batch else labels
+    return labels.masked_fill(~batch["valid"], -100) if "valid" in batch else labels
 
 
 def training_group_shares(examples: Any) -> dict[str, float] | None:
     """The share of every group of a training set; None for iterable datasets, and if the group of a row is unknown."""
     if not isinstance(examples, IndexedExamples) or not hasattr(examples.dataset, "select_columns"):
         return None
-    columns = examples.columns
-    if columns.label is None:
+    if (columns := examples.columns).label is None:
         return None
     name = EvaluationExampleMaker(columns, examples.make.preprocessor).group
     used = [column for column in columns.used if column not in (columns.image, columns.caption)]

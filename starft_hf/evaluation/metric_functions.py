@@ -125,9 +125,8 @@ def count_groups(correct: ArrayLike, groups: Iterable[GroupT]) -> tuple[Counter[
         sizes = Counter(names)
     except TypeError as error:
         raise ValueError(message.format(f"values that cannot be counted ({error})")) from None
-    for name in sizes:
-        if not isinstance(name, (str, Integral)):
-            raise ValueError(message.format(repr(name)))
+    if strange := [name for name in sizes if not isinstance(name, (str, Integral))]:
+        raise ValueError(message.format(repr(strange[0])))
     if len({isinstance(name, str) for name in sizes}) > 1:
         raise ValueError(message.format("strings and integers"))
     return Counter(compress(names, hits)), sizes

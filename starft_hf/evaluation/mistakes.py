@@ -13,12 +13,7 @@ from starft_hf.utils.collectives import world_size
 
 
 class ConfidentMistakes:
-    """Keeps, batch by batch, the most confident mistakes of every group.
-
-    Args:
-        limit: how many are kept per group.
-        class_names: names of the classes.
-    """
+    """Keeps, batch by batch, the `limit` most confident mistakes of every group."""
 
     def __init__(self, limit: int, class_names: Sequence[str]):
         self.limit = limit
@@ -33,15 +28,9 @@ class ConfidentMistakes:
         if "valid" in batch:
             wrong &= batch["valid"]
         for row in wrong.nonzero().flatten().tolist():
-            self._keep(
-                Mistake(
-                    sample=int(batch["sample_index"][row]),
-                    label=self.class_names[int(batch["labels"][row])],
-                    predicted=self.class_names[int(predicted[row])],
-                    confidence=float(confidences[row]),
-                    group=batch["groups"][row],
-                )
-            )
+            label, guess = (self.class_names[int(classes[row])] for classes in (batch["labels"], predicted))
+            sample, confidence = int(batch["sample_index"][row]), float(confidences[row])
+            self._keep(Mistake(sample, label, guess, confidence, batch["groups"][row]))
 
     def _keep(self, mistake: Mistake) -> None:
         kept = self._by_group.setdefault(mistake.group, [])

@@ -7,13 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The predictions whose confidence falls between two bounds.
-
-    Attributes:
-        count: how many there are.
-        confidence: their mean confidence.
-        accuracy: the share of them that is right.
-    """
+    """The predictions whose confidence falls between two bounds: their number, mean confidence and accuracy."""
 
     count: int
     confidence: float
@@ -22,15 +16,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction.
-
-    Attributes:
-        sample: index in the dataset.
-        label: name of the true class.
-        predicted: name of the predicted class.
-        confidence: probability of the predicted class.
-        group: name of the sample's group.
-    """
+    """A wrong prediction: the sample's index, true and predicted class, confidence in the latter, and group."""
 
     sample: int
     label: str
@@ -44,17 +30,17 @@ class EvaluationResult:
     """The metrics of a classifier on a dataset. Accuracies, errors and confidences are from 0 to 1.
 
     Attributes:
-        accuracy: share of right predictions.
+        accuracy: over all rows.
         worst_group_accuracy: accuracy in the group where it is lowest.
         group_accuracies: accuracy in every group, by name.
         group_sizes: rows in every group.
         loss: mean cross-entropy in nats.
         ece: expected calibration error over the whole set.
-        group_adjusted_accuracy: average weighted by the groups' shares of the training set; None where unknown.
+        group_adjusted_accuracy: average weighted by the groups' shares of the training set; None if unknown.
         bins: reliability bins of equal width, from confidence 0 to 1; empty ones have count 0.
         mistakes: the most confident mistakes of the worst group.
-        macro_f1: mean of F1 over the classes that occur among the labels; None where it was not counted.
-        skipped: rows that were skipped because their images cannot be read; they count in none of the figures.
+        macro_f1: mean of F1 over the classes that occur among the labels; None if it was not counted.
+        skipped: rows whose images cannot be read; no metric counts them.
     """
 
     accuracy: float
@@ -80,7 +66,7 @@ class EvaluationResult:
         return self.accuracy - self.worst_group_accuracy
 
     def metrics(self) -> dict[str, float]:
-        """Its figures for a log, with each group's accuracy."""
+        """The figures that a trainer logs, with each group's accuracy."""
         metrics = {"loss": self.loss, "accuracy": self.accuracy, "worst_group_accuracy": self.worst_group_accuracy}
         if self.group_adjusted_accuracy is not None:
             metrics["group_adjusted_accuracy"] = self.group_adjusted_accuracy
@@ -95,7 +81,7 @@ class EvaluationResult:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EvaluationResult":
-        """The result that `as_dict` gave this content for."""
+        """The result from what `as_dict` returned."""
         bins = tuple(ReliabilityBin(**part) for part in content.get("bins", ()))
         mistakes = tuple(Mistake(**part) for part in content.get("mistakes", ()))
         return cls(**{**content, "bins": bins, "mistakes": mistakes})
@@ -123,7 +109,7 @@ class CurvePoint:
     """A model between two others, as in WiSE-FT (arXiv 2109.01903).
 
     Attributes:
-        alpha: weight of the second model, from 0 to 1; usually it is the fine-tuned one.
+        alpha: weight of the second model, usually the fine-tuned one, from 0 to 1.
         in_distribution: the measure on data as in training.
         out_of_distribution: the measure on shifted data, or in the worst group.
     """

@@ -34,9 +34,8 @@ def zero_shot_weights(
     Raises:
         ValueError: if a class name is too long for the text tower.
     """
-    texts = [
-        class_caption(name, template, encoding=encoder.encode_texts) for name in class_names for template in templates
-    ]
+    encode = encoder.encode_texts
+    texts = [class_caption(name, template, encoding=encode) for name in class_names for template in templates]
     count = len(templates)
     rows: list[Tensor] = []
     pending: Tensor | None = None

@@ -28,7 +28,7 @@ class ArrayMetric(evaluate.Metric):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._collected: dict[str, list[NDArray[Any]]] = {}
+        self._collected: list[dict[str, NDArray[Any]]] = []
 
     def _info(self) -> evaluate.MetricInfo:
         summary, _, usage = (inspect.getdoc(type(self)) or "").partition("\n\n")
@@ -57,9 +57,9 @@ class ArrayMetric(evaluate.Metric):
             given = {}
         if not given and not self._collected:
             raise ValueError(f"{self.name} has no rows; pass {names} here, or call add or add_batch before")
-        columns = given or {name: np.concatenate(parts) for name, parts in self._collected.items()}
+        columns = given or {name: np.concatenate([batch[name] for batch in self._collected]) for name in names}
         result = self._compute(**columns, **inputs)
-        self._collected = {}
+        self._collected = []
         return result
 
     def add_batch(self, **columns: Any) -> None:
@@ -72,16 +72,14 @@ class ArrayMetric(evaluate.Metric):
         if self.num_process > 1:
             super().add_batch(**columns)
             return
-        parts = {name: _copied(name, column) for name, column in columns.items()}
-        for name, part in parts.items():
-            first = self._collected.get(name, [part])[0]
-            if _kind(part) != _kind(first):
+        batch = {name: _copied(name, column) for name, column in columns.items()}
+        for name, first in (self._collected[0] if self._collected else batch).items():
+            if _kind(batch[name]) != _kind(first):
                 raise ValueError(
-                    f"{name} of {self.name} hold {_kind(part)} after {_kind(first)} in the first batch; pass columns "
-                    "with the same types in every batch"
+                    f"{name} of {self.name} hold {_kind(batch[name])} after {_kind(first)} in the first batch; pass "
+                    "columns with the same types in every batch"
                 )
-        for name, part in parts.items():
-            self._collected.setdefault(name, []).append(part)
+        self._collected.append(batch)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **columns: Any) -> None:
         """Add one row."""

@@ -8,14 +8,11 @@ from starft_hf.evaluation.metrics import base
 class ExpectedCalibrationError(base.ArrayMetric):
     """Distance of accuracy and confidence over bins of equal width, averaged by their rows, over the whole set.
 
-    Args of `compute`, `add_batch` and, in the singular for the last two, `add`:
+    Args of `compute`; `add_batch` has the first three, and `add` has `confidences`, `prediction` and `reference`:
 
     - `confidences`: probability of every predicted class, from 0 to 1.
     - `predictions`: predicted classes, integers from 0.
     - `references`: true classes, integers from 0.
-
-    Further args of `compute`:
-
     - `num_bins`: bins from confidence 0 to 1, each of which holds its upper edge; 15 by default.
 
     Returns:

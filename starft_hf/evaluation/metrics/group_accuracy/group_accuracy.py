@@ -8,14 +8,11 @@ from starft_hf.evaluation.metrics import base
 class GroupAccuracy(base.ArrayMetric):
     """Accuracy per group, in the worst group, on average, and adjusted to the groups' shares of the training set.
 
-    Args of `compute`, `add_batch` and, in the singular for the first two, `add`:
+    Args of `compute`; `add_batch` has the first three, and `add` has `prediction`, `reference` and `groups`:
 
     - `predictions`: predicted classes, integers from 0.
     - `references`: true classes, integers from 0.
     - `groups`: the group of every row; all strings or all integers.
-
-    Further args of `compute`:
-
     - `training_shares`: share (or count) of every group in the training set, by group, for the adjusted accuracy. It
       names every group that has rows, and every group to which it gives a share has rows. None skips it.
     - `groups_expected`: all groups, each of which must have rows. None: those that occur.

@@ -6,13 +6,10 @@ from starft_hf.evaluation.metrics import base
 class MacroF1(base.ArrayMetric):
     """The plain mean over classes of F1, the harmonic mean of precision and recall.
 
-    Args of `compute`, `add_batch` and, in the singular, `add`:
+    Args of `compute`; `add_batch` has the first two, and `add` has `prediction` and `reference`:
 
     - `predictions`: predicted classes, integers from 0.
     - `references`: true classes, integers from 0.
-
-    Further args of `compute`:
-
     - `num_classes`: average over this many classes, where one that is neither true nor predicted anywhere has F1 0.
       None, the default: over the classes that are true or predicted somewhere.
 

@@ -10,13 +10,10 @@ class TopKAccuracy(base.ArrayMetric):
 
     Of equal scores the class of lower index comes first, as with argmax.
 
-    Args of `compute`, `add_batch` and, with `reference` in the singular, `add`:
+    Args of `compute`; `add_batch` has the first two, and `add` has `scores` and `reference`:
 
     - `scores`: logits, probabilities or other scores, one per class in every row.
     - `references`: true classes, integers from 0.
-
-    Further args of `compute`:
-
     - `k`: from 1 to the number of classes; 5 by default.
 
     Returns:
