@@ -16,11 +16,11 @@ class ReferenceInfo:
     """What a reference is and what it has computed so far.
 
     Attributes:
-        kind: "frozen copy", "cached texts", "cached images" or "cached texts and images".
+        kind: "frozen copy", "adapter switched off", "cached texts", "cached images" or "cached texts and images".
         rows: number of cached embeddings.
         bytes: their size.
         where: "nowhere", "memory" or the files they are in.
-        forwards: forwards of the reference model so far.
+        forwards: number of forwards of the reference model.
         captions_per_second: how fast captions were encoded in advance; None if none were.
     """
 
@@ -33,17 +33,18 @@ class ReferenceInfo:
 
 
 class Reference(ABC):
-    """The model before fine-tuning: in eval mode, without gradients, and without touching any random generator."""
+    """The model before fine-tuning: in eval mode, without gradients, and without touching any random generator.
 
-    @property
-    @abstractmethod
-    def logit_scale(self) -> Tensor:
-        """s0, the inverse temperature, already exponentiated: a scalar."""
+    Attributes:
+        logit_scale: s0, the inverse temperature, already exponentiated: a scalar.
+    """
+
+    logit_scale: Tensor
 
     @property
     @abstractmethod
     def info(self) -> ReferenceInfo:
-        """What the reference is and what it has computed so far."""
+        """A snapshot of what it has computed."""
 
     @abstractmethod
     def prepare(self, device: torch.device) -> None:

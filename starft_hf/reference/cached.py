@@ -13,7 +13,7 @@ from starft_hf.models.modes import differs_in_training
 from starft_hf.reference.base import Reference, ReferenceInfo
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import FrozenReference, LiveReference, mean_over_classes
-from starft_hf.reference.texts import CachedTexts, TextFeatures
+from starft_hf.reference.texts import CachedTexts, LazyTexts
 from starft_hf.utils.hashing import tensors_digest
 
 
@@ -32,23 +32,18 @@ class CachedReference(Reference):
     def __init__(
         self,
         live: LiveReference,
-        texts: TextFeatures | None,
+        texts: CachedTexts | LazyTexts | None,
         images: CachedImages | None,
-        *,
         keep_weights: bool = False,
     ):
         self._keep_weights = keep_weights
         self.live: LiveReference | None = live
         self.texts = texts
         self.images = images
-        self._logit_scale = live.logit_scale
+        self.logit_scale = live.logit_scale
         self._forwards = 0
         self._contexts: Tensor | None = None
         self._weights: tuple[frozenset[str], str] | None = None
-
-    @property
-    def logit_scale(self) -> Tensor:
-        return self._logit_scale
 
     @property
     def info(self) -> ReferenceInfo:
@@ -61,14 +56,14 @@ class CachedReference(Reference):
         return ReferenceInfo(f"cached {' and '.join(parts)}", rows, size, where, forwards, rate)
 
     def prepare(self, device: torch.device) -> None:
-        self._logit_scale = self._logit_scale.to(device)
+        self.logit_scale = self.logit_scale.to(device)
         live = self.live
         if live is None:
             return
         for part in (self.texts, self.images):
             if part is not None:
                 part.prepare(live, device)
-        all_cached = self.texts is not None and self.texts.complete and self.images is not None
+        all_cached = isinstance(self.texts, CachedTexts) and self.images is not None
         if not all_cached or self._keep_weights:
             live.prepare(device)
         elif isinstance(live, FrozenReference):

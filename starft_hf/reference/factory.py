@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.examples import IndexedExamples, image_examples
-from starft_hf.data.source import is_fingerprinted, is_iterable
+from starft_hf.data.source import is_fingerprinted
 from starft_hf.models.adapters import base_model_of, is_adapted
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.base import Reference
@@ -18,7 +18,7 @@ from starft_hf.reference.cached import CachedReference
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import AdapterReference, FrozenReference, LiveReference
 from starft_hf.reference.store import FeatureStore
-from starft_hf.reference.texts import CachedTexts, LazyTexts, TextFeatures
+from starft_hf.reference.texts import CachedTexts, LazyTexts
 
 
 logger = logging.get_logger(__name__)
@@ -52,7 +52,7 @@ class ReferenceSettings:
 
     @property
     def store(self) -> FeatureStore:
-        """Where embeddings are kept between runs."""
+        """The files of cached embeddings."""
         return FeatureStore(self.cache_dir)
 
     def images(self, examples: IndexedExamples, store: FeatureStore | None) -> CachedImages:
@@ -66,10 +66,10 @@ class CachePlan:
     """What a run caches of its reference, and where.
 
     Attributes:
-        texts: cache the embeddings of spurious captions.
-        images: cache the embeddings of training images.
+        texts: whether to cache the embeddings of spurious captions.
+        images: whether to cache the embeddings of training images.
         store: the files.
-        weights: keep the reference's weights in every step, whatever is cached.
+        weights: whether to keep the reference's weights in memory, whatever is cached.
     """
 
     texts: bool
@@ -107,8 +107,8 @@ def plan_cache(
         return CachePlan(texts=False, images=False, store=store, weights=needs_weights)
     if cache in ("text", "full") and not finite_captions:
         raise ValueError(
-            f"reference_cache={cache!r} caches the captions of classes, but here captions come from a column or there "
-            "are no labels; use reference_cache='auto' or 'none'"
+            f"reference_cache={cache!r} caches captions of classes, but there are no labels, or captions come from a "
+            "column; use reference_cache='auto' or 'none'"
         )
     obstacle = _why_images_cannot_be_cached(dataset, deterministic_images)
     if cache == "full" and obstacle:
@@ -121,19 +121,16 @@ def plan_cache(
 def _why_images_cannot_be_cached(dataset: Any, deterministic_images: bool) -> str | None:
     if not deterministic_images:
         return (
-            "images are cropped or transformed at random, so no two epochs see the same; set crop_scale=None and pass "
-            "no image_transform, or use reference_cache='text'"
+            "images are cropped or transformed at random, differently in every epoch; set crop_scale=None and pass no "
+            "image_transform, or use reference_cache='text'"
         )
-    if is_iterable(dataset) or not isinstance(dataset, Dataset):
+    if not isinstance(dataset, Dataset):
         return (
             f"the dataset, of type {type(dataset).__name__}, has no fingerprint that changes with its images; pass a "
             "datasets.Dataset, or use reference_cache='text'"
         )
     if not is_fingerprinted(dataset):
-        return (
-            "the dataset has a transform, which may be random; apply it with map() if it is not, or use "
-            "reference_cache='text'"
-        )
+        return "the dataset has a transform, which may be random; use map() if it is not, or reference_cache='text'"
     return None
 
 
@@ -148,35 +145,22 @@ def make_live_reference(model: nn.Module, encoder: DualEncoder, settings: Refere
 def make_reference(
     live: LiveReference, settings: ReferenceSettings, plan: CachePlan, bank: CaptionBank, examples: Any
 ) -> Reference:
-    """The reference of a run: `live` itself, or with the embeddings cached that `plan` names.
-
-    Args:
-        live: computes embeddings.
-        settings: how it computes.
-        plan: what to cache.
-        bank: the captions.
-        examples: the training examples.
-    """
+    """The reference of a run: `live`, with the embeddings of `bank` and of training `examples` cached as planned."""
     if not plan.texts and not plan.images:
         return live
-    texts = _text_features(live.model, settings, plan.store, bank) if plan.texts else None
     images = settings.images(image_examples(examples), plan.store) if plan.images else None
+    texts: CachedTexts | LazyTexts | None = None
+    if plan.texts:
+        config: Any = base_model_of(live.model).config
+        width = getattr(config, "projection_dim", None) or config.text_config.hidden_size
+        gib = bank.num_spurious_captions * width * 4 / 2**30
+        if gib <= settings.text_cache_gib:
+            texts = CachedTexts(bank, plan.store, progress=settings.progress)
+        else:
+            logger.warning(
+                "The %d spurious captions of this run would take %.1f GiB as features, more than "
+                "reference_text_cache_gib=%g. Captions are encoded when a batch first needs them instead.",
+                *(bank.num_spurious_captions, gib, settings.text_cache_gib),
+            )
+            texts = LazyTexts(bank, int(settings.text_cache_gib * 2**30))
     return CachedReference(live, texts, images, keep_weights=plan.weights)
-
-
-def _text_features(
-    model: nn.Module, settings: ReferenceSettings, store: FeatureStore, bank: CaptionBank
-) -> TextFeatures:
-    config: Any = base_model_of(model).config
-    width = getattr(config, "projection_dim", None) or config.text_config.hidden_size
-    size, limit = int(bank.num_spurious_captions * width * 4), settings.text_cache_gib * 2**30
-    if size <= limit:
-        return CachedTexts(bank, store, progress=settings.progress)
-    logger.warning(
-        "The %d spurious captions of this run would take %.1f GiB as features, more than "
-        "reference_text_cache_gib=%g. Captions are encoded when a batch first needs them instead.",
-        bank.num_spurious_captions,
-        size / 2**30,
-        settings.text_cache_gib,
-    )
-    return LazyTexts(bank, int(limit))

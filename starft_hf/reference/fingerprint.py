@@ -67,9 +67,8 @@ def texts_fingerprint(encoder: DualEncoder, texts: Iterable[str]) -> str:
     for text in texts:
         hasher.update(text.encode() + b"\0")
     encoding = encoder.encode_texts
-    return digest(
-        [_tokenizer_state(encoding.tokenizer), encoding.max_length, encoding.fixed_length, hasher.hexdigest()]
-    )
+    tokenizer = _tokenizer_state(encoding.tokenizer)
+    return digest([tokenizer, encoding.max_length, encoding.fixed_length, hasher.hexdigest()])
 
 
 def _tokenizer_state(tokenizer: Any) -> Any:
@@ -87,20 +86,16 @@ def preprocessing_fingerprint(image_processor: Any) -> str:
 
 
 def images_fingerprint(dataset: Dataset, column: str, also: Sequence[str] = ()) -> str:
-    """A key of the images of a dataset in their order.
+    """A key of the images of a dataset in their order, and of the columns `also`.
 
     The fingerprint of `datasets` depends on how a table was made, not on its content, so every byte of a table in
     memory counts. Files, of tables and of images, count by their sizes and times, and a sample of the image files by
     its content as well.
-
-    Args:
-        dataset: the dataset.
-        column: the column with the images.
-        also: further columns that count.
     """
     columns = [column, *also]
     tables = [Path(file["filename"]) for file in dataset.cache_files]
-    paths = [_local_part(path) for path in dict.fromkeys(_image_paths(dataset, column))]
+    # Of a path into an archive, as in `zip://1.png::photos.zip`, the archive counts.
+    paths = [Path(path.rpartition("::")[2]) for path in dict.fromkeys(_image_paths(dataset, column))]
     return digest(
         [
             [dataset._fingerprint, len(dataset), columns],
@@ -152,11 +147,6 @@ def _image_paths(dataset: Dataset, column: str) -> list[str]:
         elif pa.types.is_string(storage.type):
             paths += [path for path in storage.to_pylist() if path is not None]
     return paths
-
-
-def _local_part(path: str) -> Path:
-    """The local file of a path, or the archive that the path leads into, as in `zip://1.png::photos.zip`."""
-    return Path(path.rpartition("::")[2])
 
 
 def _state_of(file: Path) -> list[int] | None:

@@ -25,14 +25,8 @@ _BYTES_ON_DEVICE = 2**30
 class CachedImages:
     """Embeddings of all images of a dataset, by sample index, computed in one pass and cached on disk.
 
-    Args:
-        examples: the dataset, preprocessed deterministically.
-        store: where the features are kept between runs; None keeps them in memory only.
-        batch_size: images per forward.
-        num_workers: processes that preprocess.
-        dtype: dtype of the stored features; None stores the embeddings as they are. float16 halves their size and
-            rounds every entry of the unit rows by at most 2**-12.
-        progress: whether to show a progress bar.
+    Without a store, features are kept in memory only. Their dtype is that of the embeddings unless `dtype` is set;
+    float16 halves their size and rounds every entry of the unit rows by at most 2**-12.
     """
 
     examples: IndexedExamples
@@ -52,8 +46,7 @@ class CachedImages:
         skips = self.examples.on_bad_image == SKIP
         if self._embeds is None and self.store is None:
             self._embeds = self._encode(live, device)
-        elif self._embeds is None:
-            assert self.store is not None
+        elif self._embeds is None and self.store is not None:
             depends_on = [
                 live.fingerprint,
                 preprocessing_fingerprint(live.encoder.image_processor),
@@ -86,7 +79,7 @@ class CachedImages:
                 rows = rows.masked_fill(~batch["valid"][:, None], 0)
             return (rows.to(self.dtype or rows.dtype),)
 
-        (embeds,) = embed_images(
+        return embed_images(
             embed,
             self.examples,
             range(len(self.examples)),
@@ -94,8 +87,7 @@ class CachedImages:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             progress="Reference images" if self.progress else None,
-        )
-        return embeds
+        )[0]
 
     def rows(self, samples: Tensor) -> Tensor:
         """Unit embeddings `(N, D)` of the images with these sample indices, in the dtype of the losses."""
@@ -115,5 +107,4 @@ class CachedImages:
 
 def _unreadable(embeds: Tensor) -> list[int]:
     """Samples whose images could not be read when their features were computed."""
-    found: list[int] = (embeds == 0).all(-1).nonzero().flatten().tolist()
-    return found
+    return (embeds == 0).all(-1).nonzero().flatten().tolist()

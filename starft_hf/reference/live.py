@@ -21,13 +21,7 @@ from starft_hf.reference.fingerprint import model_fingerprint
 
 
 class LiveReference(Reference):
-    """A reference that runs a model.
-
-    Args:
-        model: the model.
-        encoder: its spec.
-        chunk_size: images per forward; None runs a batch at once.
-    """
+    """A reference that runs a model with the spec `encoder`, `chunk_size` images per forward."""
 
     kind: str
 
@@ -38,11 +32,7 @@ class LiveReference(Reference):
         self.forwards = 0
         self._contexts: Tensor | None = None
         # A snapshot, since the temperature may be trained; in float32 or wider, as the losses are.
-        self._logit_scale = logit_scale_of(model).detach().clone()
-
-    @property
-    def logit_scale(self) -> Tensor:
-        return self._logit_scale
+        self.logit_scale = logit_scale_of(model).detach().clone()
 
     @property
     def info(self) -> ReferenceInfo:
@@ -59,7 +49,7 @@ class LiveReference(Reference):
 
     def prepare(self, device: torch.device) -> None:
         self.model.to(device)
-        self._logit_scale = self._logit_scale.to(device)
+        self.logit_scale = self.logit_scale.to(device)
 
     def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         def forward() -> tuple[Tensor, Tensor]:
@@ -70,7 +60,6 @@ class LiveReference(Reference):
         return images, texts[batch["spurious_rows"]]
 
     def embed_images(self, batch: Mapping[str, Any]) -> Tensor:
-        """Unit embeddings `(N, D)` of the images of a batch."""
         return self._run(lambda: (self.encoder.encode(self.model, images=batch),))[0]
 
     def embed_texts(self, texts: Sequence[str] | Mapping[str, Any]) -> Tensor:
@@ -118,11 +107,7 @@ class FrozenReference(LiveReference):
     kind = "frozen copy"
 
     def __init__(
-        self,
-        model: nn.Module,
-        encoder: DualEncoder,
-        dtype: torch.dtype | None = None,
-        chunk_size: int | None = None,
+        self, model: nn.Module, encoder: DualEncoder, dtype: torch.dtype | None = None, chunk_size: int | None = None
     ):
         super().__init__(copy.deepcopy(model).eval().requires_grad_(False), encoder, chunk_size)
         self.exact = dtype is None
@@ -166,10 +151,9 @@ class AdapterReference(LiveReference):
 
     def _adapter_does_nothing(self) -> bool:
         """Whether a blank image and a short text have the same embeddings with the adapter on and off."""
-        texts = self.encoder.encode_texts(["a"])
-        image = self.encoder.blank_image()
+        batch = {**self.encoder.blank_image(), **self.encoder.encode_texts(["a"])}
         device = next(self.model.parameters()).device
-        batch = {name: value.to(device) for name, value in {**image, **texts}.items()}
+        batch = {name: value.to(device) for name, value in batch.items()}
         with evaluation_mode(self.model):
             on = self.encoder.forward(self.model, batch)
             with self._as_reference():

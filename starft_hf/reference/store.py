@@ -28,14 +28,7 @@ def default_folder() -> Path:
 
 
 class FeatureStore:
-    """Files of features, each named by its kind and by a key of everything it depends on.
-
-    Args:
-        folder: where the files are; created when the first one is written.
-
-    Raises:
-        ValueError: if `folder` is a file.
-    """
+    """Files of features in a folder, each named by its kind and by a key of everything it depends on."""
 
     def __init__(self, folder: str | os.PathLike[str] | None = None):
         self.folder = default_folder() if folder is None else Path(folder).expanduser()
@@ -58,18 +51,10 @@ class FeatureStore:
         build: Callable[[], Tensor],
         is_up_to_date: Callable[[Tensor], bool] | None = None,
     ) -> tuple[Tensor, Path | None]:
-        """The features under a key from their file, or else from `build`, which all processes then call together.
+        """The features `(rows, D)` under a key, and the file they are in, or None if they could not be written.
 
-        Args:
-            kind: of the features.
-            key: of everything they depend on.
-            rows: how many there are.
-            device: where processes compare what they have found.
-            build: computes them, `(rows, D)`.
-            is_up_to_date: a last check of features from a file; if it returns False, they are built again.
-
-        Returns:
-            The features `(rows, D)`, and the file they are in, or None if they could not be written.
+        If they are missing, damaged or not up to date in any process, all processes, which agree on this over
+        `device`, build them together.
         """
 
         def from_file() -> Tensor | None:
@@ -91,10 +76,7 @@ class FeatureStore:
         return embeds, self.path(kind, key)
 
     def load(self, kind: str, key: str, rows: int) -> Tensor | None:
-        """The features `(rows, D)`, memory-mapped, or None if there is no valid file of them.
-
-        A file that is damaged, truncated or not what its name says is ignored with a warning.
-        """
+        """The features `(rows, D)`, memory-mapped, or None, with a warning if their file is damaged or another's."""
         path = self.path(kind, key)
         found = _file_state(path)
         if found is None:
@@ -121,10 +103,7 @@ class FeatureStore:
         return embeds
 
     def save(self, kind: str, key: str, embeds: Tensor) -> bool:
-        """Publish features under a key; returns whether they could be written.
-
-        A full disk or a folder that cannot be written to raises a warning, not an error.
-        """
+        """Publish features under a key; returns whether they could be written, and warns if not."""
         header = {"format": FORMAT, "kind": kind, "key": key, "rows": str(len(embeds))}
         header["checksum"] = tensors_digest({_TENSOR: embeds})
         try:
@@ -134,8 +113,7 @@ class FeatureStore:
             logger.warning(
                 "The reference features could not be written to %s (%s). This run keeps them in memory; the next one "
                 "computes them again. Set reference_cache_dir to a writable folder with enough space.",
-                self.folder,
-                error,
+                *(self.folder, error),
             )
             return False
         return True

@@ -1,8 +1,8 @@
 """The reference's embeddings of spurious captions."""
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,56 +22,23 @@ logger = logging.get_logger(__name__)
 KIND = "texts"
 
 
-class TextFeatures(ABC):
-    """Embeddings of the spurious captions of a bank, by their ids.
+@dataclass
+class CachedTexts:
+    """Embeddings of all spurious captions of a bank, by their ids, encoded in advance and cached on disk."""
 
-    Attributes:
-        complete: whether the reference model is no longer needed for texts.
-        file: the file they are in, or None if they are in memory only.
-        captions_per_second: how fast distinct captions were encoded in advance; None if none were.
-    """
+    bank: CaptionBank
+    store: FeatureStore
+    chunk_size: int = TEXTS_PER_CHUNK
+    progress: bool = True
 
-    complete: bool
-    file: Path | None = None
-    captions_per_second: float | None = None
-
-    @abstractmethod
-    def prepare(self, live: LiveReference, device: torch.device) -> None:
-        """Load or compute whatever is needed before the first step."""
-
-    @abstractmethod
-    def rows(self, ids: Tensor) -> Tensor:
-        """Unit embeddings `(N, D)` of the captions with these ids."""
-
-    @property
-    @abstractmethod
-    def size(self) -> tuple[int, int]:
-        """Cached rows and bytes."""
-
-
-class CachedTexts(TextFeatures):
-    """Every distinct caption of the bank, encoded in advance and cached on disk.
-
-    Args:
-        bank: the captions.
-        store: where the features are kept between runs.
-        chunk_size: texts per forward.
-        progress: whether to show a progress bar.
-    """
-
-    complete = True
-
-    def __init__(
-        self, bank: CaptionBank, store: FeatureStore, chunk_size: int = TEXTS_PER_CHUNK, progress: bool = True
-    ):
-        self.bank = bank
-        self.store = store
-        self.chunk_size = chunk_size
-        self.progress = progress
+    def __post_init__(self) -> None:
+        self.file: Path | None = None
+        self.captions_per_second: float | None = None
         self._embeds: Tensor | None = None
         self._row_of_id: Tensor | None = None
 
     def prepare(self, live: LiveReference, device: torch.device) -> None:
+        """Load the features, or compute and store them, every distinct caption once."""
         if self._embeds is None:
             distinct: dict[str, int] = {}
             ids = [distinct.setdefault(caption, len(distinct)) for caption in self.bank.spurious_captions()]
@@ -87,6 +54,7 @@ class CachedTexts(TextFeatures):
         self._embeds, self._row_of_id = self._embeds.to(device), self._row_of_id.to(device)
 
     def rows(self, ids: Tensor) -> Tensor:
+        """Unit embeddings `(N, D)` of the captions with these ids."""
         assert self._embeds is not None
         assert self._row_of_id is not None
         return self._embeds[self._row_of_id[ids]]
@@ -98,18 +66,18 @@ class CachedTexts(TextFeatures):
 
     @property
     def size(self) -> tuple[int, int]:
+        """Cached rows and bytes."""
         return (0, 0) if self._embeds is None else (len(self._embeds), self._embeds.nbytes)
 
 
-class LazyTexts(TextFeatures):
-    """Captions encoded when a batch first needs them, for banks too large to be encoded in advance.
+class LazyTexts:
+    """`CachedTexts` of banks too large to be encoded in advance: captions are encoded when a batch first needs them.
 
-    Args:
-        bank: the captions.
-        limit: bytes to cache; captions beyond it are encoded again every time.
+    Up to `limit` bytes of embeddings are cached; further captions are encoded again every time.
     """
 
-    complete = False
+    file = None
+    captions_per_second = None
 
     def __init__(self, bank: CaptionBank, limit: int):
         self.bank = bank
@@ -122,7 +90,7 @@ class LazyTexts(TextFeatures):
         self._live = live
 
     def rows(self, ids: Tensor) -> Tensor:
-        captions = [self.bank.spurious_caption_of(int(index)) for index in ids.tolist()]
+        captions = [self.bank.spurious_caption(*self.bank.parts_of(index)) for index in ids.tolist()]
         missing = list(dict.fromkeys(caption for caption in captions if caption not in self._cached))
         new = dict(zip(missing, self._live.embed_texts(missing), strict=True)) if missing else {}
         rows = torch.stack([new[caption] if caption in new else self._cached[caption] for caption in captions])
@@ -148,18 +116,9 @@ def embeds_of_texts(
     chunk_size: int = TEXTS_PER_CHUNK,
     progress: bool = True,
 ) -> tuple[Tensor, Path | None]:
-    """The reference's unit embeddings `(len(texts), D)` of distinct texts, from a store or by all processes together.
+    """The reference's unit embeddings `(len(texts), D)` of distinct texts, and the file they are in, if any.
 
-    Args:
-        live: computes them.
-        texts: the texts.
-        store: where they are kept between runs; None keeps them in memory only.
-        device: where they are computed.
-        chunk_size: texts per forward.
-        progress: whether to show a progress bar.
-
-    Returns:
-        The embeddings, and the file they are in, if any.
+    They are read from the store, or computed by all processes together.
     """
 
     def encode() -> Tensor:
