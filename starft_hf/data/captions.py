@@ -34,15 +34,11 @@ class SpuriousTemplates(Protocol):
 
 
 def check_caption_templates(name: str, templates: list[str]) -> None:
-    """Check that there are templates and that each has exactly one `{}`.
-
-    Raises:
-        ValueError: naming the first invalid template.
-    """
+    """Check that there are templates and that each has exactly one `{}`."""
     if not templates:
         raise ValueError(f"{name} is an empty list; pass at least one template such as 'a photo of a {{}}.'")
     for template in templates:
-        if not isinstance(template, str) or template.count("{}") != 1:
+        if not isinstance(template, str) or template.count(CAPTION_FIELD) != 1:
             raise ValueError(
                 f"{name} has {template!r}; a caption template needs exactly one {{}} where the class name goes, "
                 "as in 'a photo of a {}.'"
@@ -50,11 +46,7 @@ def check_caption_templates(name: str, templates: list[str]) -> None:
 
 
 def inject(template: str, caption: str, class_name: str | None) -> str:
-    """The spurious caption made of a spurious template and `caption`, or `class_name` if the template asks for it.
-
-    Raises:
-        ValueError: if the template needs a class name and it is None.
-    """
+    """The spurious caption made of a spurious template and `caption`, or `class_name` if the template asks for it."""
     if CAPTION_FIELD in template:
         return template.replace(CAPTION_FIELD, caption.rstrip().removesuffix("."))
     if class_name is None:
@@ -65,14 +57,9 @@ def inject(template: str, caption: str, class_name: str | None) -> str:
 def class_caption(
     class_name: str, caption_template: str, spurious_template: str | None = None, encoding: TextEncoding | None = None
 ) -> str:
-    """The caption of a class.
+    """The caption of a class, with a spurious template injected if one is given.
 
-    Args:
-        class_name: as in the dataset; underscores are read as spaces.
-        caption_template: with `{}` for the class name.
-        spurious_template: injected into the caption; None makes a plain caption.
-        encoding: of the model whose text tower has to see the whole class name: from captions that are too long, words
-            before the name are dropped. None does not check lengths.
+    With an `encoding`, captions too long for the text tower lose words before the class name rather than the name.
     """
 
     def fill(name: str) -> str:
@@ -89,15 +76,7 @@ class CaptionBank:
 
     The id of a spurious caption is its position in the order (class, caption template, spurious template); the
     reference's embeddings are cached under it. Templates that may not be drawn for a class have no captions of it.
-
-    Args:
-        class_names: in label order.
-        caption_templates: with `{}` for the class name.
-        pool: the spurious templates, or None.
-        encode_texts: of the model whose text tower has to see the whole class name; None does not check lengths.
-
-    Raises:
-        ValueError: if a class name is too long for the text tower.
+    With `encode_texts`, class names that are too long for the text tower are an error.
     """
 
     class_names: Sequence[str]
@@ -111,10 +90,10 @@ class CaptionBank:
         for name in self.class_names:
             self.encode_texts.check_name(readable(name))
         # If captions will be cut, the longest one warns here, rather than in a worker in the middle of the run.
-        label, template = _longest(self.class_names), _longest(self.caption_templates)
-        self.caption(label, template)
+        name, template = max(self.class_names, key=len), max(self.caption_templates, key=len)
+        class_caption(name, template, None, self.encode_texts)
         if self.pool is not None:
-            self.spurious_caption(label, template, _longest(self.pool.templates))
+            class_caption(name, template, max(self.pool.templates, key=len), self.encode_texts)
 
     def caption(self, label: int, template: int) -> str:
         """The caption of class `label` under caption template `template`."""
@@ -143,7 +122,7 @@ class CaptionBank:
         return tuple(label for label, own in enumerate(self._eligible) if spurious_template in own)
 
     def spurious_id(self, label: int, template: int, spurious_template: int) -> int:
-        """The id of that spurious caption."""
+        """The id of a spurious caption."""
         own = self._eligible[label]
         return self._starts[label] + template * len(own) + own.index(spurious_template)
 
@@ -153,19 +132,10 @@ class CaptionBank:
         template, place = divmod(index - self._starts[label], len(self._eligible[label]))
         return label, template, self._eligible[label][place]
 
-    def spurious_caption_of(self, index: int) -> str:
-        """The spurious caption with the id `index`."""
-        return self.spurious_caption(*self.parts_of(index))
-
     @property
     def num_spurious_captions(self) -> int:
-        """The number of ids."""
         return self._starts[-1]
 
     def spurious_captions(self) -> Iterator[str]:
         """All spurious captions, in the order of their ids."""
-        return (self.spurious_caption_of(index) for index in range(self.num_spurious_captions))
-
-
-def _longest(texts: Sequence[str]) -> int:
-    return max(range(len(texts)), key=lambda index: len(texts[index]))
+        return (self.spurious_caption(*self.parts_of(index)) for index in range(self.num_spurious_captions))

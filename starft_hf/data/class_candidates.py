@@ -20,17 +20,8 @@ from starft_hf.utils.collectives import gather_values
 class ClassCandidates:
     """Adds the texts of a regularizer that compares classes to a batch.
 
-    The template and the classes beside those of the batch are drawn by `batch_generator`. A class that a template may
-    not be drawn for is not a candidate under it; templates with fewer than two classes are never drawn.
-
-    Args:
-        bank: the captions.
-        encode_texts: turns texts into arguments of the model's forward.
-        seed: of the draws.
-        limit: largest number of classes to compare, unless the batch itself has more.
-
-    Raises:
-        ValueError: if no template of the pool may be drawn for two classes.
+    A class that a template may not be drawn for is not a candidate under it; templates with fewer than two classes are
+    never drawn. At most `limit` classes are compared, unless the batch itself has more.
     """
 
     def __init__(self, bank: CaptionBank, encode_texts: TextEncoding, seed: int, limit: int):
@@ -43,8 +34,8 @@ class ClassCandidates:
         self._classes = {template: own for template, own in classes.items() if len(own) > 1}
         if not self._classes:
             raise ValueError(
-                "no template of the spuriosity pool may be drawn for two classes, so there are no classes to compare "
-                "under it; add templates without `classes`, or use regularizer='kl'"
+                "no template of the spuriosity pool may be drawn for two classes, so no classes can be compared; "
+                "add templates without `classes`, or use regularizer='kl'"
             )
         weights = np.array([1.0 if bank.pool.weights is None else bank.pool.weights[t] for t in self._classes])
         self._bounds = np.cumsum(weights / weights.sum())
@@ -52,21 +43,13 @@ class ClassCandidates:
     def __call__(self, batch: Mapping[str, Any], step: int, part: int) -> dict[str, Any]:
         """The batch with `spurious_rows`, `spurious_ids` and `column_labels`, `(M,)` each: one entry per class.
 
-        Its `captions`, if it has any, are encoded together with these texts and become `caption_rows`.
-
-        Args:
-            batch: of this process, on its device.
-            step: the optimizer step.
-            part: the place of the batch among those whose gradients the step accumulates.
-
-        Raises:
-            ValueError: if the captions of the batch are encoded already.
+        Its `captions`, if it has any, are encoded together with these texts and become `caption_rows`. `part` is the
+        place of the batch among those whose gradients the optimizer step accumulates.
         """
         if "caption_rows" in batch:
             raise ValueError(
-                "the batch has caption_rows, but a regularizer that compares classes adds texts to the batch and "
-                "encodes all of them together; let the data collator return the captions as strings under 'captions', "
-                "as StarFTCollator(encode_captions=False) does"
+                "the batch has caption_rows, but a regularizer that compares classes encodes captions with its own "
+                "texts; let the data collator return them as 'captions', as StarFTCollator(encode_captions=False) does"
             )
         bank = self.bank
         template, spurious = self.templates(step, part)

@@ -26,16 +26,6 @@ def resolve_mapped_columns(
     """`resolve_evaluation_columns` for a dataset whose labels stand for classes of a classifier.
 
     Labels have the names of the ClassLabel column, or else of the first class that each stands for.
-
-    Args:
-        dataset: the evaluation set.
-        settings: which columns hold what.
-        class_mapping: for every label the indices into `class_names`.
-        class_names: the classes of the classifier.
-        what: the name of the dataset in messages.
-
-    Raises:
-        ValueError: as `resolve_evaluation_columns`; or if the mapping does not fit the labels or the classes.
     """
     if class_names is None:
         raise ValueError("class_mapping gives indices into class_names; pass class_names as well")
@@ -54,34 +44,27 @@ def resolve_mapped_columns(
 
 
 def check_mapping(mapping: ClassMapping, class_names: Sequence[str]) -> None:
-    """Check that every label is mapped to classes of the classifier.
-
-    Raises:
-        ValueError: naming the first label that is not.
-    """
+    """Check that every label is mapped to classes of the classifier."""
     if isinstance(mapping, Mapping):
         raise ValueError("class_mapping is a dictionary; pass a list with the indices for label 0, 1, ... in order")
     for label, indices in enumerate(mapping):
-        if not isinstance(indices, Sequence | np.ndarray) or not all(map(_is_index, indices)):
+        is_list = isinstance(indices, Sequence | np.ndarray)
+        if not is_list or any(isinstance(index, bool) or not isinstance(index, Integral) for index in indices):
             raise ValueError(
                 f"class_mapping has {indices!r} for label {label}; pass a list of indices into class_names for every "
                 "label, such as [[0], [1, 2]]"
             )
         if len(indices) == 0:
-            raise ValueError(f"class_mapping has no class for label {label}")
-        wrong = [index for index in indices if not 0 <= index < len(class_names)]
-        if wrong:
-            raise ValueError(
-                f"class_mapping has index {wrong[0]} for label {label}, but there are {len(class_names)} class names"
-            )
+            raise ValueError(f"class_mapping has no class for label {label}; pass one index or more")
+        for index in indices:
+            if not 0 <= index < len(class_names):
+                raise ValueError(
+                    f"class_mapping has index {index} for label {label}, but there are {len(class_names)} class names"
+                )
 
 
 def check_mapped_sets(class_mapping: Any, eval_dataset: Any) -> None:
-    """Check that mappings for several evaluation sets are given by the names of these sets.
-
-    Raises:
-        ValueError: if they are not, or one names an unknown set.
-    """
+    """Check that mappings for several evaluation sets are given by the names of these sets."""
     if class_mapping is None or not isinstance(eval_dataset, dict):
         return
     if not isinstance(class_mapping, Mapping):
@@ -92,7 +75,3 @@ def check_mapped_sets(class_mapping: Any, eval_dataset: Any) -> None:
     for name in class_mapping:
         if name not in eval_dataset:
             raise ValueError(f"class_mapping: {unknown_name('evaluation set', name, list(eval_dataset))}")
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -19,7 +19,7 @@ _NUMBERS = {"sample": "sample_index", "label": "labels", "spurious_id": "spuriou
 class StarFTCollator:
     """Stacks images and encodes every distinct text of the batch once.
 
-    A batch has the arguments of the model's forward and, if the examples have them:
+    A batch has the arguments of the model's forward and, if examples have them:
         labels: class indices, `(N,)`.
         groups: names of the evaluation groups, a list of N strings.
         valid: whether a row is a sample rather than padding, `(N,)`, with several processes or on_bad_image="skip".
@@ -44,18 +44,16 @@ class StarFTCollator:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = stack_examples(examples)
-        texts = {
-            key: [example[name] for example in examples]
-            for name, key, wanted in (
-                ("caption", "caption_rows", self.with_captions),
-                ("spurious_caption", "spurious_rows", self.with_spurious_captions),
-            )
-            if wanted and name in examples[0]
-        }
-        if not self.encode_captions and "caption_rows" in texts:
-            batch["captions"] = texts.pop("caption_rows")
-        batch.update(encode_rows(texts, self.encode_texts, filling=examples[0].get("caption", "")))
-        return batch
+        texts: dict[str, list[str]] = {}
+        if self.with_captions and "caption" in examples[0]:
+            captions = [example["caption"] for example in examples]
+            if self.encode_captions:
+                texts["caption_rows"] = captions
+            else:
+                batch["captions"] = captions
+        if self.with_spurious_captions and "spurious_caption" in examples[0]:
+            texts["spurious_rows"] = [example["spurious_caption"] for example in examples]
+        return batch | encode_rows(texts, self.encode_texts, filling=examples[0].get("caption", ""))
 
 
 def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -74,13 +72,8 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def encode_rows(texts: Mapping[str, Sequence[str]], encode_texts: TextEncoding, filling: str = "") -> dict[str, Any]:
     """The distinct texts as arguments of the forward, and under every key the rows of its texts among them.
 
-    Args:
-        texts: lists of texts by key.
-        encode_texts: turns texts into arguments of the model's forward.
-        filling: a text to encode if there are none, since the forward of a dual encoder takes at least one.
+    Without texts it encodes `filling`, since the forward of a dual encoder takes at least one.
     """
     rows: dict[str, int] = {}
-    batch: dict[str, Any] = {
-        key: torch.tensor([rows.setdefault(text, len(rows)) for text in own]) for key, own in texts.items()
-    }
+    batch = {key: torch.tensor([rows.setdefault(text, len(rows)) for text in own]) for key, own in texts.items()}
     return {**batch, **encode_texts(list(rows) or [filling])}

@@ -16,11 +16,8 @@ from starft_hf.utils.names import check_names, unknown_name
 class ColumnSettings:
     """Which columns of a dataset hold what, and how its classes and groups are named.
 
-    Attributes:
-        class_names: names in label order; None reads them from the dataset.
-        default_class_names: used if neither `class_names` nor the label column gives names.
-        own_order: if a ClassLabel column has names of `class_names` in another order, use the order of the column;
-            otherwise that is an error.
+    Without `class_names`, in label order, names are read from the dataset; if it has none, they are the default ones.
+    If a ClassLabel column has `class_names` in another order, `own_order` uses that order; otherwise it is an error.
     """
 
     image_column: str = "image"
@@ -35,16 +32,9 @@ class ColumnSettings:
 
 @dataclass(frozen=True)
 class ImageColumns:
-    """Which columns of a dataset are used, and what its labels mean.
+    """Which columns of a dataset are used, and what its labels mean; without `groups`, the classes are the groups.
 
-    Attributes:
-        image: column with the images.
-        label: column with the class labels, or None.
-        caption: column with captions, or None.
-        groups: how the groups of rows are named; None if the classes are the groups.
-        class_names: names in label order, or None without labels.
-        classifier: the classes that images are classified into, if the labels stand for some of these; else None.
-        class_mapping: for every label the indices into `classifier`, or None without one.
+    If labels stand for classes of a classifier, `class_mapping` has for every label the indices into `classifier`.
     """
 
     image: str
@@ -67,11 +57,7 @@ class ImageColumns:
         return self.label_index(row[self.label])
 
     def label_index(self, value: Any) -> int:
-        """The class index that a value of the label column, an index or a name, stands for.
-
-        Raises:
-            ValueError: if it is not one of the classes.
-        """
+        """The class index that a value of the label column, an index or a name, stands for."""
         assert self.class_names is not None
         if isinstance(value, str):
             if value not in self.class_names:
@@ -91,18 +77,10 @@ class ImageColumns:
 
 
 def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> ImageColumns:
-    """Find the columns that `settings` names in `dataset`, and the class names.
+    """Find the columns that `settings` names in `dataset`, called `what` in messages, and the class names.
 
     Class names are those of `settings`, else of the ClassLabel feature, else the default ones of `settings`, else the
     values of a label column of strings.
-
-    Args:
-        dataset: a `datasets` Dataset or IterableDataset, or any torch dataset whose rows are mappings.
-        settings: which columns hold what.
-        what: the name of the dataset in messages.
-
-    Raises:
-        ValueError: if the dataset is empty, a column is missing or class names are needed and missing.
     """
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         raise ValueError(f"{what} is a dictionary with the splits {sorted(dataset)}; pass one of them")
@@ -115,9 +93,7 @@ def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> Ima
         if column is None or columns is None or column in columns:
             return column
         if required:
-            raise ValueError(
-                f"{what} has no column {column!r}; its columns are {columns}. Set {setting} to the right one."
-            )
+            raise ValueError(_no_column(what, column, columns, setting))
         return None
 
     image = find("image_column", required=True)
@@ -131,72 +107,58 @@ def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> Ima
     feature = (getattr(dataset, "features", None) or {}).get(label)
     own_names = feature.names if isinstance(feature, ClassLabel) else None
     names: Sequence[str] | None = settings.class_names
-    if names is not None:
+    if names is None:
+        names = own_names if own_names is not None else settings.default_class_names
+    else:
         check_names(names)
-        if own_names is not None and _in_other_order(own_names, names):
+        if own_names is not None and set(own_names) <= set(names) and list(own_names) != list(names[: len(own_names)]):
             if not settings.own_order:
                 raise ValueError(_other_order(own_names, names, label, what))
             names = own_names
-    else:
-        names = own_names if own_names is not None else settings.default_class_names
     if names is None and getattr(feature, "dtype", None) in ("string", "large_string"):
         names = distinct_values(dataset, label)
     if names is None and caption is not None:
         return unlabeled
     if names is None:
         raise ValueError(
-            f"{what} has no class names: column {label!r} is {feature if feature is not None else 'untyped'}, not a "
+            f"{what} has no class names: column {label!r} is {'untyped' if feature is None else feature}, not a "
             "ClassLabel. Pass class_names=[...] in label order, or cast the column to datasets.ClassLabel."
         )
     return ImageColumns(image, label, caption, groups, tuple(names))
 
 
 def resolve_evaluation_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> ImageColumns:
-    """`resolve_columns`, with all checks of a dataset for evaluation.
-
-    Raises:
-        ValueError: if labels or requested groups are missing, class names contain duplicates, or a label or a group
-            is invalid.
-    """
+    """`resolve_columns`, with all checks of the labels, class names and groups of a dataset for evaluation."""
     columns = resolve_columns(dataset, settings, what=what)
     if columns.class_names is None:
         raise ValueError(
-            f"{what} has no labels in column {settings.label_column!r}; evaluation classifies images, so it needs "
-            "labels and class_names"
+            f"{what} has no labels in column {settings.label_column!r}; evaluation needs labels and class_names"
         )
     if settings.group_column and columns.groups is None:
         wanted = [settings.group_column] if isinstance(settings.group_column, str) else settings.group_column
         present = column_names(dataset) or []
         missing = next(column for column in wanted if column not in present)
-        raise ValueError(
-            f"{what} has no column {missing!r}; its columns are {present}. Set group_column to the right one, or to "
-            "None to use the classes as groups."
-        )
+        raise ValueError(f"{_no_column(what, missing, present, 'group_column')} None uses the classes as groups.")
     check_distinct(columns.class_names)
     check_labels(dataset, columns, what=what, several=False)
     _check_groups(dataset, columns, what=what)
     return columns
 
 
-def _in_other_order(own: Sequence[str], class_names: Sequence[str]) -> bool:
-    return set(own) <= set(class_names) and tuple(own) != tuple(class_names[: len(own)])
+def _no_column(what: str, column: str, columns: Sequence[str], setting: str) -> str:
+    return f"{what} has no column {column!r}; its columns are {columns}. Set {setting} to the right one."
 
 
 def _other_order(own: Sequence[str], class_names: Sequence[str], label: str, what: str) -> str:
     index = next(index for index, name in enumerate(own) if name != class_names[index])
     return (
         f"label {index} of column {label!r} of {what} is {own[index]!r} by its ClassLabel and {class_names[index]!r} "
-        f"by class_names, which has {own[index]!r} for another label; omit class_names to use those of the "
-        "column, or put both in the same order"
+        "by class_names; omit class_names to use those of the column, or put both in the same order"
     )
 
 
 def check_distinct(class_names: Sequence[str]) -> None:
-    """Check that no two classes have the same name, since a classifier made from names could not distinguish them.
-
-    Raises:
-        ValueError: naming the first duplicate.
-    """
+    """Check that no two classes have the same name, since a classifier made from names could not distinguish them."""
     first: dict[str, int] = {}
     for label, name in enumerate(class_names):
         if first.setdefault(name, label) != label:
@@ -207,14 +169,7 @@ def check_distinct(class_names: Sequence[str]) -> None:
 
 
 def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: bool) -> None:
-    """Check every label of a dataset, unless that would mean reading images.
-
-    Args:
-        several: whether more than one class has to occur.
-
-    Raises:
-        ValueError: naming the label that is out of range, or the only class that occurs.
-    """
+    """Check every label of a dataset, and that `several` classes occur, unless that would mean reading images."""
     if columns.label is None or is_iterable(dataset) or not hasattr(dataset, "features"):
         return
     present = {columns.label_index(value) for value in distinct_values(dataset, columns.label)}
@@ -235,21 +190,17 @@ def _check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
     if "" in present:
         raise ValueError(f"{what} has rows whose group has an empty name; name it in {list(groups.columns)}")
     if groups.function is None and len(groups.columns) == 1:
-        missing = [name for name in groups.names.get(groups.columns[0], ()) if name not in present]
-        if missing:
-            raise ValueError(
-                f"{what} has no row in group {missing[0]!r} of column {groups.columns[0]!r}, so its accuracy and the "
-                "worst group are unknown; evaluate on rows of every group, or cast the column to strings to count "
-                "only those that occur"
-            )
+        (column,) = groups.columns
+        for name in groups.names.get(column, ()):
+            if name not in present:
+                raise ValueError(
+                    f"{what} has no row in group {name!r} of column {column!r}, so the worst group is unknown; "
+                    "evaluate on rows of every group, or cast the column to strings to count only those that occur"
+                )
 
 
 def group_names(dataset: Any, columns: ImageColumns) -> set[str] | None:
-    """The groups that have rows, or None if that would mean reading images.
-
-    Raises:
-        ValueError: if the group of a row is unknown.
-    """
+    """The groups that have rows, or None if that would mean reading images."""
     if is_iterable(dataset) or not hasattr(dataset, "features"):
         return None
     groups = columns.groups

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Image as ImageFeature
@@ -38,12 +38,7 @@ class ImageReader:
     """Reads rows, with the image of each as an upright RGB image.
 
     Images of `datasets` are opened here rather than by it, so that errors can name their row and file, and the rest of
-    a row is known even if its image is damaged.
-
-    Args:
-        dataset: the rows.
-        column: the column with the images.
-        preprocessor: the images must be small enough for it.
+    a row is known even if its image is damaged. Images too large for `preprocessor` count as damaged.
     """
 
     def __init__(self, dataset: Any, column: str, preprocessor: ImagePreprocessor):
@@ -57,23 +52,13 @@ class ImageReader:
         self.dataset = dataset
 
     def row(self, index: int) -> Row:
-        """The row with that index.
-
-        Raises:
-            BadImageError: if its image cannot be read.
-            TypeError: if it has something else instead of an image.
-        """
+        """The row with that index; raises `BadImageError`, or `TypeError` for what is not an image."""
         where = f"row {index}"
         try:
             row = self.dataset[index]
         except _OF_FILES as error:
             raise _bad(where, error) from error
         return self.opened(row, where)
-
-    def rows(self) -> Iterator[tuple[Row, str]]:
-        """The rows of an iterable dataset, before their images are opened, with a name for each."""
-        for index, row in enumerate(self.dataset):
-            yield row, f"row {index} of the iterable dataset"
 
     def opened(self, row: Row, where: str) -> Row:
         """`row` with its image opened; `where` is its name in errors."""
@@ -85,9 +70,8 @@ class ImageReader:
             if raw is None:
                 raise ValueError("the row has no image")
             if self.feature is not None:
-                raw = self.feature.decode_example(
-                    raw, token_per_repo_id=getattr(self.dataset, "_token_per_repo_id", None)
-                )
+                tokens = getattr(self.dataset, "_token_per_repo_id", None)
+                raw = self.feature.decode_example(raw, token_per_repo_id=tokens)
             image = as_rgb(raw)
             self.preprocessor.check(image)
         except TypeError as error:
@@ -99,11 +83,7 @@ class ImageReader:
 
 
 def check_on_bad_image(choice: str) -> None:
-    """Check a value of `on_bad_image`.
-
-    Raises:
-        ValueError: if it is neither "raise" nor "skip".
-    """
+    """Check a value of `on_bad_image`."""
     if choice not in ON_BAD_IMAGE:
         raise ValueError(unknown_name("on_bad_image", choice, ON_BAD_IMAGE))
 
@@ -127,11 +107,6 @@ class SkippedImages:
 
     def __len__(self) -> int:
         return len(self.reasons)
-
-
-def blank_image() -> Image.Image:
-    """A black image, for rows that do not count."""
-    return Image.new("RGB", (256, 256))
 
 
 def _is_plain(dataset: Any) -> bool:

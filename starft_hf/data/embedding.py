@@ -19,22 +19,10 @@ TEXTS_PER_CHUNK = 256
 EmbedTexts = Callable[[Sequence[str]], Tensor]
 
 
-def by_length(text: str) -> Any:
-    """A sort key under which texts of about the same length share a chunk, so that little of it is padding."""
-    return len(text), text
-
-
 def embedded_chunks(
     embed: EmbedTexts, texts: Sequence[str], chunk_size: int = TEXTS_PER_CHUNK, progress: str | None = None
 ) -> Iterator[Tensor]:
-    """The embeddings of `texts`, `(n, D)` for every chunk of n, in order and by this process alone.
-
-    Args:
-        embed: embeds one chunk of texts.
-        texts: the texts.
-        chunk_size: texts per chunk.
-        progress: the name of a progress bar; None shows none.
-    """
+    """The embeddings of `texts`, `(n, D)` for every chunk of n, by this process alone, with a named progress bar."""
     with tqdm(total=len(texts), desc=progress, unit=" captions", disable=progress is None) as bar:
         for start in range(0, len(texts), chunk_size):
             chunk = texts[start : start + chunk_size]
@@ -46,22 +34,17 @@ def embed_texts(
     embed: EmbedTexts,
     texts: Sequence[str],
     *,
-    sort_key: Callable[[str], Any] = by_length,
+    sort_key: Callable[[str], Any] = lambda text: (len(text), text),
     chunk_size: int = TEXTS_PER_CHUNK,
     progress: str | None = None,
 ) -> Tensor:
-    """The embeddings `(len(texts), D)` of distinct texts, computed by all processes together.
+    """The embeddings `(len(texts), D)` of distinct texts, at least one, computed by all processes together.
 
-    Args:
-        embed: embeds one chunk of texts.
-        texts: the texts, at least one.
-        sort_key: of texts; neighbors share a chunk.
-        chunk_size: texts per chunk.
-        progress: the name of a progress bar; None shows none.
+    Neighbors by `sort_key` share a chunk; by default those of about the same length, so that little is padding.
     """
     order = sorted(range(len(texts)), key=lambda index: sort_key(texts[index]))
     mine = [texts[order[place]] for place in shard_indices(len(texts))]
-    # A process without a share of its own embeds one text for the width of the rows.
+    # A process without texts of its own embeds one for the width of the rows.
     chunks = list(embedded_chunks(embed, mine, chunk_size, progress)) or [embed(texts[:1])[:0]]
     embeds = gather_shards(torch.cat(chunks), len(texts))
     return torch.empty_like(embeds).index_copy_(0, torch.tensor(order, device=embeds.device), embeds)
@@ -79,18 +62,11 @@ def embed_images(
 ) -> tuple[Tensor, ...]:
     """The outputs of `embed` for images, `(len(indices), ...)` each, computed by all processes together.
 
-    Args:
-        embed: maps the tensors of a batch without texts to tensors with one row per image.
-        examples: the images.
-        indices: of the images to embed, at least one.
-        device: of the batches.
-        batch_size: images per batch.
-        num_workers: processes that preprocess.
-        progress: the name of a progress bar; None shows none.
+    `embed` maps the tensors of a batch without texts, on `device`, to tensors with one row per image.
     """
     mine = [indices[place] for place in shard_indices(len(indices))]
     loader = DataLoader(
-        # A process without a share of its own embeds one image for the shapes of the rows.
+        # A process without images of its own embeds one for the shapes of the rows.
         Subset(examples, mine or indices[:1]),
         batch_size=batch_size,
         num_workers=num_workers,
@@ -102,9 +78,8 @@ def embed_images(
     with tqdm(total=len(mine), desc=progress, unit=" images", disable=progress is None) as bar:
         for batch in loader:
             skipped.record(batch)
-            chunks.append(
-                embed({name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)})
-            )
+            tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+            chunks.append(embed(tensors))
             bar.update(len(chunks[-1][0]))
-    shares = [torch.cat(parts)[: len(mine)] for parts in zip(*chunks, strict=True)]
-    return tuple(gather_shards(share, len(indices)) for share in shares)
+    own = [torch.cat(parts)[: len(mine)] for parts in zip(*chunks, strict=True)]
+    return tuple(gather_shards(rows, len(indices)) for rows in own)

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from starft_hf.data.captions import CaptionBank, inject
 from starft_hf.data.class_mapping import resolve_mapped_columns
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluation_columns
-from starft_hf.data.decoding import RAISE, SKIP, BadImageError, ImageReader, Row, blank_image
+from starft_hf.data.decoding import RAISE, SKIP, BadImageError, ImageReader, Row
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
 from starft_hf.data.source import is_iterable
@@ -55,8 +56,8 @@ class ImageExampleMaker:
         ]
 
     def blank(self, sample: int) -> Example:
-        """An example in place of one that does not count."""
-        (image,) = self._preprocess([blank_image()], [sample])
+        """An example with a black image, in place of one that does not count."""
+        (image,) = self._preprocess([Image.new("RGB", (256, 256))], [sample])
         return {"image": image, "sample": sample, **self.blank_targets(sample)}
 
     def targets(self, row: Row, sample: int) -> Example:
@@ -94,10 +95,7 @@ class EvaluationExampleMaker(ImageExampleMaker):
 
 @dataclass
 class TrainingExampleMaker(ImageExampleMaker):
-    """Makes training examples of rows.
-
-    They have "label" and "spurious_id" if there are labels, and "caption" and "spurious_caption" if a loss needs them.
-    """
+    """Makes training examples of rows, with "caption", "spurious_caption", "label" and "spurious_id" where known."""
 
     bank: CaptionBank
     seed: int
@@ -116,7 +114,7 @@ class TrainingExampleMaker(ImageExampleMaker):
             if spurious is not None and bank.pool is not None:
                 example["spurious_caption"] = inject(bank.pool.templates[spurious], example["caption"], class_name)
         elif label is not None:
-            template = self._draw_template(sample)
+            template = int(self._generator(sample, Draw.CAPTION_TEMPLATE).integers(len(bank.caption_templates)))
             example["caption"] = bank.caption(label, template)
             if spurious is not None:
                 example["spurious_caption"] = bank.spurious_caption(label, template, spurious)
@@ -135,9 +133,6 @@ class TrainingExampleMaker(ImageExampleMaker):
             return self.preprocessor.of_rgb(images)
         return self.preprocessor.of_rgb(images, [self._generator(sample, Draw.TRANSFORM) for sample in samples])
 
-    def _draw_template(self, sample: int) -> int:
-        return int(self._generator(sample, Draw.CAPTION_TEMPLATE).integers(len(self.bank.caption_templates)))
-
     def _draw_spurious(self, sample: int, class_name: str | None) -> int | None:
         pool = self.bank.pool
         if pool is None or not self.with_spurious_captions:
@@ -151,30 +146,22 @@ class TrainingExampleMaker(ImageExampleMaker):
 class IndexedExamples(Dataset[Example]):
     """Examples of a dataset whose rows can be read in any order; a sample is identified by its index.
 
-    Args:
-        dataset: the rows; images of any mode and orientation.
-        make: makes examples of them.
-        on_bad_image: "raise" raises an error for an image that cannot be read. "skip" keeps its row in place as a
-            blank example, with `False` under "valid" and the reason under "bad_image".
-
-    Attributes:
-        padded: whether a sampler may ask for `NO_SAMPLE`, which gives a blank example. Then, and with "skip", every
-            example says under "valid" whether it is a sample.
-        unreadable: samples that are skipped without reading them again, so that all parts of a run agree on them.
+    An image that cannot be read is an error if `on_bad_image` is "raise". "skip" keeps its row in place as a blank
+    example, with `False` under "valid" and the reason under "bad_image".
     """
 
     def __init__(self, dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE):
         self.make = make
+        self.columns = make.columns
         self.on_bad_image = on_bad_image
+        # Whether a sampler may ask for `NO_SAMPLE`, which gives a blank example. Then, and with "skip", every example
+        # says under "valid" whether it is a sample.
         self.padded = False
+        # Samples that are skipped without reading them again, so that all parts of a run agree on them.
         self.unreadable: set[int] = set()
         if hasattr(dataset, "select_columns"):
-            dataset = dataset.select_columns(make.columns.used)
+            dataset = dataset.select_columns(self.columns.used)
         self.dataset = dataset
-
-    @property
-    def columns(self) -> ImageColumns:
-        return self.make.columns
 
     @cached_property
     def _reader(self) -> ImageReader:
@@ -192,12 +179,13 @@ class IndexedExamples(Dataset[Example]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         spare_worker()
-        read = [self._read(int(index)) for index in indices]
+        indices = [int(index) for index in indices]
+        read = [self._read(index) for index in indices]
         rows = {place: row for place, row in enumerate(read) if isinstance(row, dict)}
-        made = dict(zip(rows, self.make(list(rows.values()), [int(indices[place]) for place in rows]), strict=True))
+        made = dict(zip(rows, self.make(list(rows.values()), [indices[place] for place in rows]), strict=True))
         examples = []
         for place, index in enumerate(indices):
-            example = made[place] if place in made else self.make.blank(max(0, int(index)))
+            example = made[place] if place in made else self.make.blank(max(0, index))
             if self.padded or self.on_bad_image == SKIP:
                 example["valid"] = place in made
             if isinstance(read[place], str):
@@ -234,28 +222,20 @@ class IterableExamples(IterableDataset[Example]):
     """Examples of a dataset that can only be read in order; a sample is identified by a hash of its pixels.
 
     The number of a row would not do: it depends on shards, workers and the shuffle buffer.
-
-    Args:
-        dataset: the rows.
-        make: makes examples of them.
-        on_bad_image: as in `IndexedExamples`.
     """
 
     def __init__(self, dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE):
         self.make = make
+        self.columns = make.columns
         self.on_bad_image = on_bad_image
-        self.reader = ImageReader(dataset, make.columns.image, make.preprocessor)
+        self.reader = ImageReader(dataset, self.columns.image, make.preprocessor)
         self.dataset = self.reader.dataset
-
-    @property
-    def columns(self) -> ImageColumns:
-        return self.make.columns
 
     def __iter__(self) -> Iterator[Example]:
         spare_worker()
-        for row, where in self.reader.rows():
+        for index, row in enumerate(self.dataset):
             try:
-                opened = self.reader.opened(row, where)
+                opened = self.reader.opened(row, f"row {index} of the iterable dataset")
             except BadImageError as error:
                 if self.on_bad_image != SKIP:
                     raise
@@ -297,16 +277,8 @@ def evaluation_sets(
 ) -> Any:
     """The evaluation examples of a dataset, or of a dictionary of datasets by name; examples are returned unchanged.
 
-    Args:
-        dataset: one evaluation set, several, or None.
-        settings: which columns hold what.
-        class_names: the classes of the training set.
-        image_processor: of the model.
-        class_mapping: for every label the indices into `class_names`; by name for several datasets.
-        on_bad_image: as in `IndexedExamples`.
-
-    Raises:
-        ValueError: as `resolve_evaluation_columns` and `resolve_mapped_columns`.
+    `class_names` are those of the training set, and `class_mapping` has the indices into them for every label, or a
+    dictionary of these by name.
     """
     if dataset is None or isinstance(dataset, Examples):
         return dataset
@@ -327,10 +299,7 @@ def evaluation_sets(
 
 
 def image_examples(examples: IndexedExamples, preprocessor: ImagePreprocessor | None = None) -> IndexedExamples:
-    """The images of `examples` without targets, with the same preprocessor or another.
-
-    Both share `unreadable`.
-    """
+    """The images of `examples` without targets, with the same preprocessor or another, and with its `unreadable`."""
     columns = ImageColumns(examples.columns.image, label=None, caption=None, groups=None, class_names=None)
     maker = ImageExampleMaker(columns, preprocessor or examples.make.preprocessor)
     images = IndexedExamples(examples.dataset, maker, examples.on_bad_image)

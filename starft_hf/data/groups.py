@@ -16,12 +16,9 @@ SEPARATOR = " x "
 
 @dataclass(frozen=True)
 class Groups:
-    """Names the group of a row, from one column, from several, or by a function of the row.
+    """Names the group of a row by a function of it, or by the values of columns, joined as in "waterbird x land".
 
-    Attributes:
-        columns: the columns whose values are the name, joined as in "waterbird x land".
-        names: names of the values of ClassLabel columns.
-        function: names the group instead, from a row with these columns.
+    `names` are those of the values of ClassLabel columns.
     """
 
     columns: tuple[str, ...] = ()
@@ -29,45 +26,32 @@ class Groups:
     function: GroupFunction | None = None
 
     def of(self, row: Mapping[str, Any]) -> str:
-        """The group of a row.
-
-        Raises:
-            ValueError: if a value is missing or unknown, or the function does not return a string.
-        """
-        if self.function is not None:
-            name = self.function(row)
-            if not isinstance(name, str):
-                raise ValueError(
-                    f"the group function returned {name!r} for the row {dict(row)!r}; it must return a string"
-                )
-            return name
-        return SEPARATOR.join(self._name(column, row[column]) for column in self.columns)
+        """The group of a row."""
+        if self.function is None:
+            return SEPARATOR.join(self._name(column, row[column]) for column in self.columns)
+        name = self.function(row)
+        if not isinstance(name, str):
+            raise ValueError(
+                f"the group function returned {name!r} for the row {dict(row)!r}; it must return a string"
+            )
+        return name
 
     def _name(self, column: str, value: Any) -> str:
         names = self.names.get(column)
         if value is None or value != value:  # NaN is a missing number
             raise ValueError(f"column {column!r} has a row without a value, so its group is unknown; fill or drop it")
-        if names is None:
+        if names is None or isinstance(value, str):
             return str(value)
-        if not isinstance(value, str) and not 0 <= int(value) < len(names):
+        if not 0 <= int(value) < len(names):
             known = ", ".join(names)
             raise ValueError(f"column {column!r} has the value {value}, but only {len(names)} names: {known}")
-        return value if isinstance(value, str) else names[value]
+        return names[value]
 
 
 def resolve_groups(
     dataset: Any, columns: str | Sequence[str] | None, function: GroupFunction | None = None
 ) -> Groups | None:
-    """How to name the groups of `dataset`, or None if neither argument is given or a column is missing.
-
-    Args:
-        dataset: a dataset of `datasets` or any other.
-        columns: one column or several.
-        function: names the group of a row instead.
-
-    Raises:
-        ValueError: if both are given.
-    """
+    """How to name the groups of `dataset`, or None if neither argument is given or a column is missing."""
     if function is not None and columns:
         raise ValueError(f"groups are given by column {columns!r} and by a function; choose one of them")
     present = column_names(dataset)

@@ -23,8 +23,8 @@ def random_crop_box(
 ) -> tuple[int, int, int, int]:
     """The box `(left, top, right, bottom)`, in pixels, of a random resized crop.
 
-    Its share of the area is uniform in `scale`, its aspect ratio log-uniform in `CROP_RATIO`. If ten boxes do not fit,
-    the box is the whole image.
+    The fraction of the area that it keeps is uniform in `scale`, its aspect ratio log-uniform in `CROP_RATIO`. If ten
+    boxes do not fit, the box is the whole image.
     """
     for _ in range(10):
         area = width * height * generator.uniform(scale[0], scale[1])
@@ -44,18 +44,13 @@ _AT_ONCE = 32
 class ImagePreprocessor:
     """Turns images into inputs of the vision tower.
 
-    Args:
-        image_processor: the model's image processor.
-        crop_scale: range of the share of the area that a random crop keeps; None only applies the image processor.
-        transform: the user's own transform, from a PIL image to a PIL image or to a tensor `(C, H, W)`. It replaces
-            the random crop; what it draws from the global generators is keyed to the sample.
+    A random crop keeps a fraction of the area in the range `crop_scale`; None only applies the image processor. A
+    user's own `transform`, to a PIL image or to a tensor `(C, H, W)`, replaces the random crop; what it draws from the
+    global generators is keyed to the sample.
     """
 
     def __init__(
-        self,
-        image_processor: Any,
-        crop_scale: Sequence[float] | None = None,
-        transform: ImageTransform | None = None,
+        self, image_processor: Any, crop_scale: Sequence[float] | None = None, transform: ImageTransform | None = None
     ):
         self.image_processor = image_processor
         self.crop_scale = crop_scale
@@ -70,11 +65,7 @@ class ImagePreprocessor:
     def __call__(
         self, images: Sequence[Any], generators: Sequence[np.random.Generator] | None = None
     ) -> list[dict[str, Tensor]]:
-        """Preprocess `images`; `generators`, one per image, are needed if preprocessing is random.
-
-        Returns:
-            For every image the inputs of the vision tower, without a batch dimension.
-        """
+        """Unbatched inputs of the vision tower for every image; random preprocessing needs a generator per image."""
         return self.of_rgb([as_rgb(image) for image in images], generators)
 
     def of_rgb(
@@ -94,19 +85,13 @@ class ImagePreprocessor:
         return examples
 
     def check(self, image: Image.Image) -> None:
-        """Check that an image can be resized for the vision tower.
-
-        Raises:
-            ValueError: if resizing it would exceed Pillow's limit of pixels, as for very long images whose shortest
-                edge is scaled to a given length.
-        """
-        size = getattr(self.image_processor, "size", None)
-        edge = dict(size).get("shortest_edge") if size else None
+        """Check that resizing does not exceed Pillow's limit of pixels, as for very long images."""
+        edge = dict(getattr(self.image_processor, "size", None) or {}).get("shortest_edge")
         limit = Image.MAX_IMAGE_PIXELS
         if edge and limit and edge**2 * max(image.size) / min(image.size) > limit:
             raise ValueError(
-                f"it has {image.width} x {image.height} pixels, and scaling its shortest edge to {edge} would "
-                f"give more than {limit} (PIL.Image.MAX_IMAGE_PIXELS)"
+                f"it has {image.width} x {image.height} pixels, and scaling its shortest edge to {edge} would give "
+                f"more than {limit} (PIL.Image.MAX_IMAGE_PIXELS)"
             )
 
     def _augment(self, image: Image.Image, generator: np.random.Generator) -> Image.Image | Tensor:
@@ -122,11 +107,9 @@ class ImagePreprocessor:
 
 def fixed_size(image_processor: Any) -> tuple[int, int] | None:
     """The `(width, height)` in pixels of every image that `image_processor` returns, or None if it keeps shapes."""
-    for attribute in ("crop_size", "size"):
-        if attribute == "crop_size" and not getattr(image_processor, "do_center_crop", False):
-            continue
-        size = getattr(image_processor, attribute, None)
-        size = dict(size) if size else {}
+    crop = ["crop_size"] if getattr(image_processor, "do_center_crop", False) else []
+    for attribute in [*crop, "size"]:
+        size = dict(getattr(image_processor, attribute, None) or {})
         if size.get("height") and size.get("width"):
             return size["width"], size["height"]
     return None
@@ -136,10 +119,6 @@ def as_rgb(image: Any) -> Image.Image:
     """`image` as an upright RGB image; arrays are `(H, W)` or `(H, W, C)` of unsigned bytes.
 
     Transparent pixels get the color that is stored for them. Images of 16 bits are converted to 8.
-
-    Raises:
-        TypeError: if it is neither a PIL image nor such an array.
-        ValueError: if it has no pixels.
     """
     if isinstance(image, np.ndarray) and image.size == 0:
         raise ValueError(f"it is an array of shape {image.shape}, without any pixels")

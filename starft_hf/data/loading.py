@@ -1,6 +1,5 @@
 """Datasets from the Hub or from a folder, with the columns that the trainer expects."""
 
-from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,6 @@ logger = logging.get_logger(__name__)
 _WEB_IMAGES = ("jpg", "jpeg", "png", "webp")
 _WEB_LABEL = "cls"
 
-# Names of splits for evaluation; the first that exists is used.
-EVALUATION_SPLITS = ("test", "validation", "valid", "val", "dev")
-
 
 def load_splits(
     source: str | PathLike[str],
@@ -29,20 +25,17 @@ def load_splits(
     label_column: str = "label",
     streaming: bool = False,
 ) -> DatasetDict | IterableDatasetDict:
-    """All splits of a dataset.
+    """All splits of a dataset, by name.
 
     Args:
         source: a dataset on the Hub, or a folder: of images in one folder per class (`train/owl/1.jpg`, with further
             columns such as groups in a `metadata.csv`), of Parquet files, of WebDataset shards, or one that
             `save_to_disk` has written.
         config: the configuration, if there are several.
-        image_column: the name for the column with the images.
-        label_column: the name for the column with the labels.
+        image_column: the name for the column with the images of WebDataset shards.
+        label_column: the name for the column with their labels, or with the names of the folders as labels if a
+            metadata file has none.
         streaming: read rows as they are needed instead of all in advance.
-
-    Returns:
-        The splits by name. Images of WebDataset shards are in `image_column` and their labels in `label_column`; if a
-        metadata file has no labels, they are the names of the folders.
 
     Raises:
         FileNotFoundError: if neither a folder nor, unless `source` looks like a path, a dataset on the Hub is found.
@@ -74,23 +67,17 @@ def load_splits(
                 f"*.parquet, *.tar or what save_to_disk writes, found files with {', '.join(found) or 'nothing'}"
             ) from error
     splits = _with_standard_columns(splits, image_column, label_column, local=True)
-    if isinstance(splits, IterableDatasetDict) and label_column not in _columns(splits) and _has_metadata(folder):
+    has_no_labels = isinstance(splits, IterableDatasetDict) and label_column not in _columns(splits)
+    endings = (".csv", ".jsonl", ".parquet")
+    if has_no_labels and any(path.suffix in endings for path in folder.rglob("metadata.*")):
         # The labels are the folders, and of images in folders only the paths are read in advance.
         whole = load_splits(folder, config, image_column=image_column, label_column=label_column)
         return IterableDatasetDict({name: part.to_iterable_dataset() for name, part in whole.items()})
     return splits
 
 
-def _has_metadata(folder: Path) -> bool:
-    return any(next(folder.rglob(f"metadata.{ending}"), None) for ending in ("csv", "jsonl", "parquet"))
-
-
 def choose_split(splits: Any, name: str, source: str) -> Any:
-    """A split by name.
-
-    Raises:
-        ValueError: if no split has that name.
-    """
+    """A split by name."""
     if name not in splits:
         raise ValueError(f"{source!r} has an {unknown_name('split', name, splits)}")
     return splits[name]
@@ -98,13 +85,13 @@ def choose_split(splits: Any, name: str, source: str) -> Any:
 
 def evaluation_split(splits: Any) -> str | None:
     """The name of the split for evaluation, or None if no split has such a name."""
-    return next((name for name in EVALUATION_SPLITS if name in splits), None)
+    return next((name for name in ("test", "validation", "valid", "val", "dev") if name in splits), None)
 
 
 def _with_standard_columns(splits: Any, image_column: str, label_column: str, *, local: bool) -> Any:
     columns = _columns(splits)
-    if image_column not in columns and (image := _first(_WEB_IMAGES, columns)) is not None:
-        splits = splits.rename_column(image, image_column)
+    if image_column not in columns and (images := [name for name in _WEB_IMAGES if name in columns]):
+        splits = splits.rename_column(images[0], image_column)
         if label_column not in columns and _WEB_LABEL in columns:
             splits = splits.rename_column(_WEB_LABEL, label_column)
     if local and image_column in columns and label_column not in columns and isinstance(splits, DatasetDict):
@@ -117,30 +104,19 @@ def _columns(splits: Any) -> list[str]:
     return list(first.features or first.column_names or ())
 
 
-def _first(candidates: Iterable[str], columns: list[str]) -> str | None:
-    return next((name for name in candidates if name in columns), None)
-
-
 def _with_folders_as_labels(splits: DatasetDict, image_column: str, label_column: str) -> DatasetDict:
     """The labels that `datasets` omits if there is a metadata file: the folders of the images."""
-    folders = {
-        name: [
-            Path(image["path"] or "").parent.name
-            for image in part.select_columns([image_column]).cast_column(image_column, Image(decode=False))[
-                image_column
-            ]
-        ]
-        for name, part in splits.items()
-    }
+    folders = {}
+    for name, part in splits.items():
+        images = part.select_columns([image_column]).cast_column(image_column, Image(decode=False))[image_column]
+        folders[name] = [Path(image["path"] or "").parent.name for image in images]
     names = sorted({folder for part in folders.values() for folder in part})
     # Images in one folder have no classes.
     if len(names) < 2 or any(len(set(part)) < 2 for part in folders.values()):
         return splits
     logger.info("Labels are the names of the folders of the images: %s.", ", ".join(names))
     label = ClassLabel(names=names)
+    labels = {name: [label.str2int(folder) for folder in part] for name, part in folders.items()}
     return DatasetDict(
-        {
-            name: part.add_column(label_column, [label.str2int(folder) for folder in folders[name]], feature=label)
-            for name, part in splits.items()
-        }
+        {name: part.add_column(label_column, labels[name], feature=label) for name, part in splits.items()}
     )

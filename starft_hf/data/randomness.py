@@ -32,13 +32,9 @@ def sample_generator(seed: int, epoch: int, sample: int, draw: Draw) -> np.rando
 
 
 def batch_generator(seed: int, step: int, part: int, draw: Draw) -> np.random.Generator:
-    """The generator of one draw that a whole batch shares, over all processes.
+    """The generator of one draw that all processes share for batch `part` of those that an optimizer step accumulates.
 
-    Args:
-        seed: of the run.
-        step: the optimizer step, counted from 0 over all epochs.
-        part: the place of the batch among those whose gradients the step accumulates.
-        draw: what is drawn; no draw is used both for samples and for batches.
+    No draw is used both for samples and for batches.
     """
     return np.random.default_rng((seed, step, part, int(draw)))
 

@@ -31,11 +31,7 @@ def _wait_for_parent() -> None:
 
 @contextmanager
 def explained_worker_deaths() -> Iterator[None]:
-    """Say what to do if a process that loads data has died.
-
-    Raises:
-        RuntimeError: in place of torch's own.
-    """
+    """Replace torch's error if a process that loads data has died by one that says what to do."""
     try:
         yield
     except RuntimeError as error:
