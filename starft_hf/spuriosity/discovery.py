@@ -12,10 +12,8 @@ from torch import nn
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
 from starft_hf.data.decoding import RAISE
 from starft_hf.data.source import is_iterable
-from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder
-from starft_hf.models.loading import load_model, load_processor
-from starft_hf.spuriosity.embedding import embed_images, embed_texts
+from starft_hf.spuriosity.embedding import embed_images, embed_texts, load_encoder
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.spuriosity.result import DiscoveryResult
 from starft_hf.spuriosity.scorer import scorer_from
@@ -73,12 +71,8 @@ def discover_spuriosity(
         seed: of the sample and the permutations.
         batch_size: images per forward.
         num_workers: processes that preprocess.
-        on_bad_image: what to do with a row whose image cannot be read: "raise" names it in an error, "skip" excludes
-            it and warns.
+        on_bad_image: "raise" an error that names a row whose image cannot be read, or "skip" it with a warning.
         progress: whether to show a progress bar.
-
-    Returns:
-        The result.
 
     Raises:
         ValueError: if the dataset has no labels or only one class, or a setting is out of range.
@@ -100,21 +94,15 @@ def discover_spuriosity(
     named = ColumnSettings(image_column, label_column, class_names=class_names)
     columns = resolve_columns(dataset, named, what="dataset")
     check_labeled(columns, "dataset")
-    model = load_model(model)
-    encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
-    return discover(model, encoder, dataset, columns, pool, settings)
+    return discover(*load_encoder(model, processor), dataset, columns, pool, settings)
 
 
 def check_labeled(columns: ImageColumns, what: str) -> None:
-    """Check that a dataset has labels and class names.
-
-    Raises:
-        ValueError: if not.
-    """
+    """Check that a dataset has labels and at least two class names."""
     if columns.label is None or columns.class_names is None:
         raise ValueError(
             f"{what} has no labels with class names, so nothing can be correlated with them; set label_column and "
-            "class_names, or choose a pool by hand"
+            "class_names, or choose a pool"
         )
     if len(columns.class_names) < 2:
         raise ValueError(f"{what} has one class only ({columns.class_names[0]!r}); there must be at least two")

@@ -1,7 +1,8 @@
-"""What discovery embeds, by the embedding loop: captions, and the images of a dataset with their labels."""
+"""What discovery embeds: captions, and the images of a dataset with their labels."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import torch
@@ -11,18 +12,25 @@ from starft_hf.data import embedding
 from starft_hf.data.columns import ImageColumns
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.images import ImagePreprocessor
+from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.spuriosity.settings import SearchSettings
+
+
+def load_encoder(model: str | PathLike[str] | nn.Module, processor: Any) -> tuple[nn.Module, DualEncoder]:
+    """A dual encoder and its spec; the arguments are as in `discover_spuriosity`."""
+    model = load_model(model)
+    return model, DualEncoder.of(model, load_processor(base_model_of(model), processor))
 
 
 def embed_texts(model: nn.Module, encoder: DualEncoder, texts: Sequence[str]) -> Tensor:
     """Unit rows of distinct texts, `(N, D)`, on the CPU."""
     # In alphabetical order, texts with a common beginning share a chunk, and its computation where the tower can.
     with evaluation_mode(model):
-        return (
-            embedding.embed_texts(lambda chunk: encoder.encode(model, texts=chunk), texts, sort_key=str).float().cpu()
-        )
+        embeds = embedding.embed_texts(lambda chunk: encoder.encode(model, texts=chunk), texts, sort_key=str)
+    return embeds.float().cpu()
 
 
 def embed_images(

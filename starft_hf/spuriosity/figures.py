@@ -19,14 +19,7 @@ _MOST_LABELS = 24
 def draw_heat_map(
     effects: NDArray[np.float64], attributes: Sequence[str], class_names: Sequence[str], num_found: int
 ) -> "Figure":
-    """A heat map of the effects of attributes on labels.
-
-    Args:
-        effects: `(A, C)`.
-        attributes: names of the rows.
-        class_names: names of the columns.
-        num_found: number of rows that were found; they come first.
-    """
+    """A heat map of the effects `(A, C)` of attributes on labels; the first `num_found` attributes were found."""
     from matplotlib.figure import Figure
 
     if not len(effects):
@@ -54,12 +47,7 @@ def draw_heat_map(
 
 
 def draw_examples(rows: Sequence[tuple[str, Sequence[Any], Sequence[Any]]], images: int) -> "Figure":
-    """Images with an attribute and without it.
-
-    Args:
-        rows: a title, images with the attribute and images without it.
-        images: most of either kind.
-    """
+    """Rows of a title, images with an attribute and images without it, at most `images` of either kind."""
     from matplotlib.figure import Figure
 
     if not rows:
@@ -86,7 +74,7 @@ def _nothing_to_draw() -> "Figure":
 
 
 def as_png(figure: "Figure") -> bytes:
-    """`figure` as a PNG."""
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

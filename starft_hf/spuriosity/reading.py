@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,6 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(*args)
 
 
-def _read_yaml(path: Path) -> Any:
-    return yaml.load(read_text(path), _Loader)
-
-
 def _read_tensor_file(path: Path) -> Any:
     check_size(path)
     if zipfile.is_zipfile(path):
@@ -40,10 +37,15 @@ def _read_tensor_file(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def packaged_text(name: str) -> str:
+    """The text of a file beside this module, such as "prompts/ask.txt"."""
+    return (files("starft_hf.spuriosity") / name).read_text(encoding="utf-8").strip()
+
+
 READERS = {
     ".json": lambda path: json.loads(read_text(path)),
-    ".yaml": _read_yaml,
-    ".yml": _read_yaml,
+    ".yaml": lambda path: yaml.load(read_text(path), _Loader),
+    ".yml": lambda path: yaml.load(read_text(path), _Loader),
     ".txt": lambda path: [line.strip() for line in read_text(path).splitlines() if line.strip()],
     ".pt": _read_tensor_file,
     ".pth": _read_tensor_file,
@@ -51,11 +53,7 @@ READERS = {
 
 
 def read_templates(path: Path) -> Any:
-    """The content of a file of templates, as plain lists, mappings and strings.
-
-    Raises:
-        ValueError: if its suffix is unknown or it cannot be read.
-    """
+    """The content of a file of templates, as plain lists, mappings and strings."""
     if path.suffix not in READERS:
         raise ValueError(f"{str(path)!r} has the suffix {path.suffix!r}; a pool is read from {', '.join(READERS)}")
     try:
@@ -65,12 +63,7 @@ def read_templates(path: Path) -> Any:
 
 
 def read_repository(source: str) -> Any:
-    """The pool of a folder or of a repository of the Hub.
-
-    Raises:
-        FileNotFoundError: if there is neither a pool nor the record of a run.
-        ValueError: if there is a run without a pool.
-    """
+    """The pool of a folder or of a repository of the Hub, or of the run that is recorded there."""
     if (path := _file_of(source, POOL_FILE)) is not None:
         return read_templates(path)
     if (path := _file_of(source, _RUN_FILE)) is None:

@@ -13,16 +13,12 @@ from torch import nn
 
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
 from starft_hf.data.images import as_rgb
-from starft_hf.models.adapters import base_model_of
-from starft_hf.models.encoder import DualEncoder
-from starft_hf.models.loading import load_model, load_processor
-from starft_hf.spuriosity.attributes import Attribute
-from starft_hf.spuriosity.embedding import embed_images
+from starft_hf.spuriosity.embedding import embed_images, load_encoder
 from starft_hf.spuriosity.figures import as_png, draw_examples, draw_heat_map
 from starft_hf.spuriosity.pool import SpuriosityPool
-from starft_hf.spuriosity.scorer import Scorer
+from starft_hf.spuriosity.scorer import Attribute, Scorer
 from starft_hf.spuriosity.settings import SearchSettings
-from starft_hf.spuriosity.statistics import Associations, labels_concerned
+from starft_hf.spuriosity.statistics import Associations, Floats, Ints, labels_concerned
 from starft_hf.utils.files import check_free, write_bytes_atomically, write_text_atomically
 from starft_hf.utils.names import readable
 from starft_hf.utils.text import markdown
@@ -40,8 +36,7 @@ class Association:
         class_name: the label.
         attribute: how the attribute reads.
         aspect: its subject, such as "background".
-        effect: fraction of the label's images that have it, less that of all other images; above 0 for a positive
-            correlation, below 0 for a negative one.
+        effect: fraction of the label's images that have it, less that of all other images.
         share: fraction of the label's images that have it.
         information: mutual information of having the label and having the attribute, in nats.
         p_value: how often permuted labels give any label and attribute as much of it.
@@ -89,13 +84,13 @@ class DiscoveryResult:
     candidates: SpuriosityPool
     scorer: Scorer
     associations: Associations
-    agreement: NDArray[np.float64]
+    agreement: Floats
     settings: SearchSettings
     dataset: Any
     columns: ImageColumns
     indices: tuple[int, ...]
-    labels: NDArray[np.int64]
-    assigned: Mapping[str, NDArray[np.int64]]
+    labels: Ints
+    assigned: Mapping[str, Ints]
 
     @property
     def attributes(self) -> tuple[Attribute, ...]:
@@ -120,24 +115,24 @@ class DiscoveryResult:
     @cached_property
     def table(self) -> list[Association]:
         """All labels and attributes: first those found, and in each part those with most information."""
-        rows = [self._row(*cell) for cell in np.ndindex(*self.associations.effects.shape)]
+        numbers = self.associations
+        rows = [
+            Association(
+                class_name=self.class_names[label],
+                attribute=self.attributes[index].name,
+                aspect=self.attributes[index].aspect,
+                effect=float(numbers.effects[label, index]),
+                share=float(numbers.shares[label, index]),
+                information=float(numbers.cell_information[label, index]),
+                p_value=float(numbers.cell_p_values[label, index]),
+                attribute_information=float(numbers.information[index]),
+                attribute_p_value=float(numbers.p_values[index]),
+                agreement=float(self.agreement[index]),
+                found=index in self.found and bool(self._concerned[label, index]),
+            )
+            for label, index in np.ndindex(*numbers.effects.shape)
+        ]
         return sorted(rows, key=lambda row: (not row.found, -row.information, -row.effect))
-
-    def _row(self, label: int, index: int) -> Association:
-        numbers, attribute = self.associations, self.attributes[index]
-        return Association(
-            class_name=self.class_names[label],
-            attribute=attribute.name,
-            aspect=attribute.aspect,
-            effect=float(numbers.effects[label, index]),
-            share=float(numbers.shares[label, index]),
-            information=float(numbers.cell_information[label, index]),
-            p_value=float(numbers.cell_p_values[label, index]),
-            attribute_information=float(numbers.information[index]),
-            attribute_p_value=float(numbers.p_values[index]),
-            agreement=float(self.agreement[index]),
-            found=index in self.found and bool(self._concerned[label, index]),
-        )
 
     def pool(self, top: int | None = None) -> SpuriosityPool:
         """The templates of the attributes found, as a pool for training.
@@ -151,14 +146,11 @@ class DiscoveryResult:
         if top is not None and top < 1:
             raise ValueError(f"top is {top}; it must be a positive integer, or None for everything that was found")
         if not self.found:
-            raise ValueError(
-                "nothing was found that is correlated with a label, so there is no pool for this dataset; train with "
-                "the pool of candidates, or with plain fine-tuning"
-            )
+            raise ValueError("nothing was found that is correlated with a label; train with the pool of candidates")
+        pool = self.candidates
         chosen = [self.attributes[index] for index in self.found[:top]]
         indices = [index for attribute in chosen for index in attribute.templates]
-        pool = self.candidates
-        found = [asdict(row) for row in self.table if row.found]
+        found = [_rounded(asdict(row)) for row in self.table if row.found]
         return SpuriosityPool(
             [pool[index] for index in indices],
             name="discovered",
@@ -167,13 +159,7 @@ class DiscoveryResult:
             classes=None if pool.classes is None else [sorted(pool.classes[i] or ()) or None for i in indices],
             aspects=[attribute.aspect for attribute in chosen for _ in attribute.templates],
             description="What is correlated with a label in the dataset that was searched.",
-            metadata={
-                "found": [
-                    {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
-                    for row in found
-                ],
-                "images": len(self.labels),
-            },
+            metadata={"found": found, "images": len(self.labels)},
         )
 
     def groups(
@@ -181,12 +167,11 @@ class DiscoveryResult:
     ) -> list[str]:
         """Pseudo-groups of images: whether they have the attribute that usually occurs with their label.
 
-        They replace groups that nobody has annotated, for worst-group accuracy: add them as a column, and pass its
-        name as `group_column`. They follow the aspect in which most was found. If nothing was, they are the classes.
+        They replace annotated groups for worst-group accuracy: add them as a column, and pass its name as
+        `group_column`. They follow the aspect in which most was found; without findings, they are the classes.
 
         Args:
-            dataset: labeled images with the columns and classes of those that were searched; None takes the rows
-                that were searched.
+            dataset: labeled images with the columns and classes of the dataset that was searched; None takes its rows.
             model: the zero-shot model, its Hub id or its path; needed with `dataset`.
             processor: its processor; None loads it from the source of the model.
 
@@ -194,7 +179,7 @@ class DiscoveryResult:
             The group of every row, such as "waterbird, aligned" or "waterbird, conflicting".
 
         Raises:
-            ValueError: if there is a dataset and no model, or it has other classes.
+            ValueError: if a dataset comes without a model, or with other classes.
         """
         labels, assigned = self.labels, self.assigned
         if dataset is not None:
@@ -211,20 +196,17 @@ class DiscoveryResult:
         suffixes = np.where(np.any(signs, axis=1)[labels], np.where(aligned, ", aligned", ", conflicting"), "")
         return [f"{self.class_names[label]}{suffix}" for label, suffix in zip(labels, suffixes, strict=True)]
 
-    def _assign(
-        self, dataset: Any, model: str | PathLike[str] | nn.Module | None, processor: Any
-    ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+    def _assign(self, dataset: Any, model: Any, processor: Any) -> tuple[Ints, dict[str, Ints]]:
         """The labels of other images, and their attributes by aspect."""
         if model is None:
             raise ValueError("pass the zero-shot model as well: it determines the groups of other images")
-        model = load_model(model)
-        known, label = self.columns.class_names, self.columns.label or "label"
-        settings = ColumnSettings(self.columns.image, label, default_class_names=known)
+        model, encoder = load_encoder(model, processor)
+        own = self.columns
+        settings = ColumnSettings(own.image, own.label or "label", default_class_names=own.class_names)
         columns = resolve_columns(dataset, settings, what="dataset")
         names = tuple(readable(name) for name in columns.class_names or ())
         if names != self.class_names:
             raise ValueError(f"the dataset has the classes {list(names)}, but {list(self.class_names)} were searched")
-        encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
         # Every row needs a group, so that a bad image is an error.
         search = SearchSettings(progress=False)
         embeds, labels, _ = embed_images(model, encoder, dataset, range(len(dataset)), columns, search)
@@ -255,8 +237,8 @@ class DiscoveryResult:
         return "\n".join([*lines, ""])
 
     def __str__(self) -> str:
-        rows = [str(row) for row in self.table if row.found]
-        return "\n".join(rows) if rows else f"nothing is correlated with a label in {len(self.labels)} images"
+        rows = "\n".join(str(row) for row in self.table if row.found)
+        return rows or f"nothing is correlated with a label in {len(self.labels)} images"
 
     def __repr__(self) -> str:
         return f"<discovery: {len(self.found)} of {len(self.attributes)} attributes, {len(self.labels)} images>"
@@ -295,3 +277,7 @@ class DiscoveryResult:
         write_bytes_atomically(folder / "examples.png", as_png(self.examples()))
         if self.found:
             self.pool().save(folder / "pool.json")
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}

@@ -9,13 +9,7 @@ from starft_hf.data.decoding import RAISE, check_on_bad_image
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How images are searched for attributes, and which attributes count as found.
-
-    The attributes are the arguments of `discover_spuriosity`; `caption_templates` is its `caption_template` as a list.
-
-    Raises:
-        ValueError: if one is out of range.
-    """
+    """The arguments of `discover_spuriosity`, checked; `caption_templates` is its `caption_template` as a list."""
 
     caption_templates: Sequence[str] = ("a photo of a {}.",)
     alpha: float = 0.01
@@ -37,10 +31,8 @@ class SearchSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.permutations < 1 or self.alpha * (self.permutations + 1) < 1:
             raise ValueError(
-                f"permutations is {self.permutations}, which gives no p-value as small as alpha={self.alpha}; take at "
-                f"least {round(1 / self.alpha) if self.alpha else 'some, and an alpha above 0'}"
+                f"permutations is {self.permutations}, too few for p-values as small as alpha={self.alpha}; use at "
+                "least 1 / alpha of them, and an alpha above 0"
             )
         if self.max_samples is not None and self.max_samples < 1:
-            raise ValueError(
-                f"max_samples is {self.max_samples}; it must be a positive integer, or None for all images"
-            )
+            raise ValueError(f"max_samples is {self.max_samples}; it must be a positive integer, or None for all")

@@ -2,45 +2,37 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
 # Numbers that differ by less count as equal.
 _ROUNDING = 1e-12
-
 # False discovery rate of the labels that an attribute is correlated with.
 _FALSE_LABELS = 0.05
 
 
 @dataclass(frozen=True)
 class Associations:
-    """How C labels are correlated with A attributes.
+    """How C labels are correlated with A attributes: `(C, A)`, but for `information` and `p_values`, `(A,)`."""
 
-    Attributes:
-        effects: fraction of a label's images that have an attribute, less that of all other images, `(C, A)`.
-        shares: fraction of a label's images that have an attribute, `(C, A)`.
-        cell_information: mutual information of having a label and having an attribute, in nats, `(C, A)`.
-        information: mutual information of the label and having an attribute, in nats, `(A,)`.
-        cell_p_values: how often chance gives a cell, anywhere in the table, as much information, `(C, A)`.
-        p_values: how often chance gives any attribute as much information, `(A,)`.
-        label_p_values: how often chance gives this very cell as much information, `(C, A)`; not corrected.
-    """
-
-    effects: NDArray[np.float64]
-    shares: NDArray[np.float64]
-    cell_information: NDArray[np.float64]
-    information: NDArray[np.float64]
-    cell_p_values: NDArray[np.float64]
-    p_values: NDArray[np.float64]
-    label_p_values: NDArray[np.float64]
+    # The fraction of a label's images that have an attribute, and that less the fraction of all other images.
+    shares: Floats
+    effects: Floats
+    # Mutual information in nats: of having a label and having an attribute, and of the label and having an attribute.
+    cell_information: Floats
+    information: Floats
+    # How often chance gives any cell, any attribute and, not corrected for their number, this very cell as much.
+    cell_p_values: Floats
+    p_values: Floats
+    label_p_values: Floats
 
 
-def count_cells(
-    labels: NDArray[np.int64], assigned: Sequence[NDArray[np.int64]], num_classes: int, num_attributes: int
-) -> NDArray[np.int64]:
+def count_cells(labels: Ints, assigned: Sequence[Ints], num_classes: int, num_attributes: int) -> Ints:
     """Images per label and attribute, `(num_classes, num_attributes)`; arguments as in `measure_associations`."""
     # The last column is for images without an attribute.
     width = num_attributes + 1
@@ -50,18 +42,9 @@ def count_cells(
     return flat.reshape(num_classes, width)[:, :num_attributes]
 
 
-def mutual_information(
-    counts: NDArray[np.int64], class_sizes: NDArray[np.int64], attribute_sizes: NDArray[np.int64], terms: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mutual information in nats, of every label and attribute `(C, A)`, and of all labels and an attribute `(A,)`.
-
-    Args:
-        counts: images with a label and an attribute, `(C, A)`.
-        class_sizes: images per label, `(C,)`.
-        attribute_sizes: images per attribute, `(A,)`.
-        terms: `n log n` for n from 0 to the number of images N, `(N + 1,)`: a table, because this is computed for
-            every permutation.
-    """
+def mutual_information(counts: Ints, class_sizes: Ints, attribute_sizes: Ints, terms: Floats) -> tuple[Floats, Floats]:
+    """Mutual information in nats, of every label and attribute `(C, A)`, and of all labels and an attribute `(A,)`."""
+    # This is computed for every permutation, hence the table of n log n, for n up to the number of images.
     total = len(terms) - 1
     class_sizes, others = class_sizes[:, None], attribute_sizes - counts
     within = terms[counts] + terms[class_sizes - counts]
@@ -74,27 +57,14 @@ def mutual_information(
 
 
 def measure_associations(
-    labels: NDArray[np.int64],
-    assigned: Sequence[NDArray[np.int64]],
-    num_classes: int,
-    num_attributes: int,
-    *,
-    permutations: int = 1000,
-    seed: int = 0,
+    labels: Ints, assigned: Sequence[Ints], num_classes: int, num_attributes: int, *, permutations: int, seed: int = 0
 ) -> Associations:
     """Measure how labels and attributes are correlated, and test it by permuting the labels.
 
     A p-value is the fraction of permutations, the data themselves included, whose largest information is at least as
     large. Because the largest is taken over all attributes (or cells), no further correction for their number is
-    needed, and their dependence is taken into account.
-
-    Args:
-        labels: `(N,)`.
-        assigned: for each aspect the attribute that every image has, `(N,)`, or -1 for none.
-        num_classes: number of labels.
-        num_attributes: number of attributes, of all aspects together.
-        permutations: their number; p-values are no smaller than 1 / (permutations + 1).
-        seed: of the permutations.
+    needed, and their dependence is taken into account. `assigned` has for each aspect the attribute of every image,
+    `(N,)`, or -1 for none.
 
     Source: single-step maxT of Westfall and Young, Resampling-Based Multiple Testing, 1993.
     """
@@ -115,9 +85,9 @@ def measure_associations(
     shares = counts / np.maximum(class_sizes, 1)[:, None]
     others = (attribute_sizes - counts) / np.maximum(len(labels) - class_sizes, 1)[:, None]
     return Associations(
+        shares=shares,
         # A label that does not occur has no effects.
         effects=np.where(class_sizes[:, None] > 0, shares - others, 0),
-        shares=shares,
         cell_information=cells,
         information=attributes,
         cell_p_values=_p_values(cells, largest[:, 0]),
@@ -126,21 +96,16 @@ def measure_associations(
     )
 
 
-def _p_values(values: NDArray[np.float64], largest: NDArray[np.float64]) -> NDArray[np.float64]:
+def _p_values(values: Floats, largest: Floats) -> Floats:
     as_large = len(largest) - np.searchsorted(np.sort(largest), values - _ROUNDING)
-    p_values: NDArray[np.float64] = (1 + as_large) / (1 + len(largest))
-    return p_values
+    return (1 + as_large) / (1 + len(largest))
 
 
 def labels_concerned(associations: Associations, min_effect: float) -> NDArray[np.bool_]:
     """Which labels an attribute makes a difference to, `(C, A)`, for attributes that are correlated with the labels.
 
     Of many labels with few images each, some differ by chance. Labels with small p-values are chosen per attribute at
-    a false discovery rate of 5%; the label with most information is always chosen.
-
-    Args:
-        associations: as measured.
-        min_effect: smallest difference that counts.
+    a false discovery rate of 5%; the label with most information is always chosen. Effects are at least `min_effect`.
 
     Source: Benjamini and Hochberg, Controlling the false discovery rate, 1995.
     """
@@ -151,21 +116,13 @@ def labels_concerned(associations: Associations, min_effect: float) -> NDArray[n
     ascending = np.sort(p_values, axis=0)
     limit = np.where(ascending <= bounds, ascending, 0).max(0)
     most = np.arange(labels)[:, None] == associations.cell_information.argmax(0)
-    chosen: NDArray[np.bool_] = ((p_values <= limit) | most) & (np.abs(associations.effects) >= min_effect)
-    return chosen
+    return ((p_values <= limit) | most) & (np.abs(associations.effects) >= min_effect)
 
 
-def agreement(
-    first: Sequence[NDArray[np.int64]], second: Sequence[NDArray[np.int64]], num_attributes: int
-) -> NDArray[np.float64]:
+def agreement(first: Sequence[Ints], second: Sequence[Ints], num_attributes: int) -> Floats:
     """How far two assignments agree on which images have each attribute, as Cohen's kappa, `(A,)`.
 
     0 is chance level, 1 is perfect. An attribute that both assign nowhere or everywhere gives 0.
-
-    Args:
-        first: for each aspect the attribute of every image, `(N,)`, or -1 for none.
-        second: the same of the other assignment.
-        num_attributes: of all aspects together.
 
     Source: Cohen, A coefficient of agreement for nominal scales, 1960.
     """

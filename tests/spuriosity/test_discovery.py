@@ -9,7 +9,7 @@ from transformers import AutoProcessor, CLIPModel
 from starft_hf import SpuriosityPool, discover_spuriosity, evaluate_zero_shot
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES, make_split
-from starft_hf.spuriosity.attributes import class_subspace, merge_alike, readable_template, without_subspace
+from starft_hf.spuriosity.scorer import class_subspace, merge_alike, readable_template, without_subspace
 from tests.support.world import PLANTED
 
 
