@@ -32,8 +32,7 @@ from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES, make_split
 from starft_hf.models.encoder import DualEncoder, unit_rows
 from starft_hf.report import Run
-from starft_hf.spuriosity.answers import TemplateCheck, parse_answer
-from starft_hf.spuriosity.duplicates import Gist
+from starft_hf.spuriosity.answers import TemplateCheck, are_near, parse_answer
 from starft_hf.spuriosity.embedding import embed_images, embed_texts
 from starft_hf.spuriosity.scorer import scorer_from
 from starft_hf.spuriosity.settings import SearchSettings
@@ -193,7 +192,7 @@ def measure_costs() -> dict[str, Any]:
             return scorer(images), scorer.agreement(images)
 
         assigned = list(look()[0].values())
-        test = partial(measure_associations, labels, assigned, number, len(scorer.attributes))
+        test = partial(measure_associations, labels, assigned, number, len(scorer.attributes), permutations=1000)
         costs["classes"][str(number)] = {
             "attributes": len(scorer.attributes),
             "texts": median_seconds(make_scorer),
@@ -237,11 +236,11 @@ def measure_parsing(number: int = 1000, items: int = 20) -> dict[str, float]:
     def use() -> None:
         check = TemplateCheck(class_names(100))
         for answer in answers:
-            kept: list[Gist] = []
+            kept: list[str] = []
             for item in parse_answer(answer):
-                gist = Gist.of(check(item))
-                if not any(gist.is_near(other) for other in kept):
-                    kept.append(gist)
+                template = check(item)
+                if not any(are_near(template, other) for other in kept):
+                    kept.append(template)
 
     return {"items": items, "parsed": number / median_seconds(read), "checked": number / median_seconds(use)}
 

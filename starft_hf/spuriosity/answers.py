@@ -1,15 +1,14 @@
-"""Parsing and checking of a language model's answers. Nothing in an answer is trusted."""
+"""Parsing and checking of a language model's answers, which are not trusted."""
 
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from importlib.resources import files
 from itertools import islice
 from typing import Any
 
-from starft_hf.spuriosity.pool import CAPTION_FIELD, CLASS_FIELD
+from starft_hf.spuriosity.reading import packaged_text
 from starft_hf.utils.names import readable
 
 
@@ -25,19 +24,20 @@ _MOST_LETTERS = 120
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _BULLET = re.compile(r"^[ \t]*(?:[-*\u2022]|\(?\d{1,4}[.):])[ \t]+(.+)$", re.MULTILINE)
 # A string of a list whose end is missing, or on a line of its own.
-_QUOTED = re.compile(r"(\"(?:[^\"\\]|\\.){1,500}\")[ \t]*(?:[,\]]|$)", re.MULTILINE)
+_QUOTED = re.compile(r"\"((?:[^\"\\]|\\.){1,500})\"[ \t]*(?:[,\]]|$)", re.MULTILINE)
 # Letters of any script, and the signs that occur in phrases.
 _PLAIN = re.compile(r"(?:[^\W_]|[ .,'\u2019\-{}/&()%])+")
+_FIELD = re.compile(r"\{(?:class)?\}")
 _KEYS = ("template", "caption", "text", "phrase")
-# First words of the end of a caption.
-_BEGINNINGS = frozenset(
-    re.findall(
-        r"\w+",
-        "above across against among amid around at atop before behind below beneath beside between by during from in "
-        "inside near next on outside over through under underneath with within without covered framed held hidden "
-        "lit seen shot surrounded taken wrapped",
-    )
-)
+_ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|y)$")
+
+
+@lru_cache
+def _words(kind: str) -> list[str]:
+    """Words that are "invisible", not being about appearance (* stands for any ending); "beginnings" of the end of a
+    caption; and "fillers", which do not distinguish scenes. Prepositions that do ("under", "behind") are not fillers.
+    """
+    return list(json.loads(packaged_text("prompts/words.json"))[kind])
 
 
 class UnusableError(ValueError):
@@ -45,14 +45,7 @@ class UnusableError(ValueError):
 
 
 def parse_answer(answer: str) -> list[str]:
-    """The items of an answer: of its JSON, else of a list with bullets or numbers, else of JSON that was cut off.
-
-    Args:
-        answer: what a language model answered.
-
-    Returns:
-        Strings that still have to be checked; empty if there is no list.
-    """
+    """The items of its JSON, else of a list with bullets or numbers, else of JSON that was cut off, or none."""
     text = _THOUGHTS.sub("", answer[:LONGEST_ANSWER])
     decoder = json.JSONDecoder()
     for match in islice(re.finditer(r"[\[{]", text), _MOST_STARTS):
@@ -62,8 +55,8 @@ def parse_answer(answer: str) -> list[str]:
             continue
         if items:
             return items[:_MOST_ITEMS]
-    items = [match[1] for match in _BULLET.finditer(text)] or [match[1] for match in _QUOTED.finditer(text)]
-    return [_unquoted(item) for item in items[:_MOST_ITEMS]]
+    matches = list(_BULLET.finditer(text)) or list(_QUOTED.finditer(text))
+    return [match[1] for match in matches[:_MOST_ITEMS]]
 
 
 def _strings(value: Any) -> list[str]:
@@ -72,54 +65,32 @@ def _strings(value: Any) -> list[str]:
         value = next((part for part in value.values() if isinstance(part, list)), [])
     if not isinstance(value, list):
         return []
-    items = [
+    items = (
         next((item[key] for key in _KEYS if key in item), None) if isinstance(item, dict) else item for item in value
-    ]
+    )
     return [item for item in items if isinstance(item, str)]
 
 
-def _unquoted(text: str) -> str:
-    try:
-        return str(json.loads(text))
-    except (ValueError, RecursionError):
-        return text
-
-
-@lru_cache(maxsize=1)
-def invisible_words() -> re.Pattern[str]:
-    """Matches words that are not about appearance."""
-    text = (files("starft_hf.spuriosity") / "prompts" / "not_visible.txt").read_text(encoding="utf-8")
-    words = [re.escape(line.strip()) for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    words = [word.replace(r"\*", r"\w*") for word in words]
-    return re.compile(rf"\b(?:{'|'.join(words)})\b", re.IGNORECASE)
-
-
 class TemplateCheck:
-    """Turns items of an answer into templates, or raises with the reason why they cannot be used.
-
-    Args:
-        class_names: names that must not occur in a template.
-    """
+    """Turns items of an answer into templates that name no class, or raises with the reason why it cannot."""
 
     def __init__(self, class_names: Sequence[str]):
         names = sorted({readable(name) for name in class_names}, key=len, reverse=True)
-        self._names = re.compile(rf"\b(?:{'|'.join(map(_as_written, names))})\b", re.IGNORECASE)
+        self._names = _any_of(map(_as_written, names))
+        self._invisible = _any_of(re.escape(word).replace(r"\*", r"\w*") for word in _words("invisible"))
 
     def __call__(self, item: str) -> str:
-        """The template that `item` is or means.
-
-        Raises:
-            UnusableError: with the reason.
-        """
+        """The template that `item` is or means, or an `UnusableError`."""
         if len(item) > 4 * _MOST_LETTERS:
             raise UnusableError("too long")
-        text = " ".join(unicodedata.normalize("NFKC", item).split()).strip(" \"'`,;*")
-        text = text.replace("\u2019", "'")
+        text = " ".join(unicodedata.normalize("NFKC", item).split()).strip(" \"'`,;*").replace("\u2019", "'")
         if not text or not _PLAIN.fullmatch(text):
             raise UnusableError("not plain text")
-        text = _with_field(text)
-        words = text.replace(CAPTION_FIELD, " ").replace(CLASS_FIELD, " ")
-        if "{" in words or "}" in words or text.count(CAPTION_FIELD) + text.count(CLASS_FIELD) != 1:
+        words, number = _FIELD.subn(" ", text)
+        # Models forget the field; the first word of the phrase shows where it goes.
+        if number == 0 and words.split()[0].lower() in _words("beginnings"):
+            text, number = f"{{}} {text[0].lower()}{text[1:]}", 1
+        if number != 1 or set("{}") & set(words):
             raise UnusableError("without exactly one {} or {class}")
         if len(words.split()) > _MOST_WORDS or len(text) > _MOST_LETTERS:
             raise UnusableError("too long")
@@ -127,9 +98,13 @@ class TemplateCheck:
             raise UnusableError("says nothing")
         if self._names.search(words):
             raise UnusableError("names a class")
-        if invisible_words().search(words):
+        if self._invisible.search(words):
             raise UnusableError("not about appearance")
         return text if text.endswith(".") else f"{text}."
+
+
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(patterns)})\b", re.IGNORECASE)
 
 
 def _as_written(name: str) -> str:
@@ -138,9 +113,15 @@ def _as_written(name: str) -> str:
     return rf"(?:{words}(?:s|es)?|{words[:-1]}ies)" if words.lower().endswith("y") else rf"{words}(?:s|es)?"
 
 
-def _with_field(text: str) -> str:
-    if CAPTION_FIELD in text or CLASS_FIELD in text:
-        return text
-    first = text.split(maxsplit=1)[0].lower()
-    # Models forget the field; the first word of the phrase shows where it goes.
-    return f"{CAPTION_FIELD} {text[0].lower()}{text[1:]}" if first in _BEGINNINGS else text
+def _content_words(template: str) -> frozenset[str]:
+    """Its words without fillers and endings: "{} on sandy beaches." has {sand, beach}."""
+    words = re.findall(r"[^\W_]+", template.casefold())
+    return frozenset(_ENDING.sub("", word) for word in words if word not in _words("fillers"))
+
+
+def are_near(one: str, other: str) -> bool:
+    """Whether the content words are the same, or one template of the same kind has a single word more."""
+    fewer, more = sorted(map(_content_words, (one, other)), key=len)
+    # A word beside {class} describes the subject, and elsewhere the scene.
+    alike = ("{class}" in one) == ("{class}" in other)
+    return fewer == more or (alike and bool(fewer) and fewer <= more and len(more) - len(fewer) == 1)

@@ -5,8 +5,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -16,15 +16,14 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from starft_hf.data.captions import inject
-from starft_hf.models.adapters import base_model_of
-from starft_hf.models.encoder import DualEncoder, unit_rows
-from starft_hf.models.loading import load_model, load_processor
+from starft_hf.models.encoder import unit_rows
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.reference.store import default_folder
-from starft_hf.spuriosity.answers import TemplateCheck, UnusableError, parse_answer
-from starft_hf.spuriosity.backends import ChatBackend, Message, as_backend
-from starft_hf.spuriosity.duplicates import Gist
+from starft_hf.spuriosity.answers import TemplateCheck, UnusableError, are_near, parse_answer
+from starft_hf.spuriosity.backends import ChatEndpoint, LocalChatModel, Message, as_backend
+from starft_hf.spuriosity.embedding import load_encoder
 from starft_hf.spuriosity.pool import SpuriosityPool
+from starft_hf.spuriosity.reading import packaged_text
 from starft_hf.utils.files import write_text_atomically
 from starft_hf.utils.hashing import digest
 from starft_hf.utils.names import readable
@@ -42,7 +41,7 @@ _TOKENS_PER_TEMPLATE = 40
 
 def prompt(name: str) -> str:
     """The text of a prompt: "system", "ask" or "more"."""
-    return (files("starft_hf.spuriosity") / "prompts" / f"{name}.txt").read_text(encoding="utf-8").strip()
+    return packaged_text(f"prompts/{name}.txt")
 
 
 def generate_pool(
@@ -51,7 +50,7 @@ def generate_pool(
     class_names: Sequence[str],
     aspects: Sequence[str] = ASPECTS,
     n: int = 60,
-    backend: ChatBackend | str | os.PathLike[str] | nn.Module,
+    backend: ChatEndpoint | LocalChatModel | str | os.PathLike[str] | nn.Module,
     model: str | os.PathLike[str] | nn.Module | None = None,
     processor: Any = None,
     temperature: float = 0.0,
@@ -64,9 +63,9 @@ def generate_pool(
 ) -> SpuriosityPool:
     """Have a language model name what may be correlated with the classes of a task, as a pool of templates.
 
-    Its answers are requested as JSON and read as a list where they are not. Templates are kept if they have one
-    field, are plain and short, are about appearance, name no class, and are not near-duplicates. Missing ones are
-    requested again. Every answer is cached on disk, so that the same call gives the same pool without a request.
+    Templates are kept if they have one field, are plain and short, are about appearance, name no class, and are not
+    near-duplicates. Missing ones are requested again. Every answer is cached on disk, so that the same call gives the
+    same pool without a request.
 
     Args:
         domain: purpose of the classifier, such as "birds in the wild".
@@ -97,7 +96,7 @@ def generate_pool(
     for what, values in (("class_names", class_names), ("aspects", aspects)):
         if isinstance(values, str) or not values or not all(isinstance(value, str) and value for value in values):
             raise ValueError(f"{what} is {values!r}; pass a list of names")
-    names = tuple(dict.fromkeys(readable(class_name) for class_name in class_names))
+    names = list(dict.fromkeys(readable(class_name) for class_name in class_names))
     requirements = {
         "domain is empty; say in a few words what the classifier is for, as in 'birds in the wild'": domain.strip(),
         f"class_names is {list(class_names)!r}; there must be at least two classes": len(names) > 1,
@@ -115,26 +114,32 @@ def generate_pool(
         backend=as_backend(backend),
         temperature=temperature,
         cache_dir=default_folder() / "answers" if cache_dir is None else Path(cache_dir),
-        check=TemplateCheck(names),
         embed=None if model is None else _embedder(model, processor, names),
         similarity=similarity,
     )
     with tqdm(total=n, desc="Writing templates", unit=" templates", disable=not progress) as bar:
         for place, aspect in enumerate(aspects):
             wanted = n // len(aspects) + (place < n % len(aspects))
-            writer.write(aspect, wanted, range(seed, seed + max_rounds), bar.update)
-    writer.check_number(n)
-    model_id = writer.backend.model_id
+            writer.write(aspect, wanted, range(seed, seed + max_rounds), bar)
+    model_id, reasons = writer.backend.model_id, _in_words(writer.rejected) or "there was no list"
+    if not writer.templates:
+        raise ValueError(
+            f"{model_id!r} was asked {len(writer.rounds)} times, and no answer held a template that can be used: "
+            f"{reasons}. Ask a larger model. The last answer: {writer.rounds[-1]['answer'][:200]!r}"
+        )
+    if len(writer.templates) < n:
+        logger.warning(
+            f"{len(writer.templates)} of {n} templates were written; of the others, {reasons}. Ask another model, "
+            "raise max_rounds, or name other aspects."
+        )
     return SpuriosityPool(
-        writer.templates,
+        list(writer.templates),
         name=name or domain,
         source=f"written by {model_id}",
-        aspects=writer.aspects,
+        aspects=list(writer.templates.values()),
         description=f"What may be correlated with the classes of: {domain}.",
         metadata={
             "model": model_id,
-            "domain": domain,
-            "class_names": list(names),
             "temperature": temperature,
             "seed": seed,
             "rejected": dict(writer.rejected),
@@ -145,84 +150,80 @@ def generate_pool(
 
 @dataclass
 class _Writer:
-    """Requests templates until there are enough, and keeps the usable ones."""
+    """Requests templates until there are enough, and keeps the usable ones. Settings are as in `generate_pool`."""
 
     domain: str
     class_names: Sequence[str]
-    backend: ChatBackend
+    backend: ChatEndpoint | LocalChatModel
     temperature: float
     cache_dir: Path
-    check: TemplateCheck
     embed: Callable[[str], Tensor] | None
     similarity: float
-    templates: list[str] = field(default_factory=list)
-    aspects: list[str] = field(default_factory=list)
+    # The aspect of every template that is kept.
+    templates: dict[str, str] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
-    _gists: list[Gist] = field(default_factory=list)
     _embeds: list[Tensor] = field(default_factory=list)
 
-    def write(self, aspect: str, wanted: int, seeds: Sequence[int], on_template: Callable[[int], Any]) -> None:
+    def write(self, aspect: str, wanted: int, seeds: Sequence[int], bar: Any) -> None:
         """Request templates of an aspect until `wanted` are kept, at most once per seed."""
-        kept, complaint = 0, ""
+        check, complaint, end = TemplateCheck(self.class_names), "", len(self.templates) + wanted
         for attempt, seed in enumerate(seeds, 1):
-            if kept >= wanted:
+            missing = end - len(self.templates)
+            if not missing:
                 return
             # A surplus, because some will be rejected.
-            number = wanted - kept + max(2, (wanted - kept) // 4)
+            number = missing + max(2, missing // 4)
             messages = self._messages(aspect, number, attempt, complaint)
             answer = self._ask(messages, 200 + _TOKENS_PER_TEMPLATE * number, seed)
             self.rounds.append({"aspect": aspect, "prompt": messages, **answer})
             reasons: Counter[str] = Counter()
             for item in parse_answer(answer["answer"]):
-                if kept >= wanted:
+                if len(self.templates) == end:
                     break
                 try:
-                    self._keep(item, aspect)
+                    self._keep(check(item), aspect)
+                    bar.update()
                 except UnusableError as reason:
                     reasons[str(reason)] += 1
-                    continue
-                kept += 1
-                on_template(1)
             self.rejected += reasons
             complaint = f"- Of your last answer, {_in_words(reasons)}." if reasons else ""
 
     def _messages(self, aspect: str, number: int, attempt: int, complaint: str) -> list[Message]:
         shown, more = self.class_names[:_CLASSES_IN_PROMPT], len(self.class_names) - _CLASSES_IN_PROMPT
-        known = [name for name, own in zip(self.templates, self.aspects, strict=True) if own == aspect]
+        known = [f"- {template}" for template, own in self.templates.items() if own == aspect]
         content = Template(prompt("ask" if attempt == 1 else "more")).substitute(
             domain=self.domain,
             classes=", ".join(shown) + (f" and {more} others" if more > 0 else ""),
             aspect=aspect,
             number=number,
-            known="\n".join(f"- {template}" for template in known) or "- nothing yet",
+            known="\n".join(known) or "- nothing yet",
             complaint=complaint,
             attempt=attempt,
         )
         return [{"role": "system", "content": prompt("system")}, {"role": "user", "content": content}]
 
-    def _keep(self, item: str, aspect: str) -> None:
-        template = self.check(item)
-        gist = Gist.of(template)
-        if any(gist.is_near(other) for other in self._gists):
+    def _keep(self, template: str, aspect: str) -> None:
+        if any(are_near(template, other) for other in self.templates):
             raise UnusableError("repeats another")
         if self.embed is not None:
             embed = self.embed(template)
             if any(float(embed @ other) >= self.similarity for other in self._embeds):
                 raise UnusableError("means the same as another to the model")
             self._embeds.append(embed)
-        self._gists.append(gist)
-        self.templates.append(template)
-        self.aspects.append(aspect)
+        self.templates[template] = aspect
 
     def _ask(self, messages: list[Message], max_tokens: int, seed: int) -> dict[str, str]:
         """The answer and its date, from the cache if the same request was answered before."""
         backend, temperature = self.backend, self.temperature
         key = digest([backend.model_id, backend.address, messages, temperature, max_tokens, seed])
         file = self.cache_dir / f"answer-{key}.json"
-        cached = _read(file, key)
-        if cached is not None:
-            return cached
+        # A file that is missing, truncated or of another request is not used.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            cached = json.loads(file.read_text(encoding="utf-8"))
+            content = {name: cached[name] for name in ("date", "answer")}
+            if cached["key"] == key and all(isinstance(value, str) for value in content.values()):
+                return content
         answer = backend(messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
         # Lone surrogates cannot be written to a file.
         answer = answer.encode("utf-8", "replace").decode("utf-8")
@@ -233,60 +234,23 @@ class _Writer:
             logger.warning("Could not cache the answer in %s (%s); the next run asks again.", self.cache_dir, error)
         return content
 
-    def check_number(self, n: int) -> None:
-        """Warn of fewer than `n` templates.
-
-        Raises:
-            ValueError: if there are none.
-        """
-        reasons = _in_words(self.rejected)
-        if not self.templates:
-            raise ValueError(
-                f"{self.backend.model_id!r} was asked {len(self.rounds)} times, and no answer held a template that "
-                f"can be used: {reasons or 'there was no list'}. The last answer began "
-                f"{self.rounds[-1]['answer'][:200]!r}. Ask a larger model."
-            )
-        if len(self.templates) < n:
-            logger.warning(
-                "%d of %d templates were written; of the others, %s. Ask another model, raise max_rounds, or name "
-                "other aspects.",
-                len(self.templates),
-                n,
-                reasons or "none were answered",
-            )
-
 
 def _in_words(reasons: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
 
 
-def _read(file: Path, key: str) -> dict[str, str] | None:
-    """A cached answer, or None if the file is missing, truncated or of another request."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        answer = {name: content[name] for name in ("date", "answer")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    is_valid = content.get("key") == key and all(isinstance(value, str) for value in answer.values())
-    return answer if is_valid else None
-
-
 def _embedder(model: Any, processor: Any, class_names: Sequence[str]) -> Callable[[str], Tensor]:
-    """A function that embeds what a template adds to the plain caption, as a unit row `(D,)`.
-
-    It raises an `UnusableError` if the template is too long for the text tower of the model.
-    """
-    model = load_model(model)
-    encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
+    """A function that embeds what a template adds to the plain caption, as a unit row `(D,)`."""
+    model, encoder = load_encoder(model, processor)
     plain = [f"a photo of a {name}." for name in class_names]
 
     def embed(template: str) -> Tensor:
         texts = [inject(template, caption, name) for caption, name in zip(plain, class_names, strict=True)]
         if not all(map(encoder.encode_texts.fits, texts)):
             raise UnusableError("too long for the text tower")
-        before = plain[:_CLASSES_EMBEDDED]
         with evaluation_mode(model):
-            embeds = encoder.encode(model, texts=[*before, *texts[:_CLASSES_EMBEDDED]]).float().cpu()
-        return unit_rows(embeds[len(before) :].mean(0) - embeds[: len(before)].mean(0))
+            embeds = encoder.encode(model, texts=[*plain[:_CLASSES_EMBEDDED], *texts[:_CLASSES_EMBEDDED]])
+        before, after = embeds.float().cpu().chunk(2)
+        return unit_rows(after.mean(0) - before.mean(0))
 
     return embed
