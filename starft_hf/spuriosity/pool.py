@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from starft_hf.data.captions import CAPTION_FIELD, CLASS_FIELD, inject
-from starft_hf.spuriosity.reading import READERS, read_repository, read_templates
+from starft_hf.spuriosity.reading import READERS, packaged_text, read_repository, read_templates
 from starft_hf.utils.files import write_text_atomically
 from starft_hf.utils.names import readable, unknown_name
 
@@ -21,8 +21,6 @@ UNION = "all"
 
 # Keys of a template in a file, if it is not a plain string.
 _ENTRY_KEYS = ("template", "weight", "classes", "aspect")
-
-_T = TypeVar("_T")
 
 
 class SpuriosityPool:
@@ -57,31 +55,28 @@ class SpuriosityPool:
         description: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ):
-        if isinstance(templates, str):
-            raise ValueError(
-                f"templates is the string {templates!r}; pass a list of templates, or SpuriosityPool.load(...) "
-                "for a name, path or repository"
-            )
-        self.templates: tuple[str, ...] = tuple(templates)
-        self.name = name
-        self.source = source
+        self.templates: tuple[str, ...] = () if isinstance(templates, str) else tuple(templates)
         if not self.templates:
             raise ValueError(
-                f"the spuriosity pool{f' {name!r}' if name else ''} is empty; give it at least one template such as "
-                "'{} in the snow.', or train with regularizer='none'"
+                f"the templates of pool {name!r} are {templates!r}, which is a string or empty; pass a list such as "
+                "['{} in the snow.'], or SpuriosityPool.load(...) for a name, path or repository"
             )
+        self.name = name
+        self.source = source
         for template in self.templates:
-            check_spurious_template(template)
+            if not isinstance(template, str) or template.count(CAPTION_FIELD) + template.count(CLASS_FIELD) != 1:
+                raise ValueError(
+                    f"{template!r} is not a spurious template: it needs exactly one placeholder, either {{}} for the "
+                    "caption ('{} in the snow.') or {class} for the class name ('a photo of a striped {class}.')"
+                )
         self.description = description
         self.metadata = dict(metadata or {})
-        self.weights = self._per_template("weights", weights, _as_weight)
-        self.classes = self._per_template("classes", classes, _as_classes)
-        self.aspects = self._per_template("aspects", aspects, lambda aspect: aspect)
+        self.weights: tuple[float, ...] | None = self._per_template("weights", weights, _as_weight)
+        self.classes: tuple[frozenset[str] | None, ...] | None = self._per_template("classes", classes, _as_classes)
+        self.aspects: tuple[str | None, ...] | None = self._per_template("aspects", aspects, lambda aspect: aspect)
         self._tables: dict[str | None, tuple[np.ndarray, np.ndarray]] = {}
 
-    def _per_template(
-        self, what: str, values: Sequence[Any] | None, convert: Callable[[Any], _T]
-    ) -> tuple[_T, ...] | None:
+    def _per_template(self, what: str, values: Sequence[Any] | None, convert: Callable[[Any], Any]) -> Any:
         if values is None or all(value is None for value in values):
             return None
         if isinstance(values, str) or len(values) != len(self):
@@ -122,10 +117,10 @@ class SpuriosityPool:
         return any(CLASS_FIELD in template for template in self)
 
     def inject(self, caption: str, class_name: str | None, index: int) -> str:
-        """The spurious caption of template `index` for `caption`, or for `class_name`.
+        """The spurious caption of template `index`, for `caption` or, if the template needs it, for `class_name`.
 
         Raises:
-            ValueError: if the template needs a class name and it is None.
+            ValueError: if it needs a class name and gets None.
         """
         return inject(self.templates[index], caption, class_name)
 
@@ -145,9 +140,8 @@ class SpuriosityPool:
         if self.weights is None and self.classes is None:
             return int(generator.integers(len(self)))
         if class_name not in self._tables:
+            self.check_classes(None if class_name is None else [class_name])
             indices = np.array(self.eligible(class_name), dtype=int)
-            if not len(indices):
-                raise ValueError(self._without_template([class_name]))
             weights = np.ones(len(self)) if self.weights is None else np.array(self.weights)
             bounds = np.cumsum(weights[indices])
             self._tables[class_name] = indices, bounds / bounds[-1]
@@ -160,26 +154,23 @@ class SpuriosityPool:
         """Check that every class of a dataset has a template; None stands for a dataset without labels.
 
         Raises:
-            ValueError: naming the first class without one.
+            ValueError: if not.
         """
         wanted: Sequence[str | None] = [None] if class_names is None else class_names
         without = [name for name in wanted if not self.eligible(name)]
         if without:
-            raise ValueError(self._without_template(without))
-
-    def _without_template(self, class_names: Sequence[str | None]) -> str:
-        what = "rows without a label" if class_names[0] is None else f"class {class_names[0]!r}"
-        more = f" (and {len(class_names) - 1} more classes)" if len(class_names) > 1 else ""
-        return (
-            f"the spuriosity pool{f' {self.name!r}' if self.name else ''} has no template for {what}{more}: all of "
-            "its templates are restricted to other classes. Add templates without `classes`, or correct the names."
-        )
+            what = "rows without a label" if without[0] is None else f"class {without[0]!r}"
+            more = f" (and {len(without) - 1} more classes)" if len(without) > 1 else ""
+            raise ValueError(
+                f"the spuriosity pool{f' {self.name!r}' if self.name else ''} has no template for {what}{more}: all "
+                "are restricted to other classes. Add templates without `classes`, or correct the names."
+            )
 
     @classmethod
     def builtin_names(cls) -> list[str]:
         """The names of the pools that come with the package."""
-        folder = files("starft_hf.spuriosity") / "pools"
-        return [*sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".json")), UNION]
+        entries = (files("starft_hf.spuriosity") / "pools").iterdir()
+        return [*sorted(Path(entry.name).stem for entry in entries if entry.name.endswith(".json")), UNION]
 
     @classmethod
     def load(cls, name_or_path_or_repo: str | os.PathLike[str]) -> "SpuriosityPool":
@@ -195,31 +186,30 @@ class SpuriosityPool:
             FileNotFoundError: if it looks like a path, but there is no such file.
         """
         text = os.fspath(name_or_path_or_repo)
-        if text == UNION:
-            pools = [cls.load(name) for name in cls.builtin_names() if name != UNION]
-            about = {template: str(pool.name) for pool in reversed(pools) for template in reversed(pool.templates)}
-            templates = list(dict.fromkeys(template for pool in pools for template in pool))
-            aspects = [about[template] for template in templates]
-            return cls(templates, UNION, "starft_hf", aspects=aspects, description="All built-in pools together.")
-        if text in cls.builtin_names():
-            content = (files("starft_hf.spuriosity") / "pools" / f"{text}.json").read_text(encoding="utf-8")
-            return cls._from_content(json.loads(content), default_name=text)
         path = Path(text)
-        if path.is_file():
-            return cls._from_content(read_templates(path), default_name=path.stem)
-        if path.suffix in READERS:
+        if text == UNION:
+            aspects: dict[str, str] = {}
+            for name in cls.builtin_names()[:-1]:
+                for template in cls.load(name):
+                    aspects.setdefault(template, name)
+            entries = [{"template": template, "aspect": aspect} for template, aspect in aspects.items()]
+            about = {"source": "starft_hf", "description": "All built-in pools together."}
+            content: Any = {**about, "templates": entries}
+        elif text in cls.builtin_names():
+            content = json.loads(packaged_text(f"pools/{text}.json"))
+        elif path.is_file():
+            content = read_templates(path)
+        elif path.suffix in READERS:
             raise FileNotFoundError(f"there is no file {text!r} to load a spuriosity pool from")
-        if path.is_dir() or text.count("/") == 1:
-            return cls._from_content(read_repository(text), default_name=path.name)
-        raise ValueError(
-            unknown_name("spuriosity pool", text, cls.builtin_names())
-            + " A file of templates (.json, .yaml, .txt) or a Hub repository 'owner/name' works as well."
-        )
-
-    @classmethod
-    def _from_content(cls, content: Any, default_name: str) -> "SpuriosityPool":
-        if not isinstance(content, dict):
-            content = {"templates": content}
+        elif path.is_dir() or text.count("/") == 1:
+            content = read_repository(text)
+        else:
+            raise ValueError(
+                unknown_name("spuriosity pool", text, cls.builtin_names())
+                + " A file of templates (.json, .yaml, .txt) or a Hub repository 'owner/name' works as well."
+            )
+        content = content if isinstance(content, dict) else {"templates": content}
+        default_name = path.stem if path.suffix in READERS else path.name
         return cls.from_dict({**content, "name": content.get("name") or default_name})
 
     @classmethod
@@ -232,45 +222,37 @@ class SpuriosityPool:
         entries = content.get("templates")
         if not isinstance(entries, list) or not all(isinstance(entry, (str, dict)) for entry in entries):
             raise ValueError(
-                f"{content.get('name')!r} does not hold a pool: expected a list of strings, or a mapping whose "
-                "'templates' is one; a string may be replaced by a mapping with 'template' and any of "
-                f"{', '.join(map(repr, _ENTRY_KEYS[1:]))}"
+                f"{content.get('name')!r} does not hold a pool; it must be a list of strings, or a mapping whose "
+                f"'templates' is one. Mappings with {', '.join(map(repr, _ENTRY_KEYS))} may replace strings."
             )
         if not isinstance(content.get("metadata") or {}, dict):
             raise ValueError(f"the metadata of {content.get('name')!r} must be a mapping")
         entries = [{"template": entry} if isinstance(entry, str) else entry for entry in entries]
-        for entry in entries:
-            unknown = [key for key in entry if key not in _ENTRY_KEYS]
-            if unknown:
-                raise ValueError(unknown_name("key of a template", unknown[0], _ENTRY_KEYS))
+        unknown = [key for entry in entries for key in entry if key not in _ENTRY_KEYS]
+        if unknown:
+            raise ValueError(unknown_name("key of a template", unknown[0], _ENTRY_KEYS))
         weighted = any("weight" in entry for entry in entries)
         return cls(
             [entry.get("template") for entry in entries],
-            name=content.get("name"),
-            source=content.get("source"),
             weights=[entry.get("weight", 1) for entry in entries] if weighted else None,
             classes=[entry.get("classes") for entry in entries],
             aspects=[entry.get("aspect") for entry in entries],
-            description=content.get("description"),
-            metadata=content.get("metadata"),
+            **{key: content.get(key) for key in ("name", "source", "description", "metadata")},
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The pool with its provenance, as JSON can hold it."""
         from starft_hf import __version__
 
-        classes = None if self.classes is None else [sorted(names) if names else None for names in self.classes]
+        classes = [sorted(names or ()) for names in self.classes or ()]
         given: dict[str, Any] = {"weight": self.weights, "classes": classes, "aspect": self.aspects}
         entries: list[str | dict[str, Any]] = []
-        for index, template in enumerate(self.templates):
-            more = {key: values[index] for key, values in given.items() if values is not None and values[index]}
-            entries.append({"template": template, **more} if more else template)
-        content: dict[str, Any] = {"name": self.name, "source": self.source, "starft_hf_version": __version__}
-        if self.description is not None:
-            content["description"] = self.description
-        if self.metadata:
-            content["metadata"] = self.metadata
-        return {**content, "templates": entries}
+        for index, template in enumerate(self):
+            own = {key: values[index] for key, values in given.items() if values and values[index]}
+            entries.append({"template": template, **own} if own else template)
+        more = {"description": self.description, "metadata": self.metadata}
+        about = {"name": self.name, "source": self.source, "starft_hf_version": __version__}
+        return {**about, **{key: value for key, value in more.items() if value}, "templates": entries}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pool with its provenance as JSON, atomically."""
@@ -279,11 +261,9 @@ class SpuriosityPool:
 
 def as_pool(spuriosity: "SpuriosityPool | str | os.PathLike[str] | Sequence[str]") -> SpuriosityPool:
     """The argument of `StarFTTrainer(spuriosity=...)` as a pool: a pool, a list of templates or what `load` takes."""
-    if isinstance(spuriosity, SpuriosityPool):
-        return spuriosity
     if isinstance(spuriosity, (str, os.PathLike)):
         return SpuriosityPool.load(spuriosity)
-    return SpuriosityPool(spuriosity)
+    return spuriosity if isinstance(spuriosity, SpuriosityPool) else SpuriosityPool(spuriosity)
 
 
 def _as_weight(weight: Any) -> float:
@@ -298,17 +278,3 @@ def _as_classes(names: Any) -> frozenset[str] | None:
     if isinstance(names, str) or not isinstance(names, Iterable) or not (names := list(names)):
         raise ValueError("it must be a list of class names, or None for any class")
     return frozenset(readable(name) for name in names)
-
-
-def check_spurious_template(template: object) -> None:
-    """Check that `template` is a string with `{}` or `{class}`, once and not both.
-
-    Raises:
-        ValueError: naming the template.
-    """
-    fields = [template.count(CAPTION_FIELD), template.count(CLASS_FIELD)] if isinstance(template, str) else [0, 0]
-    if sorted(fields) != [0, 1]:
-        raise ValueError(
-            f"{template!r} is not a spurious template: it needs exactly one placeholder, either {{}} for the caption "
-            "('{} in the snow.') or {class} for the class name ('a photo of a striped {class}.')"
-        )
