@@ -58,7 +58,7 @@ class SpuriosityPool:
         self.templates: tuple[str, ...] = () if isinstance(templates, str) else tuple(templates)
         if not self.templates:
             raise ValueError(
-                f"the templates of pool {name!r} are {templates!r}, which is a string or empty; pass a list such as "
+                f"the spuriosity pool {name!r} is empty or a string ({templates!r}); pass a list of templates such as "
                 "['{} in the snow.'], or SpuriosityPool.load(...) for a name, path or repository"
             )
         self.name = name
