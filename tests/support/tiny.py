@@ -105,3 +105,7 @@ class StopAt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step >= self.step
+
+
+def files_below(path):
+    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*"))
