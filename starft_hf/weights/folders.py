@@ -35,6 +35,11 @@ _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 # sum, and temporary tensors are too small to leave gaps in memory between the results.
 _PIECE = 2**15
 
+# What repairs several errors.
+_SAVED = "pass a folder that save_pretrained has written"
+_AGAIN = "copy or download it again"
+_UNQUANTIZED = "pass the checkpoints from before quantization"
+
 # Configurations and processors consist of these files.
 _COPIED = {".json", ".txt", ".model", ".jinja", ".py"}
 # These describe the run that wrote the checkpoint, or weights that are not copied.
@@ -43,14 +48,9 @@ _EXCLUDED = ("starft_checkpoint.json", "trainer_state.json", "_results.json", ".
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in a folder, without the values of its tensors.
+    """A model in a folder of `save_pretrained`: its tensors, on the meta device, and their files by name.
 
-    Attributes:
-        folder: the folder, as `save_pretrained` or `StarFTTrainer` writes it.
-        tensors: the tensors of the model by name, on the meta device.
-        files: the file of each tensor.
-        class_names: classes of the classification head beside the model, or None without one.
-        traits: what has to be the same in two checkpoints for their weights to be averaged.
+    `class_names` are those of the classification head, if there is one; checkpoints of equal `traits` can be averaged.
     """
 
     folder: Path
@@ -61,34 +61,20 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Folder) -> "Checkpoint":
-        """The checkpoint in `folder`.
-
-        Raises:
-            FileNotFoundError: if there is no such folder, or no configuration or weights in it.
-            ValueError: if it is an adapter, its weights are pickled, quantized or damaged, or tensors are missing.
-        """
-        path = Path(folder)
+        """The checkpoint in `folder`; FileNotFoundError or ValueError if there is none that can be averaged."""
+        path, name = Path(folder), repr(str(folder))
         if not path.is_dir():
-            raise FileNotFoundError(
-                f"{str(folder)!r} is not a folder; a model on the Hub has to be downloaded first, with "
-                "huggingface_hub.snapshot_download"
-            )
+            raise FileNotFoundError(f"{name} is not a folder; download a Hub model with snapshot_download first")
         if (path / "adapter_config.json").exists():
             raise ValueError(
-                f"{str(folder)!r} holds an adapter, whose product with other adapters' is not an average of models; "
-                "merge it into its model first, with StarFTTrainer.merge_and_save or PeftModel.merge_and_unload"
+                f"{name} holds an adapter, and averaging the factors of adapters does not average models; merge it "
+                "into its model first, with StarFTTrainer.merge_and_save or PeftModel.merge_and_unload"
             )
         if not (path / "config.json").is_file() or _leads_out(path / "config.json"):
-            raise FileNotFoundError(
-                f"{str(folder)!r} has no config.json of its own, so no model could be loaded from it; pass a folder "
-                "that save_pretrained has written"
-            )
+            raise FileNotFoundError(f"{name} has no config.json of its own; {_SAVED}")
         config = AutoConfig.from_pretrained(path)
         if getattr(config, "quantization_config", None) is not None:
-            raise ValueError(
-                f"{str(folder)!r} holds quantized weights, which cannot be averaged; pass the checkpoints from before "
-                "quantization"
-            )
+            raise ValueError(f"{name} holds quantized weights, which cannot be averaged; {_UNQUANTIZED}")
         headers = {file: _read_header(file, expected) for file, expected in _weight_files(path).items()}
         tensors = {name: value for header in headers.values() for name, value in header.items()}
         files = {name: file for file, header in headers.items() for name in header}
@@ -103,17 +89,12 @@ class Checkpoint:
             return file.get_tensor(name)
 
     def split(self, max_shard_size: int | str) -> StateDictSplit:
-        """Which tensors are written to which file; raises ValueError if `max_shard_size` is not a size."""
+        """Which tensors are written to which file; ValueError if `max_shard_size` is not a size."""
         return split_torch_state_dict_into_shards(dict(self.tensors), max_shard_size=max_shard_size)
 
 
 def open_alike(folders: Sequence[Folder]) -> list[Checkpoint]:
-    """The checkpoints in `folders`, all of one architecture.
-
-    Raises:
-        FileNotFoundError: as `Checkpoint.open`.
-        ValueError: as `Checkpoint.open`, or if there are none or two of them differ, naming the first difference.
-    """
+    """The checkpoints in `folders`; ValueError with the first difference if they are not of one architecture."""
     if isinstance(folders, str | os.PathLike):
         raise ValueError(f"checkpoints is {str(folders)!r}; pass a list of folders")
     if not folders:
@@ -132,14 +113,10 @@ def write_checkpoint(
     combine: Callable[[Sequence[Tensor]], Tensor],
     max_shard_size: int | str,
 ) -> Path:
-    """Write what checkpoints of one architecture combine to, at once or not at all; returns the folder.
+    """Write what checkpoints of one architecture combine to, atomically, into a new or empty folder.
 
     Names, dtypes, configuration and processor are those of the first. `combine` is called with the same piece of a
-    tensor in each of the checkpoints, so it must compute every number by itself.
-
-    Raises:
-        FileExistsError: if `output` is a file or a folder that is not empty.
-        ValueError: if `max_shard_size` is not a size.
+    tensor in each of the checkpoints, so it must work element by element.
     """
     first = checkpoints[0]
     split = first.split(max_shard_size)
@@ -193,30 +170,24 @@ def _weight_files(folder: Path) -> dict[Path, list[str]]:
     if (folder / _WHOLE).is_file():
         return {folder / _WHOLE: []}
     if not (folder / _INDEX).is_file():
-        pickled = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
-        if pickled:
+        pickled = next(folder.glob("pytorch_model*.bin"), None)
+        if pickled is not None:
             raise ValueError(
-                f"{str(folder)!r} has its weights in {pickled[0]}, a pickle, and opening one runs whatever code is in "
+                f"{str(folder)!r} has its weights in {pickled.name}, a pickle, and opening one runs whatever code is in "
                 "it; if you trust it, load the model once and save it again with save_pretrained"
             )
-        raise FileNotFoundError(
-            f"{str(folder)!r} has neither {_WHOLE} nor {_INDEX}; pass a folder that save_pretrained has written"
-        )
+        raise FileNotFoundError(f"{str(folder)!r} has neither {_WHOLE} nor {_INDEX}; {_SAVED}")
     shards: dict[Path, list[str]] = {}
-    outside: list[str] = []
     try:
-        for name, file in json.loads(read_text(folder / _INDEX))["weight_map"].items():
-            shards.setdefault(folder / file, []).append(name)
-            outside += [file] if Path(file).name != file else []
+        for name, file_name in json.loads(read_text(folder / _INDEX))["weight_map"].items():
+            shards.setdefault(folder / file_name, []).append(name)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{str(folder / _INDEX)!r} cannot be read ({error!r}); copy or download it again") from error
-    if outside:
-        raise ValueError(f"{_INDEX} in {str(folder)!r} names {outside[0]!r}, which is outside of the folder")
+        raise ValueError(f"{str(folder / _INDEX)!r} cannot be read ({error!r}); {_AGAIN}") from error
     for path in shards:
+        if path.parent != folder:
+            raise ValueError(f"{_INDEX} in {str(folder)!r} names {str(path)!r}, which is outside of the folder")
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{str(folder)!r} lacks {path.name}, which {_INDEX} names; copy or download it again"
-            )
+            raise FileNotFoundError(f"{str(folder)!r} has no {path.name}, named in {_INDEX}; {_AGAIN}")
     return shards
 
 
@@ -228,14 +199,11 @@ def _read_header(file: Path, expected: Sequence[str]) -> dict[str, Tensor]:
             for name in opened.keys():  # noqa: SIM118
                 dtype = opened.get_slice(name).get_dtype()
                 if dtype not in _DTYPES:
-                    raise ValueError(
-                        f"{name!r} in {str(file)!r} is {dtype}, which cannot be averaged number by number; pass the "
-                        "checkpoints from before quantization"
-                    )
+                    raise ValueError(f"{name!r} in {str(file)!r} is {dtype}, which cannot be averaged; {_UNQUANTIZED}")
                 tensors[name] = opened.get_tensor(name).to("meta")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{str(file)!r} cannot be read ({error}); copy or download it again") from error
-    missing = sorted(set(expected) - tensors.keys())
-    if missing:
-        raise ValueError(f"{str(file)!r} lacks {missing[0]!r}, which {_INDEX} places there; copy or download it again")
+        raise ValueError(f"{str(file)!r} cannot be read ({error}); {_AGAIN}") from error
+    for name in expected:
+        if name not in tensors:
+            raise ValueError(f"{str(file)!r} has no {name!r}, which {_INDEX} places there; {_AGAIN}")
     return tensors

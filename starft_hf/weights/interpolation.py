@@ -90,10 +90,7 @@ class Sweep:
         """The alpha with the best value: the highest accuracy, or the lowest loss, calibration error or gap.
 
         Ties go to the lowest alpha, whose model is closest to the first. Choose on held-out data: a value that is the
-        best of several is optimistic on the data it was chosen on.
-
-        Raises:
-            ValueError: as `values`.
+        best of several is optimistic on the data it was chosen on. Raises as `values` does.
         """
         sign = 1 if MEASURES.get(measure, True) else -1
         scored = zip(self.alphas, self.values(dataset, measure), strict=True)
@@ -106,12 +103,9 @@ class Sweep:
         in_measure: str = "accuracy",
         out_measure: str = "accuracy",
     ) -> tuple[CurvePoint, ...]:
-        """Points to plot one dataset against another, in the order of `alphas`.
+        """Points to plot one dataset against another, in the order of `alphas`; raises as `values` does.
 
         Both may be one dataset under two measures, such as its accuracy and its worst-group accuracy.
-
-        Raises:
-            ValueError: as `values`.
         """
         values = self.values(in_distribution, in_measure), self.values(out_of_distribution, out_measure)
         return tuple(CurvePoint(*point) for point in zip(self.alphas, *values, strict=True))
@@ -136,14 +130,12 @@ def sweep(
 ) -> Sweep:
     """Evaluate interpolations of two models, which stay as they are.
 
-    One further model is in memory, whatever the number of alphas: it is overwritten for each of them, so `evaluate`
-    must not keep it.
+    One further model is in memory: it is overwritten for each alpha, so `evaluate` must not keep it.
 
     Args:
         model_a: usually the zero-shot model.
         model_b: usually the fine-tuned model, of the same architecture.
-        evaluate: from a model in eval mode, without gradients, to its results by name of dataset. Results rather
-            than bare numbers, so that the measure to choose alpha by can be decided afterwards.
+        evaluate: from a model in eval mode, without gradients, to its results by name of dataset.
         alphas: weights of `model_b`, from 0 to 1.
 
     Raises:
@@ -196,16 +188,14 @@ def difference(traits_a: Mapping[str, Any], traits_b: Mapping[str, Any], name_a:
 
 def traits_of(tensors: Mapping[str, Tensor], config: Any) -> dict[str, Any]:
     """What has to be the same in two models for their weights to be averaged: shapes, and settings of `config`."""
-    return {name: tuple(value.shape) for name, value in tensors.items()} | _computation_of(config)
+    content = config.to_dict() if hasattr(config, "to_dict") else {}
+    return {name: tuple(value.shape) for name, value in tensors.items()} | _computation_of(content)
 
 
-def _computation_of(config: Any) -> dict[str, Any]:
-    """The settings of a configuration and its parts with which the same weights compute something else."""
-    content = config.to_dict() if hasattr(config, "to_dict") else config
-    found: dict[str, Any] = {}
-    if isinstance(content, Mapping):
-        found = {name: content[name] for name in _COMPUTATION if name in content}
-        for part, inner in content.items():
+def _computation_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: config[name] for name in _COMPUTATION if name in config}
+    for part, inner in config.items():
+        if isinstance(inner, Mapping):
             found |= {f"{part}.{name}": value for name, value in _computation_of(inner).items()}
     return found
 
@@ -219,23 +209,19 @@ def _mix_into(model: nn.Module, state_a: Mapping[str, Tensor], state_b: Mapping[
 def _check_models(model_a: nn.Module, model_b: nn.Module) -> None:
     if is_adapted(model_a) or is_adapted(model_b):
         raise ValueError(
-            "a model with an adapter cannot be interpolated, because the mean of two products of matrices is not the "
-            "product of their means; merge it first, with merge_and_unload of its PeftModel"
+            "a model with an adapter cannot be interpolated, because averaging the factors of adapters does not "
+            "average models; merge it first, with merge_and_unload of its PeftModel"
         )
     traits = [traits_of(model.state_dict(), getattr(model, "config", None)) for model in (model_a, model_b)]
-    found = difference(traits[0], traits[1], "the first", "the second")
+    found = difference(*traits, "the first", "the second")
     if found is not None:
         raise ValueError(f"the models differ: {found}; only models of one architecture can be interpolated")
 
 
 def _check_results(found: Any, first: Mapping[str, EvaluationResult]) -> None:
-    if not isinstance(found, Mapping) or not found:
-        raise ValueError(f"evaluate returned {found!r}; it has to return an EvaluationResult by name of dataset")
-    for name, result in found.items():
-        if not isinstance(result, EvaluationResult):
-            raise ValueError(
-                f"evaluate returned a {type(result).__name__} for {name!r}; it has to return an EvaluationResult"
-            )
+    results = isinstance(found, Mapping) and all(isinstance(result, EvaluationResult) for result in found.values())
+    if not results or not found:
+        raise ValueError(f"evaluate returned {found!r}; it must return an EvaluationResult by name of dataset")
     if found.keys() != first.keys():
         raise ValueError(
             f"evaluate returned results of {sorted(found)} after those of {sorted(first)}; every model has to be "

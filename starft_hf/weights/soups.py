@@ -22,7 +22,7 @@ MAX_SHARD_SIZE = "5GB"
 
 
 def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_size: int | str = MAX_SHARD_SIZE) -> Path:
-    """Write the mean of several checkpoints, which `from_pretrained` loads as a model of its own.
+    """Write the mean of several checkpoints, which `from_pretrained` loads as a model of its own; returns `output`.
 
     Weights are summed in float64 and have the dtype they have in the first checkpoint. Integers, configuration and
     processor are those of the first. Classification heads of cross-entropy runs are averaged as well.
@@ -30,11 +30,7 @@ def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_siz
     Args:
         checkpoints: folders that `save_pretrained` or the trainer has written, in one file or in shards.
         output: the folder to write, which appears when it is complete. It must be new or empty.
-        max_shard_size: weights beyond that many bytes are split over several files; a number, or such as "5GB". One
-            such file at a time is in memory.
-
-    Returns:
-        `output`.
+        max_shard_size: the most bytes of a file of weights, such as 10**9 or "5GB". One file at a time is in memory.
 
     Raises:
         FileExistsError: if there is something in `output`.
@@ -59,16 +55,10 @@ def interpolate_checkpoints(
         checkpoint_a: folder of the model that gives dtype, integers, configuration and processor; usually zero-shot.
         checkpoint_b: folder of the other one, usually fine-tuned.
         alpha: weight of `checkpoint_b`, from 0 to 1.
-        output: as for `uniform_soup`.
-        max_shard_size: as for `uniform_soup`.
-
-    Returns:
-        `output`.
+        output, max_shard_size: as for `uniform_soup`, as are the returned folder and the errors.
 
     Raises:
-        FileExistsError: as `uniform_soup`.
-        FileNotFoundError: as `uniform_soup`.
-        ValueError: as `uniform_soup`, or if `alpha` is outside [0, 1].
+        ValueError: also if `alpha` is outside [0, 1].
     """
     check_alpha(alpha)
     opened = _opened([checkpoint_a, checkpoint_b], output, max_shard_size)
@@ -77,14 +67,7 @@ def interpolate_checkpoints(
 
 @dataclass(frozen=True)
 class Trial:
-    """One checkpoint's turn in a greedy soup.
-
-    Attributes:
-        checkpoint: the folder.
-        own_score: the score of the checkpoint alone.
-        score: the score of the soup with it.
-        chosen: whether it stayed in the soup.
-    """
+    """A checkpoint's turn in a greedy soup: its own score, that of the soup with it, and whether it was chosen."""
 
     checkpoint: Path
     own_score: float
@@ -123,23 +106,17 @@ def greedy_soup(
 
     The checkpoints are tried in the order of their own scores, the best first, and in the order given where these are
     equal. Each stays if the mean of those that have stayed and itself scores no less than without it. At most two
-    such means are on disk at a time, beside `output`; those that were not chosen are removed.
+    such means are on disk at a time, beside `output`.
 
     Args:
         checkpoints: as for `uniform_soup`. The best of them gives dtype, integers, configuration and processor.
-        output: as for `uniform_soup`.
+        output, max_shard_size: as for `uniform_soup`, as are the errors, before anything is evaluated.
         evaluate: from the folder of a checkpoint to its score; more is better. It is called once with every
             checkpoint and once with every mean. Score on held-out data, since the choice is fitted to it. For
             example `lambda folder: accuracy_of(CLIPModel.from_pretrained(folder))`.
-        max_shard_size: as for `uniform_soup`.
-
-    Returns:
-        What was chosen, and all scores.
 
     Raises:
-        FileExistsError: as `uniform_soup`.
-        FileNotFoundError: as `uniform_soup`.
-        ValueError: as `uniform_soup`, before anything is evaluated; or if a score is not a number.
+        ValueError: also if a score is not a number.
     """
     opened, output = _opened(checkpoints, output, max_shard_size), Path(output)
     scored = [(_score(evaluate, checkpoint.folder), checkpoint) for checkpoint in opened]
@@ -187,7 +164,7 @@ def _score(evaluate: Callable[[Path], float], folder: Path) -> float:
     try:
         score = float(found)
     except (TypeError, ValueError):
-        raise ValueError(f"evaluate returned {found!r} for {str(folder)!r}; it has to return a number") from None
+        score = math.nan
     if math.isnan(score):
-        raise ValueError(f"evaluate returned nan for {str(folder)!r}, which cannot be compared with other scores")
+        raise ValueError(f"evaluate returned {found!r} for {str(folder)!r}; it must return a number to compare")
     return score
