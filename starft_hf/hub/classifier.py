@@ -45,11 +45,9 @@ class Prediction:
 
 
 class Classifier:
-    """A dual encoder with its processor, and its linear head or a zero-shot one.
+    """A dual encoder `model` with its processor, and its linear head or a zero-shot one.
 
     Args:
-        model: the dual encoder.
-        processor: its processor.
         class_names: the classes; None if `with_classes` is to name them.
         templates: prompts with `{}` for the class name.
         head: a linear head over `class_names`, instead of the prompts.
@@ -75,14 +73,11 @@ class Classifier:
         return Classifier(self.model, self.processor, class_names, templates or self.templates)
 
     def __call__(self, images: Any, batch_size: int = 32) -> list[Prediction]:
-        """Classify images.
+        """A prediction per image.
 
         Args:
             images: a PIL image, an array of unsigned bytes `(H, W, 3)`, or a sequence of them.
             batch_size: images per forward.
-
-        Returns:
-            A prediction per image.
 
         Raises:
             ValueError: if there are no classes.
@@ -115,11 +110,11 @@ class Classifier:
 
 
 def load(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Classifier:
-    """A model that `StarFTTrainer` has saved or published, as a classifier: with its processor, classes and head.
+    """A model that `StarFTTrainer` has saved or published, as a classifier with its processor, classes and head.
 
     Args:
-        source: a folder or a repository of the Hub, with a full model, or with an adapter, which is loaded with the
-            base model that it names. Other dual encoders load as well, without classes.
+        source: a folder or a Hub repository, of a full model or of an adapter, which is loaded with the base model
+            that it names. Other dual encoders load as well, without classes.
         revision: branch, tag or commit on the Hub.
         token: for private repositories, that of an adapter's base model among them.
 
@@ -154,11 +149,7 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
 
 
 def local_folder(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of a model; from the Hub, its weights are downloaded in one format, and no checkpoints.
-
-    Raises:
-        OSError: if there is neither such a folder nor such a repository.
-    """
+    """The folder of a model; from the Hub, its weights are downloaded in one format, and no checkpoints."""
     if Path(source).exists():
         return Path(source)
     wanted: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": "*/*"}

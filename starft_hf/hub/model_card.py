@@ -25,18 +25,8 @@ _MOST_CLASSES = 30
 class CardContent:
     """The content of a card.
 
-    Attributes:
-        title: its heading.
-        repo_id: where it is to be published; None if unknown yet.
-        record: of the run.
-        results: of the model, by the name of the dataset.
-        zero_shot: of the model before fine-tuning, by the same names, where it was evaluated.
-        adapter: kind of the adapter, such as "LORA", or None for a full model.
-        head: whether a linear head is saved beside the model.
-        license: of the base model, where known.
-        datasets: ids on the Hub of what it was trained on.
-        tags: further tags.
-        figures: alternative text and path within the repository of every plot.
+    `results` and `zero_shot`, which are of the model before fine-tuning, are by the name of the dataset. `adapter` is
+    its kind, such as "LORA"; `datasets` are ids on the Hub; `figures` are pairs of alternative text and path.
     """
 
     title: str
@@ -65,12 +55,7 @@ def default_template() -> Path:
 
 
 def render_card(content: CardContent, template: str | Path | None = None) -> ModelCard:
-    """The card of a run.
-
-    Args:
-        content: what to render.
-        template: a file in Jinja, with the variables of the package's own; None is that one.
-    """
+    """The card of a run, from a Jinja template with the variables of the package's own, which is the default."""
     record, metadata = content.record, _metadata(content)
     names = [name.replace("_", " ") for name in record.class_names or ()]
     shown = [markdown(name) for name in names[:_MOST_CLASSES]] + (["..."] if len(names) > _MOST_CLASSES else [])
@@ -100,8 +85,7 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         frameworks=[("PEFT" if name == "peft" else name, version) for name, version in record.versions.items()],
         config=record.config,
     )
-    if not card.data.to_dict():
-        # The template has no metadata.
+    if not card.data.to_dict():  # the template has no metadata
         card.data = metadata
     return card
 
@@ -116,8 +100,7 @@ def _metadata(content: CardContent) -> ModelCardData:
         ]
         if (before := content.zero_shot.get(name)) is not None:
             change = result.worst_group_accuracy - before.worst_group_accuracy
-            title = "Worst-group accuracy, change to zero-shot"
-            measured.append(("worst_group_accuracy_change", title, change))
+            measured.append(("worst_group_accuracy_change", "Worst-group accuracy, change to zero-shot", change))
         dataset: dict[str, Any] = {"task_type": TASK, "dataset_type": name, "dataset_name": name}
         evaluations += [
             EvalResult(**dataset, metric_type=metric, metric_name=title, metric_value=round(value, 6))
@@ -141,9 +124,8 @@ def _results(content: CardContent) -> list[list[str]]:
     rows = []
     for name, result in content.results.items():
         average, worst = result.accuracy, result.worst_group_accuracy
-        before = content.zero_shot.get(name)
         changes = ["", ""]
-        if before is not None:
+        if (before := content.zero_shot.get(name)) is not None:
             changes = [points(average - before.accuracy), points(worst - before.worst_group_accuracy)]
         group = markdown(result.worst_group)
         rows.append([markdown(name), percent(average), percent(worst), group, percent(result.ece), *changes])

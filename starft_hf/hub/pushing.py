@@ -22,7 +22,6 @@ from starft_hf.utils.files import read_text
 # Not to be published: the last one holds paths and the token.
 _IGNORED = ["_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*", "training_args.bin"]
 
-
 _REASONS: dict[int | None, str] = {
     401: "nobody is logged in, or the token is not valid. Log in with `hf auth login` or set HF_TOKEN.",
     403: "the token has no write access there. Use one that has, or another owner.",
@@ -108,8 +107,7 @@ def _published_card(repo_id: str, revision: str | None, token: str | None) -> st
     try:
         path = HfApi(token=token).hf_hub_download(repo_id, CARD_FILE, revision=revision, force_download=True)
     except LocalEntryNotFoundError:
-        # The Hub does not answer: a card that is not known would be overwritten.
-        raise
+        raise  # the Hub does not answer, so a card that may be there would be overwritten
     except (EntryNotFoundError, RevisionNotFoundError):
         return None
     return read_text(Path(path))
@@ -119,24 +117,14 @@ def reason(error: BaseException, repo_id: str | None) -> str:
     """Why a folder could not be published, in words."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     known = _REASONS.get(401 if isinstance(error, LocalTokenNotFoundError) else status)
-    return f"{repo_id!r} could not be published: " + (
-        known or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
-    )
+    known = known or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
+    return f"{repo_id!r} could not be published: {known}"
 
 
-def advice(
-    folder: str | PathLike[str],
-    repo_id: str | None,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    tag: str | None = None,
-) -> str:
-    """Where the folder is kept, and the command that publishes it to the same place."""
-    where = shlex.quote(os.fspath(folder))
-    command = ["starft", "push", where, "--repo-id", str(repo_id)]
+def advice(folder: str | PathLike[str], repo_id: str | None, *, private: bool | None = None, **options: Any) -> str:
+    """Where the folder is kept, and the command that publishes it to the same place, with `revision` and `tag`."""
+    command = ["starft", "push", os.fspath(folder), "--repo-id", str(repo_id)]
     # Without it, a repository that could not be created yet would be created public.
     command += ["--private"] if private else []
-    command += ["--revision", shlex.quote(revision)] if revision else []
-    command += ["--tag", shlex.quote(tag)] if tag else []
-    return f"Everything is kept in {where}; publish it with: {' '.join(command)}"
+    command += [part for name, value in options.items() if value for part in (f"--{name}", value)]
+    return f"Everything is kept in {shlex.quote(os.fspath(folder))}; publish it with: {shlex.join(command)}"

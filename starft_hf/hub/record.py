@@ -48,16 +48,12 @@ class RunRecord:
         config: settings by name: those of StarFT and those of `TrainingArguments` that change the outcome.
         pool: name, source and templates of the spuriosity pool; None where no regularizer uses one.
         class_names: of the training set, in label order; None without labels.
-        start: the `model_source` of the model that training started from.
-        reference: that of the frozen reference, which is the same model unless another one was given.
-        data: "fingerprint" (of `datasets`, of the columns that are used) and "rows" of the training set; None where
-            unknown.
+        start, reference: the `model_source` of the model that training started from, and of the frozen reference.
+        data: "fingerprint" (of the used columns, by `datasets`) and "rows" of the training set; None where unknown.
         processes: how many shared the batches.
         versions: of the libraries.
-        reg_weight: of the regularizer at the start of the run, a number where the setting is "auto"; None without a
-            regularizer.
-        sample_weights: what `reweight="attribution"` found, as `WeightDiagnostics` names it; None without it, or
-            before it.
+        reg_weight: at the start of the run, a number where the setting is "auto"; None without a regularizer.
+        sample_weights: the `WeightDiagnostics` of `reweight="attribution"`, once it has run.
     """
 
     config: dict[str, Any]
@@ -74,23 +70,16 @@ class RunRecord:
     @property
     def templates(self) -> tuple[str, ...]:
         """The spurious templates, if any."""
-        entries = self.pool["templates"] if self.pool else ()
-        return tuple(_template_of(entry) for entry in entries)
+        return tuple(_template_of(entry) for entry in self.pool["templates"]) if self.pool else ()
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Write `starft.json` into `folder`, at once or not at all."""
+        """Write `starft.json` into `folder`, atomically."""
         content = {"format": _FORMAT, **dataclasses.asdict(self)}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_text_atomically(Path(folder) / RECORD_FILE, text)
+        write_text_atomically(Path(folder) / RECORD_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, source: str | PathLike[str], revision: str | None = None) -> "RunRecord":
-        """The record in a folder or a repository of the Hub.
-
-        Raises:
-            FileNotFoundError: if there is none in the folder.
-            ValueError: if it cannot be read, or is of a later version.
-        """
+        """The record in a folder or a Hub repository; FileNotFoundError if there is none in the folder."""
         path = Path(source) / RECORD_FILE
         if not path.parent.is_dir():
             path = Path(hf_hub_download(str(source), RECORD_FILE, revision=revision))
@@ -105,10 +94,8 @@ class RunRecord:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{RECORD_FILE} of {str(source)!r} cannot be read: {error!r}") from error
         if version != _FORMAT:
-            raise ValueError(
-                f"{RECORD_FILE} of {str(source)!r} has format {version!r}, this version reads {_FORMAT}; update "
-                "starft_hf"
-            )
+            found = f"{RECORD_FILE} of {str(source)!r} has format {version!r}"
+            raise ValueError(f"{found}, this version reads {_FORMAT}; update starft_hf")
         return record
 
 
@@ -135,14 +122,7 @@ def public_id(name: str | None) -> str | None:
 
 
 def make_record(settings: Mapping[str, Any], pool: Any, dataset: Any, **known: Any) -> RunRecord:
-    """The record of a run.
-
-    Args:
-        settings: those that are recorded, by name.
-        pool: its spuriosity pool, or None.
-        dataset: the training set as it was given, or None.
-        known: all other attributes of `RunRecord` but the versions.
-    """
+    """The record of a run on `dataset`; `known` are the attributes of `RunRecord` that are not derived here."""
     rows = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
     return RunRecord(
         config=dict(settings),
@@ -156,9 +136,7 @@ def make_record(settings: Mapping[str, Any], pool: Any, dataset: Any, **known: A
 def model_source(model: Any, fingerprint: str | None) -> dict[str, Any]:
     """Where a model is from: its "id" and "revision" (commit) on the Hub, and the "fingerprint" of its weights.
 
-    Args:
-        model: the dual encoder; its configuration says where it was loaded from.
-        fingerprint: of its weights, or None if unknown. The others are None for a model that is not from the Hub.
+    The first two are None for a model that is not from the Hub.
     """
     config = getattr(model, "config", None)
     name = public_id(getattr(config, "_name_or_path", None))

@@ -42,7 +42,7 @@ def test_all_models_tell_the_same_classes_apart(tmp_path):
     image = make_dataset()[0]["image"]
     for classifier in load_classifiers(SpaceSettings(models(), NAMES)).values():
         assert set(classifier(image)[0].scores) == set(NAMES)
-    with pytest.raises(ValueError, match="none of the models knows its classes"):
+    with pytest.raises(ValueError, match="no model has class names"):
         load_classifiers(SpaceSettings(models()))
     with pytest.raises(ValueError, match="models is empty"):
         SpaceSettings({})

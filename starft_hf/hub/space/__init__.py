@@ -30,12 +30,9 @@ _IMAGE_HEIGHT = 320
 
 @dataclass(frozen=True)
 class SpaceSettings:
-    """What a Space shows.
+    """What a Space shows: folders or repositories of `models`, by the heading of their columns.
 
-    Attributes:
-        models: folder or repository of every model, by the heading of its column.
-        class_names: the classes; None is those of the first model that has some.
-        title: of the page.
+    `class_names` None means those of the first model that has some.
     """
 
     models: Mapping[str, str]
@@ -48,12 +45,7 @@ class SpaceSettings:
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "SpaceSettings":
-        """The settings in the folder of a Space.
-
-        Raises:
-            FileNotFoundError: if the folder has none.
-            ValueError: if they cannot be read.
-        """
+        """The settings in the folder of a Space."""
         path = Path(folder) / SETTINGS_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{str(folder)!r} has no {SETTINGS_FILE}; write_space writes one")
@@ -66,16 +58,9 @@ class SpaceSettings:
 def write_space(
     folder: str | PathLike[str], settings: SpaceSettings, report: str | PathLike[str] | None = None
 ) -> Path:
-    """Write a Space: `app.py`, its requirements, its card and its settings, ready to be uploaded or run.
+    """Write a Space into a new or empty folder, ready to be uploaded or run; returns the folder.
 
-    Args:
-        folder: a new or empty one.
-        settings: what it shows.
-        report: the page of a `RobustnessReport`, for the second tab.
-
-    Raises:
-        FileExistsError: if `folder` is not empty.
-        FileNotFoundError: if the report does not exist.
+    `report` is the page of a `RobustnessReport`, for the second tab.
     """
     if report is not None and not Path(report).is_file():
         raise FileNotFoundError(f"there is no report {str(report)!r}; RobustnessReport.save writes a {REPORT_FILE}")
@@ -92,15 +77,7 @@ def write_space(
 
 
 def load_classifiers(settings: SpaceSettings, folder: str | PathLike[str] = ".") -> dict[str, "Classifier"]:
-    """The models of a Space as classifiers of the same classes.
-
-    Args:
-        settings: of the Space.
-        folder: of the Space; models in it may be named by paths within.
-
-    Raises:
-        ValueError: if no model has classes and the settings name none.
-    """
+    """The models of a Space, which may be named by paths within its folder, as classifiers of the same classes."""
     from starft_hf.hub.classifier import load
 
     found = {
@@ -108,23 +85,19 @@ def load_classifiers(settings: SpaceSettings, folder: str | PathLike[str] = ".")
         for name, source in settings.models.items()
     }
     known = next((classifier for classifier in found.values() if classifier.class_names is not None), None)
-    names = settings.class_names or (known.class_names if known is not None else None)
+    names = settings.class_names or (known and known.class_names)
     if names is None:
-        raise ValueError("none of the models knows its classes; name them in class_names")
+        raise ValueError("no model has class names; name the classes in class_names")
     for name, classifier in found.items():
         if classifier.class_names is None:
-            found[name] = classifier.with_classes(names, known.templates if known is not None else None)
+            found[name] = classifier.with_classes(names, known and known.templates)
         elif classifier.class_names != tuple(names):
             found[name] = classifier.with_classes(names)
     return found
 
 
 def build(folder: str | PathLike[str]) -> "gradio.Blocks":
-    """The page of the Space in `folder`, which `launch()` serves.
-
-    Raises:
-        ImportError: if gradio is missing.
-    """
+    """The page of the Space in `folder`, which `launch()` serves."""
     try:
         import gradio
     except ImportError as error:
