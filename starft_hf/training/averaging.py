@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -38,8 +38,8 @@ class ExponentialAverageCallback(ResumingCallback):
     `decay * average + (1 - decay) * weights`, so after a short run the initial weights still have the weight
     `decay ** steps`. Frozen weights, and buffers such as running statistics, are not averaged.
 
-    Every checkpoint contains the average beside the weights, as `ema.safetensors`, and a resumed run continues it.
-    Under DDP every process keeps the same average, and under FSDP 2 that of its shards.
+    Checkpoints contain the average, as `ema.safetensors`, and a resumed run continues it. Under FSDP 2 every process
+    keeps the average of its shards.
 
     ```python
     average = ExponentialAverageCallback(decay=0.999)
@@ -54,11 +54,7 @@ class ExponentialAverageCallback(ResumingCallback):
         decay: weight of the previous average at a step, in [0, 1).
         device: where the average is kept, in float32 or wider. None keeps it beside the weights; "cpu" saves memory
             of the accelerator at the cost of a copy of the weights to the CPU at every step.
-        restart: whether a run that resumes from a checkpoint without an average starts a new one. Otherwise that is
-            an error.
-
-    Raises:
-        ValueError: if `decay` is outside [0, 1).
+        restart: start a new average when resuming from a checkpoint without one, instead of raising an error.
     """
 
     # torch.optim.swa_utils.AveragedModel would copy the whole model in its own dtype, and FSDP 2 forbids such copies.
@@ -78,9 +74,7 @@ class ExponentialAverageCallback(ResumingCallback):
     def apply(self, model: ModelT) -> ModelT:
         """Overwrite weights of `model` with their averages, in the model's dtype; returns `model`.
 
-        Raises:
-            RuntimeError: if there is no average yet.
-            ValueError: if the model lacks one of the weights, has it in another shape or is sharded otherwise.
+        Raises RuntimeError before training, and ValueError if the model has or shards other weights.
         """
         for value, average in self._pairs(model):
             value.copy_(average)
@@ -88,64 +82,52 @@ class ExponentialAverageCallback(ResumingCallback):
 
     @contextmanager
     def averaged(self, model: ModelT) -> Iterator[ModelT]:
-        """Put the averages into `model`, and on exit the weights it had, bit by bit.
+        """Put the averages into `model`, and on exit the weights it had, which are kept in a copy until then.
 
-        Until then these are kept in one more copy of the trained weights.
-
-        Raises:
-            RuntimeError: as `apply`, or if the averages are in a model already.
-            ValueError: as `apply`.
+        Raises as `apply` does, and RuntimeError if the averages are in a model already.
         """
         if self._swapped:
             raise RuntimeError("the averages are in a model already; exit the other averaged() first")
-        values = [value for value, _ in self._pairs(model)]
-        kept = [value.clone() for value in values]
+        kept = [(value, value.clone()) for value, _ in self._pairs(model)]
         self.apply(model)
         self._swapped = True
         try:
             yield model
         finally:
             self._swapped = False
-            for value, former in zip(values, kept, strict=True):
+            for value, former in kept:
                 value.copy_(former)
 
     def resume_from(self, checkpoint: str | PathLike[str]) -> None:
         """Load the average from this folder when training begins.
 
-        `StarFTTrainer` calls this. Other trainers do not tell callbacks which checkpoint they resume from; it is then
-        searched for in their `output_dir`, and for checkpoints from elsewhere this has to be called.
+        `StarFTTrainer` calls this. With other trainers, call it to resume from a checkpoint outside of `output_dir`.
         """
         self._checkpoint = Path(checkpoint)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         _check_sharding(model)
         checkpoint, self._checkpoint = self._checkpoint, None
         self._saved = None
-        self._averages = {
-            name: value.detach().to(
-                self.device or value.device, torch.promote_types(value.dtype, torch.float32), copy=True
-            )
-            for name, value in _parameters(model).items()
-            if value.requires_grad
-        }
+        self._averages = {}
+        for name, value in unwrapped(model).named_parameters():
+            if value.requires_grad:
+                dtype = torch.promote_types(value.dtype, torch.float32)
+                self._averages[name] = value.detach().to(self.device or value.device, dtype, copy=True)
         if state.global_step == 0:
             return
         checkpoint = checkpoint or _find_checkpoint(args, state)
         if (checkpoint / AVERAGE_FILE).is_file():
             self._restore(checkpoint / AVERAGE_FILE, state.global_step)
         elif self.restart:
-            logger.warning("%s has no %s; a new average begins.", checkpoint, AVERAGE_FILE)
+            logger.warning("%s has no %s; a new average starts.", checkpoint, AVERAGE_FILE)
         else:
             raise FileNotFoundError(
-                f"{str(checkpoint)!r} has no {AVERAGE_FILE}: the run that wrote it kept no average, or ended while "
-                "writing. Resume from another checkpoint, or pass restart=True to begin a new average there."
+                f"{str(checkpoint)!r} has no {AVERAGE_FILE}, so its average cannot be resumed; resume from another "
+                "checkpoint, or pass restart=True to start a new average"
             )
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self._swapped:
             raise RuntimeError("training continues inside averaged(), on the averages; exit it first")
         # Loss scaling in float16 skips steps whose gradients overflow.
@@ -154,11 +136,9 @@ class ExponentialAverageCallback(ResumingCallback):
         for value, average in self._pairs(model):
             average.lerp_(value.to(average), 1 - self.decay)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         folder = _checkpoint_of(args, state)
-        # StarFTTrainer has called it already, before the checkpoint was complete.
+        # StarFTTrainer has called save_to already, before the checkpoint was complete.
         if self._saved != folder:
             self.save_to(folder, args, state, model)
 
@@ -167,26 +147,23 @@ class ExponentialAverageCallback(ResumingCallback):
         self._saved = folder
         # All processes gather the shards, even if only one writes.
         averages = {name: _full(value) for name, value in self._averages.items()}
-        if not args.should_save:
-            return
-        if not folder.is_dir():
-            logger.warning("There is no %s, so the average is not saved beside it.", folder)
-            return
-        metadata = {"format": "pt", "kind": _FORMAT, "step": str(state.global_step), "decay": repr(self.decay)}
-        with file_in_place_of(folder / AVERAGE_FILE) as temporary:
-            save_file(averages, temporary, metadata=metadata)
+        if args.should_save and not folder.is_dir():
+            logger.warning("The average is not saved, because there is no folder %s.", folder)
+        elif args.should_save:
+            metadata = {"format": "pt", "kind": _FORMAT, "step": str(state.global_step), "decay": repr(self.decay)}
+            with file_in_place_of(folder / AVERAGE_FILE) as temporary:
+                save_file(averages, temporary, metadata=metadata)
 
     def _pairs(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
         """What this process holds of each averaged parameter of a model, with its average."""
         if not self._averages:
             raise RuntimeError("there is no average yet; train first, with this callback in the trainer's `callbacks`")
-        pairs = [
-            (_local(value), _local(average)) for value, average in _matching(model, self._averages, "the average")
-        ]
+        matching = _matching(model, self._averages, "the average")
+        pairs = [(_local(value), _local(average)) for value, average in matching]
         if any(value.shape != average.shape for value, average in pairs):
             raise ValueError(
-                f"this process holds other parts of the weights in the average than in the {type(model).__name__}; "
-                "apply it to the model that was trained, or use load_average with a checkpoint"
+                f"the {type(model).__name__} is sharded otherwise than the average; apply it to the model that was "
+                "trained, or use load_average with a checkpoint"
             )
         return pairs
 
@@ -195,7 +172,7 @@ class ExponentialAverageCallback(ResumingCallback):
         if metadata["step"] != str(step):
             raise ValueError(
                 f"{str(file)!r} is the average at step {metadata['step']}, but training resumes at step {step}; "
-                "resume from the folder it belongs to"
+                "resume from the checkpoint it was saved in"
             )
         if metadata["decay"] != repr(self.decay):
             logger.warning("The average had decay %s so far and continues with %s.", metadata["decay"], self.decay)
@@ -207,15 +184,11 @@ class ExponentialAverageCallback(ResumingCallback):
 
 
 def load_average(model: ModelT, checkpoint: str | PathLike[str]) -> ModelT:
-    """Overwrite weights of `model` with the averages beside a checkpoint; returns `model`.
-
-    Args:
-        model: a model of the architecture that was trained, such as the one saved in the checkpoint.
-        checkpoint: a folder that a trainer with `ExponentialAverageCallback` has written.
+    """Overwrite weights of `model`, such as the one in `checkpoint`, with the averages there; returns `model`.
 
     Raises:
-        FileNotFoundError: if there is no average in the folder.
-        ValueError: if it is damaged, or the model lacks one of the weights or has it in another shape.
+        FileNotFoundError: if there is no average in the checkpoint.
+        ValueError: if it is damaged, or one of the weights is missing in the model or has another shape.
     """
     file = Path(checkpoint) / AVERAGE_FILE
     if not file.is_file():
@@ -243,12 +216,10 @@ def _checkpoint_of(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def _find_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    """The checkpoint of `args.output_dir` that a run resumes from, if it is one of that folder."""
+    """The checkpoint in `args.output_dir` that a run resumes from; ValueError if it resumes from elsewhere."""
     folder = _checkpoint_of(args, state)
-    try:
-        logs = TrainerState.load_from_json(str(folder / "trainer_state.json")).log_history
-    except OSError:
-        logs = None
+    file = folder / "trainer_state.json"
+    logs = TrainerState.load_from_json(str(file)).log_history if file.is_file() else None
     # As text, since nan is not equal to itself.
     if json.dumps(logs) != json.dumps(state.log_history):
         raise ValueError(
@@ -258,13 +229,9 @@ def _find_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return folder
 
 
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return dict(unwrapped(model).named_parameters())
-
-
 def _matching(model: nn.Module, averages: Mapping[str, Tensor], where: str) -> list[tuple[Tensor, Tensor]]:
-    """The averaged parameters of a model, which have to be of the same shapes, with their averages."""
-    parameters = {name: value for name, value in _parameters(model).items() if name in averages}
+    """The averaged parameters of a model, which must have the same shapes, with their averages."""
+    parameters = {name: value for name, value in unwrapped(model).named_parameters() if name in averages}
     found = difference(_shapes(averages), _shapes(parameters), where, f"the {type(model).__name__}")
     if found is not None:
         raise ValueError(f"the average does not belong to this model: {found}")
@@ -277,7 +244,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _local(value: Tensor) -> Tensor:
-    """The part of a weight that this process holds, in the same memory."""
+    """The shard of a weight that this process holds, in the same memory."""
     value = value.detach()
     return value.to_local() if isinstance(value, DTensor) else value
 
@@ -302,7 +269,5 @@ def _copy_full(source: Tensor, target: Tensor) -> None:
 def _check_sharding(model: nn.Module) -> None:
     flat = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
     if flat or any(hasattr(value, "ds_id") for value in model.parameters()):
-        raise ValueError(
-            f"ExponentialAverageCallback cannot average weights that are sharded by {'FSDP 1' if flat else 'ZeRO 3'}; "
-            "use FSDP 2 (starft accelerate-config fsdp2) or DDP"
-        )
+        kind = "FSDP 1" if flat else "ZeRO 3"
+        raise ValueError(f"weights sharded by {kind} cannot be averaged; use FSDP 2 (starft accelerate-config) or DDP")

@@ -1,6 +1,7 @@
 """Checks of single settings of a run."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from starft_hf.data.decoding import ON_BAD_IMAGE
@@ -9,7 +10,7 @@ from starft_hf.objectives.schedules import SCHEDULE_NAMES
 from starft_hf.utils.names import unknown_name
 
 
-CHOICES: dict[str, tuple[str | None, ...]] = {
+_CHOICES: dict[str, tuple[str | None, ...]] = {
     "base_loss": ("contrastive", "cross_entropy"),
     "reg_schedule": SCHEDULE_NAMES,
     "reweight": ("none", "attribution"),
@@ -19,51 +20,28 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "reference_cache_dtype": (None, "float32", "float16"),
 }
 
+# What numbers must be, as a test and in words.
+_NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "discovery_samples": (lambda value: value >= 1, "a positive integer"),
+    "mini_batch_size": (lambda value: value is None or value >= 1, "a positive integer, or None for whole batches"),
+    "reference_text_cache_gib": (lambda value: value >= 0, "a non-negative number; float('inf') sets no limit"),
+    "reg_max_classes": (lambda value: value >= 2, "at least 2, because classes are compared"),
+    "reweight_clip": (lambda value: 1 <= value < math.inf, "a finite number of at least 1, the mean of the weights"),
+}
 
-def check_choices(args: Any) -> None:
-    """Check the settings that have one of a few values.
 
-    Raises:
-        ValueError: if one has another.
-    """
-    for name, known in CHOICES.items():
+def check_settings(args: Any) -> None:
+    """Raise ValueError if a setting is not one of its choices, or a number is out of its bounds."""
+    for name, known in _CHOICES.items():
         if getattr(args, name) not in known:
             raise ValueError(unknown_name(name, getattr(args, name), filter(None, known)))
-
-
-def check_numbers(args: Any) -> None:
-    """Check the bounds of settings that are numbers.
-
-    Raises:
-        ValueError: if one is outside of them.
-    """
-    if args.discovery_samples < 1:
-        raise ValueError(f"discovery_samples is {args.discovery_samples}; it must be a positive integer")
-    if args.mini_batch_size is not None and args.mini_batch_size < 1:
-        raise ValueError(
-            f"mini_batch_size is {args.mini_batch_size}; it must be a positive integer, or None to run the batch as a "
-            "whole"
-        )
-    if not args.reference_text_cache_gib >= 0:
-        raise ValueError(
-            f"reference_text_cache_gib is {args.reference_text_cache_gib}; it must be a non-negative number of GiB: "
-            "0 encodes captions when they are needed, and float('inf') sets no limit"
-        )
-    if args.reg_max_classes < 2:
-        raise ValueError(f"reg_max_classes is {args.reg_max_classes}; comparing takes at least 2 classes")
-    if not (math.isfinite(args.reweight_clip) and args.reweight_clip >= 1):
-        raise ValueError(
-            f"reweight_clip is {args.reweight_clip}; it must be a finite number of at least 1, because the weights "
-            "have a mean of 1. Use reweight='none' to weight all images equally."
-        )
+    for name, (is_valid, words) in _NUMBERS.items():
+        if not is_valid(getattr(args, name)):
+            raise ValueError(f"{name} is {getattr(args, name)}; it must be {words}")
 
 
 def check_reg_weight(reg_weight: float | str, regularizer: Regularizer | None) -> float | str:
-    """`reg_weight` as a finite number that is not negative, or "auto".
-
-    Raises:
-        ValueError: if it is anything else, or no weight is known for "auto".
-    """
+    """`reg_weight` as a finite non-negative number, or "auto" if the regularizer knows a weight for it."""
     if reg_weight == AUTO_WEIGHT:
         if regularizer is not None:
             regularizer.weight(reg_weight, None)
@@ -81,11 +59,7 @@ def check_reg_weight(reg_weight: float | str, regularizer: Regularizer | None) -
 
 
 def check_crop_scale(crop_scale: object) -> tuple[float, float]:
-    """`crop_scale` as a pair of numbers with 0 < low <= high <= 1.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
+    """`crop_scale` as a pair of numbers with 0 < low <= high <= 1."""
     try:
         low, high = (float(bound) for bound in crop_scale)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
@@ -93,6 +67,6 @@ def check_crop_scale(crop_scale: object) -> tuple[float, float]:
     if not 0 < low <= high <= 1:
         raise ValueError(
             f"crop_scale is {crop_scale!r}; it must be two numbers with 0 < low <= high <= 1, such as (0.9, 1.0), "
-            "or None for the processor's deterministic preprocessing"
+            "or None for no random crops"
         )
     return low, high

@@ -173,8 +173,8 @@ def _weight_files(folder: Path) -> dict[Path, list[str]]:
         pickled = next(folder.glob("pytorch_model*.bin"), None)
         if pickled is not None:
             raise ValueError(
-                f"{str(folder)!r} has its weights in {pickled.name}, a pickle, and opening one runs whatever code is in "
-                "it; if you trust it, load the model once and save it again with save_pretrained"
+                f"{str(folder)!r} has its weights in {pickled.name}, a pickle, and opening one runs whatever code "
+                "is in it; if you trust it, load the model once and save it again with save_pretrained"
             )
         raise FileNotFoundError(f"{str(folder)!r} has neither {_WHOLE} nor {_INDEX}; {_SAVED}")
     shards: dict[Path, list[str]] = {}

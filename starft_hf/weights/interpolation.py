@@ -213,7 +213,7 @@ def _check_models(model_a: nn.Module, model_b: nn.Module) -> None:
             "average models; merge it first, with merge_and_unload of its PeftModel"
         )
     traits = [traits_of(model.state_dict(), getattr(model, "config", None)) for model in (model_a, model_b)]
-    found = difference(*traits, "the first", "the second")
+    found = difference(traits[0], traits[1], "the first", "the second")
     if found is not None:
         raise ValueError(f"the models differ: {found}; only models of one architecture can be interpolated")
 

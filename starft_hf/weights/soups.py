@@ -146,7 +146,7 @@ def greedy_soup(
 def _opened(checkpoints: Sequence[Folder], output: Folder, max_shard_size: int | str) -> list[Checkpoint]:
     check_free(Path(output))
     opened = open_alike(checkpoints)
-    opened[0].split(max_shard_size)  # which raises if it is not a size
+    opened[0].split(max_shard_size)  # raises if it is not a size
     return opened
 
 

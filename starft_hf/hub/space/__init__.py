@@ -85,12 +85,12 @@ def load_classifiers(settings: SpaceSettings, folder: str | PathLike[str] = ".")
         for name, source in settings.models.items()
     }
     known = next((classifier for classifier in found.values() if classifier.class_names is not None), None)
-    names = settings.class_names or (known and known.class_names)
+    names = settings.class_names or (known.class_names if known is not None else None)
     if names is None:
         raise ValueError("no model has class names; name the classes in class_names")
     for name, classifier in found.items():
         if classifier.class_names is None:
-            found[name] = classifier.with_classes(names, known and known.templates)
+            found[name] = classifier.with_classes(names, known.templates if known is not None else None)
         elif classifier.class_names != tuple(names):
             found[name] = classifier.with_classes(names)
     return found
