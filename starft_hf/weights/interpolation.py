@@ -19,15 +19,9 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 ALPHAS = tuple(step / 10 for step in range(11))
 
-# Numbers of an `EvaluationResult`, and whether more is better.
-MEASURES = {
-    "accuracy": True,
-    "worst_group_accuracy": True,
-    "group_adjusted_accuracy": True,
-    "loss": False,
-    "ece": False,
-    "gap": False,
-}
+# Numbers of an `EvaluationResult`.
+_LOWER_IS_BETTER = ("loss", "ece", "gap")
+MEASURES = ("accuracy", "worst_group_accuracy", "group_adjusted_accuracy", *_LOWER_IS_BETTER)
 
 # Settings with which the same weights compute something else. Token ids are not among them: `Trainer` sets those of
 # the model it trains to the tokenizer's.
@@ -92,7 +86,7 @@ class Sweep:
         Ties go to the lowest alpha, whose model is closest to the first. Choose on held-out data: a value that is the
         best of several is optimistic on the data it was chosen on. Raises as `values` does.
         """
-        sign = 1 if MEASURES.get(measure, True) else -1
+        sign = -1 if measure in _LOWER_IS_BETTER else 1
         scored = zip(self.alphas, self.values(dataset, measure), strict=True)
         return max(scored, key=lambda point: (sign * point[1], -point[0]))[0]
 

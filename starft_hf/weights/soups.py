@@ -4,7 +4,6 @@ Checkpoints are read tensor by tensor: memory holds one file of the output, not 
 """
 
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from starft_hf.utils.files import check_free, move_folder
+from starft_hf.utils.files import check_free
 from starft_hf.weights.folders import Checkpoint, Folder, open_alike, write_checkpoint
 from starft_hf.weights.interpolation import check_alpha, mixed
 
 
-MAX_SHARD_SIZE = "5GB"
-
-
-def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_size: int | str = MAX_SHARD_SIZE) -> Path:
+def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_size: int | str = "5GB") -> Path:
     """Write the mean of several checkpoints, which `from_pretrained` loads as a model of its own; returns `output`.
 
     Weights are summed in float64 and have the dtype they have in the first checkpoint. Integers, configuration and
@@ -42,12 +38,7 @@ def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_siz
 
 
 def interpolate_checkpoints(
-    checkpoint_a: Folder,
-    checkpoint_b: Folder,
-    alpha: float,
-    output: Folder,
-    *,
-    max_shard_size: int | str = MAX_SHARD_SIZE,
+    checkpoint_a: Folder, checkpoint_b: Folder, alpha: float, output: Folder, *, max_shard_size: int | str = "5GB"
 ) -> Path:
     """Write `(1 - alpha) * a + alpha * b`, as in WiSE-FT: what `interpolate` gives, without loading the models.
 
@@ -100,13 +91,13 @@ def greedy_soup(
     output: Folder,
     evaluate: Callable[[Path], float],
     *,
-    max_shard_size: int | str = MAX_SHARD_SIZE,
+    max_shard_size: int | str = "5GB",
 ) -> GreedySoup:
     """Write the mean of those checkpoints that improve it, or at least do not make it worse.
 
     The checkpoints are tried in the order of their own scores, the best first, and in the order given where these are
-    equal. Each stays if the mean of those that have stayed and itself scores no less than without it. At most two
-    such means are on disk at a time, beside `output`.
+    equal. Each stays if the mean of those that have stayed and itself scores no less than without it. One such mean
+    at a time is on disk, beside `output`.
 
     Args:
         checkpoints: as for `uniform_soup`. The best of them gives dtype, integers, configuration and processor.
@@ -123,23 +114,16 @@ def greedy_soup(
     (score, best), *others = sorted(scored, key=lambda pair: -pair[0])
     members, trials = [best], [Trial(best.folder, score, score, True)]
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
-        soup: Path | None = None
-        for own, checkpoint in others:
+    for own, checkpoint in others:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
             candidate = Path(workspace) / f"soup-{len(trials)}"
             write_checkpoint(candidate, [*members, checkpoint], _mean, max_shard_size)
             found = _score(evaluate, candidate)
-            trials.append(Trial(checkpoint.folder, own, found, found >= score))
-            rejected: Path | None = candidate
-            if found >= score:
-                members.append(checkpoint)
-                rejected, soup, score = soup, candidate, found
-            if rejected is not None:
-                shutil.rmtree(rejected)
-        if soup is None:
-            write_checkpoint(output, members, _mean, max_shard_size)
-        else:
-            move_folder(soup, output)
+        trials.append(Trial(checkpoint.folder, own, found, found >= score))
+        if found >= score:
+            members.append(checkpoint)
+            score = found
+    write_checkpoint(output, members, _mean, max_shard_size)
     return GreedySoup(output, score, tuple(trials))
 
 
