@@ -125,10 +125,7 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
     if (folder / "adapter_config.json").is_file():
         config = PeftConfig.from_pretrained(folder)
         if not config.base_model_name_or_path:
-            raise OSError(
-                f"the adapter in {str(source)!r} does not name its base model; set base_model_name_or_path in its "
-                "adapter_config.json"
-            )
+            raise OSError(f"the adapter_config.json of {str(source)!r} must set base_model_name_or_path to a model")
         base = local_folder(config.base_model_name_or_path, revision=config.revision, token=token)
         model: Any = PeftModel.from_pretrained(load_model(base), folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):

@@ -41,12 +41,6 @@ class CardContent:
     tags: Sequence[str] = ()
     figures: Sequence[tuple[str, str]] = ()
 
-    @property
-    def base_model(self) -> str | None:
-        """The id of the model that was fine-tuned; None if it is not on the Hub."""
-        found: str | None = self.record.start["id"]
-        return found
-
 
 def default_template() -> Path:
     """The package's own template: at the root of a checkout, and inside an installed package."""
@@ -73,7 +67,7 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         figures=[{"alt": markdown(alt), "path": path} for alt, path in content.figures],
         # As Python writes them, for snippets.
         repo=repr(content.repo_id or "path/to/this/folder"),
-        base=repr(content.base_model or "path/to/the/base/model"),
+        base=repr(record.start["id"] or "path/to/the/base/model"),
         labels=repr(names[:5] or ["cat", "dog"]),
         settings=_settings(record),
         pool=record.pool,
@@ -91,7 +85,7 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
 
 
 def _metadata(content: CardContent) -> ModelCardData:
-    evaluations = []
+    base_model, evaluations = content.record.start["id"], []
     for name, result in content.results.items():
         measured = [
             ("accuracy", "Accuracy", result.accuracy),
@@ -107,8 +101,8 @@ def _metadata(content: CardContent) -> ModelCardData:
             for metric, title, value in measured
         ]
     return ModelCardData(
-        base_model=content.base_model,
-        base_model_relation=None if content.base_model is None else "adapter" if content.adapter else "finetune",
+        base_model=base_model,
+        base_model_relation=None if base_model is None else "adapter" if content.adapter else "finetune",
         datasets=list(content.datasets) or None,
         eval_results=evaluations or None,
         model_name=content.title if evaluations else None,

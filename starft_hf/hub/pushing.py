@@ -6,13 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, errors
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from starft_hf.hub.card_edits import CARD_FILE, keep_published_edits
@@ -106,9 +100,9 @@ def _published_card(repo_id: str, revision: str | None, token: str | None) -> st
     """The current card on the Hub, not a cached one; None if there is no card."""
     try:
         path = HfApi(token=token).hf_hub_download(repo_id, CARD_FILE, revision=revision, force_download=True)
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         raise  # the Hub does not answer, so a card that may be there would be overwritten
-    except (EntryNotFoundError, RevisionNotFoundError):
+    except (errors.EntryNotFoundError, errors.RevisionNotFoundError):
         return None
     return read_text(Path(path))
 
@@ -116,7 +110,7 @@ def _published_card(repo_id: str, revision: str | None, token: str | None) -> st
 def reason(error: BaseException, repo_id: str | None) -> str:
     """Why a folder could not be published, in words."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    known = _REASONS.get(401 if isinstance(error, LocalTokenNotFoundError) else status)
+    known = _REASONS.get(401 if isinstance(error, errors.LocalTokenNotFoundError) else status)
     known = known or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
     return f"{repo_id!r} could not be published: {known}"
 

@@ -50,8 +50,7 @@ class RunRecord:
         class_names: of the training set, in label order; None without labels.
         start, reference: the `model_source` of the model that training started from, and of the frozen reference.
         data: "fingerprint" (of the used columns, by `datasets`) and "rows" of the training set; None where unknown.
-        processes: how many shared the batches.
-        versions: of the libraries.
+        processes, versions: how many processes shared the batches, and versions of libraries by name.
         reg_weight: at the start of the run, a number where the setting is "auto"; None without a regularizer.
         sample_weights: the `WeightDiagnostics` of `reweight="attribution"`, once it has run.
     """
@@ -87,15 +86,13 @@ class RunRecord:
             raise FileNotFoundError(f"{str(source)!r} has no {RECORD_FILE}; StarFTTrainer writes one when it saves")
         try:
             content = json.loads(read_text(path))
-            version = content.pop("format")
+            if (version := content.pop("format")) != _FORMAT:
+                raise ValueError(f"it has format {version!r}, this version reads {_FORMAT}; update starft_hf")
             names = content.pop("class_names")
             record = cls(**content, class_names=None if names is None else tuple(names))
             _check_types(record)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{RECORD_FILE} of {str(source)!r} cannot be read: {error!r}") from error
-        if version != _FORMAT:
-            found = f"{RECORD_FILE} of {str(source)!r} has format {version!r}"
-            raise ValueError(f"{found}, this version reads {_FORMAT}; update starft_hf")
         return record
 
 

@@ -106,7 +106,10 @@ class ExponentialAverageCallback(ResumingCallback):
         self._checkpoint = Path(checkpoint)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
-        _check_sharding(model)
+        flat = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+        if flat or any(hasattr(value, "ds_id") for value in model.parameters()):
+            kind = "FSDP 1" if flat else "ZeRO 3"
+            raise ValueError(f"weights sharded by {kind} cannot be averaged; use FSDP 2 or DDP")
         checkpoint, self._checkpoint = self._checkpoint, None
         self._saved = None
         self._averages = {}
@@ -264,10 +267,3 @@ def _copy_full(source: Tensor, target: Tensor) -> None:
         mesh = target.device_mesh
         source = distribute_tensor(source.to(mesh.device_type), mesh, target.placements)
     _local(target).copy_(_local(source))
-
-
-def _check_sharding(model: nn.Module) -> None:
-    flat = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
-    if flat or any(hasattr(value, "ds_id") for value in model.parameters()):
-        kind = "FSDP 1" if flat else "ZeRO 3"
-        raise ValueError(f"weights sharded by {kind} cannot be averaged; use FSDP 2 (starft accelerate-config) or DDP")

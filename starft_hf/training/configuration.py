@@ -59,70 +59,66 @@ class StarFTConfig(TrainingArguments):
     """`TrainingArguments` and what StarFT adds to them.
 
     Args: Parameters that control the objective
-        base_loss (`str`, *optional*, defaults to `"contrastive"`): "contrastive" (images against captions, as FLYP)
-            or "cross_entropy" (a linear head on the image embeddings, initialized from the class captions and trained
-            with the encoder).
-        regularizer (`str`, *optional*, defaults to `"star"`): a registered regularizer, such as "star", "kl" or
-            "conditional", or "none" for plain fine-tuning.
-        reg_weight (`float` or `str`, *optional*, defaults to `0.5`): weight of the regularizer at the start of the
-            run; "auto" chooses it by the number of classes, as
-            `starft_hf.objectives.regularizers.divergence_weight` describes.
-        reg_schedule (`str`, *optional*, defaults to `"linear"`): "linear" (falls to 0 with every optimizer step),
-            "epoch_linear" (the paper's: falls with every epoch and is 0 in the last one) or "constant".
-        reg_max_classes (`int`, *optional*, defaults to `512`): the most classes that "conditional" compares. With
-            more, a step compares those of the batch and others drawn at random.
-        reweight (`str`, *optional*, defaults to `"none"`): "attribution" weights the base loss of every training
-            image such that what the reference sees of the spurious templates in the images is uncorrelated with the
-            labels (see `SampleWeights`); "none" leaves all weights at 1. The regularizer is not weighted.
-        reweight_clip (`float`, *optional*, defaults to `10.0`): the largest weight, before all are normalized to a
-            mean of 1.
+        base_loss (`str`, defaults to `"contrastive"`): "contrastive" (images against captions, as FLYP) or
+            "cross_entropy" (a linear head on the image embeddings, initialized from the class captions).
+        regularizer (`str`, defaults to `"star"`): a registered regularizer, such as "star", "kl" or "conditional", or
+            "none" for plain fine-tuning.
+        reg_weight (`float` or `str`, defaults to `0.5`): weight of the regularizer at the start of the run; "auto"
+            chooses it by the number of classes, as `starft_hf.objectives.regularizers.divergence_weight` describes.
+        reg_schedule (`str`, defaults to `"linear"`): "linear" (falls to 0 with every optimizer step), "epoch_linear"
+            (the paper's: falls with every epoch and is 0 in the last one) or "constant".
+        reg_max_classes (`int`, defaults to `512`): the most classes that "conditional" compares. With more, a step
+            compares those of the batch and others drawn at random.
+        reweight (`str`, defaults to `"none"`): "attribution" weights the base loss of every training image such that
+            what the reference sees of the spurious templates in the images is uncorrelated with the labels (see
+            `SampleWeights`); "none" does not.
+        reweight_clip (`float`, defaults to `10.0`): the largest weight, before all are normalized to a mean of 1.
         mini_batch_size (`int`, *optional*): images per forward and backward, for batches that do not fit into memory;
             None runs the batch as a whole. Losses and gradients stay the same; the encoders run forward once more.
-        decay_all_parameters (`bool`, *optional*, defaults to `True`): apply weight decay to biases and norms as well,
-            as the paper's code does; False excludes them, as Trainer does.
+        decay_all_parameters (`bool`, defaults to `True`): apply weight decay to biases and norms as well, as the
+            paper's code does; False excludes them, as Trainer does.
 
     Args: Parameters that control the captions
-        caption_template (`str` or `list[str]`, *optional*, defaults to `"a photo of a {}."`): template with `{}` for
-            the class name, or a list from which one is drawn per row.
+        caption_template (`str` or `list[str]`, defaults to `"a photo of a {}."`): template with `{}` for the class
+            name, or a list from which one is drawn per row.
         class_names (`list[str]`, *optional*): in label order; None reads them from the ClassLabel column.
-        discovery_pool (`str`, *optional*, defaults to `"all"`): name, path or Hub repository of the pool in which
+        discovery_pool (`str`, defaults to `"all"`): name, path or Hub repository of the pool in which
             `spuriosity="auto"` searches.
-        discovery_samples (`int`, *optional*, defaults to `2000`): how many training images it searches, drawn at
-            random; of an iterable dataset the first ones.
+        discovery_samples (`int`, defaults to `2000`): how many training images it searches, drawn at random; of an
+            iterable dataset the first ones.
 
     Args: Parameters that control the reference
-        reference_cache (`str`, *optional*, defaults to `"auto"`): what is cached of the frozen reference. "text": the
-            embeddings of every spurious caption of every class; "full": those of every training image as well, so
-            that training does not need the reference; "none": nothing; "auto": texts where captions are made of class
-            names, and images where preprocessing is deterministic (`crop_scale=None`) and the run is at least an
-            epoch long.
+        reference_cache (`str`, defaults to `"auto"`): what is cached of the frozen reference. "text": the embeddings
+            of every spurious caption of every class; "full": those of every training image as well, so that training
+            does not need the reference; "none": nothing; "auto": texts where captions are made of class names, and
+            images where preprocessing is deterministic (`crop_scale=None`) and the run is at least an epoch long.
         reference_cache_dir (`str`, *optional*): folder of the cached embeddings; None is `starft` under HF_HOME.
         reference_cache_dtype (`str`, *optional*): dtype of cached image embeddings; None is float32 or wider, as they
             were computed. "float16" halves their size and rounds every entry of the unit rows by at most 2**-12.
-        reference_text_cache_gib (`float`, *optional*, defaults to `1.0`): above this many GiB of caption embeddings,
-            captions are encoded when a batch first needs them rather than in advance.
+        reference_text_cache_gib (`float`, defaults to `1.0`): above this many GiB of caption embeddings, captions are
+            encoded when a batch first needs them rather than in advance.
         reference_dtype (`str`, *optional*): what the reference computes in, such as "bfloat16"; None is the model's.
 
     Args: Parameters that control the evaluation
-        group_column (`str` or `list[str]`, *optional*): column with the group of a row, for worst-group accuracy, or
-            a list of columns whose combinations are the groups. Without one, the classes are the groups.
+        group_column (`str` or `list[str]`, *optional*): column with the group of a row, for worst-group accuracy, or a
+            list of columns whose combinations are the groups. Without one, the classes are the groups.
         eval_templates (`list[str]`, *optional*): prompt ensemble of zero-shot classifiers; None is `caption_template`.
 
     Args: Parameters that control the data
-        image_column (`str`, *optional*, defaults to `"image"`): column with the images.
-        label_column (`str`, *optional*, defaults to `"label"`): column with the class labels.
+        image_column (`str`, defaults to `"image"`): column with the images.
+        label_column (`str`, defaults to `"label"`): column with the class labels.
         caption_column (`str`, *optional*): column with captions, used instead of `caption_template`.
-        crop_scale (`tuple[float, float]`, *optional*, defaults to `(0.9, 1.0)`): range of the fraction of the image's
-            area that a random crop keeps; None disables random crops.
-        on_bad_image (`str`, *optional*, defaults to `"raise"`): what to do with a row whose image cannot be read or is
-            too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" warns and leaves its place in
-            the batch empty, so that all other rows are drawn, augmented and compared as before. Evaluations count it
-            as skipped, and `predict` gives it the label -100.
+        crop_scale (`tuple[float, float]`, defaults to `(0.9, 1.0)`): range of the fraction of the image's area that a
+            random crop keeps; None disables random crops.
+        on_bad_image (`str`, defaults to `"raise"`): what to do with a row whose image cannot be read or is too large
+            (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" warns and leaves its place in the batch
+            empty, so that all other rows are drawn, augmented and compared as before. Evaluations count it as skipped,
+            and `predict` gives it the label -100.
 
     Args: Parameters that control the run
         card_template (`str`, *optional*): file with a Jinja template of the model card; None is the package's own.
-        ignore_mismatched_settings (`bool`, *optional*, defaults to `False`): resume from a checkpoint although the
-            run that wrote it had other settings, pool, classes, model or data, with a warning.
+        ignore_mismatched_settings (`bool`, defaults to `False`): resume from a checkpoint although the run that wrote
+            it had other settings, pool, classes, model or data, with a warning.
 
     Note: Defaults that differ from `TrainingArguments`
         They follow the paper (arXiv 2505.13232), with AdamW and both towers tuned: `learning_rate` 1e-5,
@@ -184,26 +180,19 @@ class StarFTConfig(TrainingArguments):
         super().__post_init__()
         # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.
         if self.accelerator_config.dispatch_batches:
-            raise ValueError(
-                "accelerator_config has dispatch_batches=True, which would cut the texts of a batch to the number of "
-                "its images; leave it unset"
-            )
+            raise ValueError("accelerator_config has dispatch_batches=True, which would cut texts off; leave it unset")
         self.accelerator_config.dispatch_batches = False
         check_settings(self)
         self.reg_weight = check_reg_weight(self.reg_weight, get_regularizer(self.regularizer))
         if self.crop_scale is not None:
             self.crop_scale = check_crop_scale(self.crop_scale)  # type: ignore[assignment]
-        for name in ("caption_template", "eval_templates"):
-            value = getattr(self, name)
-            if value is not None:
-                check_caption_templates(name, [value] if isinstance(value, str) else value)
+        check_caption_templates("caption_template", self.caption_templates)
+        if self.eval_templates is not None:
+            check_caption_templates("eval_templates", self.eval_templates)
         if self.card_template is not None and not Path(self.card_template).is_file():
             raise ValueError(f"card_template is {self.card_template!r}, but there is no such file")
         if self.remove_unused_columns:
-            raise ValueError(
-                "remove_unused_columns=True would delete the image column before it can be preprocessed; keep it "
-                "False and choose columns by the *_column settings"
-            )
+            raise ValueError("remove_unused_columns=True would delete the image column before its use; keep it False")
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike[str], *, revision: str | None = None, **changes: Any) -> Self:

@@ -65,8 +65,6 @@ def check_crop_scale(crop_scale: object) -> tuple[float, float]:
     except (TypeError, ValueError):
         low, high = math.nan, math.nan
     if not 0 < low <= high <= 1:
-        raise ValueError(
-            f"crop_scale is {crop_scale!r}; it must be two numbers with 0 < low <= high <= 1, such as (0.9, 1.0), "
-            "or None for no random crops"
-        )
+        wanted = "two numbers with 0 < low <= high <= 1, such as (0.9, 1.0), or None for no random crops"
+        raise ValueError(f"crop_scale is {crop_scale!r}; it must be {wanted}")
     return low, high

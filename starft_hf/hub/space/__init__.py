@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "space.json"
 REPORT_FILE = "report.html"
 _TEMPLATES = ("app.py", "requirements.txt", "README.md")
-_SHOWN_CLASSES = 5
-# In pixels: the layout does not depend on the size of the image.
-_IMAGE_HEIGHT = 320
 
 
 @dataclass(frozen=True)
@@ -84,15 +81,14 @@ def load_classifiers(settings: SpaceSettings, folder: str | PathLike[str] = ".")
         name: load(Path(folder) / source if (Path(folder) / source).is_dir() else source)
         for name, source in settings.models.items()
     }
-    known = next((classifier for classifier in found.values() if classifier.class_names is not None), None)
-    names = settings.class_names or (known.class_names if known is not None else None)
+    named = [classifier for classifier in found.values() if classifier.class_names is not None]
+    names = settings.class_names or (named[0].class_names if named else None)
     if names is None:
         raise ValueError("no model has class names; name the classes in class_names")
     for name, classifier in found.items():
-        if classifier.class_names is None:
-            found[name] = classifier.with_classes(names, known.templates if known is not None else None)
-        elif classifier.class_names != tuple(names):
-            found[name] = classifier.with_classes(names)
+        if classifier.class_names != tuple(names):
+            templates = named[0].templates if named and classifier.class_names is None else None
+            found[name] = classifier.with_classes(names, templates)
     return found
 
 
@@ -113,17 +109,16 @@ def build(folder: str | PathLike[str]) -> "gradio.Blocks":
     with gradio.Blocks(title=settings.title) as page:
         gradio.Markdown(f"# {html.escape(settings.title)}")
         with gradio.Tab("Compare"):
-            image = gradio.Image(type="pil", label="Image", height=_IMAGE_HEIGHT)
+            # A height in pixels, so that the layout does not depend on the size of the image.
+            image = gradio.Image(type="pil", label="Image", height=320)
             with gradio.Row():
-                labels = [gradio.Label(label=name, num_top_classes=_SHOWN_CLASSES) for name in classifiers]
+                labels = [gradio.Label(label=name, num_top_classes=5) for name in classifiers]
             image.change(classify, image, labels)
         report = Path(folder) / REPORT_FILE
         if report.is_file():
             with gradio.Tab("Report"):
                 # In a frame without scripts: a report is a page, and a stranger's is not trusted.
                 content = html.escape(report.read_text(encoding="utf-8"), quote=True)
-                gradio.HTML(
-                    f'<iframe title="Report" sandbox="" style="width: 100%; height: 80vh; border: 0" '
-                    f'srcdoc="{content}"></iframe>'
-                )
+                style = "width: 100%; height: 80vh; border: 0"
+                gradio.HTML(f'<iframe title="Report" sandbox="" style="{style}" srcdoc="{content}"></iframe>')
     return page
