@@ -46,7 +46,8 @@ def interpolate_checkpoints(
         checkpoint_a: folder of the model that gives dtype, integers, configuration and processor; usually zero-shot.
         checkpoint_b: folder of the other one, usually fine-tuned.
         alpha: weight of `checkpoint_b`, from 0 to 1.
-        output, max_shard_size: as for `uniform_soup`, as are the returned folder and the errors.
+        output: as for `uniform_soup`, as are the returned folder and the errors.
+        max_shard_size: as for `uniform_soup`.
 
     Raises:
         ValueError: also if `alpha` is outside [0, 1].
@@ -101,7 +102,8 @@ def greedy_soup(
 
     Args:
         checkpoints: as for `uniform_soup`. The best of them gives dtype, integers, configuration and processor.
-        output, max_shard_size: as for `uniform_soup`, as are the errors, before anything is evaluated.
+        output: as for `uniform_soup`, as are the errors, before anything is evaluated.
+        max_shard_size: as for `uniform_soup`.
         evaluate: from the folder of a checkpoint to its score; more is better. It is called once with every
             checkpoint and once with every mean. Score on held-out data, since the choice is fitted to it. For
             example `lambda folder: accuracy_of(CLIPModel.from_pretrained(folder))`.
