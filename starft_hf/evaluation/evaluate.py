@@ -119,7 +119,9 @@ def evaluate_zero_shot(
     examples.padded = True
     share = list(shard_indices(len(examples)))
     mine = Subset(examples, share + [NO_SAMPLE] * (-(-len(examples) // world_size()) - len(share)))
-    loader = DataLoader(mine, batch_size, num_workers=num_workers, collate_fn=StarFTCollator(encoder.encode_texts))
+    collate, generator = StarFTCollator(encoder.encode_texts), torch.Generator()
+    # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
+    loader = DataLoader(mine, batch_size, num_workers=num_workers, collate_fn=collate, generator=generator)
     evaluation = ClassifierEvaluation(encoder, columns, templates, head, keep_mistakes)
     autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
     with evaluation_mode(model), autocast:

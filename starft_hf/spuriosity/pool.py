@@ -250,9 +250,10 @@ class SpuriosityPool:
         for index, template in enumerate(self):
             own = {key: values[index] for key, values in given.items() if values and values[index]}
             entries.append({"template": template, **own} if own else template)
-        more = {"description": self.description, "metadata": self.metadata}
-        about = {"name": self.name, "source": self.source, "starft_hf_version": __version__}
-        return {**about, **{key: value for key, value in more.items() if value}, "templates": entries}
+        about = {"description": self.description} if self.description is not None else {}
+        metadata = {"metadata": self.metadata} if self.metadata else {}
+        source = {"source": self.source, "starft_hf_version": __version__}
+        return {"name": self.name, **about, **source, **metadata, "templates": entries}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pool with its provenance as JSON, atomically."""

@@ -39,7 +39,7 @@ class BatchCounterCallback(TrainerCallback):
     ) -> None:
         self._next = 0
 
-    def pop(self) -> int:
+    def advance(self) -> int:
         """The place of the current batch in its step, from 0; the next call gives that of the next batch."""
         self._next += 1
         return self._next - 1

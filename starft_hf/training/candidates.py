@@ -4,6 +4,7 @@
 gets, and how the tuned model and the reference embed them; nothing else in the package asks which one it is.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from starft_hf.utils.collectives import gather_values
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedEmbeds:
     """The embeddings a regularizer compares, for the n rows of this process and M candidates.
 
     Attributes:
@@ -38,8 +39,8 @@ class Comparison:
     valid: Tensor | None = None
 
 
-class Candidates:
-    """Nothing: for regularizers that compare weights, and for plain fine-tuning.
+class Candidates(ABC):
+    """What a regularizer compares images with.
 
     Args:
         bank: the captions of the run.
@@ -70,12 +71,21 @@ class Candidates:
         """The batch of this process with the texts it shares; `part` is its place among those a step accumulates."""
         return batch
 
+    @abstractmethod
     def compare(
         self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
-    ) -> Comparison:
+    ) -> ComparedEmbeds:
         """What the regularizer is computed from, for a batch with what `add_to` added."""
+
+
+class NoCandidates(Candidates):
+    """For regularizers that compare weights, and for plain fine-tuning."""
+
+    def compare(
+        self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
+    ) -> ComparedEmbeds:
         nothing = outputs.text_embeds[:0].detach()
-        return Comparison(nothing, outputs.image_embeds.detach(), nothing)
+        return ComparedEmbeds(nothing, outputs.image_embeds.detach(), nothing)
 
 
 class SpuriousCaptions(Candidates):
@@ -86,12 +96,12 @@ class SpuriousCaptions(Candidates):
 
     def compare(
         self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
-    ) -> Comparison:
+    ) -> ComparedEmbeds:
         assert gathered.spurious is not None
         images, own = reference.embed(batch)
         labels = batch.get("labels")
         column_labels = None if labels is None else gather_values(labels)
-        return Comparison(gathered.spurious, images, gather_values(own), column_labels, gathered.valid)
+        return ComparedEmbeds(gathered.spurious, images, gather_values(own), column_labels, gathered.valid)
 
 
 class ClassCaptions(Candidates):
@@ -111,10 +121,10 @@ class ClassCaptions(Candidates):
 
     def compare(
         self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
-    ) -> Comparison:
+    ) -> ComparedEmbeds:
         # Every process has all of these candidates, so that its own rows need nothing of the others.
         images, candidates = reference.embed(batch)
-        return Comparison(outputs.text_embeds[batch["spurious_rows"]], images, candidates, batch["column_labels"])
+        return ComparedEmbeds(outputs.text_embeds[batch["spurious_rows"]], images, candidates, batch["column_labels"])
 
 
 class Contexts(Candidates):
@@ -126,13 +136,13 @@ class Contexts(Candidates):
 
     def compare(
         self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
-    ) -> Comparison:
+    ) -> ComparedEmbeds:
         images, contexts = reference.embed_images(batch), reference.contexts(self.bank)
-        return Comparison(contexts, images, contexts)
+        return ComparedEmbeds(contexts, images, contexts)
 
 
 _STRATEGIES: dict[str, type[Candidates]] = {
-    "none": Candidates,
+    "none": NoCandidates,
     "spurious": SpuriousCaptions,
     "classes": ClassCaptions,
     "contexts": Contexts,
@@ -140,5 +150,5 @@ _STRATEGIES: dict[str, type[Candidates]] = {
 
 
 def strategy_of(regularizer: Regularizer | None) -> type[Candidates]:
-    """The strategy a regularizer names; `Candidates` itself without a regularizer."""
-    return Candidates if regularizer is None else _STRATEGIES[regularizer.columns]
+    """The strategy a regularizer names; `NoCandidates` without a regularizer."""
+    return NoCandidates if regularizer is None else _STRATEGIES[regularizer.columns]

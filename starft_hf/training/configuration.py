@@ -221,13 +221,13 @@ class StarFTConfig(TrainingArguments):
     def settings_in(cls, *scopes: str) -> list[str]:
         """The names of the settings in any of these scopes, sorted."""
         known = {part.name: IRRELEVANT for part in dataclasses.fields(TrainingArguments)} | _INHERITED
-        # What a subclass adds without a scope is taken to change the outcome.
-        found = {
-            part.name: getattr(part.metadata.get("help"), "scope", known.get(part.name, RUN))
-            for part in dataclasses.fields(cls)
-            if part.init
-        }
-        return sorted(name for name, scope in found.items() if scope in scopes)
+        # A subclass may give a setting another default, which does not change its scope. What it adds without a scope
+        # is taken to change the outcome.
+        for kind in (StarFTConfig, cls):
+            for part in dataclasses.fields(kind):
+                known[part.name] = getattr(part.metadata.get("help"), "scope", known.get(part.name, RUN))
+        names = (part.name for part in dataclasses.fields(cls) if part.init)
+        return sorted(name for name in names if known[name] in scopes)
 
     @property
     def recorded_settings(self) -> dict[str, Any]:

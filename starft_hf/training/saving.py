@@ -16,17 +16,18 @@ def save_weights(
     folder: str,
     model: nn.Module,
     state_dict: dict[str, Tensor] | None,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None,
     scalars: Sequence[str],
 ) -> None:
-    """Save a model, possibly adapted, and its linear head over `class_names`, if it has one.
+    """Save a model, possibly adapted, and its linear head over `class_names`; None for runs without a head.
 
     `write` saves a state dict without the head; `scalars` are parameters that FSDP made vectors of length 1.
     """
     state_dict = with_scalars(model.state_dict() if state_dict is None else state_dict, scalars)
+    # A model may still carry the head of another run, which is not saved.
     head = {name: state_dict.pop(key) for name in ("weight", "bias") if (key := f"{HEAD_NAME}.{name}") in state_dict}
     write(folder, state_dict)
-    if head:
+    if class_names is not None:
         save_head(head, class_names, folder)
     if is_adapted(model):
         save_temperature(model, folder, state_dict)

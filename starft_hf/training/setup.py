@@ -9,8 +9,8 @@ from torch import nn
 
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import ColumnSettings
 from starft_hf.data.examples import Epoch, TrainingExampleMaker, as_examples, evaluation_sets
+from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.results import EvaluationResult
@@ -25,7 +25,7 @@ from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import DiscoverySettings, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.settings import SearchSettings
-from starft_hf.training.candidates import Candidates
+from starft_hf.training.candidates import Candidates, NoCandidates
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.plan import RunInputs, RunPlan, reference_settings
 from starft_hf.training.reweighting import SampleWeights
@@ -33,13 +33,13 @@ from starft_hf.training.step import BASE_LOSSES, TrainingStep
 from starft_hf.utils.hashing import tensors_digest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class RunSetup:
     """A run, ready to be trained.
 
     Attributes:
         args: its settings.
-        columns: which columns of its datasets hold what.
+        group_function: names the evaluation group of a row, or None.
         plan: what was known before anything was loaded.
         model: the model to train, with its adapter.
         processor: its processor.
@@ -57,7 +57,7 @@ class RunSetup:
     """
 
     args: StarFTConfig
-    columns: ColumnSettings
+    group_function: GroupFunction | None
     plan: RunPlan
     model: nn.Module
     processor: Any
@@ -94,14 +94,13 @@ class RunSetup:
             given.spuriosity, plan.pool, model, encoder, given.train_dataset, plan.columns, discovery_settings(args)
         )
         bank = CaptionBank(plan.class_names or (), args.caption_templates, pool, encoder.encode_texts)
-        strategy = plan.strategy if given.train_dataset is not None else Candidates
+        strategy = plan.strategy if given.train_dataset is not None else NoCandidates
         candidates = strategy(bank, encoder.encode_texts, args.seed, args.reg_max_classes)
         epoch = Epoch()
         train_dataset = _training_examples(given, plan, encoder, bank, candidates, epoch)
-        columns = args.column_settings(given.group_function)
         eval_dataset = evaluation_sets(
             given.eval_dataset,
-            columns,
+            args.column_settings(given.group_function),
             plan.class_names,
             encoder.image_processor,
             class_mapping=given.class_mapping,
@@ -123,7 +122,7 @@ class RunSetup:
                 reference = make_reference(live, settings, plan.cache, bank, train_dataset)
         return cls(
             args=args,
-            columns=columns,
+            group_function=given.group_function,
             plan=plan,
             model=model,
             processor=processor,
@@ -181,9 +180,8 @@ class RunSetup:
             self.sample_weights,
         )
 
-    def evaluate_retention_sets(self, model: nn.Module) -> dict[str, EvaluationResult]:
+    def evaluate_retention_sets(self, model: nn.Module, args: StarFTConfig) -> dict[str, EvaluationResult]:
         """How `model` does on what must not be forgotten, by name."""
-        args = self.args
         settings = {
             "templates": args.zero_shot_templates,
             "image_column": args.image_column,
@@ -196,10 +194,11 @@ class RunSetup:
         sets = self.plan.retention_sets.items()
         return {name: evaluate_zero_shot(model, self.processor, dataset, **settings) for name, dataset in sets}
 
-    def evaluation_examples(self, dataset: Any) -> Any:
+    def evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
-        names, processor, on_bad_image = self.class_names, self.encoder.image_processor, self.args.on_bad_image
-        return evaluation_sets(dataset, self.columns, names, processor, on_bad_image=on_bad_image)
+        names, processor, on_bad_image = self.class_names, self.encoder.image_processor, args.on_bad_image
+        columns = args.column_settings(self.group_function)
+        return evaluation_sets(dataset, columns, names, processor, on_bad_image=on_bad_image)
 
 
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:

@@ -132,7 +132,9 @@ class StarFTTrainer(HubMixin, Trainer):
         data = (train_dataset, eval_dataset, processing_class, spuriosity, reference_model, peft_config)
         more = (image_transform, group_function, zero_shot_probe, class_mapping, kwargs)
         self.setup = setup = RunSetup.resolve(RunInputs(model, args, *data, *more))
-        self.batch_counter = BatchCounterCallback()
+        self.encoder, self.bank, self.epoch = setup.encoder, setup.bank, setup.epoch
+        self.reference, self.sample_weights = setup.reference, setup.sample_weights
+        self.class_names, self.batch_counter = setup.class_names, BatchCounterCallback()
         super().__init__(
             model=setup.model,
             args=args,
@@ -146,16 +148,10 @@ class StarFTTrainer(HubMixin, Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
-        self.encoder, self.bank, self.epoch = setup.encoder, setup.bank, setup.epoch
-        self.reference, self.sample_weights, self.class_names = (
-            setup.reference,
-            setup.sample_weights,
-            setup.class_names,
-        )
         self.head = setup.add_head(self.model)
         self.training_losses = setup.training_step(self.head)
         self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
-        self.checkpointer = Checkpointer(args, self._run_settings)
+        self.checkpointer = Checkpointer()
         self.interruption = replace_jit_checkpoint(self)
         self.reg_weight = setup.reg_weight
         self.retention: dict[str, Retention] = {}
@@ -180,20 +176,22 @@ class StarFTTrainer(HubMixin, Trainer):
         """
         if self.train_dataset is None:
             raise ValueError("there is nothing to train on; pass train_dataset")
-        self.record_start()
-        checkpoint = self.checkpointer.start(resume_from_checkpoint)
+        self.checkpointer.start(self.args, self._run_settings)
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        self.checkpointer.remove_flawed(self.args)
         self.running_losses.restore(None, self.args.device)
         try:
             with self.interruption.listening(self.args), explained_worker_deaths():
                 self.setup.prepare(self.args.device)
                 self._prepare_model()
-                before = self.setup.evaluate_retention_sets(self.model)
-                output = super().train(checkpoint, *args, **kwargs)
+                before = self.setup.evaluate_retention_sets(self.model, self.args)
+                output = super().train(checkpoint and str(checkpoint), *args, **kwargs)
                 self._record_retention(before)
                 self.publish_trained()
         except TrainingInterrupted as interrupted:
             self._end_interrupted(interrupted)
             raise
+        self.interruption.raise_if_late(self.args)
         return output
 
     def compute_loss(
@@ -205,7 +203,7 @@ class StarFTTrainer(HubMixin, Trainer):
     ) -> Any:
         """The loss of a training batch, by one forward of `model`."""
         self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, self._progress())
-        batch = self.setup.candidates.add_to(inputs, self.state.global_step, self.batch_counter.pop())
+        batch = self.setup.candidates.add_to(inputs, self.state.global_step, self.batch_counter.advance())
         losses = self.training_losses(model, batch, self.reg_weight)
         self.running_losses.add(losses)
         self.nan_check.add(losses.parts)
@@ -228,8 +226,8 @@ class StarFTTrainer(HubMixin, Trainer):
         if self.is_in_train:
             self.is_in_train = False
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-            logger.warning("%s.", interrupted)
-            destroy_process_group()
+        logger.warning("%s.", interrupted)
+        destroy_process_group()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """`Trainer.log`, with the parts of the loss beside the loss of a training step, unrounded."""
@@ -274,12 +272,12 @@ class StarFTTrainer(HubMixin, Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The data loader of an evaluation set, given as a dataset or by its name."""
         if not isinstance(eval_dataset, str):
-            eval_dataset = self.setup.evaluation_examples(eval_dataset)
+            eval_dataset = self.setup.evaluation_examples(eval_dataset, self.args)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """The data loader of a dataset to predict."""
-        return super().get_test_dataloader(self.setup.evaluation_examples(test_dataset))
+        return super().get_test_dataloader(self.setup.evaluation_examples(test_dataset, self.args))
 
     def evaluation_loop(
         self,
@@ -331,7 +329,7 @@ class StarFTTrainer(HubMixin, Trainer):
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def _record_retention(self, before: dict[str, EvaluationResult]) -> None:
-        after = self.setup.evaluate_retention_sets(self.model)
+        after = self.setup.evaluate_retention_sets(self.model, self.args)
         self.retention = {name: Retention(before[name], after[name]) for name in before}
         if self.retention:
             figures = (kept.metrics(name) for name, kept in self.retention.items())
@@ -351,7 +349,7 @@ class StarFTTrainer(HubMixin, Trainer):
                 model or data that change the outcome, naming the differences. With
                 `ignore_mismatched_settings=True` these are a warning.
         """
-        return self.checkpointer.find(resume_from_checkpoint)
+        return self.checkpointer.find(self.args, resume_from_checkpoint, self._run_settings)
 
     def _run_settings(self) -> dict[str, Any]:
         self.record_start()
@@ -360,9 +358,9 @@ class StarFTTrainer(HubMixin, Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         save = partial(super()._save_checkpoint, model, trial)
-        self.checkpointer.write(folder, save, self.state, self._save_rest)
+        self.checkpointer.write(self.args, folder, save, self.state, self._save_resume_state)
 
-    def _save_rest(self, folder: Path) -> dict[str, Any]:
+    def _save_resume_state(self, folder: Path) -> dict[str, Any]:
         """Write what callbacks keep into a checkpoint; returns what else resuming needs, for JSON."""
         for callback in resuming_callbacks(self.callback_handler.callbacks):
             callback.save_to(folder, self.args, self.state, self.model)
@@ -377,7 +375,8 @@ class StarFTTrainer(HubMixin, Trainer):
         if not self.args.should_save:
             super()._save(folder, state_dict)
             return
-        save_weights(super()._save, folder, self.model, state_dict, self.class_names or (), self._scalars)
+        names = None if self.head is None else self.class_names
+        save_weights(super()._save, folder, self.model, state_dict, names, self._scalars)
         self.save_record(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -1,14 +1,17 @@
 import copy
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset, Image
+from safetensors.torch import load_file
 from transformers import AutoProcessor, CLIPModel, pipeline
 
 from starft_hf import StarFTConfig, StarFTTrainer, register_regularizer
 from starft_hf.hub.record import RunRecord
-from starft_hf.models.heads import load_head
+from starft_hf.models.heads import HEAD_FILE, load_head
 from starft_hf.objectives.regularizers import Regularizer, get_regularizer
 from tests.support.runs import assert_same_weights, steps
 from tests.support.tiny import CHECKPOINTING, CLASS_NAMES, make_dataset
@@ -336,3 +339,27 @@ def test_predictions(clip, processor, config, dataset):
     assert output.label_ids.tolist() == dataset["label"][:]
     accuracy = (output.predictions.argmax(-1) == output.label_ids).mean()
     assert output.metrics["test_accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_trainer_is_freed_when_its_last_name_goes(clip, processor, config, dataset, tmp_path):
+    args = config(save_strategy="steps", save_steps=2, max_steps=2)
+    trainer = StarFTTrainer(clip, args, dataset, dataset, processing_class=processor)
+    trainer.train()
+    freed = weakref.ref(trainer)
+    gc.collect()
+    gc.disable()
+    try:
+        # Without the collector, as in a loop over seeds: a cycle would keep every model and optimizer.
+        del trainer
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+def test_the_head_of_an_earlier_run_is_not_saved(clip, processor, config, dataset, tmp_path):
+    first = StarFTTrainer(clip, config(base_loss="cross_entropy"), dataset, processing_class=processor)
+    assert first.head is not None
+    second = StarFTTrainer(first.model, config(), dataset, processing_class=processor)
+    second.save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved" / HEAD_FILE).exists()
+    assert not [name for name in load_file(tmp_path / "saved" / "model.safetensors") if "head" in name]

@@ -49,6 +49,7 @@ class InterruptionCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
+        self._listens = False
         self._stopping = False
 
     def on_train_begin(
@@ -84,22 +85,25 @@ class InterruptionCallback(TrainerCallback):
         """Treat SIGTERM as a request to stop, unless the user has a handler of their own for it.
 
         Runs that save nothing to resume from leave SIGTERM alone.
-
-        Raises:
-            TrainingInterrupted: on leaving, if the request came too late for a step to see it.
         """
-        if args.save_strategy == "no" or args.save_only_model:
+        self.requested, self._listens = False, args.save_strategy != "no" and not args.save_only_model
+        if not self._listens:
             yield
             return
 
         def request(number: int, frame: FrameType | None) -> None:
             self.requested = True
 
-        self.requested = False
         with _handling(request):
             yield
-        # The last step was over already, and what comes after training must not begin.
-        if not all_processes_agree(not self.requested, args.device):
+
+    def raise_if_late(self, args: TrainingArguments) -> None:
+        """After training: stop if a request came too late for a step to see it, before anything else begins.
+
+        Raises:
+            TrainingInterrupted: in all processes.
+        """
+        if self._listens and not all_processes_agree(not self.requested, args.device):
             raise TrainingInterrupted(last_valid_checkpoint(str(args.output_dir))[0])
 
 
