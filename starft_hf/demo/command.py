@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from starft_hf import RobustnessReport
-from starft_hf.demo.experiment import METHODS, Setting, run_experiment
+from starft_hf.demo.experiment import Setting, run_experiment
 from starft_hf.demo.results import as_markdown, as_sentence, as_tables
 from starft_hf.utils.files import write_bytes_atomically, write_text_atomically
 
@@ -22,8 +21,7 @@ _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets")
 def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: int = 2) -> RobustnessReport:
     """Run the demo with some seeds per method in `workers` processes.
 
-    Everything is shown on `console`; the report, table.md, plot.png and setting.json go to `output`, an empty or new
-    folder.
+    The report, table.md, plot.png and setting.json go to `output`, an empty or new folder.
     """
     has_extra = all(importlib.util.find_spec(name) is not None for name in ("matplotlib", "jinja2"))
     if not has_extra:
@@ -33,16 +31,17 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
         f"pool {setting.pool!r}, {setting.correlation:.0%} of the training images of a class on its home background."
     )
     start = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        total = setting.steps * seeds
-        tasks = {method: progress.add_task(f"Fine-tuning with {method}", total=total) for method in METHODS}
-        report = run_experiment(setting, seeds, workers, lambda method: progress.advance(tasks[method]))
+    report = run_experiment(setting, seeds, workers)
     seconds = time.monotonic() - start
     for table in as_tables(report, setting, console.width):
         console.print(table)
     console.print(as_sentence(report, setting))
-    write_text_atomically(output / "setting.json", _setting_as_json(setting, seconds))
+    content = {
+        "setting": {**asdict(setting), "model": setting.model if setting.model != Setting().model else "shipped"},
+        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "seconds": round(seconds, 1),
+    }
+    write_text_atomically(output / "setting.json", json.dumps(content, indent=1) + "\n")
     write_text_atomically(output / "table.md", as_markdown(report, setting))
     if has_extra:
         from starft_hf.demo.plot import draw_plot
@@ -55,12 +54,3 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
         f"Written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))} ({seconds:.0f} s)."
     )
     return report
-
-
-def _setting_as_json(setting: Setting, seconds: float) -> str:
-    content = {
-        "setting": {**asdict(setting), "model": setting.model if setting.model != Setting().model else "shipped"},
-        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
-        "seconds": round(seconds, 1),
-    }
-    return json.dumps(content, indent=1) + "\n"

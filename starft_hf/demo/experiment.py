@@ -1,7 +1,6 @@
 """The demo's comparison, through the public `compare`."""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -79,18 +78,12 @@ def run_settings(setting: Setting, folder: str, **more: Any) -> StarFTConfig:
     return StarFTConfig(**settings | more)
 
 
-def run_experiment(
-    setting: Setting, seeds: int, processes: int = 2, on_step: Callable[[str], None] | None = None
-) -> RobustnessReport:
-    """Compare the zero-shot model and every method over several seeds, each with its own training images.
-
-    `on_step` is called with the method after every optimizer step.
-    """
+def run_experiment(setting: Setting, seeds: int, processes: int = 2) -> RobustnessReport:
+    """Compare the zero-shot model and every method over several seeds, each with its own training images."""
     with tempfile.TemporaryDirectory() as folder:
-        args = run_settings(setting, folder, logging_steps=5)
         return compare(
             setting.model,
-            args,
+            run_settings(setting, folder, logging_steps=5),
             partial(_train_split, setting.correlation),
             {
                 setting.split: make_split(setting.split, seed=_SCORING_SEED),  # type: ignore[arg-type]
@@ -101,7 +94,6 @@ def run_experiment(
             alpha=setting.alpha,
             spuriosity=list(POOLS[setting.pool]),
             processes=processes,
-            on_step=on_step,
         )
 
 

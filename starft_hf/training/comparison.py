@@ -2,14 +2,13 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
@@ -76,7 +75,7 @@ class _Runner:
             given = {"spuriosity": self.spuriosity, "class_mapping": self.class_mapping}
             RunPlan.check(RunInputs(self.model, job.args, train_dataset, self.eval_dataset, **given))
 
-    def __call__(self, job: _Job, notify: Callable[[], None]) -> list[Run]:
+    def __call__(self, job: _Job) -> list[Run]:
         """The run of a method with a seed, and that of its interpolation with the zero-shot weights."""
         model = copy.deepcopy(load_model(self.model))
         trainer = StarFTTrainer(
@@ -92,7 +91,6 @@ class _Runner:
         trainer.remove_callback(PrinterCallback)
         if job.method == ZERO_SHOT:
             return [Run(ZERO_SHOT, job.seed, evaluation_results(trainer))]
-        trainer.add_callback(_StepCallback(notify))
         # In a cross-entropy run this includes the head, which starts as the zero-shot classifier.
         start = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
         trainer.train()
@@ -128,7 +126,6 @@ def compare(
     spuriosity: SpuriosityPool | str | PathLike[str] | Sequence[str] = "background",
     class_mapping: Any = None,
     processes: int = 1,
-    on_step: Callable[[str], None] | None = None,
 ) -> RobustnessReport:
     """Fine-tune with every method and seed, with the same steps and order of the data, and compare.
 
@@ -149,7 +146,6 @@ def compare(
         class_mapping: of evaluation sets whose labels map to classes of the training set, as in `StarFTTrainer`.
         processes: number of parallel runs, on CPUs, each in a process of one thread. Arguments are then pickled, so
             functions must be defined in a module, and the caller guarded by `if __name__ == "__main__":`.
-        on_step: called with the method after every optimizer step, instead of the progress bar.
 
     Returns:
         The report of all runs.
@@ -188,7 +184,8 @@ def compare(
         for seed in seeds if method != ZERO_SHOT else seeds[:1]:
             jobs.append(_Job(method, seed, dataclasses.replace(args, **{**_QUIET, "seed": seed, **own})))
             runner.check(jobs[-1])
-    runs = _run_all(runner, jobs, processes, on_step, show=not args.disable_tqdm)
+    with tqdm(total=len(jobs), unit="run", disable=args.disable_tqdm) as bar:
+        runs = _run_all(runner, jobs, processes, bar)
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     first = next(iter(datasets))
     return RobustnessReport(
@@ -198,28 +195,16 @@ def compare(
     )
 
 
-def _run_all(
-    runner: _Runner, jobs: Sequence[_Job], processes: int, on_step: Callable[[str], None] | None, *, show: bool
-) -> list[Run]:
-    step = on_step or (lambda method: None)
-    with tqdm(total=len(jobs), unit="run", disable=not show or on_step is not None) as bar:
-        if processes > 1:
-            parts = map_in_processes(runner, jobs, processes, lambda job: step(job.method), bar.update)
-            return [run for part in parts for run in part]
-        runs: list[Run] = []
-        for job in jobs:
-            bar.set_description(f"{job.method}, seed {job.seed}")
-            runs += runner(job, partial(step, job.method))
-            bar.update()
-        return runs
-
-
-class _StepCallback(TrainerCallback):
-    def __init__(self, notify: Callable[[], None]):
-        self.notify = notify
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.notify()
+def _run_all(runner: _Runner, jobs: Sequence[_Job], processes: int, bar: tqdm) -> list[Run]:
+    if processes > 1:
+        parts = map_in_processes(runner, jobs, processes, bar.update)
+        return [run for part in parts for run in part]
+    runs: list[Run] = []
+    for job in jobs:
+        bar.set_description(f"{job.method}, seed {job.seed}")
+        runs += runner(job)
+        bar.update()
+    return runs
 
 
 def evaluation_results(trainer: StarFTTrainer) -> dict[str, EvaluationResult]:

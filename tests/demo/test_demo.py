@@ -73,12 +73,9 @@ def test_the_sentence_says_what_happened_either_way(star, said):
 
 @pytest.mark.slow
 def test_runs_are_repeatable_and_side_by_side_they_are_what_they_are_one_by_one():
-    setting, steps = Setting(steps=2), []
-    alone = run_experiment(setting, 1, processes=1, on_step=steps.append)
-    assert sorted(steps) == sorted([*METHODS] * 2)
-    steps.clear()
-    together = run_experiment(setting, 1, processes=2, on_step=steps.append)
-    assert sorted(steps) == sorted([*METHODS] * 2)
+    setting = Setting(steps=2)
+    alone = run_experiment(setting, 1, processes=1)
+    together = run_experiment(setting, 1, processes=2)
     for one, other in zip(alone.runs, together.runs, strict=True):
         assert (one.method, one.seed, one.interpolated) == (other.method, other.seed, other.interpolated)
         # With another number of threads, sums are rounded differently.
@@ -108,5 +105,4 @@ def test_a_short_demo_writes_its_files(tmp_path):
         assert plot.width > 1000
         assert np.asarray(plot.convert("L")).std() > 10
     shown = console.file.getvalue()
-    assert "Fine-tuning with star" in shown
     assert "points" in shown
