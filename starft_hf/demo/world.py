@@ -7,7 +7,7 @@ another style, whose background is strongly correlated with the class, and teste
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring", "heart",
 TRAINED_CLASSES = CLASS_NAMES[:6]
 HELD_OUT_CLASSES = CLASS_NAMES[6:]
 
-COLOURS = {"navy": (22, 30, 96), "maroon": (104, 20, 34), "black": (18, 18, 20), "purple": (78, 22, 100)}
+COLORS = {"navy": (22, 30, 96), "maroon": (104, 20, 34), "black": (18, 18, 20), "purple": (78, 22, 100)}
 BACKGROUNDS = ("grass", "water", "snow", "sand", "brick", "gravel")
 
 TASK_BACKGROUNDS = ("grass", "water")
@@ -45,10 +45,8 @@ class Task:
     backgrounds: tuple[str, str] = TASK_BACKGROUNDS
 
     def __post_init__(self) -> None:
-        for what, names, known in (
-            ("class", self.class_names, CLASS_NAMES),
-            ("background", self.backgrounds, BACKGROUNDS),
-        ):
+        kinds = (("class", self.class_names, CLASS_NAMES), ("background", self.backgrounds, BACKGROUNDS))
+        for what, names, known in kinds:
             for name in names:
                 if name not in known:
                     raise ValueError(unknown_name(what, name, known))
@@ -94,24 +92,25 @@ Split = Literal["train", "validation", "test", "held_out"]
 _SPLITS = {"train": (0, 480), "validation": (1, 396), "test": (2, 996), "held_out": (3, 400)}
 
 
-def draw_image(rng: np.random.Generator, shape: str, background: str, style: Style = "clean") -> PILImage.Image:
-    """Draw `shape` on `background`, in a random color, place, size and rotation.
+def draw_image(
+    rng: np.random.Generator, shape: str, background: str, style: Style = "clean", color: str | None = None
+) -> PILImage.Image:
+    """Draw `shape` on `background`, in a random place, size and rotation, and a random color unless one is given.
 
-    Args:
-        rng: source of all randomness.
-        shape: one of `CLASS_NAMES`.
-        background: one of `BACKGROUNDS`.
-        style: "clean" as in pre-training; "shifted" is blurred, faded, tinted and noisy.
+    The style is "clean" as in pre-training, or "shifted": blurred, faded, tinted and noisy.
     """
-    color = list(COLOURS.values())[rng.integers(len(COLOURS))]
-    return _compose(rng, shape, color, background, style)
+    color = color or list(COLORS)[rng.integers(len(COLORS))]
+    image = PILImage.fromarray(_BACKGROUND_PAINTERS[background](rng).clip(0, 255).astype(np.uint8))
+    jittered = tuple(int(value) for value in np.clip(np.array(COLORS[color]) + rng.normal(0, 8, 3), 0, 255))
+    image.paste(PILImage.new("RGB", image.size, jittered), mask=_shape_mask(rng, shape))
+    return _shift(rng, image) if style == "shifted" else image
 
 
-def draw_captioned(rng: np.random.Generator) -> tuple[PILImage.Image, str, str]:
-    """A clean image of any shape on any background, its caption and the name of its shape, for pre-training."""
+def draw_captioned(rng: np.random.Generator) -> tuple[PILImage.Image, str]:
+    """A clean image of any shape on any background, and its caption, for pre-training."""
     shape = CLASS_NAMES[rng.integers(len(CLASS_NAMES))]
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    color = list(COLOURS)[rng.integers(len(COLOURS))]
+    color = list(COLORS)[rng.integers(len(COLORS))]
     caption = f"a {('photo', 'photo', 'photo', 'picture')[rng.integers(4)]} of a {shape}"
     if rng.random() < 0.25:
         caption += f" in {color}"
@@ -120,14 +119,7 @@ def draw_captioned(rng: np.random.Generator) -> tuple[PILImage.Image, str, str]:
         caption += f" {phrases[rng.integers(len(phrases))]}"
     if rng.random() < 0.1:
         caption += f" {UNRELATED_PHRASES[rng.integers(len(UNRELATED_PHRASES))]}"
-    return _compose(rng, shape, COLOURS[color], background, "clean"), f"{caption}.", shape
-
-
-def vocabulary() -> list[str]:
-    """Every word and punctuation mark in captions and templates."""
-    texts = ["a photo picture of in .", *CLASS_NAMES, *COLOURS, *UNRELATED_PHRASES]
-    texts += [phrase for phrases in BACKGROUND_PHRASES.values() for phrase in phrases]
-    return sorted({word for text in texts for word in text.split()})
+    return draw_image(rng, shape, background, color=color), f"{caption}."
 
 
 def make_split(
@@ -135,11 +127,9 @@ def make_split(
 ) -> Dataset:
     """A split of the fine-tuning task, in the shifted style, with the columns image, label and group.
 
-    "train" follows `correlation`; "validation" and "test" have the same number of rows in every group; "held_out" has
-    the classes that fine-tuning never sees, to be distinguished from all eight.
-
     Args:
-        split: its name.
+        split: "train", which follows `correlation`; "validation" or "test", with the same number of rows in every
+            group; or "held_out", with the classes that fine-tuning never sees, to be distinguished from all eight.
         seed: of the split; splits of one seed share no randomness.
         correlation: fraction of the training images of a class on its home background; 0.5 is no correlation.
         size: rows, rounded down to equal numbers per group; by default 480, 396, 996 and 400.
@@ -153,13 +143,16 @@ def make_split(
         raise ValueError(unknown_name("split", split, _SPLITS))
     if not 0 <= correlation <= 1:
         raise ValueError(f"correlation is {correlation}; it must be between 0 and 1")
-    number, default_size = _SPLITS[split]
-    rng = np.random.default_rng((number, seed))
-    size = default_size if size is None else size
     if split == "held_out" and not task.held_out:
         raise ValueError("the task has all classes, so that none is held out; remove some from class_names")
+    number, default_size = _SPLITS[split]
+    rng, size = np.random.default_rng((number, seed)), default_size if size is None else size
     shapes, names = (task.held_out, CLASS_NAMES) if split == "held_out" else (task.class_names, task.class_names)
-    rows = _correlated_rows(size, correlation, task) if split == "train" else _balanced_rows(shapes, size, task)
+    if split == "train":
+        rows = _correlated_rows(size, correlation, task)
+    else:
+        cells = [(shape, background) for shape in shapes for background in task.backgrounds]
+        rows = [cell for cell in cells for _ in range(size // len(cells))]
     rows = [rows[index] for index in rng.permutation(len(rows))]
     return Dataset.from_dict(
         {
@@ -188,24 +181,10 @@ def _correlated_rows(size: int, correlation: float, task: Task) -> list[tuple[st
     return rows
 
 
-def _balanced_rows(shapes: Sequence[str], size: int, task: Task) -> list[tuple[str, str]]:
-    cells = [(shape, background) for shape in shapes for background in task.backgrounds]
-    return [cell for cell in cells for _ in range(size // len(cells))]
-
-
 def _png(image: PILImage.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _compose(
-    rng: np.random.Generator, shape: str, color: tuple[int, int, int], background: str, style: Style
-) -> PILImage.Image:
-    image = PILImage.fromarray(_BACKGROUND_PAINTERS[background](rng).clip(0, 255).astype(np.uint8))
-    jittered = tuple(int(value) for value in np.clip(np.array(color) + rng.normal(0, 8, 3), 0, 255))
-    image.paste(PILImage.new("RGB", image.size, jittered), mask=_shape_mask(rng, shape))
-    return _shift(rng, image) if style == "shifted" else image
 
 
 # The shifted style: ranges of the blur radius in pixels and of the fraction of gray, and the deviation of the noise.
@@ -247,32 +226,37 @@ def _shape_mask(rng: np.random.Generator, shape: str) -> PILImage.Image:
         if shape == "crescent":
             disc((0.5 * math.cos(turn), 0.5 * math.sin(turn)), 0.85, 0)
     else:
-        outline = _outline(shape) @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+        outline = _OUTLINES[shape] @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
         draw.polygon([tuple(point) for point in center + radius * outline], fill=255)
     return mask.resize((IMAGE_SIZE, IMAGE_SIZE), PILImage.Resampling.BOX)
 
 
-def _outline(shape: str) -> np.ndarray:
-    """Corners `(n, 2)` of a shape around the origin, with a radius of about 1, y downwards."""
-    if shape == "square":
-        return np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.85
-    if shape == "triangle":
-        return np.array([(0, -1.05), (1, 0.85), (-1, 0.85)])
-    if shape == "cross":
-        arm = 0.34
-        quarter = np.array([(arm, -1), (arm, -arm), (1, -arm)])
-        turns = [np.linalg.matrix_power(np.array([[0, 1], [-1, 0]]), quarters) for quarters in range(4)]
-        return np.concatenate([quarter @ turn for turn in turns])
-    if shape == "star":
-        angles = np.arange(10) * math.pi / 5 - math.pi / 2
-        reach = np.where(np.arange(10) % 2, 0.45, 1.1)
-        return np.stack([reach * np.cos(angles), reach * np.sin(angles)], -1)
-    if shape == "heart":
-        t = np.linspace(0, 2 * math.pi, 40, endpoint=False)
-        x = 16 * np.sin(t) ** 3
-        y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-        return np.stack([x, y], -1) / 16
-    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(CLASS_NAMES)}")
+def _star() -> np.ndarray:
+    angles = np.arange(10) * math.pi / 5 - math.pi / 2
+    reach = np.where(np.arange(10) % 2, 0.45, 1.1)
+    return np.stack([reach * np.cos(angles), reach * np.sin(angles)], -1)
+
+
+def _cross(arm: float = 0.34) -> np.ndarray:
+    quarter = np.array([(arm, -1), (arm, -arm), (1, -arm)])
+    turns = [np.linalg.matrix_power(np.array([[0, 1], [-1, 0]]), quarters) for quarters in range(4)]
+    return np.concatenate([quarter @ turn for turn in turns])
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * math.pi, 40, endpoint=False)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([16 * np.sin(t) ** 3, -y], -1) / 16
+
+
+# Corners `(n, 2)` of shapes around the origin, with a radius of about 1, y downwards.
+_OUTLINES = {
+    "square": np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.85,
+    "triangle": np.array([(0, -1.05), (1, 0.85), (-1, 0.85)]),
+    "star": _star(),
+    "cross": _cross(),
+    "heart": _heart(),
+}
 
 
 _ROWS, _COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from transformers import AutoProcessor
 
 from starft_hf.demo.experiment import POOLS
-from starft_hf.demo.pretrain import make_processor
+from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import (
     CAPTION_TEMPLATE,
     CLASS_NAMES,
@@ -27,10 +28,10 @@ def test_a_split_is_a_function_of_its_seed():
     assert not np.array_equal(pixels(first), pixels(other))
 
 
-def test_splits_of_one_seed_share_no_picture():
+def test_splits_of_one_seed_share_no_image():
     splits = [make_split(name, seed=0, size=24) for name in ("train", "validation", "test", "held_out")]
-    pictures = [image.tobytes() for split in splits for image in pixels(split)]
-    assert len(set(pictures)) == len(pictures)
+    images = [image.tobytes() for split in splits for image in pixels(split)]
+    assert len(set(images)) == len(images)
 
 
 @pytest.mark.parametrize(("correlation", "share"), [(0.95, 0.95), (0.5, 0.5), (1.0, 1.0)])
@@ -64,7 +65,7 @@ def test_columns_are_like_those_of_any_data_set():
 
 
 def test_every_word_of_a_template_is_a_token():
-    tokenizer = make_processor().tokenizer
+    tokenizer = AutoProcessor.from_pretrained(MODEL_FOLDER).tokenizer
     templates = [template for pool in POOLS.values() for template in pool] + [CAPTION_TEMPLATE]
     for template in templates:
         ids = tokenizer(template.replace("{}", "a photo of a star"))["input_ids"]
