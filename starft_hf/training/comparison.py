@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -41,56 +41,31 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class _Job(NamedTuple):
-    """One run of a comparison."""
-
-    method: str
-    seed: int
-    args: StarFTConfig
-
-
 @dataclasses.dataclass(frozen=True)
 class _Runner:
-    """What the runs of a comparison share. It is pickled for worker processes."""
+    """Runs methods on what they share. It is pickled for worker processes."""
 
-    model: Any
-    train_dataset: Any
-    eval_dataset: Any
-    processing_class: Any
-    spuriosity: Any
-    class_mapping: Any
+    shared: RunInputs
     alpha: float | None
-    curve_alphas: tuple[float, ...]
+    alphas: frozenset[float]
 
-    @property
-    def alphas(self) -> set[float]:
-        """Of all interpolations."""
-        return {*self.curve_alphas, *(() if self.alpha is None else (self.alpha,))}
-
-    def check(self, job: _Job) -> None:
-        """Check what would otherwise fail after other methods have been trained."""
-        if job.method != ZERO_SHOT:
-            # A function is not called, because drawing a training set may be expensive.
-            train_dataset = None if callable(self.train_dataset) else self.train_dataset
-            given = {"spuriosity": self.spuriosity, "class_mapping": self.class_mapping}
-            RunPlan.check(RunInputs(self.model, job.args, train_dataset, self.eval_dataset, **given))
-
-    def __call__(self, job: _Job) -> list[Run]:
-        """The run of a method with a seed, and that of its interpolation with the zero-shot weights."""
-        model = copy.deepcopy(load_model(self.model))
+    def __call__(self, job: tuple[str, StarFTConfig]) -> list[Run]:
+        """The run of a method with its settings, and that of its interpolation with the zero-shot weights."""
+        (method, args), shared = job, self.shared
+        model = copy.deepcopy(load_model(shared.model))
         trainer = StarFTTrainer(
             model,
-            job.args,
-            self.train_dataset(job.seed) if callable(self.train_dataset) else self.train_dataset,
-            self.eval_dataset,
-            processing_class=load_processor(model, self.processing_class),
-            spuriosity=self.spuriosity,
-            class_mapping=self.class_mapping,
+            args,
+            shared.train_dataset(args.seed) if callable(shared.train_dataset) else shared.train_dataset,
+            shared.eval_dataset,
+            processing_class=load_processor(model, shared.processing_class),
+            spuriosity=shared.spuriosity,
+            class_mapping=shared.class_mapping,
         )
         # Without progress bars Trainer prints every metric.
         trainer.remove_callback(PrinterCallback)
-        if job.method == ZERO_SHOT:
-            return [Run(ZERO_SHOT, job.seed, evaluation_results(trainer))]
+        if method == ZERO_SHOT:
+            return [Run(ZERO_SHOT, args.seed, evaluation_results(trainer))]
         # In a cross-entropy run this includes the head, which starts as the zero-shot classifier.
         start = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
         trainer.train()
@@ -101,9 +76,9 @@ class _Runner:
             trainer.model.load_state_dict({name: mixed(value, end[name], alpha) for name, value in start.items()})
             found[alpha] = evaluation_results(trainer)
         curve = [_curve_point(alpha, next(iter(results.values()))) for alpha, results in found.items()]
-        runs = [Run(job.method, job.seed, found[1.0], log=log, curve=curve)]
+        runs = [Run(method, args.seed, found[1.0], log=log, curve=curve)]
         if self.alpha is not None:
-            runs.append(Run(job.method, job.seed, found[self.alpha], interpolated=self.alpha))
+            runs.append(Run(method, args.seed, found[self.alpha], interpolated=self.alpha))
         return runs
 
 
@@ -167,41 +142,46 @@ def compare(
     check_mapped_sets(class_mapping, eval_dataset)
     if train_dataset is None and set(methods) != {ZERO_SHOT}:
         raise ValueError("there is nothing to train on; pass train_dataset")
-    shared = (train_dataset, eval_dataset, processing_class, spuriosity, class_mapping, alpha, tuple(curve_alphas))
-    runner = _Runner(model, *shared)
-    for each in runner.alphas:
+    alphas = frozenset([*curve_alphas, *(() if alpha is None else (alpha,))])
+    for each in alphas:
         check_alpha(each)
-    if runner.alphas and isinstance(model, nn.Module) and is_adapted(model):
+    if alphas and isinstance(model, nn.Module) and is_adapted(model):
         raise ValueError(
             "a model with an adapter cannot be interpolated; merge the adapter first, or pass alpha=None and no "
             "curve_alphas"
         )
     if processes == 1:
-        runner = dataclasses.replace(runner, model=load_model(model))
+        model = load_model(model)
+    data = (train_dataset, eval_dataset, processing_class, spuriosity)
+    shared = RunInputs(model, args, *data, class_mapping=class_mapping)
+    # A function is not called, because drawing a training set may be expensive.
+    checked = dataclasses.replace(shared, train_dataset=None if callable(train_dataset) else train_dataset)
     jobs = []
     for method in methods:
         own = {**METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
         for seed in seeds if method != ZERO_SHOT else seeds[:1]:
-            jobs.append(_Job(method, seed, dataclasses.replace(args, **{**_QUIET, "seed": seed, **own})))
-            runner.check(jobs[-1])
+            jobs.append((method, dataclasses.replace(args, **{**_QUIET, **own, "seed": seed})))
+            if method != ZERO_SHOT:
+                RunPlan.check(dataclasses.replace(checked, args=jobs[-1][1]))
+    runner = _Runner(shared, alpha, alphas)
     with tqdm(total=len(jobs), unit="run", disable=args.disable_tqdm) as bar:
         runs = _run_all(runner, jobs, processes, bar)
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    first = next(iter(datasets))
-    return RobustnessReport(
-        _with_start(runs, first),
-        thumbnails={name: _mistaken_images(runs, name, part, args.image_column) for name, part in datasets.items()},
-        curve_axes=(f"average on {first}", f"worst group on {first}"),
-    )
+    thumbnails, first = {}, next(iter(datasets))
+    for name, dataset in datasets.items():
+        samples = {mistake.sample for run in runs for mistake in run.results[name].mistakes}
+        thumbnails[name] = {sample: dataset[sample][args.image_column] for sample in sorted(samples)}
+    axes = (f"average on {first}", f"worst group on {first}")
+    return RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes)
 
 
-def _run_all(runner: _Runner, jobs: Sequence[_Job], processes: int, bar: tqdm) -> list[Run]:
+def _run_all(runner: _Runner, jobs: Sequence[tuple[str, StarFTConfig]], processes: int, bar: tqdm) -> list[Run]:
     if processes > 1:
         parts = map_in_processes(runner, jobs, processes, bar.update)
         return [run for part in parts for run in part]
     runs: list[Run] = []
     for job in jobs:
-        bar.set_description(f"{job.method}, seed {job.seed}")
+        bar.set_description(f"{job[0]}, seed {job[1].seed}")
         runs += runner(job)
         bar.update()
     return runs
@@ -225,8 +205,3 @@ def _with_start(runs: Sequence[Run], dataset: str) -> list[Run]:
         dataclasses.replace(run, curve=[*start, *run.curve]) if run.curve and run.curve[0].alpha > 0 else run
         for run in runs
     ]
-
-
-def _mistaken_images(runs: Sequence[Run], name: str, dataset: Any, image_column: str) -> dict[int, Any]:
-    samples = {mistake.sample for run in runs for mistake in run.results[name].mistakes}
-    return {sample: dataset[sample][image_column] for sample in sorted(samples)}

@@ -18,9 +18,7 @@ def map_in_processes(
 ) -> list[Result]:
     """The results of `task` for every item, in order; `on_done` is called here after every task.
 
-    Raises:
-        ValueError: if the first item or the task cannot be pickled, before a worker is started.
-        Exception: what the first failing task raised; tasks that have not started are canceled.
+    If one fails, those that have not started are canceled, and its exception is raised.
     """
     try:
         ForkingPickler.dumps((task, *items[:1]))
