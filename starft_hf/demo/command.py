@@ -1,7 +1,6 @@
 """The demo from its settings to its files."""
 
 import importlib.metadata
-import importlib.util
 import json
 import time
 from dataclasses import asdict
@@ -11,7 +10,9 @@ from rich.console import Console
 
 from starft_hf import RobustnessReport
 from starft_hf.demo.experiment import Setting, run_experiment
+from starft_hf.demo.plot import draw_plot
 from starft_hf.demo.results import as_markdown, as_sentence, as_tables
+from starft_hf.report.page import check_extra
 from starft_hf.utils.files import write_bytes_atomically, write_text_atomically
 
 
@@ -23,9 +24,7 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
 
     The report, table.md, plot.png and setting.json go to `output`, an empty or new folder.
     """
-    has_extra = all(importlib.util.find_spec(name) is not None for name in ("matplotlib", "jinja2"))
-    if not has_extra:
-        console.print("Without the extra there will be no plot and no page: pip install 'starft_hf[report]'")
+    check_extra()
     console.print(
         f"Zero-shot, FLYP, kl and star on {seeds} seed{'s' * (seeds > 1)}, {setting.steps} steps each: "
         f"pool {setting.pool!r}, {setting.correlation:.0%} of the training images of a class on its home background."
@@ -43,14 +42,8 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
     }
     write_text_atomically(output / "setting.json", json.dumps(content, indent=1) + "\n")
     write_text_atomically(output / "table.md", as_markdown(report, setting))
-    if has_extra:
-        from starft_hf.demo.plot import draw_plot
-
-        write_bytes_atomically(output / "plot.png", draw_plot(report, setting))
-        report.save(output)
-    else:
-        write_text_atomically(output / "report.json", report.as_json())
-    console.print(
-        f"Written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))} ({seconds:.0f} s)."
-    )
+    write_bytes_atomically(output / "plot.png", draw_plot(report, setting))
+    report.save(output)
+    names = ", ".join(sorted(path.name for path in output.iterdir()))
+    console.print(f"Written to {output}: {names} ({seconds:.0f} s).")
     return report
