@@ -29,16 +29,8 @@ _SCORING_SEED = 1000
 class Setting:
     """The settings that the runs of a demo share.
 
-    Attributes:
-        model: folder of the pre-trained model.
-        pool: which templates the regularizers see, a key of `POOLS`.
-        correlation: fraction of the training images of a class on its home background.
-        split: evaluated: "test", or "validation" for choosing settings.
-        reg_weight: weight of the regularizer, constant. 30 was chosen on the validation split.
-        learning_rate: the same for every method, as are steps and the order of the data.
-        steps: optimizer steps.
-        batch_size: images per step.
-        alpha: of the fine-tuned weights in interpolated models.
+    `correlation` is the fraction of the training images of a class on its home background, and `alpha` the weight of
+    the fine-tuned model in interpolations. The weight of the regularizer was chosen on the validation split.
     """
 
     model: str = str(MODEL_FOLDER)

@@ -67,23 +67,17 @@ def _draw_groups(axis: "Axes", scored: Section, held_out: Section) -> None:
 def _draw_paths(axis: "Axes", scored: Section, alpha: float) -> None:
     points = {row.label: means([row.average, row.worst_group]) for row in scored.rows}
     start = points[ZERO_SHOT]
-    for entry, row in zip(scored.entries, scored.rows, strict=True):
-        color, results = COLORS[row.method], [run.results[scored.dataset] for run in entry.runs]
-        if row.method == ZERO_SHOT:
-            axis.scatter([start[0]], [start[1]], s=80, marker="D", color=color, label=ZERO_SHOT, zorder=4)
-            continue
-        if row.interpolated is None:
-            halfway = next(
-                points[other.label]
-                for other in scored.rows
-                if other.method == row.method and other.interpolated is not None
-            )
-            axis.plot(*np.transpose([start, halfway, points[row.label]]), color=color, linewidth=1, zorder=1)
+    axis.scatter(start[:1], start[1:], s=80, marker="D", color=COLORS[ZERO_SHOT], label=ZERO_SHOT, zorder=4)
+    for method in dict.fromkeys(row.method for row in scored.rows if row.method != ZERO_SHOT):
+        color, models = COLORS[method], [entry for entry in scored.entries if entry.method == method]
+        results = [run.results[scored.dataset] for entry in models for run in entry.runs]
         average, worst = 100 * np.transpose([(result.accuracy, result.worst_group_accuracy) for result in results])
         axis.scatter(average, worst, s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
-        face, label = (color, row.method) if row.interpolated is None else ("white", None)
-        look: dict[str, Any] = {"s": 70, "edgecolors": color, "linewidths": 1.8, "zorder": 3, "label": label}
-        axis.scatter(*points[row.label], color=face, **look)
+        tuned, halfway = (points[entry.label] for entry in models)
+        axis.plot(*np.transpose([start, halfway, tuned]), color=color, linewidth=1, zorder=1)
+        look: dict[str, Any] = {"s": 70, "edgecolors": color, "linewidths": 1.8, "zorder": 3}
+        axis.scatter(*tuned, color=color, label=method, **look)
+        axis.scatter(*halfway, color="white", **look)
     axis.scatter([], [], s=70, color="white", edgecolors="black", label=f"WiSE-FT {alpha:g}")
     axis.set(xlabel="average accuracy in %", ylabel="worst group in %", title="Average and worst group")
     axis.legend(fontsize=8.5, loc="best")

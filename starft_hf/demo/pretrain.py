@@ -28,20 +28,12 @@ LEARNING_RATE = 1.5e-3
 
 
 def pretrain(
-    seed: int = 0,
-    steps: int = 600,
-    batch_size: int = 128,
-    progress: bool = True,
-    logit_scale: float | None = None,
+    seed: int = 0, steps: int = 600, batch_size: int = 128, progress: bool = True, logit_scale: float | None = None
 ) -> tuple[CLIPModel, CLIPProcessor]:
     """Pre-train the shipped model anew, on clean images of every shape on every background, equally often.
 
-    Args:
-        seed: of the weights and of the images.
-        steps: optimizer steps; AdamW with a one-cycle schedule.
-        batch_size: images per step.
-        progress: whether to show a progress bar.
-        logit_scale: fixed inverse temperature; None trains it, as CLIP does, to about 15 here.
+    `seed` is that of weights and images. `logit_scale` is a fixed inverse temperature; None trains it, as CLIP does,
+    to about 15 here.
     """
     processor = AutoProcessor.from_pretrained(MODEL_FOLDER)
     with torch.random.fork_rng(devices=[]):
@@ -87,9 +79,7 @@ def zero_shot_accuracy(model: CLIPModel, processor: CLIPProcessor, seed: int = 1
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Rebuild the weights from a command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m starft_hf.demo.pretrain", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser("python -m starft_hf.demo.pretrain", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the model and its processor")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=600)

@@ -34,12 +34,7 @@ GROUP_NAMES = tuple(f"{home} class on {place}" for home in TASK_BACKGROUNDS for 
 
 @dataclass(frozen=True)
 class Task:
-    """The classes to fine-tune, and the two backgrounds that they are at home on, in turn.
-
-    Attributes:
-        class_names: of `CLASS_NAMES`, at least two.
-        backgrounds: two of `BACKGROUNDS`.
-    """
+    """The classes to fine-tune, at least two, and the two backgrounds that they are at home on, in turn."""
 
     class_names: tuple[str, ...] = TRAINED_CLASSES
     backgrounds: tuple[str, str] = TASK_BACKGROUNDS
@@ -56,6 +51,11 @@ class Task:
     def home_of(self, shape: str) -> str | None:
         """The home background of `shape`; None for a class that is not fine-tuned."""
         return self.backgrounds[self.class_names.index(shape) % 2] if shape in self.class_names else None
+
+    def group_of(self, shape: str, background: str) -> str:
+        """The home of `shape` and its actual background; classes without a home are grouped by background only."""
+        home = self.home_of(shape)
+        return background if home is None else f"{home} class on {background}"
 
     @property
     def held_out(self) -> tuple[str, ...]:
@@ -158,16 +158,10 @@ def make_split(
         {
             "image": [{"bytes": _png(draw_image(rng, *row, "shifted")), "path": None} for row in rows],
             "label": [names.index(shape) for shape, _ in rows],
-            "group": [group_name(*row, task) for row in rows],
+            "group": [task.group_of(*row) for row in rows],
         },
         features=Features(image=Image(), label=ClassLabel(names=list(names)), group=Value("string")),
     )
-
-
-def group_name(shape: str, background: str, task: Task) -> str:
-    """The home of `shape` and its actual background; classes without a home are grouped by background only."""
-    home = task.home_of(shape)
-    return background if home is None else f"{home} class on {background}"
 
 
 def _correlated_rows(size: int, correlation: float, task: Task) -> list[tuple[str, str]]:

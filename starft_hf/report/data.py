@@ -94,8 +94,7 @@ class Run:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Run":
-        """The inverse of `as_dict` and `as_plain`."""
-        content = _with_nan(content)
+        """The inverse of `as_dict`."""
         parts = {
             "results": {dataset: EvaluationResult.from_dict(part) for dataset, part in content["results"].items()},
             "log": [TrainingPoint(**part) for part in content["log"]],
@@ -105,11 +104,7 @@ class Run:
 
 
 def check_runs(runs: Sequence[Run]) -> None:
-    """Check that `runs` can be compared.
-
-    Raises:
-        ValueError: if there are none, two are the same, or they were not evaluated on the same data.
-    """
+    """Check that there are runs to compare, all different and evaluated on the same data."""
     if not runs:
         raise ValueError("there are no runs to report; pass at least one Run")
     known = set()
@@ -129,11 +124,14 @@ def _check_same_data(first: Run, run: Run) -> None:
         )
     for dataset, result in run.results.items():
         expected = first.results[dataset]
-        if _sizes(result) != _sizes(expected):
-            sizes, others = (str(dict(list(_sizes(part).items())[:6])) for part in (expected, result))
+        sizes, others = (
+            {group: part.group_sizes.get(group, 0) for group in part.group_accuracies} for part in (expected, result)
+        )
+        if sizes != others:
+            few, other = (dict(list(part.items())[:6]) for part in (sizes, others))
             raise ValueError(
-                f"{dataset!r} has the group sizes {sizes} in {first} and {others} in {run}; these are not the same "
-                "data. Evaluate all runs on the same rows and groups, or give the datasets different names."
+                f"{dataset!r} has the group sizes {few} in {first} and {other} in {run}; these are not the same data. "
+                "Evaluate all runs on the same rows and groups, or give the datasets different names."
             )
         if result.bins and expected.bins and len(result.bins) != len(expected.bins):
             raise ValueError(
@@ -142,20 +140,16 @@ def _check_same_data(first: Run, run: Run) -> None:
             )
 
 
-def _sizes(result: EvaluationResult) -> dict[str, int]:
-    return {group: result.group_sizes.get(group, 0) for group in result.group_accuracies}
-
-
 def as_plain(value: Any) -> Any:
     """`value` in types of strict JSON: numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(key): as_plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_plain(part) for part in value]
-    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+    if isinstance(value, numbers.Integral):
+        return value if isinstance(value, bool) else int(value)
+    if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
     return value
 
 
@@ -163,11 +157,6 @@ def as_plain(value: Any) -> Any:
 _MAY_BE_NAN = ("loss", "ece", "confidence", "base_loss", "reg_loss", "reg_weight")
 
 
-def _with_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {
-            key: math.nan if part is None and key in _MAY_BE_NAN else _with_nan(part) for key, part in value.items()
-        }
-    if isinstance(value, list):
-        return [_with_nan(part) for part in value]
-    return value
+def nan_where_none(part: dict[str, Any]) -> dict[str, Any]:
+    """An object of JSON with the NaNs that `as_plain` made None."""
+    return {key: math.nan if value is None and key in _MAY_BE_NAN else value for key, value in part.items()}

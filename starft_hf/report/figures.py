@@ -1,13 +1,13 @@
 """The figures of a report with their captions and alternative texts."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from starft_hf.report import plots
 from starft_hf.report.rows import Entry, Row, Section
-from starft_hf.report.series import MIN_BIN_FRACTION, pooled_bins, training_line, wise_ft_curve
+from starft_hf.report.series import MIN_BIN_FRACTION, Line, pooled_bins, training_line, wise_ft_curve
 from starft_hf.report.svg import as_svg, drawing
 from starft_hf.report.table import Cell
 from starft_hf.utils.files import write_bytes_atomically
@@ -27,15 +27,14 @@ class Illustration:
 @drawing()
 def dataset_figures(section: Section, prefix: str) -> list[Illustration]:
     """The figures about one dataset."""
-    figures = [_overview(section, prefix), _groups(section, prefix), _reliability(section, prefix)]
-    return [figure for figure in figures if figure is not None]
+    return [_overview(section, prefix), _groups(section, prefix), *_reliability(section, prefix)]
 
 
 def _overview(section: Section, prefix: str) -> Illustration:
     title, rows = "Worst group and average.", section.rows
     caption = "The longer the bar between the two, the less the average says about the worst group."
     if section.reference is not None:
-        caption += f" Dashed: the worst group of {one_line(section.baseline)}."
+        caption += f" Dashed: the worst group of {one_line(section.reference.label)}."
     figures = "; ".join(
         f"{one_line(row.label)}: {percent(row.worst_group.mean)}% and {percent(row.average.mean)}%" for row in rows
     )
@@ -54,21 +53,17 @@ def _groups(section: Section, prefix: str) -> Illustration:
     return Illustration("groups", svg, title, f"{caption}{_spread(rows)}")
 
 
-def _reliability(section: Section, prefix: str) -> Illustration | None:
-    found = [
-        (entry, row, bins)
-        for entry, row in section.trained
-        if (bins := pooled_bins(entry, section.dataset)) is not None
-    ]
+def _reliability(section: Section, prefix: str) -> Iterator[Illustration]:
+    found = [(entry, row, bins) for entry, row in section.trained if (bins := pooled_bins(entry, section.dataset))]
     if not found:
-        return None
+        return
     errors = "Expected calibration error in %: " + ", ".join(
         f"{one_line(row.label)} {Cell.of(row.ece)}" for _, row, _ in found
     )
     rare = any((bins.count[~bins.shown] > 0).any() for _, _, bins in found)
     excluded = f"Points of less than {MIN_BIN_FRACTION:.0%} of the predictions are not shown. " if rare else ""
     figure = plots.draw_reliability([(entry, bins) for entry, _, bins in found])
-    return Illustration(
+    yield Illustration(
         "reliability",
         as_svg(figure, f"{prefix}-reliability", f"Reliability diagram. {errors}"),
         "Reliability diagram.",
@@ -80,23 +75,22 @@ def _reliability(section: Section, prefix: str) -> Illustration | None:
 @drawing()
 def training_figures(section: Section, axes: tuple[str, str]) -> list[Illustration]:
     """The losses while training and the WiSE-FT curves of the models of any section, if they have some."""
-    return [figure for figure in (_training(section), _wise_ft(section, axes)) if figure is not None]
+    return [*_training(section), *_wise_ft(section, axes)]
 
 
-def _training(section: Section) -> Illustration | None:
+def _training(section: Section) -> Iterator[Illustration]:
     logged = [entry for entry, _ in section.trained if any(run.log for run in entry.runs)]
     if not logged:
-        return None
+        return
     aligned = [entry for entry in logged if any(point.reg_loss != 0 for run in entry.runs for point in run.log)]
     base = [training_line(entry, lambda point: point.base_loss) for entry in logged]
-    panels = {"Base loss": base}
+    panels: dict[str, Sequence[Line | None]] = {"Base loss": base}
     if aligned:
         panels["Alignment loss, before its weight"] = [
             training_line(entry, lambda point: point.reg_loss) if entry in aligned else None for entry in logged
         ]
-    parts = ["Thin: single seeds."] if any(line is not None and len(line.seeds) > 1 for line in base) else []
-    merged = max(line.merged for line in base if line is not None)
-    if merged > 1:
+    parts = ["Thin: single seeds."] if any(len(line.seeds) > 1 for line in base) else []
+    if (merged := max(line.merged for line in base)) > 1:
         parts.append(f"A point is the mean of {merged} entries of the log.")
     if aligned:
         parts.append(f"Weight of the alignment loss: {', '.join(_weights(entry) for entry in aligned)}.")
@@ -104,7 +98,7 @@ def _training(section: Section) -> Illustration | None:
         parts.append("No run had an alignment loss.")
     ends = "; ".join(_losses(entry) for entry in logged)
     svg = as_svg(plots.draw_training(logged, panels), "training", f"Losses by step. {ends}")
-    return Illustration("training", svg, "Losses while training.", " ".join(parts))
+    yield Illustration("training", svg, "Losses while training.", " ".join(parts))
 
 
 def _weights(entry: Entry) -> str:
@@ -121,10 +115,10 @@ def _losses(entry: Entry) -> str:
     )
 
 
-def _wise_ft(section: Section, axes: tuple[str, str]) -> Illustration | None:
+def _wise_ft(section: Section, axes: tuple[str, str]) -> Iterator[Illustration]:
     found = [(entry, curve) for entry, _ in section.trained if (curve := wise_ft_curve(entry))]
     if not found:
-        return None
+        return
     points = [(entry, point) for entry, curve in found for point in curve]
     entry, best = max(points, key=lambda pair: pair[1].out_of_distribution)
     highest = (
@@ -137,7 +131,7 @@ def _wise_ft(section: Section, axes: tuple[str, str]) -> Illustration | None:
         "validation set."
     )
     svg = as_svg(plots.draw_wise_ft(found, axes), "wise-ft", f"WiSE-FT curves. {highest}")
-    return Illustration("wise-ft", svg, "WiSE-FT.", caption)
+    yield Illustration("wise-ft", svg, "WiSE-FT.", caption)
 
 
 def _spread(rows: Sequence[Row]) -> str:

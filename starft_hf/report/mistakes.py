@@ -14,18 +14,11 @@ from starft_hf.report.rows import Section
 # Thumbnails on the page, per dataset, if that is enough for a few of every model.
 MAX_THUMBNAILS = 12
 _MIN_PER_MODEL = 3
-
 _PIXELS = 128
 
 
 def galleries_of(section: Section, images: Mapping[int, Any]) -> list[dict[str, Any]]:
-    """The mistakes of every model on a dataset, from the first of its seeds that has any.
-
-    `images` are PIL images or arrays of unsigned bytes, by their index in the dataset.
-
-    Raises:
-        TypeError: if an image that is needed is neither.
-    """
+    """The mistakes of every model on a dataset, from the first of its seeds that has any, with `images` by index."""
     found = []
     for entry, _ in section.trained:
         runs = [(entry.label, run.seed, run.results[section.dataset].mistakes) for run in entry.runs]

@@ -10,27 +10,18 @@ from starft_hf.report.words import finding_of
 from starft_hf.utils.text import one_line
 
 
-_MISSING = "a report's page needs jinja2 and matplotlib, and {name} is not installed: pip install 'starft_hf[report]'"
-
-
 def check_extra() -> None:
-    """Check that the packages for the page are installed.
-
-    Raises:
-        ImportError: naming the package that is missing and how to install it.
-    """
+    """Raise an ImportError if a package for the page is not installed, naming it and how to install it."""
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError(_MISSING.format(name=error.name), name=error.name) from error
+        missing = f"a report's page needs jinja2 and matplotlib, and {error.name} is not installed"
+        raise ImportError(f"{missing}: pip install 'starft_hf[report]'", name=error.name) from error
 
 
 def render_page(
-    title: str,
-    sections: Sequence[Section],
-    curve_axes: tuple[str, str],
-    thumbnails: Mapping[str, Mapping[int, Any]],
+    title: str, sections: Sequence[Section], curve_axes: tuple[str, str], thumbnails: Mapping[str, Mapping[int, Any]]
 ) -> str:
     """The HTML of the page, with the arguments and errors of `RobustnessReport`."""
     check_extra()
@@ -41,7 +32,7 @@ def render_page(
     from starft_hf.report.plots import Style
     from starft_hf.report.svg import SERIES
 
-    entries, baseline = sections[0].entries, sections[0].baseline
+    entries, reference = sections[0].entries, sections[0].reference
     columns = [MODEL, *measures(sections), SEEDS]
     environment = Environment(
         loader=PackageLoader("starft_hf.report", ""),
@@ -69,7 +60,7 @@ def render_page(
         others=figures.training_figures(sections[0], curve_axes),
         series={entry.label: SERIES.index(Style.of(entry).color) for entry in entries},
         several_seeds=any(len(entry.runs) > 1 for entry in entries),
-        baseline=baseline if any(row.average_change for row in sections[0].rows) else None,
+        baseline=reference.label if reference and len(entries) > 1 else None,
         version=starft_hf.__version__,
     )
 

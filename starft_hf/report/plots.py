@@ -178,20 +178,19 @@ def draw_reliability(models: Sequence[tuple[Entry, Bins]]) -> "Figure":
 
 
 def draw_training(entries: Sequence[Entry], panels: Mapping[str, Sequence[Line | None]]) -> "Figure":
-    """Losses by step, a panel each with the line of every model; None for a model that has none."""
+    """Losses by step, a panel each with the line of every model, or None for a model without; the first has all."""
     labels = [short(entry.label) for entry in entries]
     figure = _figure(0.5 + 1.9 * len(panels), labels)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    handles: dict[int, Any] = {}
+    handles: list[Any] = []
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-        for index, (entry, line) in enumerate(zip(entries, lines, strict=True)):
-            if line is not None:
-                handles[index] = _draw_line(axis, line, Style.of(entry))
+        pairs = zip(entries, lines, strict=True)
+        handles += [_draw_line(axis, line, Style.of(entry)) for entry, line in pairs if line is not None]
         axis.set(title=title, ylabel="nats")
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     axes[-1].set_xlabel("optimizer step")
     figure.align_ylabels()
-    _legend(figure, [handles[index] for index in range(len(entries))], labels)
+    _legend(figure, handles[: len(entries)], labels)
     return figure
 
 
@@ -209,9 +208,9 @@ def draw_wise_ft(models: Sequence[tuple[Entry, Sequence[CurvePoint]]], axes: tup
     edge: dict[str, Any] = {"edgecolors": INK, "linewidths": 1.2}
     start = {"s": 60, "marker": "D", "color": SERIES[0], "zorder": 5, **edge}
     present = {point.alpha for _, curve in models for point in curve}
-    ends = [(0, "zero-shot", start), (1, "fine-tuned", {"s": 70, "color": PAPER, **edge})]
-    ends = [end for end in ends if end[0] in present]
-    labels = [*(short(entry.label) for entry, _ in models), *(label for _, label, _ in ends)]
+    looks = {"zero-shot": start} if 0 in present else {}
+    looks |= {"fine-tuned": {"s": 70, "color": PAPER, **edge}} if 1 in present else {}
+    labels = [*(short(entry.label) for entry, _ in models), *looks]
     figure = _figure(4.1, labels)
     axis = figure.subplots()
     handles: list[Any] = []
@@ -223,7 +222,7 @@ def draw_wise_ft(models: Sequence[tuple[Entry, Sequence[CurvePoint]]], axes: tup
         for point, place in zip(curve, points, strict=True):
             if point.alpha in (0, 1):
                 axis.scatter(*place, **(tuned if point.alpha else start))
-    handles += [axis.scatter([], [], **look) for _, _, look in ends]
+    handles += [axis.scatter([], [], **look) for look in looks.values()]
     axis.margins(0.1)
     axis.set(xlabel=f"{short(axes[0])}, in %", ylabel=f"{short(axes[1])}, in %")
     _legend(figure, handles, labels)

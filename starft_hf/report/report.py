@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from starft_hf.report.data import Run, as_plain, check_runs
+from starft_hf.report.data import Run, as_plain, check_runs, nan_where_none
 from starft_hf.report.figures import save_figures
 from starft_hf.report.page import check_extra, render_page
 from starft_hf.report.rows import Row, entries_of, sections_of
@@ -60,7 +60,7 @@ class RobustnessReport:
         for dataset in self.thumbnails:
             if dataset not in self.runs[0].results:
                 raise ValueError(f"thumbnails: {unknown_name('dataset', dataset, self.runs[0].results)}")
-        self.sections = sections_of(entries_of(self.runs, baseline), baseline)
+        self.sections = sections_of(entries_of(self.runs, baseline))
 
     @property
     def rows(self) -> list[Row]:
@@ -85,9 +85,8 @@ class RobustnessReport:
             parts += [f"## Groups of {markdown(section.dataset)}", section.cut, Table.of_groups(section).as_markdown()]
         return "\n\n".join(filter(None, parts)) + "\n"
 
-    def _repr_markdown_(self) -> str:
-        """What a notebook shows."""
-        return self.as_markdown()
+    # What a notebook shows.
+    _repr_markdown_ = as_markdown
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """What `rich.print` shows: the main figures of all models, and the sentences."""
@@ -109,17 +108,13 @@ class RobustnessReport:
 
     @classmethod
     def from_json(cls, text: str, thumbnails: Mapping[str, Mapping[int, Any]] | None = None) -> "RobustnessReport":
-        """The report that `as_json` made `text` of.
-
-        Args:
-            text: in JSON.
-            thumbnails: as in the constructor; the JSON has no images.
+        """The report that `as_json` made `text` of, with the thumbnails, which the JSON does not hold.
 
         Raises:
             ValueError: if `text` is anything else, or of a later version.
         """
         try:
-            content = json.loads(text)
+            content = json.loads(text, object_hook=nan_where_none)
             version = content["starft_report"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{text[:40]!r}... is not a report; pass the content of a report.json") from error

@@ -38,10 +38,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Entry:
-    """The runs that differ only in their seeds: one model in tables and plots.
-
-    `number` is that of the method, 0 for the baseline, and sets the style in plots.
-    """
+    """A model: the runs that differ only in their seeds; `number` is its method's, 0 for the baseline."""
 
     number: int
     method: str
@@ -52,6 +49,11 @@ class Entry:
     def label(self) -> str:
         """The name in tables and plots."""
         return self.method if self.interpolated is None else f"{self.method} + WiSE-FT {self.interpolated:g}"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the others are compared with it."""
+        return self.number == 0 and self.interpolated is None
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """The part of a report about one dataset: models, their rows in the same order, and the name of the baseline."""
+    """The part of a report about one dataset: models, the baseline first, and their rows in the same order."""
 
     dataset: str
     entries: Sequence[Entry]
     rows: Sequence[Row]
-    baseline: str
 
-    @cached_property
+    @property
     def reference(self) -> Row | None:
         """The row of the baseline; None without one."""
-        return next((row for row in self.rows if (row.method, row.interpolated) == (self.baseline, None)), None)
+        return self.rows[0] if self.entries[0].is_baseline else None
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -123,9 +124,10 @@ class Section:
 
     @cached_property
     def trained(self) -> list[tuple[Entry, Row]]:
-        """The models without interpolations, with their rows."""
-        kept = without_interpolations(self.entries)
-        return [(entry, row) for entry, row in zip(self.entries, self.rows, strict=True) if entry in kept]
+        """The models as trained, with their rows; interpolations only of methods that have nothing else."""
+        models = list(zip(self.entries, self.rows, strict=True))
+        trained = {entry.method for entry in self.entries if entry.interpolated is None}
+        return [pair for pair in models if pair[0].interpolated is None or pair[0].method not in trained]
 
 
 def entries_of(runs: Sequence[Run], baseline: str) -> list[Entry]:
@@ -139,49 +141,41 @@ def entries_of(runs: Sequence[Run], baseline: str) -> list[Entry]:
     return entries
 
 
-def without_interpolations(entries: Sequence[Entry]) -> list[Entry]:
-    """The models as trained; interpolations only of methods that have nothing else."""
-    trained = {entry.method for entry in entries if entry.interpolated is None}
-    return [entry for entry in entries if entry.interpolated is None or entry.method not in trained]
-
-
-def sections_of(entries: Sequence[Entry], baseline: str) -> list[Section]:
+def sections_of(entries: Sequence[Entry]) -> list[Section]:
     """A section per dataset, with a row per model."""
-    reference = next((entry for entry in entries if (entry.method, entry.interpolated) == (baseline, None)), None)
     return [
-        Section(dataset, entries, [_row(dataset, entry, reference) for entry in entries], baseline)
+        Section(dataset, entries, [_row(dataset, entry, entries[0]) for entry in entries])
         for dataset in entries[0].runs[0].results
     ]
 
 
-def _row(dataset: str, entry: Entry, reference: Entry | None) -> Row:
+def _row(dataset: str, entry: Entry, first: Entry) -> Row:
     results = [run.results[dataset] for run in entry.runs]
-    measures = ("accuracy", "worst_group_accuracy", "gap", "ece")
-    average, worst_group, gap, ece = (Summary.of(getattr(result, name) for result in results) for name in measures)
     return Row(
         dataset=dataset,
         method=entry.method,
         interpolated=entry.interpolated,
         seeds=tuple(run.seed for run in entry.runs),
-        average=average,
-        worst_group=worst_group,
-        gap=gap,
-        ece=ece,
-        average_change=_change(dataset, entry, reference, "accuracy"),
-        worst_group_change=_change(dataset, entry, reference, "worst_group_accuracy"),
+        average=Summary.of(result.accuracy for result in results),
+        worst_group=Summary.of(result.worst_group_accuracy for result in results),
+        gap=Summary.of(result.gap for result in results),
+        ece=Summary.of(result.ece for result in results),
+        average_change=_change(dataset, entry, first, "accuracy"),
+        worst_group_change=_change(dataset, entry, first, "worst_group_accuracy"),
         groups={
-            name: Summary.of(part.group_accuracies[name] for part in results) for name in results[0].group_accuracies
+            name: Summary.of(result.group_accuracies[name] for result in results)
+            for name in results[0].group_accuracies
         },
         worst_group_name=Counter(result.worst_group for result in results).most_common(1)[0][0],
         label=entry.label,
     )
 
 
-def _change(dataset: str, entry: Entry, reference: Entry | None, measure: str) -> Summary | None:
-    """The change from the baseline of the same seed, or from its mean if the baseline lacks one of the seeds."""
-    if reference is None or entry is reference:
+def _change(dataset: str, entry: Entry, first: Entry, measure: str) -> Summary | None:
+    """The change from the baseline of the same seed, or from its mean if a seed is missing there."""
+    if not first.is_baseline or entry is first:
         return None
-    before = {run.seed: getattr(run.results[dataset], measure) for run in reference.runs}
+    before = {run.seed: getattr(run.results[dataset], measure) for run in first.runs}
     if not all(run.seed in before for run in entry.runs):
         before = dict.fromkeys((run.seed for run in entry.runs), statistics.fmean(before.values()))
     return Summary.of(getattr(run.results[dataset], measure) - before[run.seed] for run in entry.runs)

@@ -19,10 +19,7 @@ MIN_BIN_FRACTION = 0.01
 
 @dataclass(frozen=True)
 class Line:
-    """The mean curve of a model, `(N,)`, where the curves of all seeds are known, and the curve of every seed.
-
-    A point is the mean of `merged` neighboring points.
-    """
+    """The mean curve `(N,)` of a model and those of its seeds; a point is the mean of `merged` entries of the log."""
 
     x: np.ndarray
     y: np.ndarray
@@ -30,11 +27,9 @@ class Line:
     merged: int = 1
 
 
-def training_line(entry: Entry, measure: Callable[[TrainingPoint], float]) -> Line | None:
-    """A measure of the training logs by step, or None without a log."""
+def training_line(entry: Entry, measure: Callable[[TrainingPoint], float]) -> Line:
+    """A measure of the training logs, of which there is at least one, by step."""
     seeds = [{point.step: measure(point) for point in run.log} for run in entry.runs if run.log]
-    if not seeds:
-        return None
     steps = [step for step in seeds[0] if all(step in seed for seed in seeds)]
     means = [sum(seed[step] for seed in seeds) / len(seeds) for step in steps]
     merged = max(1, -(-max(len(seed) for seed in seeds) // _MAX_POINTS))
@@ -49,24 +44,14 @@ def training_line(entry: Entry, measure: Callable[[TrainingPoint], float]) -> Li
 def wise_ft_curve(entry: Entry) -> list[CurvePoint]:
     """The mean WiSE-FT curve of the seeds that have one, at the alphas that all of them have."""
     seeds = [{point.alpha: point for point in run.curve} for run in entry.runs if run.curve]
-    curve = []
-    for alpha in seeds[0] if seeds else ():
-        points = [seed[alpha] for seed in seeds if alpha in seed]
-        if len(points) == len(seeds):
-            inside = sum(point.in_distribution for point in points) / len(points)
-            curve.append(CurvePoint(alpha, inside, sum(point.out_of_distribution for point in points) / len(points)))
-    return curve
+    alphas = [alpha for alpha in seeds[0] if all(alpha in seed for seed in seeds)] if seeds else []
+    points = [[(seed[alpha].in_distribution, seed[alpha].out_of_distribution) for seed in seeds] for alpha in alphas]
+    return [CurvePoint(alpha, *np.mean(of_seeds, 0).tolist()) for alpha, of_seeds in zip(alphas, points, strict=True)]
 
 
 @dataclass(frozen=True)
 class Bins:
-    """The reliability bins of one model, the predictions of all seeds together.
-
-    Attributes:
-        count: predictions per bin and seed, `(bins,)`.
-        confidence: their mean confidence, `(bins,)`; NaN in an empty bin.
-        accuracy: the fraction of them that is right, `(bins,)`; NaN in an empty bin.
-    """
+    """The reliability bins of a model over all seeds, each `(bins,)`; `count` is per seed, empty bins have NaN."""
 
     count: np.ndarray
     confidence: np.ndarray
@@ -74,7 +59,7 @@ class Bins:
 
     @property
     def shown(self) -> np.ndarray:
-        """Which bins have enough predictions for a meaningful accuracy, `(bins,)`."""
+        """Which bins have enough predictions for a meaningful accuracy."""
         return (self.count > 0) & (self.count >= MIN_BIN_FRACTION * self.count.sum())
 
 

@@ -105,10 +105,6 @@ def _local(name: str) -> str:
 def _page_style(style: str) -> str:
     # Without the name of Matplotlib's font that of the page applies; size and weight stay.
     style = re.sub(r"font-family:[^;]*;?", "", style)
-    style = re.sub(r"font:\s*(?:(bold|\d{3})\s+)?([\d.]+px)[^;]*;?", _font, style)
+    style = re.sub(r"font:\s*(bold|\d{3})\s", r"font-weight: \1; font: ", style)
+    style = re.sub(r"font:\s*([\d.]+px)[^;]*;?", r"font-size: \1;", style)
     return re.sub(r"#fe0[01][0-9a-f]{2}", lambda match: _PAGE_COLORS.get(match[0], match[0]), style).strip()
-
-
-def _font(match: re.Match[str]) -> str:
-    weight = f"font-weight: {match[1]}; " if match[1] else ""
-    return f"{weight}font-size: {match[2]};"

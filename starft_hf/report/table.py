@@ -66,11 +66,11 @@ ECE = Column("ECE", lambda row: row.ece, best=min)
 
 def measures(sections: Sequence[Section]) -> list[Column]:
     """The columns of all measures; changes only if there is a baseline to compare with."""
-    columns, baseline = [AVERAGE, WORST_GROUP, GAP, ECE], sections[0].baseline
-    if any(row.average_change for row in sections[0].rows):
+    columns, reference = [AVERAGE, WORST_GROUP, GAP, ECE], sections[0].reference
+    if reference is not None and len(sections[0].rows) > 1:
         columns += [
-            Column(f"average, change to {baseline}", lambda row: row.average_change, signed=True),
-            Column(f"worst group, change to {baseline}", lambda row: row.worst_group_change, signed=True),
+            Column(f"average, change to {reference.label}", lambda row: row.average_change, signed=True),
+            Column(f"worst group, change to {reference.label}", lambda row: row.worst_group_change, signed=True),
         ]
     return columns
 

@@ -50,7 +50,7 @@ def test_scored_splits_have_at_least_200_images_in_every_group():
     assert min(counts.values()) >= 200
 
 
-def test_held_out_classes_are_told_from_all_classes():
+def test_held_out_classes_are_distinguished_from_all_classes():
     held_out = make_split("held_out", size=40)
     names = held_out.features["label"].names
     assert {names[label] for label in held_out["label"]} == set(HELD_OUT_CLASSES)
@@ -58,7 +58,7 @@ def test_held_out_classes_are_told_from_all_classes():
     assert set(held_out["group"]) == set(TASK_BACKGROUNDS)
 
 
-def test_columns_are_like_those_of_any_data_set():
+def test_columns_are_like_those_of_any_dataset():
     features = make_split("train", size=12).features
     assert type(features["image"]).__name__ == "Image"
     assert features["label"].names == list(TRAINED_CLASSES)

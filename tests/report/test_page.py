@@ -50,7 +50,7 @@ def test_every_kind_of_figure_is_there_with_a_description():
     assert len(Elements(page).named("figcaption")) == 8
 
 
-def test_figures_without_data_are_left_out():
+def test_figures_without_data_are_skipped():
     bare = Run("zero-shot", 0, {"birds": type(result(1, 1))(0.8, 0.6, {"left": 0.6}, {"left": 9}, 0.7, 0.05)})
     assert figures(RobustnessReport([bare]).as_html()) == ["overview", "groups"]
 
@@ -233,13 +233,13 @@ def test_long_logs_are_thinned_to_means():
     assert "A point is the mean of 20 entries of the log." in RobustnessReport([run("kl", log=log)]).as_html()
 
 
-def test_wise_ft_curves_are_means_over_the_shares_that_all_seeds_have():
+def test_wise_ft_curves_are_means_over_the_alphas_that_all_seeds_have():
     curves = [[CurvePoint(0, 0.5, 0.4), CurvePoint(1, 0.7, 0.2)], [CurvePoint(0, 0.5, 0.6), CurvePoint(0.5, 0.6, 0.6)]]
     mean = wise_ft_curve(entry(*(run("kl", seed, curve=curve) for seed, curve in enumerate(curves))))
     assert mean == [CurvePoint(0, 0.5, 0.5)]
 
 
-def test_the_ends_of_wise_ft_curves_are_marked_and_what_is_best_is_told():
+def test_the_ends_of_wise_ft_curves_are_marked_and_the_best_is_named():
     points = [CurvePoint(0, 0.7, 0.6), CurvePoint(0.5, 0.8, 0.72), CurvePoint(1, 0.9, 0.4)]
     page = RobustnessReport([run("FLYP", curve=points)], curve_axes=("average on birds", "worst group on birds"))
     text = " ".join(Elements(page.as_html()).text.split())
