@@ -1,5 +1,7 @@
 """Fixtures of all tests. Nothing here touches the network."""
 
+import copy
+import gc
 import shutil
 
 import huggingface_hub.constants
@@ -15,10 +17,20 @@ from tests.support.tiny import TINY_CLIP, make_dataset
 torch.set_num_threads(1)
 
 
-@pytest.fixture
-def clip():
-    """A CLIPModel of random weights: two layers, 64 wide, 16 x 16 pixels, a vocabulary of 300."""
+def pytest_collection_finish(session):
+    """Trainer collects garbage in every run, and without this it searches all that was imported every time."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def loaded_clip():
     return CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float32)
+
+
+@pytest.fixture
+def clip(loaded_clip):
+    """A CLIPModel of random weights: two layers, 64 wide, 16 x 16 pixels, a vocabulary of 300."""
+    return copy.deepcopy(loaded_clip)
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,9 @@ def test_epochs_and_seeds_do_change_a_sample(clip, processor, config, dataset, r
     assert not same(draws(clip, processor, config, dataset, epoch=1), reference_draws)
 
 
-def test_persistent_workers_see_the_epoch_move(clip, processor, config, dataset):
+def test_persistent_workers_see_the_epoch_move(clip, processor, config, dataset, monkeypatch):
+    # Seconds that a worker is waited for at the end.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
     settings = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     in_workers = draws(clip, processor, config, dataset, epoch=1, **settings)
     assert same(in_workers, draws(clip, processor, config, dataset, epoch=1))

@@ -24,6 +24,7 @@ class Hub:
         failures: statuses to answer next, by a part of the address; "cut" closes the connection instead.
         requests: how many there were, by method and address without the repository.
         private: ids of private repositories.
+        read_only: ids of repositories that nobody may create.
         tags: by id and tag the commit.
     """
 
@@ -31,6 +32,7 @@ class Hub:
         self.repos = {}
         self.commits = {}
         self.private = set()
+        self.read_only = set()
         self.tags = {}
         self.objects = {}
         self.failures = {}
@@ -125,6 +127,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         wanted = json.loads(body)
         repo = f"{wanted.get('organization') or USER}/{wanted['name']}"
+        if repo in self.hub.read_only:
+            self.fail(403, "You have no right to create this model repo")
+            return
         address = {"url": f"http://{self.headers['Host']}/{repo}", "name": repo, "id": repo}
         if repo in self.hub.repos:
             self.answer({**address, "error": "You already created this model repo"}, 409)

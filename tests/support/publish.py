@@ -3,7 +3,9 @@
 `publish.py SCENARIO FOLDER`
 """
 
+import gc
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -303,7 +305,10 @@ def recovered(folder):
 
 def refused(folder):
     """Without the right to write it is said before training, not after it."""
-    with pytest.raises(PushError, match=sys.argv[3]):
+    with pytest.raises(PushError, match="write access"):
+        make_trainer(folder / "run", push_to_hub=True, hub_model_id="lab/locked")
+    os.environ["HF_TOKEN"] = "wrong"
+    with pytest.raises(PushError, match="hf auth login"):
         make_trainer(folder / "run", push_to_hub=True, hub_model_id="lab/refused")
 
 
@@ -312,4 +317,6 @@ SCENARIOS = {
 }
 
 if __name__ == "__main__":
+    # As in conftest.py.
+    gc.freeze()
     SCENARIOS[sys.argv[1]](Path(sys.argv[2]))

@@ -3,6 +3,7 @@
 Also a script: `scenarios.py FOLDER SETTINGS NAME...`, with `{}` in a setting "resume" for the name.
 """
 
+import gc
 import json
 import os
 import sys
@@ -179,6 +180,8 @@ def run(name, folder, resume=None, **overrides):
 
 
 if __name__ == "__main__":
+    # As in conftest.py.
+    gc.freeze()
     target, settings, *names = sys.argv[1:]
     overrides = json.loads(settings)
     resume = overrides.pop("resume", None)

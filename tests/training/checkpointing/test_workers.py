@@ -51,7 +51,10 @@ def test_workers_change_nothing(tmp_path, without, settings):
         assert torch.equal(value, without[1][name]), name
 
 
-def test_a_worker_that_is_killed_is_an_error_that_says_what_to_do(tmp_path):
+def test_a_worker_that_is_killed_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    # Seconds that a worker is waited for at the end.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
+
     def transform(image):
         if torch.utils.data.get_worker_info().id == 1:
             os.kill(os.getpid(), signal.SIGKILL)
