@@ -23,7 +23,6 @@ from starft_hf.objectives.losses import contrastive_loss
 
 
 MODEL_FOLDER = Path(__file__).parent / "model"
-
 LEARNING_RATE = 1.5e-3
 
 

@@ -51,7 +51,8 @@ class _Runner:
 
     def __call__(self, job: tuple[str, StarFTConfig]) -> list[Run]:
         """The run of a method with its settings, and that of its interpolation with the zero-shot weights."""
-        (method, args), shared = job, self.shared
+        method, args = job
+        shared = self.shared
         model = copy.deepcopy(load_model(shared.model))
         trainer = StarFTTrainer(
             model,
@@ -163,11 +164,11 @@ def compare(
             jobs.append((method, dataclasses.replace(args, **{**_QUIET, **own, "seed": seed})))
             if method != ZERO_SHOT:
                 RunPlan.check(dataclasses.replace(checked, args=jobs[-1][1]))
-    runner = _Runner(shared, alpha, alphas)
     with tqdm(total=len(jobs), unit="run", disable=args.disable_tqdm) as bar:
-        runs = _run_all(runner, jobs, processes, bar)
+        runs = _run_all(_Runner(shared, alpha, alphas), jobs, processes, bar)
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    thumbnails, first = {}, next(iter(datasets))
+    first = next(iter(datasets))
+    thumbnails = {}
     for name, dataset in datasets.items():
         samples = {mistake.sample for run in runs for mistake in run.results[name].mistakes}
         thumbnails[name] = {sample: dataset[sample][args.image_column] for sample in sorted(samples)}

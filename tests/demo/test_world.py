@@ -105,7 +105,7 @@ def test_tasks_of_other_classes_and_backgrounds(number):
         assert len(make_split("held_out", size=48, task=task).features["label"].names) == 8
 
 
-def test_tasks_that_are_none_are_refused():
+def test_invalid_tasks_are_refused():
     with pytest.raises(ValueError, match="unknown class 'cube'"):
         Task(("circle", "cube"))
     with pytest.raises(ValueError, match="unknown background"):

@@ -194,7 +194,7 @@ def test_reliability_bins_pool_the_predictions_of_all_seeds():
     assert bins.accuracy[1] == pytest.approx(0.8)
 
 
-def test_a_handful_of_predictions_is_no_point_of_the_diagram():
+def test_a_handful_of_predictions_is_not_a_point_of_the_diagram():
     base = result(0.8, 0.6)
     part = type(base.bins[0])
 

@@ -65,7 +65,7 @@ SCENARIOS = {
 
 
 class Recorder(StarFTTrainer):
-    """Keeps the gradients of the first step, as the optimiser is about to see them."""
+    """Keeps the gradients of the first step, as the optimizer is about to see them."""
 
     gradients = None
 

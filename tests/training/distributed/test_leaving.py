@@ -9,7 +9,7 @@ from starft_hf.utils.collectives import destroy_process_group
 
 
 class Cycle:
-    """As a trainer, which its callbacks and its optimiser refer to."""
+    """As a trainer, which its callbacks and its optimizer refer to."""
 
     def __init__(self):
         self.myself = self
