@@ -38,9 +38,9 @@ def test_python_examples_run(example, waterbirds, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     example = example.replace("openai/clip-vit-base-patch16", str(TINY_CLIP))
     # The test asks whether it runs, not how good it gets.
-    example = example.replace("max_steps=100", "max_steps=2").replace(
-        'make_split("test")', 'make_split("test", size=24)'
-    )
+    example = example.replace("max_steps=100", "max_steps=2")
+    for split in ("test", "validation"):
+        example = example.replace(f'make_split("{split}")', f'make_split("{split}", size=24)')
     exec(compile(example, "README.md", "exec"), {})
     shown = capsys.readouterr().out
     assert any(words in shown for words in ("eval_worst_group_accuracy", "worst group: ", "| FLYP |"))
