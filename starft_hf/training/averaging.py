@@ -109,7 +109,9 @@ class ExponentialAverageCallback(ResumingCallback):
         flat = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
         if flat or any(hasattr(value, "ds_id") for value in model.parameters()):
             kind = "FSDP 1" if flat else "ZeRO 3"
-            raise ValueError(f"weights sharded by {kind} cannot be averaged; use FSDP 2 or DDP")
+            raise ValueError(
+                f"weights sharded by {kind} cannot be averaged; use FSDP 2 (starft accelerate-config fsdp2) or DDP"
+            )
         checkpoint, self._checkpoint = self._checkpoint, None
         self._saved = None
         self._averages = {}

@@ -176,6 +176,7 @@ class StarFTTrainer(HubMixin, Trainer):
         """
         if self.train_dataset is None:
             raise ValueError("there is nothing to train on; pass train_dataset")
+        self.record_start()
         self.checkpointer.start(self.args, self._run_settings)
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         self.checkpointer.remove_flawed(self.args)

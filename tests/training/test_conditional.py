@@ -217,7 +217,7 @@ def test_what_it_needs_is_asked_for(clip, processor, config, dataset):
         StarFTTrainer(
             clip, config(regularizer="conditional", caption_column="note"), dataset, processing_class=processor
         )
-    with pytest.raises(ValueError, match="comparing takes at least 2 classes"):
+    with pytest.raises(ValueError, match="must be at least 2, because classes are compared"):
         config(reg_max_classes=1)
 
 

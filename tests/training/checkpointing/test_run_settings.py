@@ -159,3 +159,18 @@ def test_a_checkpoint_of_another_trainer_is_taken_with_a_warning(trainer_of, mon
         trainer_of().train()
     trainer_of().train(resume_from_checkpoint=True)
     assert "was not written by StarFTTrainer" in caplog.text
+
+
+def test_a_subclass_may_change_defaults_and_add_settings(tmp_path):
+    @dataclasses.dataclass
+    class Own(StarFTConfig):
+        learning_rate: float = 3e-5
+        reference_cache_dir: str | None = "/home/someone/cache"
+        mini_batch_size: int | None = 8
+        margin: float = 0.1
+
+    recorded = Own(output_dir=str(tmp_path), use_cpu=True).recorded_settings
+    assert recorded["learning_rate"] == 3e-5
+    assert recorded["margin"] == 0.1
+    assert "reference_cache_dir" not in recorded
+    assert set(Own.settings_in(RUN)) == {*StarFTConfig.settings_in(RUN), "margin"}
