@@ -99,6 +99,9 @@ def draw_image(
 
     The style is "clean" as in pre-training, or "shifted": blurred, faded, tinted and noisy.
     """
+    for what, name, known in (("shape", shape, CLASS_NAMES), ("background", background, _BACKGROUND_PAINTERS)):
+        if name not in known:
+            raise ValueError(unknown_name(what, name, known))
     color = color or list(COLORS)[rng.integers(len(COLORS))]
     image = PILImage.fromarray(_BACKGROUND_PAINTERS[background](rng).clip(0, 255).astype(np.uint8))
     jittered = tuple(int(value) for value in np.clip(np.array(COLORS[color]) + rng.normal(0, 8, 3), 0, 255))

@@ -23,8 +23,8 @@ CARD_FILE = "README.md"
 BEGIN = "<!-- starft_hf: begin of the generated part; write above or below it -->"
 END = "<!-- starft_hf: end of the generated part -->"
 
-# The first mark also holds digests: of the generated part as it was written, and of the text around it and the
-# metadata as they were last published. They show what a person has edited since.
+# The first mark also holds digests: of the generated part as it was written, and of the text around it, with that part
+# if a person has edited it, and the metadata as they were last published. They show what was edited since.
 _BEGIN = BEGIN.removesuffix(" -->")
 _GENERATED = re.compile(rf"(.*?){_BEGIN}((?: \w+:\w+)*) -->\n(.*?){END}(.*)", re.DOTALL)
 
@@ -70,8 +70,12 @@ class _Card:
     def current_digests(self, but: Collection[str] = ()) -> dict[str, str]:
         """Digests of what people may edit: the text around the generated part, and the metadata but for some keys."""
         metadata = {key: value for key, value in self.metadata.items() if key not in (*_OF_THE_RUN, *but)}
+        written, edited = self.digests.get("generated"), self.generated or ""
+        # The generated part counts once a person has edited it.
+        if written is None or written == _digest(edited):
+            edited = ""
         return {
-            "text": _digest(f"{self.before.strip()}\n{END}\n{self.after}"),
+            "text": _digest(f"{self.before.strip()}\n{END}\n{self.after.strip()}\n{END}\n{edited}"),
             "metadata": _digest(json.dumps(metadata, sort_keys=True, default=str)),
         }
 

@@ -78,7 +78,12 @@ class RunRecord:
 
     @classmethod
     def load(cls, source: str | PathLike[str], revision: str | None = None) -> "RunRecord":
-        """The record in a folder or a Hub repository; FileNotFoundError if there is none in the folder."""
+        """The record in a folder or a Hub repository.
+
+        Raises:
+            FileNotFoundError: if there is none in the folder.
+            ValueError: if it cannot be read, or is of a later version.
+        """
         path = Path(source) / RECORD_FILE
         if not path.parent.is_dir():
             path = Path(hf_hub_download(str(source), RECORD_FILE, revision=revision))

@@ -1,5 +1,6 @@
 """The content of a report: runs, with their results, training logs and WiSE-FT curves."""
 
+import json
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,7 +95,8 @@ class Run:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Run":
-        """The inverse of `as_dict`."""
+        """The inverse of `as_dict`, also of what JSON keeps of it."""
+        content = json.loads(json.dumps(as_plain(content)), object_hook=nan_where_none)
         parts = {
             "results": {dataset: EvaluationResult.from_dict(part) for dataset, part in content["results"].items()},
             "log": [TrainingPoint(**part) for part in content["log"]],
@@ -124,11 +126,17 @@ def _check_same_data(first: Run, run: Run) -> None:
         )
     for dataset, result in run.results.items():
         expected = first.results[dataset]
-        sizes, others = (
-            {group: part.group_sizes.get(group, 0) for group in part.group_accuracies} for part in (expected, result)
-        )
-        if sizes != others:
-            few, other = (dict(list(part.items())[:6]) for part in (sizes, others))
+        groups = {**expected.group_sizes, **expected.group_accuracies, **result.group_sizes, **result.group_accuracies}
+        different = [
+            group
+            for group in groups
+            if expected.group_sizes.get(group) != result.group_sizes.get(group)
+            or (group in expected.group_accuracies) != (group in result.group_accuracies)
+        ]
+        if different:
+            few, other = (
+                {name: part.group_sizes.get(name, 0) for name in different[:6]} for part in (expected, result)
+            )
             raise ValueError(
                 f"{dataset!r} has the group sizes {few} in {first} and {other} in {run}; these are not the same data. "
                 "Evaluate all runs on the same rows and groups, or give the datasets different names."

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from starft_hf.report.data import Run, as_plain, check_runs, nan_where_none
+from starft_hf.report.data import Run, as_plain, check_runs
 from starft_hf.report.figures import save_figures
 from starft_hf.report.page import check_extra, render_page
 from starft_hf.report.rows import Row, entries_of, sections_of
@@ -114,7 +114,7 @@ class RobustnessReport:
             ValueError: if `text` is anything else, or of a later version.
         """
         try:
-            content = json.loads(text, object_hook=nan_where_none)
+            content = json.loads(text)
             version = content["starft_report"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{text[:40]!r}... is not a report; pass the content of a report.json") from error

@@ -55,6 +55,9 @@ class ExponentialAverageCallback(ResumingCallback):
         device: where the average is kept, in float32 or wider. None keeps it beside the weights; "cpu" saves memory
             of the accelerator at the cost of a copy of the weights to the CPU at every step.
         restart: start a new average when resuming from a checkpoint without one, instead of raising an error.
+
+    Raises:
+        ValueError: if `decay` is outside [0, 1).
     """
 
     # torch.optim.swa_utils.AveragedModel would copy the whole model in its own dtype, and FSDP 2 forbids such copies.
@@ -63,7 +66,7 @@ class ExponentialAverageCallback(ResumingCallback):
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it is the weight of the previous average and must be in [0, 1)")
         self.decay = decay
-        self.device = device
+        self.device = None if device is None else torch.device(device)
         self.restart = restart
         # Of sharded weights, the shards of this process, as DTensors.
         self._averages: dict[str, Tensor] = {}

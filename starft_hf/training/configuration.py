@@ -64,14 +64,15 @@ class StarFTConfig(TrainingArguments):
         regularizer (`str`, defaults to `"star"`): a registered regularizer, such as "star", "kl" or "conditional", or
             "none" for plain fine-tuning.
         reg_weight (`float` or `str`, defaults to `0.5`): weight of the regularizer at the start of the run; "auto"
-            chooses it by the number of classes, as `starft_hf.objectives.regularizers.divergence_weight` describes.
+            chooses it by the number of classes, as `starft_hf.objectives.regularizers.divergence_weight` describes; it
+            was measured with `reg_schedule="constant"`.
         reg_schedule (`str`, defaults to `"linear"`): "linear" (falls to 0 with every optimizer step), "epoch_linear"
             (the paper's: falls with every epoch and is 0 in the last one) or "constant".
         reg_max_classes (`int`, defaults to `512`): the most classes that "conditional" compares. With more, a step
             compares those of the batch and others drawn at random.
         reweight (`str`, defaults to `"none"`): "attribution" weights the base loss of every training image such that
             what the reference sees of the spurious templates in the images is uncorrelated with the labels (see
-            `SampleWeights`); "none" does not.
+            `SampleWeights`); "none" does not. The regularizer is not weighted.
         reweight_clip (`float`, defaults to `10.0`): the largest weight, before all are normalized to a mean of 1.
         mini_batch_size (`int`, *optional*): images per forward and backward, for batches that do not fit into memory;
             None runs the batch as a whole. Losses and gradients stay the same; the encoders run forward once more.
@@ -110,8 +111,8 @@ class StarFTConfig(TrainingArguments):
         caption_column (`str`, *optional*): column with captions, used instead of `caption_template`.
         crop_scale (`tuple[float, float]`, defaults to `(0.9, 1.0)`): range of the fraction of the image's area that a
             random crop keeps; None disables random crops.
-        on_bad_image (`str`, defaults to `"raise"`): what to do with a row whose image cannot be read or is too large
-            (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" warns and leaves its place in the batch
+        on_bad_image (`str`, defaults to `"raise"`): what to do with a row whose image is damaged, missing, without
+            pixels, not an image or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" warns and leaves its place in the batch
             empty, so that all other rows are drawn, augmented and compared as before. Evaluations count it as skipped,
             and `predict` gives it the label -100.
 
@@ -180,19 +181,26 @@ class StarFTConfig(TrainingArguments):
         super().__post_init__()
         # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.
         if self.accelerator_config.dispatch_batches:
-            raise ValueError("accelerator_config has dispatch_batches=True, which would cut texts off; leave it unset")
+            raise ValueError(
+                "accelerator_config has dispatch_batches=True, which would cut the texts of a batch to the number of its "
+                "images; leave it unset"
+            )
         self.accelerator_config.dispatch_batches = False
         check_settings(self)
         self.reg_weight = check_reg_weight(self.reg_weight, get_regularizer(self.regularizer))
         if self.crop_scale is not None:
             self.crop_scale = check_crop_scale(self.crop_scale)  # type: ignore[assignment]
+        if self.caption_template is None:
+            raise ValueError("caption_template is None; pass a template such as 'a photo of a {}.'")
         check_caption_templates("caption_template", self.caption_templates)
-        if self.eval_templates is not None:
-            check_caption_templates("eval_templates", self.eval_templates)
+        check_caption_templates("eval_templates", self.zero_shot_templates)
         if self.card_template is not None and not Path(self.card_template).is_file():
             raise ValueError(f"card_template is {self.card_template!r}, but there is no such file")
         if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would delete the image column before its use; keep it False")
+            raise ValueError(
+                "remove_unused_columns=True would delete the image column before its use; keep it False, and choose "
+                "columns by image_column, label_column, caption_column and group_column"
+            )
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike[str], *, revision: str | None = None, **changes: Any) -> Self:
@@ -248,4 +256,6 @@ class StarFTConfig(TrainingArguments):
     @property
     def zero_shot_templates(self) -> list[str]:
         """The prompt ensemble of zero-shot classifiers."""
-        return list(self.eval_templates) if self.eval_templates else self.caption_templates
+        if isinstance(self.eval_templates, str):
+            return [self.eval_templates]
+        return self.caption_templates if self.eval_templates is None else list(self.eval_templates)

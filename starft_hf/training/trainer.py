@@ -359,7 +359,7 @@ class StarFTTrainer(HubMixin, Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         save = partial(super()._save_checkpoint, model, trial)
-        self.checkpointer.write(self.args, folder, save, self.state, self._save_resume_state)
+        self.checkpointer.write(self.args, folder, save, self.state, self._save_resume_state, self._run_settings)
 
     def _save_resume_state(self, folder: Path) -> dict[str, Any]:
         """Write what callbacks keep into a checkpoint; returns what else resuming needs, for JSON."""

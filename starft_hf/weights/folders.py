@@ -180,6 +180,8 @@ def _weight_files(folder: Path) -> dict[Path, list[str]]:
     shards: dict[Path, list[str]] = {}
     try:
         for name, file_name in json.loads(read_text(folder / _INDEX))["weight_map"].items():
+            if not isinstance(file_name, str):
+                raise TypeError(f"the file of {name!r} is {file_name!r}")
             shards.setdefault(folder / file_name, []).append(name)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{str(folder / _INDEX)!r} cannot be read ({error!r}); {_AGAIN}") from error

@@ -182,8 +182,9 @@ def difference(traits_a: Mapping[str, Any], traits_b: Mapping[str, Any], name_a:
 
 def traits_of(tensors: Mapping[str, Tensor], config: Any) -> dict[str, Any]:
     """What has to be the same in two models for their weights to be averaged: shapes, and settings of `config`."""
-    content = config.to_dict() if hasattr(config, "to_dict") else {}
-    return {name: tuple(value.shape) for name, value in tensors.items()} | _computation_of(content)
+    content = config.to_dict() if hasattr(config, "to_dict") else config
+    settings = _computation_of(content) if isinstance(content, Mapping) else {}
+    return {name: tuple(value.shape) for name, value in tensors.items()} | settings
 
 
 def _computation_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,9 +214,13 @@ def _check_models(model_a: nn.Module, model_b: nn.Module) -> None:
 
 
 def _check_results(found: Any, first: Mapping[str, EvaluationResult]) -> None:
-    results = isinstance(found, Mapping) and all(isinstance(result, EvaluationResult) for result in found.values())
-    if not results or not found:
+    if not isinstance(found, Mapping) or not found:
         raise ValueError(f"evaluate returned {found!r}; it must return an EvaluationResult by name of dataset")
+    for name, result in found.items():
+        if not isinstance(result, EvaluationResult):
+            raise ValueError(
+                f"evaluate returned a {type(result).__name__} for {name!r}; it must return an EvaluationResult"
+            )
     if found.keys() != first.keys():
         raise ValueError(
             f"evaluate returned results of {sorted(found)} after those of {sorted(first)}; every model has to be "

@@ -108,6 +108,9 @@ def greedy_soup(
             checkpoint and once with every mean. Score on held-out data, since the choice is fitted to it. For
             example `lambda folder: accuracy_of(CLIPModel.from_pretrained(folder))`.
 
+    Returns:
+        The chosen checkpoints, and all scores.
+
     Raises:
         ValueError: also if a score is not a number.
     """

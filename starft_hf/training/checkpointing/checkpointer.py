@@ -123,6 +123,7 @@ class Checkpointer:
         save: Callable[[], None],
         state: TrainerState,
         more: Callable[[Path], dict[str, Any]],
+        run_settings: Callable[[], dict[str, Any]],
     ) -> None:
         """Write a checkpoint; called in all processes.
 
@@ -132,6 +133,7 @@ class Checkpointer:
             save: `Trainer`'s own saving, which also publishes and removes checkpoints: both are postponed.
             state: of the trainer.
             more: writes what else belongs into the folder; returns what else to keep, for JSON.
+            run_settings: as in `find`, for a checkpoint that a callback asks for although `save_strategy` is "no".
 
         Raises:
             CheckpointError: if it cannot be written; nothing of it is left then.
@@ -147,6 +149,7 @@ class Checkpointer:
                 if writes:
                     # They were saved without their limit.
                     torch.save(args, folder / TRAINING_ARGS_NAME)
+                    self._settings = self._settings or run_settings()
                     settings = {"step": state.global_step, "identity": self._settings}
                     mark_complete(folder, {**settings, **content, "save_only_model": args.save_only_model})
                 # A process that ends takes the others down, so none may end before the checkpoint is valid.

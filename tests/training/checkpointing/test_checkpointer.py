@@ -39,7 +39,8 @@ class Run:
             (folder / "weights").write_bytes(bytes(step))
             save(folder)
 
-        self.checkpointer.write(self.args, folder, everything, state, lambda folder: {"losses": step})
+        more = {"losses": step}
+        self.checkpointer.write(self.args, folder, everything, state, lambda folder: more, self.run_settings)
         return folder
 
 
@@ -136,3 +137,12 @@ def test_run_settings_are_computed_once_per_training(make):
     assert run.computed == 1
     run.start()
     assert run.computed == 2
+
+
+def test_one_that_a_callback_asks_for_can_be_resumed_from(make):
+    run = make()
+    run.args.save_strategy = "no"
+    run.start()
+    folder = run.write(1)
+    assert read_content(folder)["identity"] == run.settings
+    assert run.find() == folder
