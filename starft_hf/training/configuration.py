@@ -112,9 +112,9 @@ class StarFTConfig(TrainingArguments):
         crop_scale (`tuple[float, float]`, defaults to `(0.9, 1.0)`): range of the fraction of the image's area that a
             random crop keeps; None disables random crops.
         on_bad_image (`str`, defaults to `"raise"`): what to do with a row whose image is damaged, missing, without
-            pixels, not an image or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" warns and leaves its place in the batch
-            empty, so that all other rows are drawn, augmented and compared as before. Evaluations count it as skipped,
-            and `predict` gives it the label -100.
+            pixels, not an image or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" warns
+            and leaves its place in the batch empty, so that all other rows are drawn, augmented and compared as
+            before. Evaluations count it as skipped, and `predict` gives it the label -100.
 
     Args: Parameters that control the run
         card_template (`str`, *optional*): file with a Jinja template of the model card; None is the package's own.
@@ -182,8 +182,8 @@ class StarFTConfig(TrainingArguments):
         # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.
         if self.accelerator_config.dispatch_batches:
             raise ValueError(
-                "accelerator_config has dispatch_batches=True, which would cut the texts of a batch to the number of its "
-                "images; leave it unset"
+                "accelerator_config has dispatch_batches=True, which would cut the texts of a batch to the number "
+                "of its images; leave it unset"
             )
         self.accelerator_config.dispatch_batches = False
         check_settings(self)
