@@ -77,7 +77,8 @@ def embed_images(
     skipped, chunks = SkippedImages(), []
     with tqdm(total=len(mine), desc=progress, unit=" images", disable=progress is None) as bar:
         for batch in loader:
-            skipped.record(batch)
+            if mine:
+                skipped.record(batch)
             tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
             chunks.append(embed(tensors))
             bar.update(len(chunks[-1][0]))

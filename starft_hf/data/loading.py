@@ -68,8 +68,8 @@ def load_splits(
             ) from error
     splits = _with_standard_columns(splits, image_column, label_column, local=True)
     has_no_labels = isinstance(splits, IterableDatasetDict) and label_column not in _columns(splits)
-    endings = (".csv", ".jsonl", ".parquet")
-    if has_no_labels and any(path.suffix in endings for path in folder.rglob("metadata.*")):
+    names = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+    if has_no_labels and any(path.name in names for path in folder.rglob("metadata.*")):
         # The labels are the folders, and of images in folders only the paths are read in advance.
         whole = load_splits(folder, config, image_column=image_column, label_column=label_column)
         return IterableDatasetDict({name: part.to_iterable_dataset() for name, part in whole.items()})

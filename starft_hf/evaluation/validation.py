@@ -61,10 +61,10 @@ def check_positive(name: str, value: Any) -> None:
 def check_groups(groups: Iterable[Any], known: Iterable[Any], needed: Iterable[Any], source: str) -> None:
     """Check that the groups with rows are all `known`, and all those `needed` have rows."""
     groups, known = list(groups), list(known)
-    if unknown := [group for group in groups if group not in known]:
+    if unknown := sorted({group for group in groups if group not in known}, key=str):
         raise ValueError(
             f"rows have the groups {unknown}, which {source} does not name; it names {known}. Correct the groups or "
-            f"add them to {source}"
+            f"add them to {source}, with 0 for groups that training did not have"
         )
     if empty := [group for group in needed if group not in groups]:
         raise ValueError(

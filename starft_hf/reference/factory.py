@@ -160,7 +160,9 @@ def make_reference(
             logger.warning(
                 "The %d spurious captions of this run would take %.1f GiB as features, more than "
                 "reference_text_cache_gib=%g. Captions are encoded when a batch first needs them instead.",
-                *(bank.num_spurious_captions, gib, settings.text_cache_gib),
+                bank.num_spurious_captions,
+                gib,
+                settings.text_cache_gib,
             )
             texts = LazyTexts(bank, int(settings.text_cache_gib * 2**30))
     return CachedReference(live, texts, images, keep_weights=plan.weights)

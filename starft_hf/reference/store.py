@@ -113,7 +113,8 @@ class FeatureStore:
             logger.warning(
                 "The reference features could not be written to %s (%s). This run keeps them in memory; the next one "
                 "computes them again. Set reference_cache_dir to a writable folder with enough space.",
-                *(self.folder, error),
+                self.folder,
+                error,
             )
             return False
         return True

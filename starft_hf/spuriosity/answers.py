@@ -24,7 +24,7 @@ _MOST_LETTERS = 120
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _BULLET = re.compile(r"^[ \t]*(?:[-*\u2022]|\(?\d{1,4}[.):])[ \t]+(.+)$", re.MULTILINE)
 # A string of a list whose end is missing, or on a line of its own.
-_QUOTED = re.compile(r"\"((?:[^\"\\]|\\.){1,500})\"[ \t]*(?:[,\]]|$)", re.MULTILINE)
+_QUOTED = re.compile(r"\"((?:[^\"\\]|\\.){1,500})\"[ \t]*(?:[,\]}]|$)", re.MULTILINE)
 # Letters of any script, and the signs that occur in phrases.
 _PLAIN = re.compile(r"(?:[^\W_]|[ .,'\u2019\-{}/&()%])+")
 _FIELD = re.compile(r"\{(?:class)?\}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.utils import logging
 
 from starft_hf.models.modes import evaluation_mode
@@ -88,7 +89,7 @@ class ChatEndpoint:
                 words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 if status in _UNSUPPORTED and self._response_format is not None:
                     logger.warning("%r refused response_format; asking for plain text. %s", self.model_id, words)
-                    self._response_format = None
+                    self._response_format, attempt = None, 0
                 elif attempt <= self.retries and _is_transient(error, status):
                     time.sleep(0.5 * 2 ** (attempt - 1))
                 else:
@@ -103,7 +104,8 @@ def _is_transient(error: Exception, status: int | None) -> bool:
     if status is not None:
         return status in (408, 425, 429) or status >= 500
     # By its name, because versions of huggingface_hub differ in the HTTP library that they use.
-    return isinstance(error, TimeoutError) or any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
+    lost = isinstance(error, (TimeoutError, ConnectionError)) and not isinstance(error, OfflineModeIsEnabled)
+    return lost or any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
 class LocalChatModel:
@@ -151,7 +153,7 @@ def as_backend(backend: Any) -> ChatEndpoint | LocalChatModel:
         return ChatEndpoint(base_url=backend)
     if isinstance(backend, (str, torch.nn.Module)) or hasattr(backend, "__fspath__"):
         return LocalChatModel(backend)
-    if isinstance(backend, (ChatEndpoint, LocalChatModel)):
+    if callable(backend) and hasattr(backend, "model_id") and hasattr(backend, "address"):
         return backend
     raise ValueError(
         f"backend is a {type(backend).__name__}; pass a URL, the id or path of a chat model, a ChatEndpoint or a "

@@ -90,6 +90,8 @@ def discover_spuriosity(
         on_bad_image=on_bad_image,
         progress=progress,
     )
+    if max_samples is None and is_iterable(dataset):
+        raise ValueError("dataset is an iterable dataset, whose length is not known; pass max_samples")
     pool = as_pool(pool)
     named = ColumnSettings(image_column, label_column, class_names=class_names)
     columns = resolve_columns(dataset, named, what="dataset")
@@ -111,8 +113,6 @@ def check_labeled(columns: ImageColumns, what: str) -> None:
 def _sample(dataset: Any, max_samples: int | None, seed: int) -> tuple[Any, list[int]]:
     """The dataset, or the beginning of an iterable one, and the rows to search, in ascending order."""
     if is_iterable(dataset):
-        if max_samples is None:
-            raise ValueError("dataset is an iterable dataset, whose length is not known; pass max_samples")
         dataset = list(islice(dataset, max_samples))
     if max_samples is None or max_samples >= len(dataset):
         return dataset, list(range(len(dataset)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from starft_hf.data.captions import inject
+from starft_hf.data.captions import class_caption, inject
 from starft_hf.models.encoder import unit_rows
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.reference.store import default_folder
@@ -140,6 +140,8 @@ def generate_pool(
         description=f"What may be correlated with the classes of: {domain}.",
         metadata={
             "model": model_id,
+            "domain": domain,
+            "class_names": names,
             "temperature": temperature,
             "seed": seed,
             "rejected": dict(writer.rejected),
@@ -242,7 +244,7 @@ def _in_words(reasons: Counter[str]) -> str:
 def _embedder(model: Any, processor: Any, class_names: Sequence[str]) -> Callable[[str], Tensor]:
     """A function that embeds what a template adds to the plain caption, as a unit row `(D,)`."""
     model, encoder = load_encoder(model, processor)
-    plain = [f"a photo of a {name}." for name in class_names]
+    plain = [class_caption(name, "a photo of a {}.") for name in class_names]
 
     def embed(template: str) -> Tensor:
         texts = [inject(template, caption, name) for caption, name in zip(plain, class_names, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from starft_hf.utils.files import MOST_BYTES, check_size, read_text
 
@@ -17,6 +17,7 @@ from starft_hf.utils.files import MOST_BYTES, check_size, read_text
 # The pool in a repository, and the record of a run, which has the pool of the run.
 POOL_FILE = "starft_pool.json"
 _RUN_FILE = "starft.json"
+_RUN_FORMAT = 1
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,6 +72,11 @@ def read_repository(source: str) -> Any:
     record = read_templates(path)
     if not isinstance(record, dict) or not isinstance(pool := record.get("pool"), dict | None):
         raise ValueError(f"{_RUN_FILE} of {source!r} cannot be read: it is not the record of a run")
+    if record.get("format") != _RUN_FORMAT:
+        raise ValueError(
+            f"{_RUN_FILE} of {source!r} has format {record.get('format')!r}, this version reads {_RUN_FORMAT}; update "
+            "starft_hf"
+        )
     if pool is None:
         raise ValueError(f"the run in {source!r} had no spuriosity pool, because its regularizer takes none")
     return pool
@@ -82,5 +88,8 @@ def _file_of(source: str, name: str) -> Path | None:
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(source, name))
-    except EntryNotFoundError:
+    except EntryNotFoundError as error:
+        # Without a connection, only the last file to try can say so.
+        if name == _RUN_FILE and isinstance(error, LocalEntryNotFoundError):
+            raise
         return None

@@ -50,7 +50,7 @@ def mutual_information(counts: Ints, class_sizes: Ints, attribute_sizes: Ints, t
     within = terms[counts] + terms[class_sizes - counts]
     outside = terms[others] + terms[total - class_sizes - others]
     of_attribute = terms[attribute_sizes] + terms[total - attribute_sizes] - terms[total]
-    cells = within + outside - of_attribute - terms[class_sizes] - terms[total - class_sizes]
+    cells = within + outside - of_attribute - (terms[class_sizes] + terms[total - class_sizes])
     attributes = within.sum(0) - of_attribute - terms[class_sizes].sum()
     # Rounding may give a negative number where it is 0.
     return np.maximum(cells / total, 0), np.maximum(attributes / total, 0)

@@ -1,5 +1,6 @@
 """Atomic files and folders: a reader never sees half of one, not even after a power cut."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -81,7 +82,9 @@ def move_folder(source: Path, path: Path) -> None:
         # Not every system can rename a folder to the name of an empty one.
         path.rmdir()
     for content in (*source.rglob("*"), source):
-        _flush(content)
+        # Of a link, the folder that names it is flushed.
+        if not content.is_symlink():
+            _flush(content)
     os.rename(source, path)
     _flush(path.parent)
 
@@ -93,6 +96,10 @@ def _flush(path: Path) -> None:
         descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            # Not every file system can flush files, which is not the same as a write that failed.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
         finally:
             os.close(descriptor)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
 
 from starft_hf.data.captions import readable
 from starft_hf.evaluation.catalog import (
@@ -16,6 +17,7 @@ from starft_hf.evaluation.catalog import (
     registry,
 )
 from starft_hf.evaluation.catalog import entry as entry_module
+from starft_hf.evaluation.catalog.columns import as_class_labels
 from starft_hf.evaluation.catalog.imagenet import _open_clip_metadata
 from tests.support.benchmarks import (
     IMAGENET_A,
@@ -181,3 +183,16 @@ def test_published_figures():
     assert published_accuracies("imagenet")["zero-shot"] == 68.3
     with pytest.raises(ValueError, match="unknown benchmark with published figures 'objectnet'"):
         published_accuracies("objectnet")
+
+
+def test_labels_of_selected_rows_leave_a_transform_as_it_is():
+    images = [PILImage.new("RGB", (8, 8)) for _ in range(6)]
+    rows = Dataset.from_dict(
+        {"image": images, "label": [0, 1, 0, 1, 0, 1]}, Features(image=Image(), label=Value("int64"))
+    )
+    halved = rows.with_transform(lambda batch: {**batch, "image": [image.resize((4, 4)) for image in batch["image"]]})
+    named = as_class_labels(halved.select([1, 2, 5]), "label", ["owl", "fern"])
+    # Rewriting the rows through the transform would apply it once more.
+    assert named[0]["image"].size == (4, 4)
+    assert named.with_format(None)[0]["image"].size == (8, 8)
+    assert named.with_format(None)["label"][:] == [1, 0, 1]

@@ -311,3 +311,11 @@ def test_the_examples_of_the_documentation(name):
     failed, attempted = doctest.testmod(module)
     assert attempted
     assert not failed
+
+
+def test_a_class_derived_from_a_metric_computes_the_same():
+    class Mine(GroupAccuracy):
+        """Group accuracy under another name."""
+
+    given = {"predictions": [0, 1, 1], "references": [0, 1, 0], "groups": ["a", "a", "b"]}
+    assert Mine().compute(**given) == GroupAccuracy().compute(**given)

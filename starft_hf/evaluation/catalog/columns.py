@@ -29,9 +29,12 @@ def rename_first(dataset: Any, candidates: Sequence[str], to: str, name: str) ->
 def with_values(dataset: Any, column: str, source: str, function: Callable[[Any], Any], feature: Any) -> Any:
     """`dataset` with a column of the results of `function` on the values of the column `source`."""
     values = list(map(function, read_column(dataset, source)))
+    # Adding a column to selected rows rewrites them, through a transform if there is one.
+    kept, dataset = dataset.format, dataset.with_format(None)
     if column in dataset.features:
         dataset = dataset.remove_columns(column)
-    return dataset.add_column(column, values, feature=feature)
+    dataset = dataset.add_column(column, values, feature=feature)
+    return dataset.with_format(kept["type"], **kept["format_kwargs"])
 
 
 def as_class_labels(dataset: Any, column: str, names: Sequence[str]) -> Any:

@@ -158,7 +158,8 @@ class BenchmarkEntry:
             raise ValueError(f"the dataset for {self.name!r} is a {found}; pass its split {source.split!r}, a Dataset")
         dataset = rename_first(dataset, self.image_columns, "image", self.name)
         # Some repositories hold encoded bytes.
-        if not isinstance(dataset.features["image"], Image):
+        feature = dataset.features["image"]
+        if isinstance(feature, dict) or getattr(feature, "dtype", "") in ("binary", "large_binary"):
             dataset = dataset.cast_column("image", Image())
         for step in self.steps:
             dataset = step(dataset, self)
@@ -225,4 +226,6 @@ class BenchmarkEntry:
                 raise ValueError("the result has no macro F1; evaluate again")
             return result.macro_f1
         counted = [value for group, value in result.group_accuracies.items() if group not in self.ignored_groups]
+        if not counted:
+            raise ValueError(f"the result has only the groups {sorted(result.group_accuracies)}, none of which counts")
         return min(counted) if self.metric == "worst_group_accuracy" else fmean(counted)

@@ -89,8 +89,13 @@ def _read_mappings(folder: Path) -> dict[str, list[int]]:
     label_of, imagenet_of, line_of = (json.loads(path.read_text(encoding="utf-8")) for path in paths[:3])
     lines = [line.strip() for line in paths[3].read_text(encoding="utf-8").splitlines()]
     index_of = {lines[int(line)]: int(index) for index, line in line_of.items()}
-    return {
-        label.lower(): [index_of[name] for name in imagenet_of[label].split("; ")]
-        for _, label in sorted(label_of.items())
-        if label in imagenet_of
-    }
+    try:
+        return {
+            label.lower(): [index_of[name] for name in imagenet_of[label].split("; ")]
+            for _, label in sorted(label_of.items())
+            if label in imagenet_of
+        }
+    except KeyError as error:
+        raise ValueError(
+            f"the mappings in {str(folder)!r} name the unknown ImageNet class {error}; download them again"
+        ) from error

@@ -33,12 +33,18 @@ class ArrayMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         summary, _, usage = (inspect.getdoc(type(self)) or "").partition("\n\n")
         # `evaluate.load` imports a copy of the module, without the files next to it.
-        folder = Path(__file__).with_name(type(self).__module__.rpartition(".")[2])
+        folder = Path(__file__).with_name(self._function_name)
         citation = (folder / "citation.bib").read_text(encoding="utf-8").strip()
         return evaluate.MetricInfo(summary, citation, self.columns, inputs_description=usage)
 
+    @property
+    def _function_name(self) -> str:
+        # The name of the module of a metric of ours, also for classes derived from it elsewhere.
+        kinds = type(self).__mro__
+        return kinds[kinds.index(ArrayMetric) - 1].__module__.rpartition(".")[2]
+
     def _compute(self, **inputs: Any) -> dict[str, Any]:
-        result = getattr(metric_functions, self.name)(**inputs)
+        result = getattr(metric_functions, self._function_name)(**inputs)
         return result if isinstance(result, dict) else {self.name: result}
 
     def compute(self, **inputs: Any) -> dict[str, Any] | None:
@@ -103,4 +109,6 @@ def _copied(name: str, values: Any) -> NDArray[Any]:
 
 
 def _kind(column: NDArray[Any]) -> str:
-    return "strings" if isinstance(column[0], str) else f"rows of shape {column.shape[1:]}"
+    if isinstance(column[0], str):
+        return "strings"
+    return f"rows of shape {column.shape[1:]}" if column.ndim > 1 else "numbers"
