@@ -134,7 +134,7 @@ def make_split(
         split: "train", which follows `correlation`; "validation" or "test", with the same number of rows in every
             group; or "held_out", with the classes that fine-tuning never sees, to be distinguished from all eight.
         seed: of the split; splits of one seed share no randomness.
-        correlation: fraction of the training images of a class on its home background; 0.5 is no correlation.
+        correlation: fraction of the training images of a class on its home background; 0.5 means no correlation.
         size: rows, rounded down to equal numbers per group; by default 480, 396, 996 and 400.
         task: classes and backgrounds; by default six classes at home on grass or on water.
 

@@ -119,7 +119,7 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
         token: for private repositories, that of an adapter's base model among them.
 
     Raises:
-        OSError: if there is no model, or no base model for an adapter.
+        OSError: if the model, or the base model of an adapter, cannot be found.
     """
     folder = processor_folder = local_folder(source, revision=revision, token=token)
     if (folder / "adapter_config.json").is_file():

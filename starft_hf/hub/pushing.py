@@ -97,7 +97,7 @@ def open_repository(
 
 
 def _published_card(repo_id: str, revision: str | None, token: str | None) -> str | None:
-    """The current card on the Hub, not a cached one; None if there is no card."""
+    """The current card on the Hub, downloaded again even if cached; None if there is none."""
     try:
         path = HfApi(token=token).hf_hub_download(repo_id, CARD_FILE, revision=revision, force_download=True)
     except errors.LocalEntryNotFoundError:

@@ -1,15 +1,18 @@
-"""The structure of the package: dependencies point down, and files and functions stay small.
+"""The structure of the package: rooms import from rooms above them only, and files and functions stay small.
 
-Imports are read from the source, those inside functions and for type checking included.
+Imports are read from the source, those inside functions, for type checking and through the public names included.
 """
 
 import ast
 import functools
+import re
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import starft_hf
 
 
 ROOT = Path(__file__).parents[2]
@@ -50,10 +53,16 @@ def module_name(file, root):
 
 def imported(file, root):
     """What a file imports, as pairs: a module, and a name from it or None."""
-    module = module_name(file, root)
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    module, nodes = module_name(file, root), list(ast.walk(ast.parse(file.read_text("utf-8"))))
+    aliases = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    package = {alias.asname or root.name for alias in aliases if alias.name == root.name}
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in package:
+            yield root.name, node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from ((part.value, None) for part in node.args if isinstance(getattr(part, "value", None), str))
         elif isinstance(node, ast.ImportFrom):
             source = node.module or ""
             if node.level:
@@ -66,8 +75,10 @@ def imported(file, root):
 def exports(root):
     """Where the names of the lazy public API come from."""
     for node in ast.parse((root / "__init__.py").read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "_EXPORTS":
-            return ast.literal_eval(node.value)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if getattr(target, "id", None) == "_EXPORTS":
+                return ast.literal_eval(node.value)
     return {}
 
 
@@ -80,10 +91,10 @@ def import_graph(root):
     for module, file in files.items():
         if file.parent == root:
             continue
-        pairs = (
-            (public.get(name, source) if source == root.name else source, name)
-            for source, name in imported(file, root)
-        )
+        pairs = []
+        for source, name in imported(file, root):
+            names = public if (source, name) == (root.name, "*") else [name]
+            pairs += [(public.get(name, source) if source == root.name else source, name) for name in names]
         # Of `from room import module`, the module counts, and not the room's __init__.
         targets = {dotted if (dotted := f"{source}.{name}") in files else source for source, name in pairs}
         graph[module] = (targets & set(files)) - {root.name, module}
@@ -123,14 +134,14 @@ def imports_upwards(root):
         f"{module} imports {target}"
         for module, targets in import_graph(root).items()
         for target in sorted(targets)
-        if LEVEL_OF.get(room_of(target), 0) > LEVEL_OF.get(room_of(module), 0)
+        if LEVEL_OF.get(room_of(target), len(LEVELS)) > LEVEL_OF.get(room_of(module), 0)
     ]
 
 
 def loose_modules(root):
     # Folders that git has emptied may still hold compiled files.
-    found = {path.name for path in root.iterdir() if path.is_file() or any(path.rglob("*.py"))}
-    return sorted(found - FILES - set(LEVEL_OF))
+    files = (path.relative_to(root) for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted({path.parts[0] for path in files} - FILES - set(LEVEL_OF))
 
 
 def long_files(*roots):
@@ -161,17 +172,18 @@ def functions(node, prefix=""):
         yield from functions(child, name)
 
 
-def imports_of_tests(root):
+def imports_of_tests(*roots):
+    files = [(file, root) for root in roots for file in sorted(root.rglob("*.py"))]
+    # With pytest's default import mode, a test can import its neighbor without the folder's name.
+    stems = {file.stem for file, _ in files if file.stem.startswith("test_")} | {"conftest"}
     found = []
-    for file in sorted(root.rglob("*.py")):
+    for file, root in files:
         for source, name in imported(file, root):
             parts = source.split(".")
-            if parts[0] == root.name:
-                parts.append(name or "")
-            if parts[0] in (root.name, "conftest") and any(
-                part == "conftest" or part.startswith("test_") for part in parts
-            ):
-                found.append(f"{file.name} imports {'.'.join(parts)}")
+            ours = parts[0] in {root.name for root in roots} | stems
+            # A name that is imported may be a module, or a function that only happens to begin with "test_".
+            if ours and (name in stems or any(part == "conftest" or part.startswith("test_") for part in parts)):
+                found.append(f"{file.name} imports {source}{'.' + name if name else ''}")
     return found
 
 
@@ -182,7 +194,7 @@ CHECKS = {
     "no loose module": (loose_modules, PACKAGE),
     "no file over 400 lines": (long_files, *CODE),
     "no function with more than 8 parameters": (long_signatures, PACKAGE),
-    "no test that imports from a test": (imports_of_tests, ROOT / "tests"),
+    "no test that imports from a test": (imports_of_tests, ROOT / "tests", ROOT / "benchmarks"),
 }
 
 
@@ -190,6 +202,20 @@ CHECKS = {
 def test_the_house(name):
     check, *roots = CHECKS[name]
     assert check(*roots) == []
+
+
+def test_the_rooms_are_those_that_contributing_describes():
+    described = [
+        set(re.findall(r"`(\w+)/`", line.split("|")[1]))
+        for line in (ROOT / "CONTRIBUTING.md").read_text("utf-8").splitlines()
+        if re.match(r"\| `\w+/`", line)
+    ]
+    assert described == list(LEVELS)
+    assert set(LEVEL_OF) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def test_the_public_names_are_read():
+    assert exports(PACKAGE) == starft_hf._EXPORTS
 
 
 PARAMETERS = ", ".join(f"p{number}" for number in range(9))
@@ -225,7 +251,30 @@ PARAMETERS = ", ".join(f"p{number}" for number in range(9))
             },
             ["fake.data.a imports fake.hub.b"],
         ),
+        (
+            "no import upwards",
+            {
+                "data/a.py": "import fake\nfake.Public",
+                "data/b.py": "from fake import *",
+                "data/c.py": "import fake as f\nf.training",
+                "data/d.py": "importlib.import_module('fake.training.b')",
+                "training/__init__.py": "",
+                "__init__.py": "_EXPORTS: dict[str, str] = {'Public': 'fake.hub.b'}",
+            },
+            [
+                "fake.data.a imports fake.hub.b",
+                "fake.data.b imports fake.hub.b",
+                "fake.data.c imports fake.training",
+                "fake.data.d imports fake.training.b",
+            ],
+        ),
+        (
+            "no import upwards",
+            {"data/a.py": "from fake.odd import a", "odd/a.py": ""},
+            ["fake.data.a imports fake.odd.a"],
+        ),
         ("no loose module", {"helpers.py": "", "__main__.py": "", "misc/a.py": ""}, ["helpers.py", "misc"]),
+        ("no loose module", {"settings/a.yaml": "", "old/__pycache__/a.pyc": ""}, ["settings"]),
         ("no file over 400 lines", {"data/a.py": "\n" * 400, "data/b.py": "\n" * 401}, ["b.py has 401 lines"]),
         (
             "no function with more than 8 parameters",
@@ -242,6 +291,11 @@ PARAMETERS = ", ".join(f"p{number}" for number in range(9))
             "no test that imports from a test",
             {"data/test_a.py": "from .conftest import x\nfrom test_this import y"},
             ["test_a.py imports fake.data.conftest.x"],
+        ),
+        (
+            "no test that imports from a test",
+            {"data/test_a.py": "import test_b", "data/test_b.py": "import fake\nfake.test_a"},
+            ["test_a.py imports test_b", "test_b.py imports fake.test_a"],
         ),
     ],
 )

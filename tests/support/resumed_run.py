@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or has no room, and its command again: `run.py FOLDER [SETTINGS] [MOMENT]`.
+"""A run that is killed, stopped or has no room, and its command again: `resumed_run.py FOLDER [SETTINGS] [MOMENT]`.
 
 It keeps the embeddings of the reference, an average of the weights and one checkpoint, evaluates, and ends with its
 weights in `output/model.safetensors`. A moment is the place in the code where it kills itself.
