@@ -1,4 +1,4 @@
-"""The datasets and the trainer that a command's options name."""
+"""The datasets that a command's options name, how to read them, and the arguments of a run."""
 
 import argparse
 from typing import Any

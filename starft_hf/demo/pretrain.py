@@ -20,6 +20,7 @@ from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
 from starft_hf.demo import world
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.objectives.losses import contrastive_loss
+from starft_hf.utils.files import is_free
 
 
 MODEL_FOLDER = Path(__file__).parent / "model"
@@ -84,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--logit-scale", type=float, help="fixed inverse temperature (default: trained)")
     options = parser.parse_args(arguments)
-    if options.output.exists() and any(options.output.iterdir()):
-        parser.error(f"{options.output} exists and is not empty; choose another folder")
+    if not is_free(options.output):
+        parser.error(f"{options.output} is not an empty folder; choose another")
     model, processor = pretrain(options.seed, options.steps, logit_scale=options.logit_scale)
     model.save_pretrained(options.output)
     processor.save_pretrained(options.output)

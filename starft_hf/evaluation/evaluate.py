@@ -91,7 +91,9 @@ def evaluate_zero_shot(
     if isinstance(dataset, Mapping):
         raise ValueError(f"dataset is a dictionary with {sorted(dataset)}; pass one of its datasets")
     if is_iterable(dataset):
-        raise ValueError("dataset is an iterable dataset, which cannot be split; pass one that can be read by index")
+        raise ValueError(
+            "dataset is an iterable dataset, which cannot be split among processes; pass one that can be read by index"
+        )
     if class_names is not None:
         check_names(class_names)
         check_distinct(class_names)

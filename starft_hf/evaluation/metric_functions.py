@@ -1,7 +1,7 @@
 """The metrics as functions of arrays, and the counts of batches that they are computed from.
 
-The first four have the arguments and results of the classes of the same names, and raise a ValueError for columns or
-arguments that do not fit.
+The first four take the arguments of the classes of the same names, and raise a ValueError for columns or arguments
+that do not fit. `group_accuracy` returns a dictionary, as its class does; the others return a number.
 """
 
 import math

@@ -12,9 +12,9 @@ def named_retention_sets(datasets: Any, settings: ColumnSettings) -> dict[str, A
     columns = ColumnSettings(settings.image_column, settings.label_column)
     for name, dataset in named.items():
         if is_iterable(dataset):
-            message = (
-                "is an iterable dataset, which cannot be split among processes; pass one that can be read by index"
+            raise ValueError(
+                f"zero_shot_probe {name!r} is an iterable dataset, which cannot be split among processes; pass one "
+                "that can be read by index"
             )
-            raise ValueError(f"zero_shot_probe {name!r} {message}")
         resolve_evaluation_columns(dataset, columns, what=f"zero_shot_probe {name!r}")
     return named

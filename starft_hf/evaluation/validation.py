@@ -58,13 +58,15 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be a positive integer")
 
 
-def check_groups(groups: Iterable[Any], known: Iterable[Any], needed: Iterable[Any], source: str) -> None:
-    """Check that the groups with rows are all `known`, and all those `needed` have rows."""
+def check_groups(
+    groups: Iterable[Any], known: Iterable[Any], needed: Iterable[Any], source: str, how: str = ""
+) -> None:
+    """Check that the groups with rows are all `known`, and all those `needed` have rows; `how` to add a group."""
     groups, known = list(groups), list(known)
     if unknown := sorted({group for group in groups if group not in known}, key=str):
         raise ValueError(
             f"rows have the groups {unknown}, which {source} does not name; it names {known}. Correct the groups or "
-            f"add them to {source}, with 0 for groups that training did not have"
+            f"add them to {source}{how}"
         )
     if empty := [group for group in needed if group not in groups]:
         raise ValueError(
@@ -81,6 +83,8 @@ def check_shares(shares: Any, groups: Iterable[Any] | None) -> None:
         if not (isinstance(share, Real) and math.isfinite(share) and float(share) >= 0):
             raise ValueError(f"training_shares[{group!r}] is {share!r}; pass the group's training share or row count")
     if groups is not None:
-        check_groups(groups, shares, [group for group, share in shares.items() if share], "training_shares")
+        needed = [group for group, share in shares.items() if share]
+        how = ", with 0 for groups that training did not have"
+        check_groups(groups, shares, needed, "training_shares", how)
     if not any(shares.values()):
         raise ValueError(f"training_shares is {dict(shares)!r}; give at least one group a share above 0")

@@ -11,6 +11,7 @@ from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.card_edits import BEGIN, END
 from starft_hf.hub.record import RunRecord
 from starft_hf.objectives.regularizers import AUTO_WEIGHT
+from starft_hf.utils.names import readable
 from starft_hf.utils.text import markdown, one_line, percent, points
 
 
@@ -51,7 +52,7 @@ def default_template() -> Path:
 def render_card(content: CardContent, template: str | Path | None = None) -> ModelCard:
     """The card of a run, from a Jinja template with the variables of the package's own, which is the default."""
     record, metadata = content.record, _metadata(content)
-    names = [name.replace("_", " ") for name in record.class_names or ()]
+    names = [readable(name) for name in record.class_names or ()]
     shown = [markdown(name) for name in names[:_MOST_CLASSES]] + (["..."] if len(names) > _MOST_CLASSES else [])
     card: ModelCard = ModelCard.from_template(
         metadata,

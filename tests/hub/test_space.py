@@ -25,12 +25,12 @@ def models():
 
 def test_a_space_is_written_once_and_whole(tmp_path):
     (tmp_path / "report.html").write_text("<p>All owls</p>")
-    settings = SpaceSettings(models(), NAMES, title='Owls: "robust"')
+    settings = SpaceSettings(models(), NAMES, title='Owls 🦉: "robust"')
     folder = write_space(tmp_path / "space", settings, tmp_path / "report.html")
     written = sorted(path.name for path in folder.iterdir())
     assert written == ["README.md", "app.py", "report.html", "requirements.txt", "space.json"]
     assert SpaceSettings.load(folder) == settings
-    assert 'title: "Owls: \\"robust\\""' in (folder / "README.md").read_text()
+    assert 'title: "Owls 🦉: \\"robust\\""' in (folder / "README.md").read_text("utf-8")
     with pytest.raises(FileExistsError, match="would be overwritten"):
         write_space(folder, settings)
     with pytest.raises(FileNotFoundError, match="no report"):

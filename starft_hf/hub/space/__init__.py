@@ -64,7 +64,9 @@ def write_space(
     with folder_in_place_of(Path(folder)) as temporary:
         for name in _TEMPLATES:
             text = (files("starft_hf.hub.space") / "template" / name).read_text(encoding="utf-8")
-            text = text.replace("VERSION", __version__).replace("TITLE", json.dumps(settings.title))
+            # YAML does not combine the surrogates that JSON escapes an emoji as.
+            title = json.dumps(settings.title, ensure_ascii=False)
+            text = text.replace("VERSION", __version__).replace("TITLE", title)
             (temporary / name).write_text(text, encoding="utf-8")
         content = json.dumps(asdict(settings), indent=2, ensure_ascii=False) + "\n"
         (temporary / SETTINGS_FILE).write_text(content, encoding="utf-8")
