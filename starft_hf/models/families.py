@@ -30,7 +30,7 @@ class Family:
         checks_end_token: whether the tokenizer must end texts with the token `text_config.eos_token_id`.
         checks_image_size: whether the image processor must give images of `vision_config.image_size`.
         vision_tower, text_tower: the modules that embed images and texts.
-        lora_targets: patterns that the names of the modules end in which the LoRA presets adapt.
+        lora_targets: patterns for the ends of the names of the modules that the LoRA presets adapt.
     """
 
     temperature: str = "logit_scale"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
 from transformers.utils import logging
 
 from starft_hf.data.columns import ImageColumns
+from starft_hf.data.source import is_fingerprinted
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.fingerprint import images_fingerprint, model_fingerprint, preprocessing_fingerprint
 from starft_hf.spuriosity.discovery import check_labeled, discover
@@ -74,7 +74,7 @@ def pool_of_run(
     file = settings.folder / POOL_FILE
     key, search = None, settings.search
     # Changes of other datasets cannot be detected.
-    if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
+    if is_fingerprinted(dataset):
         key = digest(
             [
                 model_fingerprint(model),
@@ -118,7 +118,8 @@ def _chosen(result: DiscoveryResult) -> SpuriosityPool:
         rows = [str(row) for row in result.table if row.found]
         pool, outcome = found, f"{len(found)} templates of the pool {pool.name!r}: {'; '.join(rows[:10])}"
     elif found is not None:
-        outcome = f"the whole pool {pool.name!r}: what was found is restricted, and others would have no template"
+        why = "what was found is restricted to some classes, and the others would have no template"
+        outcome = f"the whole pool {pool.name!r}: {why}"
     if rank() == 0:
         logger.warning("spuriosity='auto' searched %d images and trains with %s.", len(result.labels), outcome)
     return SpuriosityPool.from_dict(pool.to_dict())

@@ -19,7 +19,7 @@ from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.scorer import Attribute, Scorer
 from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.spuriosity.statistics import Associations, Floats, Ints, labels_concerned
-from starft_hf.utils.files import check_free, write_bytes_atomically, write_text_atomically
+from starft_hf.utils.files import folder_in_place_of
 from starft_hf.utils.names import readable
 from starft_hf.utils.text import markdown
 
@@ -270,13 +270,12 @@ class DiscoveryResult:
         Raises:
             FileExistsError: if `folder` is a file or a folder that is not empty.
         """
-        folder = Path(folder)
-        check_free(folder)
-        write_text_atomically(folder / "discovery.md", self.as_markdown())
-        write_bytes_atomically(folder / "heat_map.png", as_png(self.heat_map()))
-        write_bytes_atomically(folder / "examples.png", as_png(self.examples()))
-        if self.found:
-            self.pool().save(folder / "pool.json")
+        with folder_in_place_of(Path(folder)) as temporary:
+            (temporary / "discovery.md").write_text(self.as_markdown(), encoding="utf-8")
+            (temporary / "heat_map.png").write_bytes(as_png(self.heat_map()))
+            (temporary / "examples.png").write_bytes(as_png(self.examples()))
+            if self.found:
+                self.pool().save(temporary / "pool.json")
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
