@@ -48,7 +48,7 @@ def test_pretraining_overwrites_nothing(tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     done = run_pretraining("--output", tmp_path, "--steps", 1)
     assert done.returncode == 2
-    assert "not empty" in done.stderr
+    assert "not an empty folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
