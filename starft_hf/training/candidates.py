@@ -54,6 +54,7 @@ class Candidates(ABC):
         drawn_per_batch: whether the texts are only known in the step, so that it encodes them.
         needs_class_captions: why captions must be made of class names, as a clause; None where any captions do.
         draws_templates: whether templates are drawn, so that their weights matter.
+        bounds_classes: whether it compares at most `max_classes` classes.
         fewest_classes: the smallest number of classes with which there is something to compare.
     """
 
@@ -62,6 +63,7 @@ class Candidates(ABC):
     drawn_per_batch = False
     needs_class_captions: str | None = None
     draws_templates = True
+    bounds_classes = False
     fewest_classes = 1
 
     def __init__(self, bank: CaptionBank, encode_texts: Any, seed: int, max_classes: int):
@@ -110,6 +112,7 @@ class ClassCaptions(Candidates):
     needs_embeddings = True
     drawn_per_batch = True
     needs_class_captions = "compares classes"
+    bounds_classes = True
     fewest_classes = 2
 
     def __init__(self, bank: CaptionBank, encode_texts: Any, seed: int, max_classes: int):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
+from transformers.utils import logging
 from typing_extensions import Self
 
 from starft_hf.data.captions import check_caption_templates
@@ -18,8 +19,11 @@ from starft_hf.data.decoding import RAISE
 from starft_hf.data.groups import GroupFunction
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.objectives.regularizers import get_regularizer
+from starft_hf.training.inherited_settings import check_inherited_settings
 from starft_hf.training.setting_checks import check_crop_scale, check_reg_weight, check_settings
 
+
+logger = logging.get_logger(__name__)
 
 # HfArgumentParser would read `float | str` as float, which refuses "auto".
 if TYPE_CHECKING:
@@ -28,15 +32,19 @@ else:
     NumberOrAuto = str
 
 # The scope of a setting: RUN is recorded in `starft.json`, and a resumed run must have the same; RECORDED is recorded
-# only; RESUMED must be the same only; IRRELEVANT is neither.
-RUN, RECORDED, RESUMED, IRRELEVANT = "run", "recorded", "resumed", "irrelevant"
+# only; IRRELEVANT is neither.
+RUN, RECORDED, IRRELEVANT = "run", "recorded", "irrelevant"
 
 # The scopes of settings that are inherited from `TrainingArguments`. All others are about the machine, or say where
 # things go.
 _INHERITED = {
     **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "optim"), RUN),
     **dict.fromkeys(("bf16", "data_seed", "dataloader_drop_last", "fp16", "gradient_accumulation_steps", "seed"), RUN),
-    **dict.fromkeys(("lr_scheduler_kwargs", "optim_args", "train_sampling_strategy"), RESUMED),
+    **dict.fromkeys(("label_smoothing_factor", "lr_scheduler_kwargs", "optim_args", "optim_target_modules"), RUN),
+    "train_sampling_strategy": RUN,
+    # They change how numbers are rounded.
+    **dict.fromkeys(("full_determinism", "tf32", "torch_compile", "torch_compile_backend"), RECORDED),
+    "torch_compile_mode": RECORDED,
 }
 
 
@@ -179,12 +187,8 @@ class StarFTConfig(TrainingArguments):
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("ece"):  # type: ignore[has-type]
             self.greater_is_better = False
         super().__post_init__()
+        check_inherited_settings(self)
         # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.
-        if self.accelerator_config.dispatch_batches:
-            raise ValueError(
-                "accelerator_config has dispatch_batches=True, which would cut the texts of a batch to the number "
-                "of its images; leave it unset"
-            )
         self.accelerator_config.dispatch_batches = False
         check_settings(self)
         self.reg_weight = check_reg_weight(self.reg_weight, get_regularizer(self.regularizer))
@@ -218,12 +222,22 @@ class StarFTConfig(TrainingArguments):
             FileNotFoundError: if there is no `starft.json` in the folder.
             ValueError: if it cannot be read.
         """
-        saved = RunRecord.load(source, revision).config
+        record = RunRecord.load(source, revision)
+        saved = record.config
         settings = {name: saved[name] for name in cls.settings_in(RUN, RECORDED) if name in saved}
         try:
-            return cls(**{**settings, **changes})
+            args = cls(**{**settings, **changes})
         except (TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"the settings in {RECORD_FILE} of {str(source)!r} cannot be used: {error!r}") from error
+        if record.processes != args.world_size and "per_device_train_batch_size" not in changes:
+            logger.warning(
+                "The run had %d processes and this one has %d, with %d images each per batch; for batches of the same "
+                "size, set per_device_train_batch_size.",
+                record.processes,
+                args.world_size,
+                args.per_device_train_batch_size,
+            )
+        return args
 
     @classmethod
     def settings_in(cls, *scopes: str) -> list[str]:

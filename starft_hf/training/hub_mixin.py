@@ -53,7 +53,8 @@ class HubMixin(Trainer):
         setup, start = self.setup, model_source(base_model_of(self.model), self._start)
         diagnostics = None if setup.sample_weights is None else setup.sample_weights.diagnostics
         return make_record(
-            self.args.recorded_settings,
+            # `auto_find_batch_size` may have found a smaller one.
+            {**self.args.recorded_settings, "per_device_train_batch_size": self._train_batch_size},
             setup.pool,
             getattr(self.train_dataset, "dataset", None),
             class_names=setup.plan.class_names,

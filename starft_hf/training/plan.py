@@ -1,6 +1,6 @@
 """What is known of a run before anything is loaded, and every check that needs no model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -23,13 +23,20 @@ from starft_hf.objectives.regularizers import NO_REGULARIZER, Regularizer, get_r
 from starft_hf.reference import CachePlan, ReferenceSettings, plan_cache
 from starft_hf.spuriosity.auto import Spuriosity, check_auto, given_pool
 from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
+from starft_hf.training.batch_size import check_batch
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.inherited_settings import defaults_of, settings_without_effect
 from starft_hf.utils.files import check_writable
 from starft_hf.utils.names import readable, unknown_name
 
 
 logger = logging.get_logger(__name__)
+
+NO_SEARCH = (
+    "StarFTTrainer does not support hyperparameter_search: the model it is given is the frozen reference as well, so "
+    "every trial needs a new StarFTTrainer. Make one per setting in a loop, or use starft_hf.compare"
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,9 @@ class RunPlan:
         regularizer = get_regularizer(args.regularizer)
         strategy = strategy_of(regularizer)
         needs_pool = args.reweight != "none" or strategy.needs_embeddings
+        for sentence in [*settings_without_effect(args), *_without_effect(given, strategy)]:
+            # Once, since a comparison makes many runs with the same settings.
+            logger.warning_once(sentence)
         pool = given_pool(given.spuriosity, args.discovery_pool) if needs_pool else None
         retention_sets = named_retention_sets(given.zero_shot_probe, args.column_settings())
         if dataset is None:
@@ -108,7 +118,7 @@ class RunPlan:
             _check_candidates(args, regularizer, pool, columns.class_names)
         _check_schedule(args, regularizer, streamed=is_iterable(dataset))
         check_labels(dataset, columns, what="train_dataset", several=True)
-        _check_size(args, dataset)
+        _check_size(args, dataset, strategy)
         if args.save_strategy != "no" and args.should_save:
             check_writable(Path(str(args.output_dir)), "output_dir")
         cache = _plan_cache(given, regularizer, columns)
@@ -182,16 +192,44 @@ def _check_arguments(given: RunInputs) -> None:
     args, passed = given.args, given.trainer_arguments
     if not isinstance(args, StarFTConfig):
         raise ValueError(f"args is a {type(args).__name__}; pass a StarFTConfig, which has the same settings and more")
-    if given.model is None or "model_init" in passed:
+    if passed.get("model_init") is not None:
+        raise ValueError(f"pass the model itself as `model`, and no model_init. {NO_SEARCH}")
+    if given.model is None:
         raise ValueError("pass the model itself, or its Hub id or path, as `model`: it is the reference as well")
     if passed.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would replace StarFT's loss; register a regularizer instead")
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16=True needs a GPU: on a CPU everything would be computed in float32; use bf16=True")
     if isinstance(given.peft_config, str):
         check_preset(given.peft_config)
     if args.n_gpu > 1:
         logger.warning("%d GPUs are visible to one process; only the first is used.", args.n_gpu)
         # DataParallel would compute the losses per GPU, on a part of the batch each.
         args._n_gpu = 1
+
+
+def _without_effect(given: RunInputs, strategy: type[Candidates]) -> Iterator[str]:
+    """What was set or passed for a part that this run does not have, as sentences."""
+    args = given.args
+    regularized, reweighted = args.regularizer != NO_REGULARIZER, args.reweight != "none"
+    reference = ("reference_cache", "reference_cache_dir", "reference_cache_dtype", "reference_text_cache_gib")
+    parts: list[tuple[bool, str, tuple[str, ...]]] = [
+        (regularized, f"regularizer={NO_REGULARIZER!r}", ("reg_weight", "reg_schedule", *reference)),
+        (regularized or reweighted, f"regularizer={NO_REGULARIZER!r}", ("reference_dtype",)),
+        (strategy.bounds_classes or not regularized, f"regularizer={args.regularizer!r}", ("reg_max_classes",)),
+        (reweighted, "reweight='none'", ("reweight_clip",)),
+        (given.spuriosity == "auto", "a given spuriosity pool", ("discovery_pool", "discovery_samples")),
+        (given.image_transform is None, "an image_transform", ("crop_scale",)),
+    ]
+    defaults = defaults_of(args)
+    for is_used, why, names in parts:
+        for name in names if not is_used else ():
+            if getattr(args, name) != defaults[name]:
+                yield f"{name}={getattr(args, name)!r} has no effect with {why}."
+    if given.reference_model is not None and not (regularized or reweighted):
+        yield f"reference_model has no effect with regularizer={NO_REGULARIZER!r}."
+    if not (reweighted or strategy.needs_embeddings or isinstance(given.spuriosity, str)):
+        yield f"spuriosity has no effect with regularizer={args.regularizer!r}, which compares no spurious captions."
 
 
 def _check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
@@ -297,9 +335,15 @@ def _check_schedule(config: StarFTConfig, regularizer: Regularizer | None, *, st
         logger.warning("reg_weight is 0; regularizer=%r does the same at less cost.", NO_REGULARIZER)
 
 
-def _check_size(config: StarFTConfig, dataset: Any) -> None:
-    """Check that a training set fills a batch, where incomplete ones are dropped."""
+def _check_size(config: StarFTConfig, dataset: Any, strategy: type[Candidates]) -> None:
+    """Check that there is something to compare in a batch and, where incomplete ones are dropped, that one is full."""
     batch = config.train_batch_size * config.world_size
+    check_batch(batch if is_iterable(dataset) else min(batch, len(dataset)), config.base_loss, strategy)
+    if not is_iterable(dataset) and len(dataset) % batch == 1 and not config.dataloader_drop_last:
+        logger.warning(
+            "The last batch of every epoch has one image, which is compared with nothing, so it trains nothing; set "
+            "dataloader_drop_last=True to leave it out."
+        )
     if config.dataloader_drop_last and not is_iterable(dataset) and len(dataset) < batch:
         raise ValueError(
             f"train_dataset has {len(dataset)} rows, fewer than the {batch} of a batch, and dataloader_drop_last=True "

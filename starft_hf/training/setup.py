@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import set_seed
 
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.collator import StarFTCollator
@@ -25,11 +26,13 @@ from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import DiscoverySettings, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.settings import SearchSettings
+from starft_hf.training.batch_size import check_batch
 from starft_hf.training.candidates import Candidates, NoCandidates
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.plan import RunInputs, RunPlan, reference_settings
 from starft_hf.training.reweighting import SampleWeights
-from starft_hf.training.step import BASE_LOSSES, TrainingStep
+from starft_hf.training.step import TrainingStep, base_loss
+from starft_hf.training.trained_weights import in_float32
 from starft_hf.utils.hashing import tensors_digest
 
 
@@ -83,10 +86,13 @@ class RunSetup:
         """Check what a run is given, then load and build what it is made of."""
         plan, args = RunPlan.check(given), given.args
 
+        # Weights that are initialized anew depend on the seed alone, and not on what was drawn before.
+        set_seed(args.seed)
         model = load_model(given.model)
         processor = load_processor(base_model_of(model), given.processing_class)
         check_dual_encoder(model)
-        model = with_adapter(model, given.peft_config)
+        set_seed(args.seed)
+        model = in_float32(with_adapter(model, given.peft_config))
         encoder = DualEncoder.of(model, processor, packed=args.mini_batch_size is None)
         plan.check_model(args, model)
 
@@ -146,6 +152,11 @@ class RunSetup:
             if part is not None:
                 part.prepare(device)
 
+    def restart(self, batch_size: int) -> None:
+        """Start the run anew, with another number of images per device."""
+        check_batch(batch_size * self.args.world_size, self.args.base_loss, self.plan.strategy)
+        set_seed(self.args.seed)
+
     def collator(self) -> StarFTCollator:
         """What makes batches of training and evaluation examples."""
         return StarFTCollator(
@@ -171,7 +182,7 @@ class RunSetup:
         """What computes the losses of a batch."""
         return TrainingStep(
             self.encoder,
-            BASE_LOSSES[self.args.base_loss],
+            base_loss(self.args.base_loss, self.args.label_smoothing_factor),
             self.candidates,
             self.plan.regularizer,
             self.reference,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,13 +47,19 @@ def contrastive_base_loss(outputs: DualOutput, gathered: GatheredBatch, batch: M
     return contrastive_rows(outputs.image_embeds, own, gathered.images, gathered.captions, outputs.logit_scale, *rest)
 
 
-def cross_entropy_base_loss(outputs: DualOutput, gathered: GatheredBatch, batch: Mapping[str, Any]) -> Tensor:
+def cross_entropy_base_loss(
+    outputs: DualOutput, gathered: GatheredBatch, batch: Mapping[str, Any], label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of the linear head: its terms, one per row."""
     assert outputs.head_logits is not None
-    return F.cross_entropy(outputs.head_logits, batch["labels"], reduction="none")
+    return F.cross_entropy(outputs.head_logits, batch["labels"], reduction="none", label_smoothing=label_smoothing)
 
 
-BASE_LOSSES: dict[str, BaseLoss] = {"contrastive": contrastive_base_loss, "cross_entropy": cross_entropy_base_loss}
+def base_loss(name: str, label_smoothing: float = 0.0) -> BaseLoss:
+    """The base loss of this name, one of "contrastive" and "cross_entropy"; only the second has labels to smooth."""
+    if name == "contrastive":
+        return contrastive_base_loss
+    return partial(cross_entropy_base_loss, label_smoothing=label_smoothing)
 
 
 @dataclass(frozen=True)

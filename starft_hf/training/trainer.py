@@ -32,6 +32,7 @@ from starft_hf.models.fsdp import forget_preparation, prepare_for_sharding
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
+from starft_hf.training.batch_size import check_retry
 from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, resuming_callbacks
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
@@ -40,11 +41,12 @@ from starft_hf.training.checkpointing.run_settings import run_settings
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.hub_mixin import HubMixin
 from starft_hf.training.nan_check import NaNCheck
-from starft_hf.training.plan import RunInputs
+from starft_hf.training.plan import NO_SEARCH, RunInputs
 from starft_hf.training.sampling import evaluation_sampler, training_sampler, with_own_generator
 from starft_hf.training.saving import restore_head, save_weights
 from starft_hf.training.setup import RunSetup
 from starft_hf.training.step import RunningLosses
+from starft_hf.training.trained_weights import check_trained, evaluation_precision
 from starft_hf.utils.collectives import destroy_process_group
 
 
@@ -103,6 +105,7 @@ class StarFTTrainer(HubMixin, Trainer):
     is_in_train: bool
     _evaluation: ClassifierEvaluation | None = None
     _scalars: Sequence[str] = ()
+    _initial_global_step = 0
 
     # The losses are means over the batch: Trainer has to divide them when it accumulates gradients.
     loss_is_scaled_for_ga = False
@@ -149,6 +152,7 @@ class StarFTTrainer(HubMixin, Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self.head = setup.add_head(self.model)
+        check_trained(self.model, self.head, *optimizers)
         self.training_losses = setup.training_step(self.head)
         self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
         self.checkpointer = Checkpointer()
@@ -166,7 +170,7 @@ class StarFTTrainer(HubMixin, Trainer):
 
         Args:
             resume_from_checkpoint: a checkpoint to resume from, as if the run had never ended; or True for the last
-                valid one in `output_dir`, and to start from the beginning where there is none.
+                valid one in `output_dir`, and to start from the beginning where there is none. None takes the setting.
             args: of `Trainer.train`.
             kwargs: of `Trainer.train`.
 
@@ -176,6 +180,9 @@ class StarFTTrainer(HubMixin, Trainer):
         """
         if self.train_dataset is None:
             raise ValueError("there is nothing to train on; pass train_dataset")
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        check_trained(self.model, self.head, None if self.is_fsdp_enabled else self.optimizer)
         self.record_start()
         self.checkpointer.start(self.args, self._run_settings)
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
@@ -243,7 +250,17 @@ class StarFTTrainer(HubMixin, Trainer):
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Not supported: every trial needs a trainer, and a reference, of its own."""
+        raise NotImplementedError(NO_SEARCH)
+
     # The hooks of Trainer's loop: one line each, to the component that is responsible.
+
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        check_retry(batch_size, self._train_batch_size, self.state.global_step - self._initial_global_step)
+        self.setup.restart(batch_size)
+        self.running_losses.restore(None, self.args.device)
+        super()._update_auto_batch_size(batch_size)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -296,9 +313,10 @@ class StarFTTrainer(HubMixin, Trainer):
             self.encoder, columns, self.args.zero_shot_templates, head, _KEPT_MISTAKES
         )
         self._keep_logits = self.compute_metrics is not None or description == "Prediction"
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-        )
+        with evaluation_precision(self.args, self.model):
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+            )
         self._evaluation = None
         result = evaluation.result(training_group_shares(self.train_dataset))
         name = metric_key_prefix.removeprefix("eval_")
@@ -313,8 +331,8 @@ class StarFTTrainer(HubMixin, Trainer):
         self,
         model: nn.Module,
         inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Classify one batch; returns no loss, and logits and labels where they are kept."""
         assert self._evaluation is not None

@@ -10,7 +10,7 @@ from datasets import Dataset, Image
 
 from starft_hf.hub.record import RunRecord
 from starft_hf.models.adapters import is_adapted
-from starft_hf.training.configuration import RESUMED, RUN, StarFTConfig
+from starft_hf.training.configuration import RUN, StarFTConfig
 
 
 _SAMPLED_ROWS = 16
@@ -26,7 +26,6 @@ def run_settings(args: StarFTConfig, record: RunRecord, model: Any, examples: An
         examples: the training examples.
     """
     config = {name: record.config[name] for name in args.settings_in(RUN)}
-    config |= {name: getattr(args, name) for name in args.settings_in(RESUMED)}
     # Any number of processes may share a batch, as long as it is the same batch.
     config["images_per_step"] = args.train_batch_size * args.world_size
     config["caption_templates"] = args.caption_templates

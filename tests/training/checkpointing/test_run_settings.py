@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from starft_hf import CheckpointError, SpuriosityPool, StarFTConfig, StarFTTrainer
 from starft_hf.training.checkpointing.files import CHECKPOINT_FILE
-from starft_hf.training.configuration import IRRELEVANT, RECORDED, RESUMED, RUN
+from starft_hf.training.configuration import IRRELEVANT, RECORDED, RUN
 from tests.support.runs import steps
 from tests.support.tiny import make_dataset
 
@@ -137,7 +137,7 @@ def test_every_setting_has_a_scope():
     inherited = {part.name for part in dataclasses.fields(TrainingArguments)} - {part.name for part in own}
     assert {"seed", "optim", "max_steps", "bf16"} <= inherited & set(StarFTConfig.settings_in(RUN))
     assert {"output_dir", "hub_token", "report_to"} <= inherited & set(StarFTConfig.settings_in(IRRELEVANT))
-    named = [name for scope in (RUN, RECORDED, RESUMED, IRRELEVANT) for name in StarFTConfig.settings_in(scope)]
+    named = [name for scope in (RUN, RECORDED, IRRELEVANT) for name in StarFTConfig.settings_in(scope)]
     assert sorted(named) == sorted(part.name for part in dataclasses.fields(StarFTConfig) if part.init)
 
     @dataclasses.dataclass
