@@ -146,8 +146,12 @@ class AdapterReference(LiveReference):
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
         adapted: Any = self.model
+        trained = [(value, value.requires_grad) for value in self.model.parameters()]
         with adapted.disable_adapter(), evaluation_mode(self.model):
             yield
+        # PEFT switches the adapter on with gradients for all of it, whatever was frozen.
+        for value, requires_grad in trained:
+            value.requires_grad_(requires_grad)
 
     def _adapter_does_nothing(self) -> bool:
         """Whether a blank image and a short text have the same embeddings with the adapter on and off."""

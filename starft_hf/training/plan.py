@@ -27,6 +27,7 @@ from starft_hf.training.batch_size import check_batch
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.inherited_settings import defaults_of, settings_without_effect
+from starft_hf.training.trained_weights import check_adapter
 from starft_hf.utils.files import check_writable
 from starft_hf.utils.names import readable, unknown_name
 
@@ -130,6 +131,8 @@ class RunPlan:
         Raises:
             ValueError: naming what does not fit and what to change.
         """
+        # Before the reference switches the adapter off and on, which would make PEFT train it.
+        check_adapter(model)
         if is_adapted(model) and self.regularizer is not None and self.regularizer.needs_weights:
             raise ValueError(
                 f"regularizer={self.regularizer.name!r} compares the weights with those they started from, and with "
@@ -212,7 +215,7 @@ def _without_effect(given: RunInputs, strategy: type[Candidates]) -> Iterator[st
     """What was set or passed for a part that this run does not have, as sentences."""
     args = given.args
     regularized, reweighted = args.regularizer != NO_REGULARIZER, args.reweight != "none"
-    reference = ("reference_cache", "reference_cache_dir", "reference_cache_dtype", "reference_text_cache_gib")
+    reference = ("reference_cache", "reference_cache_dtype", "reference_text_cache_gib")
     parts: list[tuple[bool, str, tuple[str, ...]]] = [
         (regularized, f"regularizer={NO_REGULARIZER!r}", ("reg_weight", "reg_schedule", *reference)),
         (regularized or reweighted, f"regularizer={NO_REGULARIZER!r}", ("reference_dtype",)),

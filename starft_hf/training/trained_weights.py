@@ -22,11 +22,19 @@ def in_float32(model: nn.Module) -> nn.Module:
 
     Updates of fine-tuning are smaller than what half precision resolves, so most would be rounded away. Under an
     adapter the base weights, which do not move, keep their dtype. `bf16=True` computes in half precision all the same.
+
+    Raises:
+        ValueError: if an adapter trains whole modules of a half-precision base, which get inputs of its dtype.
     """
     narrow = {str(value.dtype) for value in model.parameters() if value.requires_grad and _is_narrow(value)}
     if not narrow or getattr(model, "quantization_method", None) is not None:
         return model
     if is_adapted(model):
+        if any(".modules_to_save." in name for name, _ in model.named_parameters()):
+            raise ValueError(
+                f"modules_to_save would train modules of a model in {narrow.pop()}, in which most updates would be "
+                "rounded away; load the model with dtype=torch.float32, or leave modules_to_save out"
+            )
         for value in model.parameters():
             if value.requires_grad and _is_narrow(value):
                 value.data = value.data.float()
@@ -53,9 +61,8 @@ def check_trained(model: nn.Module, head: nn.Module | None, optimizer: Any = Non
         ValueError: if nothing but the temperature would be trained, base weights under an adapter would be, or the
             optimizer or scheduler belongs to other parameters.
     """
+    check_adapter(model)
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    if is_adapted(model):
-        _check_adapter(trained, model)
     if all(name.rpartition(".")[-1] in LOGIT_PARAMETERS for name in trained):
         frozen = sum(1 for _ in model.parameters()) - len(trained)
         raise ValueError(
@@ -72,7 +79,11 @@ def check_trained(model: nn.Module, head: nn.Module | None, optimizer: Any = Non
         )
 
 
-def _check_adapter(trained: Mapping[str, Tensor], model: Any) -> None:
+def check_adapter(model: Any) -> None:
+    """Raise ValueError if `model` has an adapter that is frozen, or trains base weights beside it."""
+    if not is_adapted(model):
+        return
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
     of_adapter = {name for name in trained if model.base_model.prefix in name or ".modules_to_save." in name}
     if not of_adapter:
         raise ValueError(
