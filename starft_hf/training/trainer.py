@@ -37,6 +37,7 @@ from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, re
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.interruption import TrainingInterrupted, replace_jit_checkpoint
+from starft_hf.training.checkpointing.resuming import ResumeCheck
 from starft_hf.training.checkpointing.run_settings import run_settings
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.hub_mixin import HubMixin
@@ -146,7 +147,7 @@ class StarFTTrainer(HubMixin, Trainer):
             eval_dataset=setup.eval_dataset,
             processing_class=setup.processor,
             compute_metrics=compute_metrics,
-            callbacks=[EpochCallback(setup.epoch), self.batch_counter, *(callbacks or [])],
+            callbacks=[EpochCallback(setup.epoch), self.batch_counter, ResumeCheck(), *(callbacks or [])],
             optimizers=optimizers,
             **kwargs,
         )
@@ -185,17 +186,18 @@ class StarFTTrainer(HubMixin, Trainer):
         check_trained(self.model, self.head, None if self.is_fsdp_enabled else self.optimizer)
         self.record_start()
         self.checkpointer.start(self.args, self._run_settings)
-        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-        self.checkpointer.remove_flawed(self.args)
-        self.running_losses.restore(None, self.args.device)
         try:
-            with self.interruption.listening(self.args), explained_worker_deaths():
-                self.setup.prepare(self.args.device)
-                self._prepare_model()
-                before = self.setup.evaluate_retention_sets(self.model, self.args)
-                output = super().train(checkpoint and str(checkpoint), *args, **kwargs)
-                self._record_retention(before)
-                self.publish_trained()
+            with self.checkpointer.exclusive(self.args), self.interruption.listening(self.args):
+                checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+                self.checkpointer.remove_flawed(self.args)
+                self.running_losses.restore(None, self.args.device)
+                with explained_worker_deaths():
+                    self.setup.prepare(self.args.device)
+                    self._prepare_model()
+                    before = self.setup.evaluate_retention_sets(self.model, self.args)
+                    output = super().train(checkpoint and str(checkpoint), *args, **kwargs)
+                    self._record_retention(before)
+                    self.publish_trained()
         except TrainingInterrupted as interrupted:
             self._end_interrupted(interrupted)
             raise

@@ -81,12 +81,28 @@ def move_folder(source: Path, path: Path) -> None:
     if path.exists():
         # Not every system can rename a folder to the name of an empty one.
         path.rmdir()
-    for content in (*source.rglob("*"), source):
+    flush_folder(source)
+    os.rename(source, path)
+    _flush(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder to disk, with everything in it: a power cut leaves all of it, under its name once that is."""
+    for content in (*folder.rglob("*"), folder):
         # Of a link, the folder that names it is flushed.
         if not content.is_symlink():
             _flush(content)
-    os.rename(source, path)
+
+
+def remove_at_last(path: Path) -> None:
+    """Remove a file that marks its folder as incomplete, once everything in the folder is on the disk.
+
+    On return the folder and its name in its own folder are on the disk, without the file.
+    """
+    flush_folder(path.parent)
+    path.unlink(missing_ok=True)
     _flush(path.parent)
+    _flush(path.parent.parent)
 
 
 def _flush(path: Path) -> None:

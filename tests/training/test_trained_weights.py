@@ -53,9 +53,7 @@ def test_a_half_precision_base_under_an_adapter_stays_and_the_adapter_does_not(c
 
 def test_whole_modules_of_a_half_precision_base_are_refused(clip, train):
     adapter = LoraConfig(**LORA, modules_to_save=["visual_projection"])
-    with pytest.raises(
-        ValueError, match=r"modules_to_save .*bfloat16.*with dtype=torch\.float32"
-    ):
+    with pytest.raises(ValueError, match=r"modules_to_save .*bfloat16.*with dtype=torch\.float32"):
         train(clip.to(torch.bfloat16), {"peft_config": adapter})
 
 

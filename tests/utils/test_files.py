@@ -1,30 +1,7 @@
 """Atomic writes reach the disk before they have their final name."""
 
-import os
-
 from starft_hf.utils.files import file_in_place_of, folder_in_place_of
-
-
-def recorded(monkeypatch):
-    """The calls of fsync, replace and rename, with the names of what they were called on."""
-    calls = []
-
-    def record(name, names_of):
-        call = getattr(os, name)
-
-        def recording(*arguments):
-            calls.append((name, *names_of(*arguments)))
-            return call(*arguments)
-
-        monkeypatch.setattr(os, name, recording)
-
-    def last(path):
-        return os.path.basename(path)
-
-    record("fsync", lambda descriptor: [last(os.readlink(f"/proc/self/fd/{descriptor}"))])
-    record("replace", lambda source, path: [last(source), last(path)])
-    record("rename", lambda source, path: [last(source), last(path)])
-    return calls
+from tests.support.disk import recorded
 
 
 def test_a_file_is_flushed_before_and_its_folder_after_the_rename(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Finding, writing and reading the checkpoints of a run."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
 from starft_hf.training.checkpointing.files import (
@@ -20,9 +19,12 @@ from starft_hf.training.checkpointing.files import (
     last_valid_checkpoint,
     mark_complete,
     marked_incomplete,
+    name_of,
     read_content,
     remove_from_rotation,
+    rotate,
 )
+from starft_hf.training.checkpointing.lock import exclusive
 from starft_hf.training.checkpointing.run_settings import differences
 from starft_hf.utils.collectives import all_processes_agree, rank, run_on_main_process
 
@@ -46,6 +48,19 @@ class Checkpointer:
     def start(self, args: Any, run_settings: Callable[[], dict[str, Any]]) -> None:
         """Compute the run settings of a training, before it changes the weights that are part of them."""
         self._settings = run_settings() if args.should_save and args.save_strategy != "no" else None
+
+    @contextmanager
+    def exclusive(self, args: Any) -> Iterator[None]:
+        """Let no other run write checkpoints to `output_dir` until exit; in all processes.
+
+        Raises:
+            CheckpointError: if another one does.
+        """
+        with ExitStack() as stack:
+            if args.save_strategy != "no":
+                folder = Path(str(args.output_dir))
+                run_on_main_process(lambda: stack.enter_context(exclusive(folder)))
+            yield
 
     def find(
         self, args: Any, wanted: str | PathLike[str] | bool | None, run_settings: Callable[[], dict[str, Any]]
@@ -159,12 +174,8 @@ class Checkpointer:
         for action in postponed:
             action()
         if writes:
-            rotate_checkpoints(
-                output_dir=str(folder.parent),
-                save_total_limit=args.save_total_limit,
-                best_model_checkpoint=state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            best = state.best_model_checkpoint
+            rotate(folder, args.save_total_limit, keep=[] if best is None else [name_of(best)])
 
     def once_valid(self, action: Callable[..., None], *arguments: Any) -> None:
         """Do something with a checkpoint now, or once the one that is being written is valid."""

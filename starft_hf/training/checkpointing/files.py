@@ -9,22 +9,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from starft_hf.utils.files import read_text, unused_folder, write_text_atomically
+from starft_hf.utils.files import read_text, remove_at_last, unused_folder, write_text_atomically
 
 
 CHECKPOINT_FILE = "starft_checkpoint.json"
 MARK = "checkpoint-is-incomplete.txt"
-_STATE = "trainer_state.json"
+STATE_FILE = "trainer_state.json"
 # Nothing resumes from them, and published checkpoints lack them, because they hold the paths of a machine.
 _UNLISTED = (MARK, CHECKPOINT_FILE, "training_args.bin")
 _FORMAT = 1
@@ -72,12 +72,12 @@ def marked_incomplete(folder: Path) -> Iterator[None]:
 
 
 def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:
-    """Flush the files of a checkpoint to the disk, list them beside `content`, and remove the mark."""
+    """List the files of a checkpoint beside `content`, and remove the mark once all of it is on the disk."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = {name: _state_of(folder / name, to_disk=True) for name in names if name not in _UNLISTED}
+    files = {name: _state_of(folder / name) for name in names if name not in _UNLISTED}
     text = json.dumps({"format": _FORMAT, **content, "files": files}, indent=2, ensure_ascii=False) + "\n"
     write_text_atomically(folder / CHECKPOINT_FILE, text)
-    (folder / MARK).unlink(missing_ok=True)
+    remove_at_last(folder / MARK)
 
 
 def read_content(folder: Path) -> dict[str, Any] | None:
@@ -122,9 +122,9 @@ def flaw_of(folder: Path) -> str | None:
         if _state_of(folder / name) != expected:
             return f"{name} has changed since it was written"
     try:
-        TrainerState.load_from_json(str(folder / _STATE))
+        TrainerState.load_from_json(str(folder / STATE_FILE))
     except (OSError, ValueError, TypeError):
-        return f"{_STATE} is missing or damaged, so it is not a complete checkpoint of a run"
+        return f"{STATE_FILE} is missing or damaged, so it is not a complete checkpoint of a run"
     return None
 
 
@@ -151,6 +151,31 @@ def remove_from_rotation(flaws: Sequence[Flaw]) -> None:
             flaw.folder.rename(unused_folder(str(flaw.folder.with_name(f"damaged-{flaw.folder.name}"))))
 
 
+def rotate(folder: Path, limit: int | None, keep: Collection[str]) -> None:
+    """Remove the oldest checkpoints beside `folder`, the latest one, so that `limit` are left.
+
+    Their age is that of their steps, since clocks may have been wrong. What has a later step than `folder` was written
+    by an earlier run, so it goes first.
+
+    Args:
+        folder: the checkpoint that was written last; it stays.
+        limit: how many to leave; None or 0 removes none.
+        keep: the names of further ones that stay, even beyond the limit.
+    """
+    if not limit or limit < 0:
+        return
+    found = _checkpoints(folder.parent)
+    late = [path for path in found if step_of(path) > step_of(folder)]
+    removable = [path for path in (*late, *found) if path != folder and path.name not in keep]
+    for path in list(dict.fromkeys(removable))[: max(len(found) - limit, 0)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def name_of(checkpoint: str) -> str:
+    """The name of a checkpoint's folder, which may have been written on another system."""
+    return PureWindowsPath(checkpoint).name
+
+
 def step_of(folder: Path) -> int:
     """The step of a checkpoint, by the name of its folder."""
     return int(folder.name.rpartition("-")[2])
@@ -162,12 +187,10 @@ def _checkpoints(output_dir: Path) -> list[Path]:
     return sorted((path for path in found if path.is_dir() and path.name.rpartition("-")[2].isdecimal()), key=step_of)
 
 
-def _state_of(file: Path, *, to_disk: bool = False) -> dict[str, Any]:
+def _state_of(file: Path) -> dict[str, Any]:
     hasher, size = hashlib.blake2b(digest_size=16), 0
-    with file.open("r+b" if to_disk else "rb") as opened:
+    with file.open("rb") as opened:
         while block := opened.read(2**20):
             hasher.update(block)
             size += len(block)
-        if to_disk:
-            os.fsync(opened.fileno())
     return {"size": size, "checksum": hasher.hexdigest()}

@@ -1,5 +1,6 @@
 """The component that finds, writes and reads checkpoints, without a trainer."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from transformers import TrainerState
 from starft_hf import CheckpointError
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import MARK, flaw_of, read_content
+from tests.support.disk import recorded
 
 
 class Run:
@@ -17,7 +19,7 @@ class Run:
         self.args = args
         self.settings = {"model": "abc", "seed": 0} | settings
         self.checkpointer = Checkpointer()
-        self.computed = 0
+        self.computed, self.best = 0, None
         self.start()
 
     def run_settings(self):
@@ -31,7 +33,7 @@ class Run:
         return self.checkpointer.find(self.args, wanted, self.run_settings)
 
     def write(self, step, save=lambda folder: None):
-        state = TrainerState(global_step=step)
+        state = TrainerState(global_step=step, best_model_checkpoint=self.best)
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
 
         def everything():
@@ -127,6 +129,56 @@ def test_flawed_ones_are_kept_out_of_rotation(make, tmp_path):
     run.checkpointer.remove_flawed(run.args)
     names = sorted(path.name for path in tmp_path.iterdir() if "checkpoint" in path.name)
     assert names == ["checkpoint-1", "damaged-checkpoint-2"]
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_an_older_one_is_removed(make, tmp_path, monkeypatch):
+    """Its content, its list, its folders and their names, and that it is not marked as incomplete any more."""
+    run = make(save_total_limit=1)
+    run.write(1)
+    calls = recorded(monkeypatch)
+
+    def save(folder):
+        (folder / "shards").mkdir()
+        (folder / "shards" / "0").write_bytes(b"0")
+
+    run.write(2, save)
+    listed = calls.index(("fsync", next(name for call, *names in calls for name in names if "starft_ch" in name)))
+    unmarked = calls.index(("unlink", MARK))
+    removed = next(place for place, call in enumerate(calls) if call == ("unlink", "weights"))
+    content = {("fsync", name) for name in ("weights", "trainer_state.json", "0", "shards", "checkpoint-2", MARK)}
+    assert content <= set(calls[:unmarked])
+    assert listed < unmarked
+    assert {("fsync", "checkpoint-2"), ("fsync", tmp_path.name)} <= set(calls[unmarked:removed])
+
+
+def test_rotation_goes_by_steps_and_not_by_clocks(make, tmp_path):
+    run = make(save_total_limit=2)
+    os.utime(run.write(1), (4e9, 4e9))
+    for step in (2, 3):
+        run.write(step)
+    assert left(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_rotation_starts_with_what_an_earlier_run_has_left(make, tmp_path):
+    make().write(80)
+    make().write(90)
+    run = make(save_total_limit=2)
+    run.write(1)
+    assert left(tmp_path) == ["checkpoint-1", "checkpoint-90"]
+    run.write(2)
+    assert left(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_the_best_checkpoint_stays_wherever_it_was_written(make, tmp_path):
+    run = make(save_total_limit=1)
+    run.best = "C:\\elsewhere\\checkpoint-1"
+    for step in (1, 2, 3):
+        run.write(step)
+    assert left(tmp_path) == ["checkpoint-1", "checkpoint-3"]
+
+
+def left(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_run_settings_are_computed_once_per_training(make):
