@@ -103,7 +103,6 @@ def test_nothing_names_the_machine_or_the_person(train, tmp_path, monkeypatch):
         "reference_cache_dir": str(tmp_path / "someones"),
         "logging_dir": str(tmp_path / "someones"),
         "card_template": str(tmp_path / "someones" / "card.md"),
-        "resume_from_checkpoint": str(tmp_path / "someones"),
         "discovery_pool": str(pool),
         "project": "someones",
     }
@@ -324,7 +323,7 @@ def test_where_the_training_data_is_from(config, dataset, tmp_path):
 
 
 def test_names_that_would_break_the_card(config, tmp_path):
-    names = ["a|b", "<script>alert(1)</script>", "```", "{{ 7 * 7 }}"]
+    names = ["a|b", "<script>alert(1)</script>", "```", "{{ 7777 * 7777 }}"]
     rows = make_dataset(class_names=names)
     args = config(output_dir=str(tmp_path / "run"), max_steps=1)
     trainer = StarFTTrainer(
@@ -337,7 +336,7 @@ def test_names_that_would_break_the_card(config, tmp_path):
     # In code, and on a line of its own.
     text = text.replace("- `{} 'in' the snow. <script>alert(2)</script>`\n", "")
     assert "<script>" not in text.replace("'<script>alert(1)</script>'", "")
-    assert "49" not in text.split("## Training")[0]
+    assert str(7777 * 7777) not in text
     assert "x \\| y" in text
 
 
