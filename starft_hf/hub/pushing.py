@@ -1,20 +1,27 @@
 """Publishing folders on the Hub, with errors that say what failed and how to try again."""
 
+import glob
 import os
 import shlex
+import threading
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, errors
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from starft_hf.hub.card_edits import CARD_FILE, keep_published_edits
+from starft_hf.hub.publishable import left_out, publishable
+from starft_hf.hub.waiting import answered, in_background, upload_limit
 from starft_hf.utils.files import read_text
 
 
-# Not to be published: the last one holds paths and the token.
-_IGNORED = ["_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*", "training_args.bin"]
+logger = logging.get_logger(__name__)
+
+# Two commits at once to the same branch would be in each other's way.
+_ONE_UPLOAD = threading.Lock()
 
 _REASONS: dict[int | None, str] = {
     401: "nobody is logged in, or the token is not valid. Log in with `hf auth login` or set HF_TOKEN.",
@@ -37,14 +44,17 @@ def push_folder(
     token: str | None = None,
     message: str = "Upload model",
     path_in_repo: str | None = None,
+    include: Sequence[str] | None = None,
     blocking: bool = True,
+    timeout: float | None = None,
 ) -> Any:
-    """Publish a folder that a run has saved; a repository and a branch that do not exist are created.
+    """Publish the model in a folder that a run has saved; a repository and a branch that do not exist are created.
 
     What people have written into the card on the Hub is brought into the folder first.
 
     Args:
-        folder: with the model, its processor, `starft.json` and its card. Checkpoints in it are not published.
+        folder: with the model, its processor, `starft.json` and its card. Only these files are published, and which
+            others are not is logged; links that leave the folder are not followed.
         repo_id: "name" or "organization/name".
         private: whether a new repository is private; None is the account's default.
         revision: the branch; None is main.
@@ -52,7 +62,10 @@ def push_folder(
         token: with write access; None is the one that is logged in.
         message: of the commit.
         path_in_repo: the folder in the repository; None is its root.
+        include: further files, as paths or patterns relative to the folder, such as `"notes/*.md"`.
         blocking: whether to wait until it is done.
+        timeout: seconds that the Hub may take to answer a request, 60 by default; an upload may take a second more for
+            every 100 KB.
 
     Returns:
         The commit, as `HfApi.upload_folder` does, or with `blocking=False` a future of it.
@@ -60,40 +73,65 @@ def push_folder(
     Raises:
         PushError: if it could not be published.
     """
+    folder = Path(folder)
     try:
-        repo_id = open_repository(repo_id, private=private, revision=revision, token=token)
-        if path_in_repo is None and (Path(folder) / CARD_FILE).is_file():
-            keep_published_edits(Path(folder), _published_card(repo_id, revision, token))
-        api = HfApi(token=token)
+        names, others = publishable(folder, include or ())
+        if others and path_in_repo is None:
+            logger.warning_once(left_out(folder, others))
+        if not names:
+            raise FileNotFoundError("there is no file of a model in the folder")
+        repo_id = open_repository(repo_id, private=private, revision=revision, token=token, timeout=timeout)
+        if path_in_repo is None and CARD_FILE in names:
+            published = answered(lambda: _published_card(repo_id, revision, token), "its model card", timeout)
+            keep_published_edits(folder, published)
+        api, limit = HfApi(token=token), upload_limit(sum((folder / name).stat().st_size for name in names), timeout)
 
         def upload() -> Any:
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=Path(folder),
-                path_in_repo=path_in_repo,
-                commit_message=message,
-                revision=revision,
-                ignore_patterns=_IGNORED,
-            )
-            if tag is not None:
-                api.create_tag(repo_id, tag=tag, revision=commit.oid)
+            if not _ONE_UPLOAD.acquire(timeout=limit):
+                raise TimeoutError("an earlier upload has not ended")
+            try:
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    path_in_repo=path_in_repo,
+                    commit_message=message,
+                    revision=revision,
+                    allow_patterns=[glob.escape(name) for name in names],
+                )
+                if tag is not None:
+                    api.create_tag(repo_id, tag=tag, revision=commit.oid)
+            finally:
+                _ONE_UPLOAD.release()
             return commit
 
-        return upload() if blocking else api.run_as_future(upload)
+        return answered(upload, f"the upload of {folder.name}", limit) if blocking else in_background(upload)
     except Exception as error:
         kept = advice(folder, repo_id, private=private, revision=revision, tag=tag)
         raise PushError(f"{reason(error, repo_id)} {kept}") from error
 
 
 def open_repository(
-    repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    timeout: float | None = None,
 ) -> str:
-    """Create a model repository and a branch if they do not exist; returns the full id, with the owner."""
+    """Create a model repository and a branch if they do not exist; returns the full id, with the owner.
+
+    Raises:
+        HubTimeoutError: if the Hub does not answer within `timeout` seconds.
+    """
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return repo_id
+
+    def create() -> str:
+        full_id = str(api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
+        if revision is not None:
+            api.create_branch(full_id, branch=revision, exist_ok=True)
+        return full_id
+
+    return answered(create, f"the repository {repo_id}", timeout)
 
 
 def _published_card(repo_id: str, revision: str | None, token: str | None) -> str | None:

@@ -3,6 +3,7 @@
 # `_setting` makes a new field at every call.
 # ruff: noqa: RUF009
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 from os import PathLike
@@ -126,6 +127,10 @@ class StarFTConfig(TrainingArguments):
 
     Args: Parameters that control the run
         card_template (`str`, *optional*): file with a Jinja template of the model card; None is the package's own.
+        hub_include (`list[str]`, *optional*): further files of `output_dir` to publish, as paths or patterns such as
+            "notes/*.md". Without it, files of the model, its record and its card are.
+        hub_timeout (`float`, defaults to `60.0`): seconds that the Hub may take to answer a request; an upload may
+            take a second more for every 100 KB.
         ignore_mismatched_settings (`bool`, defaults to `False`): resume from a checkpoint although the run that wrote
             it had other settings, pool, classes, model or data, with a warning.
 
@@ -180,6 +185,8 @@ class StarFTConfig(TrainingArguments):
     decay_all_parameters: bool = _setting(True, RUN, "Decay biases and norms as well.")
     eval_templates: list[str] | None = _setting(None, RECORDED, "Prompt ensemble of zero-shot classifiers.")
     card_template: str | None = _setting(None, IRRELEVANT, "File with a template of the model card.")
+    hub_include: list[str] | None = _setting(None, IRRELEVANT, "Further files to publish, as paths or patterns.")
+    hub_timeout: float = _setting(60.0, IRRELEVANT, "Seconds that the Hub may take to answer a request.")
     ignore_mismatched_settings: bool = _setting(False, IRRELEVANT, "Resume from a run with other settings.")
 
     def __post_init__(self) -> None:
@@ -205,6 +212,23 @@ class StarFTConfig(TrainingArguments):
                 "remove_unused_columns=True would delete the image column before its use; keep it False, and choose "
                 "columns by image_column, label_column, caption_column and group_column"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickles hold, such as `training_args.bin`: no token."""
+        return {**self.__dict__, "hub_token": None}
+
+    # Copies are made by way of pickling unless they are defined, and would lose the token.
+
+    def __copy__(self) -> Self:
+        copied = object.__new__(type(self))
+        copied.__dict__ = self.__dict__.copy()
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike[str], *, revision: str | None = None, **changes: Any) -> Self:

@@ -1,11 +1,11 @@
 """The public methods of the trainer that publish a run. A push that fails never ends it."""
 
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from transformers.utils.hub import PushInProgress
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.card_edits import update_card
 from starft_hf.hub.model_card import CardContent, render_card
+from starft_hf.hub.publishable import publishable
 from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
 from starft_hf.hub.record import RunRecord, make_record, model_source, public_id
+from starft_hf.hub.waiting import HubTimeoutError, answered, result_of, upload_limit
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
+from starft_hf.training.checkpointing.publishing import copy_to_publish
 from starft_hf.training.setup import RunSetup
 from starft_hf.utils.hashing import tensors_digest
 
@@ -31,11 +34,6 @@ from starft_hf.utils.hashing import tensors_digest
 logger = logging.get_logger(__name__)
 
 _FIGURES = "figures"
-
-# What a checkpoint holds to resume from, and not of the model.
-_OF_THE_RUN = re.compile(
-    r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args|ema|starft_checkpoint)\b|rng_state_"
-)
 
 
 class HubMixin(Trainer):
@@ -140,7 +138,7 @@ class HubMixin(Trainer):
             zero_shot=self.zero_shot_results,
             adapter=adapter,
             head=(folder / HEAD_FILE).is_file(),
-            license=license or _license_of(record.start["id"], self.args.hub_token),
+            license=license or _license_of(record.start["id"], self.args.hub_token, self.args.hub_timeout),
             datasets=_dataset_ids(getattr(self.train_dataset, "dataset", None)) if datasets is None else datasets,
             tags=stated.get("tags", ()),
             figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
@@ -158,6 +156,7 @@ class HubMixin(Trainer):
         """Where and how this run is published; what is not None in `changes` wins."""
         args = self.args
         own = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
+        own["timeout"] = args.hub_timeout
         return own | {name: value for name, value in changes.items() if value is not None}
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -216,8 +215,9 @@ class HubMixin(Trainer):
         self.create_model_card(**kwargs)
         self._finish_current_push()
         settings = self._push_settings(token=token, private=private, revision=revision)
-        repo_id, message = self.hub_model_id or self._wanted_repo, commit_message or "End of training"
-        return push_folder(str(self.args.output_dir), repo_id, tag=tag, message=message, blocking=blocking, **settings)
+        settings |= {"message": commit_message or "End of training", "include": self.args.hub_include}
+        repo_id = self.hub_model_id or self._wanted_repo
+        return push_folder(str(self.args.output_dir), repo_id, tag=tag, blocking=blocking, **settings)
 
     def publish_trained(self) -> None:
         """At the end of a run that is pushed as it trains: publish the model with its results.
@@ -253,7 +253,9 @@ class HubMixin(Trainer):
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / repo_id.split("/")[-1]
             self._save_merged(folder, repo_id)
-            return push_folder(folder, repo_id, **{"token": self.args.hub_token, **kwargs})
+            return push_folder(
+                folder, repo_id, **{"token": self.args.hub_token, "timeout": self.args.hub_timeout, **kwargs}
+            )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         strategy = self.args.hub_strategy
@@ -262,7 +264,7 @@ class HubMixin(Trainer):
         self._log_failed_pushes()
         in_progress: Any = self.push_in_progress
         running = in_progress is not None and not in_progress.is_done()
-        if running and not self.args.hub_always_push:
+        if running and not self.args.hub_always_push and strategy != HubStrategy.ALL_CHECKPOINTS:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         try:
@@ -272,17 +274,20 @@ class HubMixin(Trainer):
             if repo_id is None:
                 return
             output = Path(str(self.args.output_dir))
-            for file in Path(checkpoint_folder).iterdir():
-                if file.is_file() and not _OF_THE_RUN.match(file.name):
-                    shutil.copy(file, output / file.name)
+            for name in publishable(Path(checkpoint_folder))[0]:
+                shutil.copy(Path(checkpoint_folder) / name, output / name)
             self.create_model_card()
             message = f"Training in progress, step {self.state.global_step}"
             settings = self._push_settings(message=message, blocking=False)
-            jobs = [push_folder(output, repo_id, **settings)]
+            jobs = [push_folder(output, repo_id, include=self.args.hub_include, **settings)]
             if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                 last = strategy == HubStrategy.CHECKPOINT
                 path = "last-checkpoint" if last else Path(checkpoint_folder).name
-                jobs.append(push_folder(checkpoint_folder, repo_id, path_in_repo=path, **settings))
+                # A copy, because the checkpoint itself may be removed before it is uploaded.
+                copy = copy_to_publish(Path(checkpoint_folder))
+                job = push_folder(copy, repo_id, path_in_repo=path, include=["*", "*/*"], **settings)
+                job.add_done_callback(lambda _: shutil.rmtree(copy, ignore_errors=True))
+                jobs.append(job)
         except Exception as error:
             # A run of hours does not end because the Hub does not answer.
             cause = error if isinstance(error, PushError) else reason(error, repo_id)
@@ -294,8 +299,22 @@ class HubMixin(Trainer):
             self.push_in_progress = PushInProgress(jobs)
 
     def _finish_current_push(self) -> None:
-        super()._finish_current_push()
+        in_progress: Any = getattr(self, "push_in_progress", None)
+        for job in list(getattr(in_progress, "jobs", ())):
+            try:
+                result_of(job, "an upload that began while training", self._upload_limit())
+            except HubTimeoutError as error:
+                in_progress.jobs.remove(job)
+                logger.error("%s", reason(error, self.hub_model_id))
+            except Exception:
+                # Those that failed are logged below.
+                continue
         self._log_failed_pushes()
+
+    def _upload_limit(self) -> float:
+        output = Path(str(self.args.output_dir))
+        sizes = (path.stat().st_size for path in output.iterdir() if path.is_file())
+        return upload_limit(sum(sizes), self.args.hub_timeout)
 
     def _log_failed_pushes(self) -> None:
         """Log which of the pushes in the background failed: they do not."""
@@ -308,11 +327,14 @@ class HubMixin(Trainer):
                 logger.error("%s %s", reason(error, self.hub_model_id), how)
 
 
-def _license_of(model_id: str | None, token: str | None) -> str | None:
+@cache
+def _license_of(model_id: str | None, token: str | None, timeout: float) -> str | None:
+    if model_id is None:
+        return None
     # A card without it is better than no card.
     with suppress(Exception):
-        card = None if model_id is None else ModelCard.load(model_id, token=token, ignore_metadata_errors=True)
-        return None if card is None else card.data.license
+        load = partial(ModelCard.load, model_id, token=token, ignore_metadata_errors=True)
+        return answered(load, f"the license of {model_id}", timeout).data.license
     return None
 
 

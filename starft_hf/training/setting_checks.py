@@ -23,6 +23,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 # What numbers must be, as a test and in words.
 _NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "discovery_samples": (lambda value: value >= 1, "a positive integer"),
+    "hub_timeout": (lambda value: 0 < value < math.inf, "a positive number of seconds"),
     "mini_batch_size": (lambda value: value is None or value >= 1, "a positive integer, or None for whole batches"),
     "reference_text_cache_gib": (lambda value: value >= 0, "a non-negative number; float('inf') sets no limit"),
     "reg_max_classes": (lambda value: value >= 2, "at least 2, because classes are compared"),

@@ -187,21 +187,23 @@ class StarFTTrainer(HubMixin, Trainer):
         self.record_start()
         self.checkpointer.start(self.args, self._run_settings)
         try:
-            with self.checkpointer.exclusive(self.args), self.interruption.listening(self.args):
-                checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-                self.checkpointer.remove_flawed(self.args)
-                self.running_losses.restore(None, self.args.device)
-                with explained_worker_deaths():
+            with self.checkpointer.exclusive(self.args), explained_worker_deaths():
+                # There is nothing to save before training, nor after it.
+                with self.interruption.ending_at_once(self.args):
+                    checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+                    self.checkpointer.remove_flawed(self.args)
+                    self.running_losses.restore(None, self.args.device)
                     self.setup.prepare(self.args.device)
                     self._prepare_model()
                     before = self.setup.evaluate_retention_sets(self.model, self.args)
+                with self.interruption.listening(self.args):
                     output = super().train(checkpoint and str(checkpoint), *args, **kwargs)
+                with self.interruption.ending_at_once(self.args):
                     self._record_retention(before)
                     self.publish_trained()
         except TrainingInterrupted as interrupted:
             self._end_interrupted(interrupted)
             raise
-        self.interruption.raise_if_late(self.args)
         return output
 
     def compute_loss(

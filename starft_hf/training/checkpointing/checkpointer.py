@@ -25,6 +25,7 @@ from starft_hf.training.checkpointing.files import (
     rotate,
 )
 from starft_hf.training.checkpointing.lock import exclusive
+from starft_hf.training.checkpointing.publishing import remove_copies
 from starft_hf.training.checkpointing.run_settings import differences
 from starft_hf.utils.collectives import all_processes_agree, rank, run_on_main_process
 
@@ -81,9 +82,10 @@ class Checkpointer:
         return path
 
     def remove_flawed(self, args: Any) -> None:
-        """Keep the checkpoints that `find` skipped out of rotation; in all processes."""
+        """Keep what `find` skipped out of rotation, and remove copies of unfinished uploads; in all processes."""
         if rank() == 0:
             remove_from_rotation(self._flaws)
+            remove_copies(Path(str(args.output_dir)))
         _wait(args)
 
     def _find(

@@ -28,6 +28,7 @@ STATE_FILE = "trainer_state.json"
 # Nothing resumes from them, and published checkpoints lack them, because they hold the paths of a machine.
 _UNLISTED = (MARK, CHECKPOINT_FILE, "training_args.bin")
 _FORMAT = 1
+_DAMAGED = f"damaged-{PREFIX_CHECKPOINT_DIR}"
 
 
 class CheckpointError(RuntimeError):
@@ -73,11 +74,16 @@ def marked_incomplete(folder: Path) -> Iterator[None]:
 
 def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:
     """List the files of a checkpoint beside `content`, and remove the mark once all of it is on the disk."""
+    list_files(folder, content)
+    remove_at_last(folder / MARK)
+
+
+def list_files(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the list of the files of a checkpoint, with their sizes and checksums, beside `content`."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: _state_of(folder / name) for name in names if name not in _UNLISTED}
     text = json.dumps({"format": _FORMAT, **content, "files": files}, indent=2, ensure_ascii=False) + "\n"
     write_text_atomically(folder / CHECKPOINT_FILE, text)
-    remove_at_last(folder / MARK)
 
 
 def read_content(folder: Path) -> dict[str, Any] | None:
@@ -140,19 +146,23 @@ def last_valid_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[Path | No
 
 
 def remove_from_rotation(flaws: Sequence[Flaw]) -> None:
-    """Remove flawed checkpoints that were never complete, and rename the others.
+    """Remove flawed checkpoints that were never complete, and rename the others to `damaged-checkpoint-N`.
 
-    Otherwise rotation would take them for the latest ones.
+    Otherwise rotation would take them for the latest ones. They stay until a later checkpoint is valid.
     """
     for flaw in flaws:
         if (flaw.folder / MARK).exists() or not any(flaw.folder.iterdir()):
             shutil.rmtree(flaw.folder, ignore_errors=True)
         else:
-            flaw.folder.rename(unused_folder(str(flaw.folder.with_name(f"damaged-{flaw.folder.name}"))))
+            flaw.folder.rename(
+                unused_folder(
+                    str(flaw.folder.with_name(f"{_DAMAGED}{flaw.folder.name.removeprefix(PREFIX_CHECKPOINT_DIR)}"))
+                )
+            )
 
 
 def rotate(folder: Path, limit: int | None, keep: Collection[str]) -> None:
-    """Remove the oldest checkpoints beside `folder`, the latest one, so that `limit` are left.
+    """Remove the oldest checkpoints beside `folder`, the latest one, so that `limit` are left, and all damaged ones.
 
     Their age is that of their steps, since clocks may have been wrong. What has a later step than `folder` was written
     by an earlier run, so it goes first.
@@ -162,6 +172,8 @@ def rotate(folder: Path, limit: int | None, keep: Collection[str]) -> None:
         limit: how many to leave; None or 0 removes none.
         keep: the names of further ones that stay, even beyond the limit.
     """
+    for path in folder.parent.glob(f"{_DAMAGED}-*"):
+        shutil.rmtree(path, ignore_errors=True)
     if not limit or limit < 0:
         return
     found = _checkpoints(folder.parent)

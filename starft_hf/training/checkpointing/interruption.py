@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from starft_hf.hub.waiting import give_up
 from starft_hf.training.checkpointing.files import last_valid_checkpoint
 from starft_hf.utils.collectives import all_processes_agree
 
@@ -49,7 +50,6 @@ class InterruptionCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
-        self._listens = False
         self._stopping = False
 
     def on_train_begin(
@@ -80,31 +80,47 @@ class InterruptionCallback(TrainerCallback):
         if self._stopping:
             raise TrainingInterrupted(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Before the first step there is nothing to save. Later, the resumed run needs the evaluation that is due.
+        if self.requested and state.global_step == 0:
+            raise TrainingInterrupted
+
     @contextmanager
     def listening(self, args: TrainingArguments) -> Iterator[None]:
         """Treat SIGTERM as a request to stop, unless the user has a handler of their own for it.
 
         Runs that save nothing to resume from leave SIGTERM alone.
+
+        Raises:
+            TrainingInterrupted: on exit, in all processes, if a request came too late for a step to see it.
         """
-        self.requested, self._listens = False, args.save_strategy != "no" and not args.save_only_model
-        if not self._listens:
+        self.requested = False
+        if not _resumes(args):
             yield
             return
 
         def request(number: int, frame: FrameType | None) -> None:
             self.requested = True
+            give_up(True)
 
-        with _handling(request):
-            yield
-
-    def raise_if_late(self, args: TrainingArguments) -> None:
-        """After training: stop if a request came too late for a step to see it, before anything else begins.
-
-        Raises:
-            TrainingInterrupted: in all processes.
-        """
-        if self._listens and not all_processes_agree(not self.requested, args.device):
+        try:
+            with _handling(request):
+                yield
+        finally:
+            give_up(False)
+        if not all_processes_agree(not self.requested, args.device):
             raise TrainingInterrupted(last_valid_checkpoint(str(args.output_dir))[0])
+
+    @contextmanager
+    def ending_at_once(self, args: TrainingArguments) -> Iterator[None]:
+        """Let SIGTERM stop what has nothing to save; what was written until then is used by the run that resumes.
+
+        Runs that save nothing to resume from leave SIGTERM alone.
+        """
+        with ended_by_sigterm() if _resumes(args) else nullcontext():
+            yield
 
 
 def replace_jit_checkpoint(trainer: Any) -> InterruptionCallback:
@@ -140,6 +156,10 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+def _resumes(args: TrainingArguments) -> bool:
+    return args.save_strategy != "no" and not args.save_only_model
 
 
 def _ends_epoch(state: TrainerState) -> bool:

@@ -1,0 +1,58 @@
+"""Copies of checkpoints to publish."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from starft_hf.training.checkpointing.files import (
+    CHECKPOINT_FILE,
+    STATE_FILE,
+    CheckpointError,
+    list_files,
+    name_of,
+    read_content,
+)
+from starft_hf.utils.files import read_text, write_text_atomically
+
+
+PREFIX = ".uploading-"
+
+
+def copy_to_publish(checkpoint: Path) -> Path:
+    """A copy of a valid checkpoint beside it, of the files it lists, which stays when that is removed.
+
+    Of the best checkpoint it names the folder, and not the path, which tells of a machine.
+
+    Raises:
+        CheckpointError: if the list of the checkpoint cannot be read.
+    """
+    content = read_content(checkpoint)
+    if content is None:
+        raise CheckpointError(f"{checkpoint} was not written by StarFTTrainer")
+    target = checkpoint.with_name(f"{PREFIX}{checkpoint.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    for name in content["files"]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        _link(checkpoint / name, target / name)
+    state = json.loads(read_text(target / STATE_FILE))
+    if (best := state.get("best_model_checkpoint")) is not None:
+        text = json.dumps({**state, "best_model_checkpoint": name_of(best)}, indent=2) + "\n"
+        write_text_atomically(target / STATE_FILE, text)
+    list_files(target, {name: value for name, value in content.items() if name not in ("format", "files")})
+    assert (target / CHECKPOINT_FILE).is_file()
+    return target
+
+
+def remove_copies(output_dir: Path) -> None:
+    """Remove the copies that a process has left which ended while it uploaded them."""
+    for path in output_dir.glob(f"{PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        # Not every file system has links.
+        shutil.copy(source, target)
