@@ -39,6 +39,7 @@ def test_answers_errors_and_limits():
 
 
 SCRIPT = """
+import huggingface_hub.constants  # before the tests, which are offline
 import sys
 from pathlib import Path
 from tests.support.resumed_run import make_trainer
@@ -96,3 +97,4 @@ def test_signals_end_the_wait(start, tmp_path, number, code):
     assert time.monotonic() - sent < 15
     assert process.returncode == code, process.stderr.read()[-3000:]
     assert file.exists()
+    assert "offline" not in process.stderr.read()
