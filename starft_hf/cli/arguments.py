@@ -58,14 +58,12 @@ def training_parser(prog: str, summary: str, *own: type, output_dir: str = "star
 
 
 def _settings_in(file: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    import yaml
-
-    from starft_hf.utils.files import read_text
     from starft_hf.utils.names import unknown_name
+    from starft_hf.utils.untrusted import read_yaml
 
     try:
-        content = yaml.safe_load(read_text(Path(file)))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        content = read_yaml(Path(file))
+    except (OSError, ValueError) as error:
         parser.error(f"--config {file} cannot be read: {' '.join(str(error).split())}")
     if not isinstance(content, dict):
         parser.error(f"--config {file} has no settings; expected lines such as `reg_weight: 1.0`")

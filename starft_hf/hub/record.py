@@ -17,7 +17,8 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from starft_hf.models.loading import cached_commit
-from starft_hf.utils.files import read_text, write_text_atomically
+from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.untrusted import read_json
 
 
 RECORD_FILE = "starft.json"
@@ -90,13 +91,13 @@ class RunRecord:
         elif not path.is_file():
             raise FileNotFoundError(f"{str(source)!r} has no {RECORD_FILE}; StarFTTrainer writes one when it saves")
         try:
-            content = json.loads(read_text(path))
+            content = read_json(path)
             if (version := content.pop("format")) != _FORMAT:
                 raise ValueError(f"it has format {version!r}, this version reads {_FORMAT}; update starft_hf")
             names = content.pop("class_names")
             record = cls(**content, class_names=None if names is None else tuple(names))
             _check_types(record)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{RECORD_FILE} of {str(source)!r} cannot be read: {error!r}") from error
         return record
 

@@ -14,6 +14,7 @@ from starft_hf.models.fsdp import full_tensor
 from starft_hf.objectives.losses import as_float32_or_wider, similarity_logits
 from starft_hf.utils.files import file_in_place_of
 from starft_hf.utils.names import check_names
+from starft_hf.utils.untrusted import parse_json
 
 
 logger = logging.get_logger(__name__)
@@ -68,11 +69,11 @@ def load_head(folder: str | Path) -> tuple[nn.Linear, list[str]]:
         raise FileNotFoundError(f"{str(folder)!r} has no {HEAD_FILE}; only base_loss='cross_entropy' runs save one")
     try:
         with safe_open(path, framework="pt") as file:
-            class_names = json.loads((file.metadata() or {})["class_names"])
+            class_names = parse_json((file.metadata() or {})["class_names"])
             weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
         check_names(class_names)
         if weight.ndim != 2 or weight.shape[0] != len(class_names) or bias.shape != weight.shape[:1]:
             raise ValueError(f"shapes {tuple(weight.shape)} and {tuple(bias.shape)} for {len(class_names)} classes")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{str(path)!r} cannot be read ({error!r}); copy or download it again") from error
     return head_from_weights(weight, bias), class_names

@@ -18,6 +18,7 @@ from starft_hf.report.words import Finding, finding_of
 from starft_hf.utils.files import write_text_atomically
 from starft_hf.utils.names import unknown_name
 from starft_hf.utils.text import markdown
+from starft_hf.utils.untrusted import parse_json
 
 
 # Of the JSON file; increased by changes that older versions cannot read.
@@ -114,9 +115,9 @@ class RobustnessReport:
             ValueError: if `text` is anything else, or of a later version.
         """
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             version = content["starft_report"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{text[:40]!r}... is not a report; pass the content of a report.json") from error
         if version != _FORMAT:
             raise ValueError(f"the report has format {version!r}, this version reads {_FORMAT}; update starft_hf")

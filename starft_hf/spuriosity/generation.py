@@ -27,6 +27,7 @@ from starft_hf.spuriosity.reading import packaged_text
 from starft_hf.utils.files import write_text_atomically
 from starft_hf.utils.hashing import digest
 from starft_hf.utils.names import readable
+from starft_hf.utils.untrusted import read_json
 
 
 logger = logging.get_logger(__name__)
@@ -222,7 +223,7 @@ class _Writer:
         file = self.cache_dir / f"answer-{key}.json"
         # A file that is missing, truncated or of another request is not used.
         with suppress(OSError, ValueError, KeyError, TypeError):
-            cached = json.loads(file.read_text(encoding="utf-8"))
+            cached = read_json(file)
             content = {name: cached[name] for name in ("date", "answer")}
             if cached["key"] == key and all(isinstance(value, str) for value in content.values()):
                 return content

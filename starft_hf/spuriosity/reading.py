@@ -1,31 +1,22 @@
 """Reading of files and repositories of templates. They may be untrusted: nothing is ever unpickled."""
 
-import json
 import zipfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from starft_hf.utils.files import MOST_BYTES, check_size, read_text
+from starft_hf.utils.untrusted import read_json, read_yaml
 
 
 # The pool in a repository, and the record of a run, which has the pool of the run.
 POOL_FILE = "starft_pool.json"
 _RUN_FILE = "starft.json"
 _RUN_FORMAT = 1
-
-
-class _Loader(yaml.SafeLoader):
-    def compose_node(self, *args: Any) -> Any:
-        # A few lines of aliases can expand to billions of entries.
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("it refers to parts of itself (*name); write them out")
-        return super().compose_node(*args)
 
 
 def _read_tensor_file(path: Path) -> Any:
@@ -44,9 +35,9 @@ def packaged_text(name: str) -> str:
 
 
 READERS = {
-    ".json": lambda path: json.loads(read_text(path)),
-    ".yaml": lambda path: yaml.load(read_text(path), _Loader),
-    ".yml": lambda path: yaml.load(read_text(path), _Loader),
+    ".json": read_json,
+    ".yaml": read_yaml,
+    ".yml": read_yaml,
     ".txt": lambda path: [line.strip() for line in read_text(path).splitlines() if line.strip()],
     ".pt": _read_tensor_file,
     ".pth": _read_tensor_file,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from starft_hf import __version__
 from starft_hf.utils.files import folder_in_place_of
+from starft_hf.utils.untrusted import read_json
 
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class SpaceSettings:
         if not path.is_file():
             raise FileNotFoundError(f"{str(folder)!r} has no {SETTINGS_FILE}; write_space writes one")
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, json.JSONDecodeError) as error:
+            return cls(**read_json(path))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
 
 

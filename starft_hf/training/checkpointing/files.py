@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from starft_hf.utils.files import read_text, remove_at_last, unused_folder, write_text_atomically
+from starft_hf.utils.files import remove_at_last, unused_folder, write_text_atomically
+from starft_hf.utils.untrusted import read_json_object
 
 
 CHECKPOINT_FILE = "starft_checkpoint.json"
@@ -96,9 +97,9 @@ def read_content(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(read_text(path))
-        found, files = content["format"], content["files"]
-        if found != _FORMAT:
+        content = read_json_object(path, {"format": int, "files": dict, "step": int, "identity": dict})
+        files = content["files"]
+        if (found := content["format"]) != _FORMAT:
             raise ValueError(f"it has format {found!r}, this version reads {_FORMAT}; update starft_hf")
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
             raise ValueError("it names files outside of the folder")
@@ -128,8 +129,9 @@ def flaw_of(folder: Path) -> str | None:
         if _state_of(folder / name) != expected:
             return f"{name} has changed since it was written"
     try:
+        read_json_object(folder / STATE_FILE, {"global_step": int, "log_history": list})
         TrainerState.load_from_json(str(folder / STATE_FILE))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"{STATE_FILE} is missing or damaged, so it is not a complete checkpoint of a run"
     return None
 

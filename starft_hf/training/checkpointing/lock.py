@@ -17,7 +17,8 @@ import psutil
 from transformers.utils import logging
 
 from starft_hf.training.checkpointing.files import CheckpointError
-from starft_hf.utils.files import read_text, write_text_atomically
+from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.untrusted import read_json_object
 
 
 logger = logging.get_logger(__name__)
@@ -123,10 +124,8 @@ def _write(path: Path, own: dict[str, Any], beats: int = 0) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """What a lock says, or None if there is none; one that cannot be read is nobody's."""
     try:
-        found = json.loads(read_text(path))
-        kinds: dict[str, Any] = {"host": str, "process": int, "started": (int, float)}
-        return found if all(isinstance(found[name], kind) for name, kind in kinds.items()) else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return read_json_object(path, {"host": str, "process": int, "started": (int, float)})
+    except (OSError, ValueError):
         return None
 
 

@@ -13,7 +13,8 @@ from starft_hf.training.checkpointing.files import (
     name_of,
     read_content,
 )
-from starft_hf.utils.files import read_text, write_text_atomically
+from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.untrusted import read_json
 
 
 PREFIX = ".uploading-"
@@ -35,7 +36,7 @@ def copy_to_publish(checkpoint: Path) -> Path:
     for name in content["files"]:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         _link(checkpoint / name, target / name)
-    state = json.loads(read_text(target / STATE_FILE))
+    state = read_json(target / STATE_FILE)
     if (best := state.get("best_model_checkpoint")) is not None:
         text = json.dumps({**state, "best_model_checkpoint": name_of(best)}, indent=2) + "\n"
         write_text_atomically(target / STATE_FILE, text)

@@ -1,6 +1,5 @@
 """What a resumed run needs of its checkpoint beyond what `Trainer` loads."""
 
-import json
 from os import PathLike
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from starft_hf.training.callbacks import ResumingCallback
 from starft_hf.training.checkpointing.files import STATE_FILE, CheckpointError, name_of, read_content
-from starft_hf.utils.files import read_text
+from starft_hf.utils.untrusted import read_json
 
 
 class ResumeCheck(ResumingCallback):
@@ -58,7 +57,7 @@ class ResumeCheck(ResumingCallback):
 
     def _best(self, args: TrainingArguments) -> str | None:
         assert self._checkpoint is not None
-        saved = json.loads(read_text(self._checkpoint / STATE_FILE))["best_model_checkpoint"]
+        saved = read_json(self._checkpoint / STATE_FILE)["best_model_checkpoint"]
         if saved is None or Path(saved).is_dir():
             return None if saved is None else str(saved)
         name = name_of(saved)

@@ -145,6 +145,34 @@ def test_without_a_good_one_training_starts_from_the_beginning(folder, run, capl
     assert outcome(folder) == outcome(run)
 
 
+ODD = [
+    "[" * 100_000,
+    "[]",
+    "3",
+    "{}",
+    '{"format": "1"}',
+    '{"format": 1, "files": [], "step": 1, "identity": {}}',
+    "\xff",
+    "",
+]
+ODD += ['{"format": 1, "files": {"a": 3}, "step": 1, "identity": {}}', '{"global_step": "4", "log_history": []}']
+ODD += [
+    '{"global_step": 4, "log_history": [], "nonsense": 1}',
+    '{"format": 1, "files": {}, "step": true, "identity": {}}',
+]
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT_FILE, "trainer_state.json"])
+@pytest.mark.parametrize("content", ODD)
+def test_odd_json_is_a_flaw_and_not_an_error(tmp_path, name, content):
+    """As in a checkpoint of another trainer, which has no list of its files."""
+    last = tmp_path / "output" / "checkpoint-4"
+    last.mkdir(parents=True)
+    (last / name).write_bytes(content.encode("latin-1"))
+    assert name in flaw_of(last)
+    assert last_valid_checkpoint(tmp_path / "output")[0] is None
+
+
 def test_a_list_that_names_files_elsewhere_is_refused(folder):
     last = folder / "output" / "checkpoint-4"
     text = (last / CHECKPOINT_FILE).read_text()
