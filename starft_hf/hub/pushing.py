@@ -5,6 +5,7 @@ import os
 import shlex
 import threading
 from collections.abc import Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from transformers.utils import logging
 
 from starft_hf.hub.card_edits import CARD_FILE, keep_published_edits
 from starft_hf.hub.publishable import left_out, publishable
-from starft_hf.hub.waiting import answered, in_background, upload_limit
 from starft_hf.utils.files import read_text
+from starft_hf.utils.waiting import answered, in_background, upload_limit
 
 
 logger = logging.get_logger(__name__)
@@ -82,8 +83,8 @@ def push_folder(
             raise FileNotFoundError("there is no file of a model in the folder")
         repo_id = open_repository(repo_id, private=private, revision=revision, token=token, timeout=timeout)
         if path_in_repo is None and CARD_FILE in names:
-            published = answered(lambda: _published_card(repo_id, revision, token), "its model card", timeout)
-            keep_published_edits(folder, published)
+            card = partial(_published_card, repo_id, revision, token)
+            keep_published_edits(folder, answered(card, "the Hub, for the model card", timeout))
         api, limit = HfApi(token=token), upload_limit(sum((folder / name).stat().st_size for name in names), timeout)
 
         def upload() -> Any:
@@ -104,7 +105,9 @@ def push_folder(
                 _ONE_UPLOAD.release()
             return commit
 
-        return answered(upload, f"the upload of {folder.name}", limit) if blocking else in_background(upload)
+        if not blocking:
+            return in_background(upload)
+        return answered(upload, f"the Hub, for the upload of {folder.name}", limit)
     except Exception as error:
         kept = advice(folder, repo_id, private=private, revision=revision, tag=tag)
         raise PushError(f"{reason(error, repo_id)} {kept}") from error
@@ -121,7 +124,7 @@ def open_repository(
     """Create a model repository and a branch if they do not exist; returns the full id, with the owner.
 
     Raises:
-        HubTimeoutError: if the Hub does not answer within `timeout` seconds.
+        NoAnswerError: if the Hub does not answer within `timeout` seconds.
     """
     api = HfApi(token=token)
 
@@ -131,7 +134,7 @@ def open_repository(
             api.create_branch(full_id, branch=revision, exist_ok=True)
         return full_id
 
-    return answered(create, f"the repository {repo_id}", timeout)
+    return answered(create, f"the Hub, for the repository {repo_id}", timeout)
 
 
 def _published_card(repo_id: str, revision: str | None, token: str | None) -> str | None:

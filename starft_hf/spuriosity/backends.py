@@ -1,8 +1,8 @@
 """Chat models that write templates: behind an OpenAI-compatible endpoint, or of `transformers` in this process."""
 
-import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,17 @@ from transformers.utils import logging
 
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.spuriosity.reading import packaged_text
+from starft_hf.utils.bounded import bounded
+from starft_hf.utils.untrusted import parse_json
+from starft_hf.utils.waiting import answered
 
 
 logger = logging.get_logger(__name__)
 
 Message = dict[str, str]
+
+# Answers with some hundred templates are far smaller.
+_MOST_BYTES = 4 * 2**20
 
 # With these, servers refuse an argument that they do not support.
 _UNSUPPORTED = (400, 415, 422, 501)
@@ -37,7 +43,7 @@ class ChatEndpoint:
         provider: which one, as in `huggingface_hub.InferenceClient`; None leaves it to the Hub.
         api_key: of the endpoint or the provider. The token of the Hub is used for its providers only, and never sent
             to a `base_url`.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for a whole answer.
         retries: how often to retry after a timeout, a lost connection or an overload.
 
     Raises:
@@ -64,7 +70,7 @@ class ChatEndpoint:
         self.retries = retries
         self._model = model
         # Answers are checked all the same: not every server applies the schema.
-        self._response_format: Any = json.loads(packaged_text("prompts/response_format.json"))
+        self._response_format: Any = parse_json(packaged_text("prompts/response_format.json"))
         self._arguments: dict[str, Any] = {"timeout": timeout, "api_key": api_key, "provider": provider}
         if base_url is not None:
             # Without a key, the client would send the token of the Hub, wherever the endpoint is.
@@ -73,15 +79,22 @@ class ChatEndpoint:
     def __call__(self, messages: Sequence[Message], *, temperature: float, max_tokens: int, seed: int) -> str:
         from huggingface_hub import InferenceClient
 
-        client = InferenceClient(**self._arguments)
+        # Encoded answers could unpack to anything.
+        client = InferenceClient(**self._arguments, headers={"Accept-Encoding": "identity"})
         sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
         attempt = 0
         while True:
             attempt += 1
             try:
-                answer: Any = client.chat_completion(
-                    [*messages], model=self._model, response_format=self._response_format, **sampling
+                ask = partial(
+                    client.chat_completion,
+                    [*messages],
+                    model=self._model,
+                    response_format=self._response_format,
+                    **sampling,
                 )
+                within = partial(bounded, ask, _MOST_BYTES, self._arguments["timeout"])
+                answer: Any = answered(within, self.address, self._arguments["timeout"])
                 content = answer.choices[0].message.content
                 return content if isinstance(content, str) else ""
             except Exception as error:

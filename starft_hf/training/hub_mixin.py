@@ -23,12 +23,12 @@ from starft_hf.hub.model_card import CardContent, render_card
 from starft_hf.hub.publishable import publishable
 from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
 from starft_hf.hub.record import RunRecord, make_record, model_source, public_id
-from starft_hf.hub.waiting import HubTimeoutError, answered, result_of, upload_limit
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
 from starft_hf.training.checkpointing.publishing import copy_to_publish
 from starft_hf.training.setup import RunSetup
 from starft_hf.utils.hashing import tensors_digest
+from starft_hf.utils.waiting import NoAnswerError, answered, result_of, upload_limit
 
 
 logger = logging.get_logger(__name__)
@@ -302,8 +302,8 @@ class HubMixin(Trainer):
         in_progress: Any = getattr(self, "push_in_progress", None)
         for job in list(getattr(in_progress, "jobs", ())):
             try:
-                result_of(job, "an upload that began while training", self._upload_limit())
-            except HubTimeoutError as error:
+                result_of(job, "the Hub, for an upload that began while training", self._upload_limit())
+            except NoAnswerError as error:
                 in_progress.jobs.remove(job)
                 logger.error("%s", reason(error, self.hub_model_id))
             except Exception:
@@ -334,7 +334,7 @@ def _license_of(model_id: str | None, token: str | None, timeout: float) -> str 
     # A card without it is better than no card.
     with suppress(Exception):
         load = partial(ModelCard.load, model_id, token=token, ignore_metadata_errors=True)
-        return answered(load, f"the license of {model_id}", timeout).data.license
+        return answered(load, f"the Hub, for the license of {model_id}", timeout).data.license
     return None
 
 

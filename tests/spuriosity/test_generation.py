@@ -163,7 +163,10 @@ def test_an_endpoint_that_refuses_structured_answers_is_asked_for_plain_text(gen
 
 
 FAULTS = {
-    "slow": (("slow", 1.0), "timed out"),
+    "slow": (("slow", 1.0), "timed out|no answer for"),
+    "drop by drop": (("drops", 30.0), "no answer for"),
+    "without end": (("endless", None), "more than 4,194,304 bytes"),
+    "compressed": (("packed", None), r"compressed \(gzip\)"),
     "no JSON": (("raw", b"<html>Welcome</html>"), "JSONDecodeError"),
     "no choices": (("raw", b'{"choices": []}'), "serves /v1/chat/completions"),
     "another API": (("raw", b'{"answer": 42}'), "serves /v1/chat/completions"),
@@ -176,9 +179,14 @@ def test_endpoints_that_do_not_answer_are_told_of(generate, endpoint, monkeypatc
     answer, words = FAULTS[case]
     monkeypatch.setattr("starft_hf.spuriosity.backends.time.sleep", lambda seconds: None)
     endpoint.answers = [answer]
-    backend = ChatEndpoint("some/model", base_url=endpoint.url, timeout=0.2, retries=1)
+    backend = ChatEndpoint(
+        "some/model", base_url=endpoint.url, timeout=5.0 if case == "without end" else 0.2, retries=1
+    )
+    start = time.monotonic()
     with pytest.raises(BackendError, match=words):
         generate(backend=backend)
+    assert time.monotonic() - start < 10
+    assert all(headers["Accept-Encoding"] == "identity" for _, headers, _ in endpoint.requests)
 
 
 def test_an_endpoint_that_is_not_there(generate):

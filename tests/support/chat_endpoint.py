@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,7 +12,8 @@ class Endpoint:
 
     Attributes:
         answers: in order: a string is what the model says; a number is a status to fail with; ("slow", seconds) waits
-            before it answers; ("raw", bytes) is the whole body; the last one is repeated.
+            before it answers; ("raw", bytes) is the whole body; ("drops", seconds) sends a byte at a time, ("endless", None) and
+            ("packed", None) more than anybody wants; the last one is repeated.
         requests: path, headers and body of every request.
     """
 
@@ -53,6 +55,16 @@ def serve():
                 # Not time.sleep, which tests put something else in place of.
                 threading.Event().wait(value)
                 value = "[]"
+            if kind in ("drops", "endless", "packed"):
+                self.send_response(200)
+                if kind == "packed":
+                    self.send_header("Content-Encoding", "gzip")
+                self.end_headers()
+                end = time.monotonic() + (value or 5)
+                while time.monotonic() < end:
+                    self.wfile.write(b" " if kind == "drops" else bytes(2**16))
+                    threading.Event().wait(0.05 if kind == "drops" else 0)
+                return
             content = value if kind == "raw" else json.dumps(completion(value)).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

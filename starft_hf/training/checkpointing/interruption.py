@@ -12,9 +12,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from starft_hf.hub.waiting import give_up
 from starft_hf.training.checkpointing.files import last_valid_checkpoint
 from starft_hf.utils.collectives import all_processes_agree
+from starft_hf.utils.waiting import give_up
 
 
 # EX_TEMPFAIL of sysexits.h: the same command resumes.

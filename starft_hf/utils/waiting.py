@@ -1,4 +1,4 @@
-"""Waiting for the Hub: with a limit, and in a way that a signal can end."""
+"""Waiting for servers: with a limit, and in a way that a signal can end."""
 
 import threading
 import time
@@ -24,8 +24,8 @@ _POLL = 0.1
 _given_up = False
 
 
-class HubTimeoutError(TimeoutError):
-    """The Hub did not answer within the limit."""
+class NoAnswerError(TimeoutError):
+    """A server did not answer within the limit."""
 
 
 def in_background(call: Callable[[], T]) -> "Future[T]":
@@ -38,22 +38,22 @@ def in_background(call: Callable[[], T]) -> "Future[T]":
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="hub", daemon=True).start()
+    threading.Thread(target=run, name="request", daemon=True).start()
     return future
 
 
 def answered(call: Callable[[], T], what: str, timeout: float | None = None) -> T:
-    """What `call`, a request to the Hub, returns or raises.
+    """What `call`, a request to a server, returns or raises.
 
     It runs in a thread of its own, so that SIGINT and SIGTERM take effect while this one waits.
 
     Args:
         call: makes the request.
-        what: what is waited for, as in "the repository".
+        what: what is waited for, as in "the Hub, for the repository".
         timeout: seconds; None is `DEFAULT_TIMEOUT`.
 
     Raises:
-        HubTimeoutError: after that time. The request is abandoned, not stopped.
+        NoAnswerError: after that time. The request is abandoned, not stopped.
     """
     limit = DEFAULT_TIMEOUT if timeout is None else timeout
     return result_of(in_background(call), what, limit)
@@ -66,16 +66,16 @@ def result_of(future: "Future[T]", what: str, limit: float) -> T:
     while not done.wait(_POLL):
         waited = time.monotonic() - start
         if _given_up or waited > limit:
-            why = "a signal ended the wait" if _given_up else f"the Hub has not answered for {limit:.0f} seconds"
-            raise HubTimeoutError(f"{why} ({what})")
+            why = "a signal ended the wait for an answer" if _given_up else f"no answer for {limit:.0f} seconds"
+            raise NoAnswerError(f"{why} from {what}")
         if waited > _PATIENCE and not said:
             said = True
-            logger.warning("Waiting for the Hub: %s, for up to %.0f seconds.", what, limit)
+            logger.warning("Waiting for %s, for up to %.0f seconds.", what, limit)
     return future.result()
 
 
 def give_up(now: bool) -> None:
-    """Let no call wait for the Hub from now on, or let them wait again; for signal handlers that do not raise."""
+    """Let no call wait for an answer from now on, or let them wait again; for signal handlers that do not raise."""
     global _given_up
     _given_up = now
 
