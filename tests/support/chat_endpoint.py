@@ -12,8 +12,8 @@ class Endpoint:
 
     Attributes:
         answers: in order: a string is what the model says; a number is a status to fail with; ("slow", seconds) waits
-            before it answers; ("raw", bytes) is the whole body; ("drops", seconds) sends a byte at a time, ("endless", None) and
-            ("packed", None) more than anybody wants; the last one is repeated.
+            before it answers; ("raw", bytes) is the whole body; ("drops", seconds) sends a byte at a time,
+            ("endless", None) and ("packed", None) more than anybody wants; the last one is repeated.
         requests: path, headers and body of every request.
     """
 
