@@ -87,17 +87,19 @@ def _check_machines(config: str, file: Path, machine: dict[str, Any]) -> None:
 def launch(arguments: Sequence[str], flags: Sequence[str]) -> int:
     """Run the `starft` command line `arguments` through `accelerate launch` with its `flags`; returns the exit code.
 
-    SIGTERM is passed on, and the exit code is the one that `report_exit_code` received, if any.
+    SIGTERM is passed on, and the processes end when this one is killed. The exit code is the one that
+    `report_exit_code` received, if any.
     """
     import subprocess
     import tempfile
 
     from starft_hf.training.checkpointing.interruption import INTERRUPTED
+    from starft_hf.utils.processes import launcher_variables
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "code"
         command = [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "starft_hf", *arguments]
-        process = subprocess.Popen(command, env={**os.environ, _CODE_FILE: str(file)})
+        process = subprocess.Popen(command, env={**os.environ, _CODE_FILE: str(file), **launcher_variables()})
         former = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         try:
             code = process.wait()

@@ -28,6 +28,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int | None:
     from starft_hf.training.checkpointing.interruption import INTERRUPTED, TrainingInterrupted, ended_by_sigterm
+    from starft_hf.utils.processes import end_with_launcher
 
     check_required(options)
     own = build(TrainArguments, options)
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace) -> int | None:
             # Wrong settings are reported once, before anything starts.
             settings_of(options)
             return launch(options.command_line, flags)
+    end_with_launcher()
     try:
         with ended_by_sigterm():
             _run(options)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -60,6 +61,23 @@ def start(arguments, folder):
         text=True,
         env={**environment(), "PYTHONPATH": str(ROOT)},
     )
+
+
+@pytest.mark.slow
+def test_processes_end_when_the_one_that_launched_them_is_killed(command, tmp_path):
+    """With a checkpoint, so that nothing trains and writes on."""
+    arguments = [*command, "--processes", "2", "--num_train_epochs", "1000", "--per_device_train_batch_size", "2"]
+    process = start(arguments, tmp_path / "killed")
+    while last_valid_checkpoint(tmp_path / "killed")[0] is None and process.poll() is None:
+        time.sleep(0.05)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) >= 3
+    process.kill()
+    assert psutil.wait_procs(started, timeout=120)[1] == []
+    last = last_valid_checkpoint(tmp_path / "killed")
+    assert last[0] is not None
+    assert last[1] == []
+    process.communicate()
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 from transformers.utils import logging
 
 from starft_hf.training.checkpointing.files import CheckpointError
 from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.processes import is_running, this_process
 from starft_hf.utils.untrusted import read_json_object
 
 
@@ -56,8 +56,8 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def _own() -> dict[str, Any]:
-    process = psutil.Process()
-    return {"host": socket.gethostname(), "process": process.pid, "started": process.create_time()}
+    number, started = this_process()
+    return {"host": socket.gethostname(), "process": number, "started": started}
 
 
 def _take(path: Path, own: dict[str, Any]) -> None:
@@ -85,10 +85,7 @@ def _take(path: Path, own: dict[str, Any]) -> None:
 
 def _is_alive(path: Path, found: dict[str, Any]) -> bool:
     if found["host"] == socket.gethostname():
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(found["process"])
-            return process.create_time() == found["started"] and process.status() != psutil.STATUS_ZOMBIE
-        return False
+        return is_running(found["process"], found["started"])
     logger.warning(
         "%s was used by process %s on %s; waiting %.0f seconds to see whether it still is.",
         path.parent,
