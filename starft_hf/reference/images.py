@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from starft_hf.data.decoding import SKIP
-from starft_hf.data.embedding import embed_images
+from starft_hf.data.embedding import Pieces, embed_images
 from starft_hf.data.examples import IndexedExamples
 from starft_hf.reference.fingerprint import images_fingerprint, preprocessing_fingerprint
 from starft_hf.reference.live import LiveReference
@@ -56,7 +56,12 @@ class CachedImages:
             # Only with "skip" can there be rows of zeros.
             key = digest([*depends_on, SKIP] if skips else depends_on)
             self._embeds, self.file = self.store.load_or_build(
-                KIND, key, len(self.examples), device, lambda: self._encode(live, device), self._is_up_to_date
+                KIND,
+                key,
+                len(self.examples),
+                device,
+                lambda pieces: self._encode(live, device, pieces),
+                self._is_up_to_date,
             )
         assert self._embeds is not None
         if skips:
@@ -69,7 +74,7 @@ class CachedImages:
         """Whether images that could not be read when the features were computed still cannot be."""
         return not any(self.examples.is_readable(index) for index in _unreadable(embeds))
 
-    def _encode(self, live: LiveReference, device: torch.device) -> Tensor:
+    def _encode(self, live: LiveReference, device: torch.device, pieces: Pieces | None = None) -> Tensor:
         live.prepare(device)
 
         def embed(batch: dict[str, Tensor]) -> tuple[Tensor]:
@@ -87,6 +92,7 @@ class CachedImages:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             progress="Reference images" if self.progress else None,
+            pieces=pieces,
         )[0]
 
     def rows(self, samples: Tensor) -> Tensor:

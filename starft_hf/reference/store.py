@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging
 
-from starft_hf.utils.collectives import all_processes_agree, is_local_main_process
+from starft_hf.utils.collectives import all_processes_agree, is_local_main_process, rank, world_size
 from starft_hf.utils.files import file_in_place_of
 from starft_hf.utils.hashing import tensors_digest
 
@@ -48,13 +49,14 @@ class FeatureStore:
         key: str,
         rows: int,
         device: torch.device,
-        build: Callable[[], Tensor],
+        build: Callable[["FeaturePieces"], Tensor],
         is_up_to_date: Callable[[Tensor], bool] | None = None,
     ) -> tuple[Tensor, Path | None]:
         """The features `(rows, D)` under a key, and the file they are in, or None if they could not be written.
 
         If they are missing, damaged or not up to date in any process, all processes, which agree on this over
-        `device`, build them together.
+        `device`, build them together. What `build` keeps in the pieces it gets is there when an interrupted build is
+        repeated.
         """
 
         def from_file() -> Tensor | None:
@@ -65,18 +67,23 @@ class FeatureStore:
         # Processes may see different files, on machines of their own or while another run is writing them.
         if not all_processes_agree(embeds is not None, device):
             # Autocast would make them less exact than their key says.
+            pieces = FeaturePieces(self, kind, key)
             with torch.autocast(device.type, enabled=False):
-                built = build().cpu()
+                built = build(pieces).cpu()
             written = not is_local_main_process() or self.save(kind, key, built)
             all_processes_agree(True, device)
+            pieces.remove()
             embeds = from_file() if written else None
             if embeds is None:
                 return built, None
         assert embeds is not None
         return embeds, self.path(kind, key)
 
-    def load(self, kind: str, key: str, rows: int) -> Tensor | None:
-        """The features `(rows, D)`, memory-mapped, or None, with a warning if their file is damaged or another's."""
+    def load(self, kind: str, key: str, rows: int | None) -> Tensor | None:
+        """The features `(rows, D)`, memory-mapped, or None, with a warning if their file is damaged or another's.
+
+        Of a piece, `rows` is None: it has any number.
+        """
         path = self.path(kind, key)
         found = _file_state(path)
         if found is None:
@@ -84,6 +91,7 @@ class FeatureStore:
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
+                rows = int(header.get("rows", 0)) if rows is None else rows
                 expected = {"format": FORMAT, "kind": kind, "key": key, "rows": str(rows)}
                 wrong = [name for name, value in expected.items() if header.get(name) != value]
                 if wrong:
@@ -118,6 +126,52 @@ class FeatureStore:
             )
             return False
         return True
+
+
+class FeaturePieces:
+    """The features that one process has built so far, in files of their own, until all of them are built.
+
+    Those of another number of processes are not used, since every process builds every n-th row.
+    """
+
+    # A minute or so of work on a CPU.
+    size = 2048
+
+    def __init__(self, store: FeatureStore, kind: str, key: str):
+        self._store = store
+        self._names = f"{kind}-piece", f"{key}-{rank()}of{world_size()}"
+        self._can_write = True
+
+    def load(self) -> list[Tensor]:
+        """The pieces that are there, from the first one."""
+        pieces: list[Tensor] = []
+        while _file_state(self._path(len(pieces))) is not None and (piece := self._load(len(pieces))) is not None:
+            pieces.append(piece)
+        if pieces:
+            logger.info("Resuming with %d rows of reference features.", sum(map(len, pieces)))
+        return pieces
+
+    def save(self, number: int, rows: Tensor) -> None:
+        """Keep the piece of this number; a folder that cannot be written to is warned of once."""
+        if self._can_write:
+            self._can_write = self._store.save(self._names[0], f"{self._names[1]}-{number}", rows.cpu())
+
+    def remove(self) -> None:
+        """Remove all pieces of this process."""
+        number = 0
+        # A folder that cannot be read has been warned of.
+        with suppress(OSError):
+            while (path := self._path(number)).is_file():
+                path.unlink()
+                number += 1
+
+    def _load(self, number: int) -> Tensor | None:
+        piece = self._store.load(self._names[0], f"{self._names[1]}-{number}", None)
+        # Rows of zeros are images that could not be read, which may have changed.
+        return None if piece is None or bool((piece == 0).all(-1).any()) else piece
+
+    def _path(self, number: int) -> Path:
+        return self._store.path(self._names[0], f"{self._names[1]}-{number}")
 
 
 def _file_state(path: Path) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.data.embedding import TEXTS_PER_CHUNK, embed_texts
+from starft_hf.data.embedding import TEXTS_PER_CHUNK, Pieces, embed_texts
 from starft_hf.reference.fingerprint import texts_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.store import FeatureStore
@@ -121,10 +121,10 @@ def embeds_of_texts(
     They are read from the store, or computed by all processes together.
     """
 
-    def encode() -> Tensor:
+    def encode(pieces: Pieces | None = None) -> Tensor:
         live.prepare(device)
         name = "Reference captions" if progress else None
-        return embed_texts(live.embed_texts, texts, chunk_size=chunk_size, progress=name)
+        return embed_texts(live.embed_texts, texts, chunk_size=chunk_size, progress=name, pieces=pieces)
 
     if store is None:
         return encode(), None

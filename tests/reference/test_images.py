@@ -4,7 +4,7 @@ import torch
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import FrozenReference
-from starft_hf.reference.store import FeatureStore
+from starft_hf.reference.store import FeaturePieces, FeatureStore
 from tests.support.tiny import images_of
 
 
@@ -74,3 +74,51 @@ def test_under_autocast_features_are_as_exact_as_ever(clip, encoder, dataset, tm
         images, _ = cached(clip, encoder, dataset, tmp_path / "cast")
     expected, _ = cached(clip, encoder, dataset, tmp_path / "plain")
     assert torch.equal(images.rows(torch.arange(24)), expected.rows(torch.arange(24)))
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 9])
+def test_an_interrupted_build_resumes_and_gives_the_very_same_features(
+    clip, encoder, dataset, tmp_path, monkeypatch, stop_at
+):
+    """At the cost of the batches since the last piece."""
+    monkeypatch.setattr(FeaturePieces, "size", 6)
+    whole, _ = cached(clip, encoder, dataset, tmp_path / "whole", batch_size=2)
+    embed, calls = FrozenReference.embed_images, []
+
+    def stopping(self, batch):
+        calls.append(1)
+        if len(calls) == stop_at:
+            raise StoppedError
+        return embed(self, batch)
+
+    monkeypatch.setattr(FrozenReference, "embed_images", stopping)
+    with pytest.raises(StoppedError):
+        cached(clip, encoder, dataset, tmp_path / "cut", batch_size=2)
+    kept = len(list((tmp_path / "cut").glob("*")))
+    assert kept == (stop_at - 1) // 3
+    resumed, forwards = cached(clip, encoder, dataset, tmp_path / "cut", batch_size=2)
+    assert forwards == 12 - 3 * kept
+    assert torch.equal(resumed.all_rows(), whole.all_rows())
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [resumed.file.name]
+
+
+def test_damaged_pieces_are_computed_again(clip, encoder, dataset, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(FeaturePieces, "size", 6)
+    whole, _ = cached(clip, encoder, dataset, tmp_path / "whole", batch_size=2)
+    monkeypatch.setattr(FeaturePieces, "remove", lambda self: None)
+    cached(clip, encoder, dataset, tmp_path / "cut", batch_size=2)
+    [final] = [path for path in (tmp_path / "cut").iterdir() if "piece" not in path.name]
+    final.unlink()
+    pieces = sorted(path for path in (tmp_path / "cut").iterdir())
+    assert len(pieces) == 4
+    content = bytearray(pieces[1].read_bytes())
+    content[-1] ^= 1
+    pieces[1].write_bytes(content)
+    resumed, forwards = cached(clip, encoder, dataset, tmp_path / "cut", batch_size=2)
+    assert forwards == 9
+    assert "its checksum is wrong" in caplog.text
+    assert torch.equal(resumed.all_rows(), whole.all_rows())

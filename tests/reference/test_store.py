@@ -102,7 +102,7 @@ def test_a_folder_that_may_not_be_looked_into_warns(tmp_path, caplog, monkeypatc
     monkeypatch.setattr(os, "stat", refusing)
     monkeypatch.setattr(store_module, "file_in_place_of", raising(refused))
     store = FeatureStore(tmp_path / "private" / "features")
-    embeds, file = store.load_or_build("texts", "k", 6, torch.device("cpu"), lambda: EMBEDS)
+    embeds, file = store.load_or_build("texts", "k", 6, torch.device("cpu"), lambda pieces: EMBEDS)
     assert torch.equal(embeds, EMBEDS)
     assert file is None
     assert len(messages(caplog)) == 1
@@ -113,7 +113,7 @@ def test_a_damaged_file_in_a_folder_without_room_is_warned_of_once(store, caplog
     assert store.save("texts", "k", EMBEDS)
     flip_a_byte(store.path("texts", "k"))
     monkeypatch.setattr(store_module, "save_file", raising(OSError(28, "No space")))
-    embeds, file = store.load_or_build("texts", "k", 6, torch.device("cpu"), lambda: EMBEDS)
+    embeds, file = store.load_or_build("texts", "k", 6, torch.device("cpu"), lambda pieces: EMBEDS)
     assert torch.equal(embeds, EMBEDS)
     assert file is None
     assert [("rebuilt" in text, "No space" in text) for text in messages(caplog)] == [(True, False), (False, True)]
