@@ -16,7 +16,7 @@ from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.record import model_source
-from starft_hf.models.adapters import base_model_of, base_state, is_adapted, with_adapter
+from starft_hf.models.adapters import base_model_of, base_state, check_adapters, is_adapted, with_adapter
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_NAME, head_from_weights
 from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
@@ -141,6 +141,8 @@ class RunSetup:
 
     def prepare(self, device: torch.device) -> None:
         """Do what has to be done once, before the first step, such as filling the reference's cache."""
+        # One may have been added since the run was set up.
+        check_adapters(self.model)
         # The sample weights first: the reference may release the weights that both need.
         for part in (self.sample_weights, self.reference):
             if part is not None:
