@@ -19,11 +19,13 @@ from transformers.utils.hub import PushInProgress
 
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.card_edits import update_card
-from starft_hf.hub.model_card import CardContent, render_card
+from starft_hf.hub.model_card import BEFORE, CardContent, render_card
 from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
 from starft_hf.hub.record import RunRecord, make_record, model_source, public_id
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
+from starft_hf.training.checkpointing.files import read_content
+from starft_hf.training.measurements import Measurements
 from starft_hf.training.setup import RunSetup
 from starft_hf.utils.hashing import tensors_digest
 
@@ -42,8 +44,7 @@ class HubMixin(Trainer):
     """The public methods of `StarFTTrainer` that save a run for others and publish it."""
 
     setup: RunSetup
-    evaluation_results: dict[str, EvaluationResult]
-    zero_shot_results: dict[str, EvaluationResult]
+    measured: Measurements
     _start: str | None = None
     _evaluated_step: int | None = None
 
@@ -69,6 +70,25 @@ class HubMixin(Trainer):
         if self._start is None and self.args.should_save:
             state = base_state(self.model)
             self._start = tensors_digest({name: state[name] for name in state if not name.startswith(HEAD_NAME)})
+
+    def measure_start(self, checkpoint: Path | None) -> None:
+        """Measure what the trained model is compared with: the weights that training starts from.
+
+        These are in the model, unless it was trained already, also if training resumes from `checkpoint`.
+        """
+        self.measured.begin(self.model)
+        if not self.measured.at_start:
+            return
+        kept = (checkpoint and read_content(checkpoint)) or {}
+        if not kept.get("retention_before"):
+            self.measured.retention_before = self.setup.evaluate_retention_sets(self.model, self.args)
+        # `Trainer` evaluates at the start of a run from the beginning.
+        if self.args.eval_on_start and checkpoint is not None and not kept.get("zero_shot"):
+            named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            for name, dataset in named.items():
+                prefix = f"eval_{name}" if name else "eval"
+                loader = self.get_eval_dataloader(name or dataset)
+                self.evaluation_loop(loader, "Evaluation", prediction_loss_only=True, metric_key_prefix=prefix)
 
     # Saving
 
@@ -131,18 +151,22 @@ class HubMixin(Trainer):
             config: Any = next(iter(self.model.peft_config.values()))
             adapter = str(getattr(config.peft_type, "value", config.peft_type))
         license, datasets = stated.get("license"), stated.get("datasets")
+        results = self.measured.of(self.model)
+        before = self.measured.comparable(results)
+        for name in self.measured.latest.keys() - results.keys() if not self.is_in_train else ():
+            logger.warning("The weights have changed since %r was evaluated, so the card has no results on it.", name)
         content = CardContent(
             title=title,
             repo_id=repo_id,
             record=record,
-            results=self.evaluation_results,
-            zero_shot=self.zero_shot_results,
+            results=results,
+            before=before,
             adapter=adapter,
             head=(folder / HEAD_FILE).is_file(),
             license=license or _license_of(record.start["id"], self.args.hub_token),
             datasets=_dataset_ids(getattr(self.train_dataset, "dataset", None)) if datasets is None else datasets,
             tags=stated.get("tags", ()),
-            figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
+            figures=_save_figures(folder, before, results),
         )
         kept = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]
         update_card(folder, render_card(content, self.args.card_template), kept)
@@ -324,7 +348,7 @@ def _dataset_ids(dataset: Any) -> list[str]:
 
 
 def _save_figures(
-    folder: Path, zero_shot: Mapping[str, EvaluationResult], results: Mapping[str, EvaluationResult]
+    folder: Path, before: Mapping[str, EvaluationResult], results: Mapping[str, EvaluationResult]
 ) -> list[tuple[str, str]]:
     import importlib.util
 
@@ -333,7 +357,7 @@ def _save_figures(
     if not results or importlib.util.find_spec("matplotlib") is None:
         return []
     runs = [Run("fine-tuned", 0, results)]
-    if set(zero_shot) == set(results):
-        runs.insert(0, Run("zero-shot", 0, zero_shot))
-    figures = RobustnessReport(runs).save_figures(folder / _FIGURES)
+    if set(before) == set(results):
+        runs.insert(0, Run(BEFORE, 0, before))
+    figures = RobustnessReport(runs, baseline=BEFORE).save_figures(folder / _FIGURES)
     return [(alt, f"{_FIGURES}/{path.name}") for alt, path in figures]

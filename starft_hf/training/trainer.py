@@ -26,7 +26,7 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.workers import explained_worker_deaths
 from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
-from starft_hf.evaluation.results import EvaluationResult, Retention
+from starft_hf.evaluation.results import Retention
 from starft_hf.models.encoder import logit_scale_of
 from starft_hf.models.fsdp import forget_preparation, prepare_for_sharding
 from starft_hf.models.heads import select_classes
@@ -39,6 +39,7 @@ from starft_hf.training.checkpointing.interruption import TrainingInterrupted, r
 from starft_hf.training.checkpointing.run_settings import run_settings
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.hub_mixin import HubMixin
+from starft_hf.training.measurements import Measurements, data_key
 from starft_hf.training.nan_check import NaNCheck
 from starft_hf.training.plan import RunInputs
 from starft_hf.training.sampling import evaluation_sampler, training_sampler, with_own_generator
@@ -91,8 +92,10 @@ class StarFTTrainer(HubMixin, Trainer):
         class_names: the classes of the training set, or None without labels or training set.
         retention: accuracy on the retention sets before and after training, by their names.
         evaluation_results: results of the latest evaluations, by the name of the dataset ("eval" for a single one).
+            With `load_best_model_at_end`, after training those of the best model.
         skipped_images: which training images this process has skipped (`on_bad_image="skip"`), and why.
-        zero_shot_results: evaluation results of the model before its first step (`eval_on_start=True`).
+        zero_shot_results: evaluation results of the model as given, by `evaluate()` before the first `train()` or by
+            `eval_on_start=True`; a further `train()` leaves them as they are.
 
     Raises:
         ValueError: for anything that can be known to go wrong, before anything expensive is done.
@@ -155,7 +158,8 @@ class StarFTTrainer(HubMixin, Trainer):
         self.interruption = replace_jit_checkpoint(self)
         self.reg_weight = setup.reg_weight
         self.retention: dict[str, Retention] = {}
-        self.evaluation_results, self.zero_shot_results = {}, {}
+        self.measured = Measurements()
+        self.evaluation_results, self.zero_shot_results = self.measured.latest, self.measured.before
 
     # Training
 
@@ -184,10 +188,10 @@ class StarFTTrainer(HubMixin, Trainer):
         try:
             with self.interruption.listening(self.args), explained_worker_deaths():
                 self.setup.prepare(self.args.device)
+                self.measure_start(checkpoint)
                 self._prepare_model()
-                before = self.setup.evaluate_retention_sets(self.model, self.args)
                 output = super().train(checkpoint and str(checkpoint), *args, **kwargs)
-                self._record_retention(before)
+                self._record_retention()
                 self.publish_trained()
         except TrainingInterrupted as interrupted:
             self._end_interrupted(interrupted)
@@ -203,6 +207,7 @@ class StarFTTrainer(HubMixin, Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a training batch, by one forward of `model`."""
+        self.measured.at_start = False
         self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, self._progress())
         batch = self.setup.candidates.add_to(inputs, self.state.global_step, self.batch_counter.advance())
         losses = self.training_losses(model, batch, self.reg_weight)
@@ -302,10 +307,8 @@ class StarFTTrainer(HubMixin, Trainer):
         self._evaluation = None
         result = evaluation.result(training_group_shares(self.train_dataset))
         name = metric_key_prefix.removeprefix("eval_")
-        self.evaluation_results[name] = result
+        self.measured.record(name, result, self.model, data_key(dataloader.dataset, self.eval_dataset))
         self._evaluated_step = self.state.global_step
-        if self.state.global_step == 0:
-            self.zero_shot_results[name] = result
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in result.metrics().items()})
         return output
 
@@ -329,8 +332,8 @@ class StarFTTrainer(HubMixin, Trainer):
             return None
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
-    def _record_retention(self, before: dict[str, EvaluationResult]) -> None:
-        after = self.setup.evaluate_retention_sets(self.model, self.args)
+    def _record_retention(self) -> None:
+        before, after = self.measured.retention_before, self.setup.evaluate_retention_sets(self.model, self.args)
         self.retention = {name: Retention(before[name], after[name]) for name in before}
         if self.retention:
             figures = (kept.metrics(name) for name, kept in self.retention.items())
@@ -365,8 +368,7 @@ class StarFTTrainer(HubMixin, Trainer):
         """Write what callbacks keep into a checkpoint; returns what else resuming needs, for JSON."""
         for callback in resuming_callbacks(self.callback_handler.callbacks):
             callback.save_to(folder, self.args, self.state, self.model)
-        zero_shot = {name: result.as_dict() for name, result in self.zero_shot_results.items()}
-        return {"losses": self.running_losses.state(), "zero_shot": zero_shot}
+        return {"losses": self.running_losses.state(), **self.measured.state(self.model)}
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self.checkpointer.once_valid(super()._push_from_checkpoint, checkpoint_folder)
@@ -387,9 +389,9 @@ class StarFTTrainer(HubMixin, Trainer):
             callback.resume_from(resume_from_checkpoint)
         content = read_content(Path(resume_from_checkpoint)) or {}
         self.running_losses.restore(content.get("losses"), self.args.device)
-        for name, result in content.get("zero_shot", {}).items():
-            self.zero_shot_results[name] = EvaluationResult.from_dict(result)
+        self.measured.resume(content, self.model)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         restore_head(self.head, self.state.best_model_checkpoint)
+        self.measured.load(read_content(Path(str(self.state.best_model_checkpoint))) or {}, self.model)
