@@ -139,12 +139,11 @@ def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module
 def check_adapters(model: nn.Module) -> None:
     """Raise ValueError if `model` has adapters that a run cannot save: several, or one without a PeftModel."""
     if not isinstance(model, PeftModel):
-        layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-        if layers:
+        if has_adapter_layers(model):
             raise ValueError(
-                f"the {type(model).__name__} has a {type(layers[0]).__name__} of PEFT inside, but is not a PeftModel, "
-                "so its adapter could be neither switched off for the reference nor saved on its own; pass the model "
-                "from before add_adapter or inject_adapter_in_model, with peft_config or wrapped by get_peft_model"
+                f"the {type(model).__name__} has layers of a PEFT adapter inside, but is not a PeftModel, so that the "
+                "adapter could be neither switched off for the reference nor saved on its own; pass the model from "
+                "before add_adapter or inject_adapter_in_model, with peft_config or wrapped by get_peft_model"
             )
     elif len(names := list(model.peft_config)) > 1:
         raise ValueError(
@@ -156,6 +155,11 @@ def check_adapters(model: nn.Module) -> None:
 def is_adapted(model: Any) -> bool:
     """Whether `model` has a PEFT adapter."""
     return isinstance(model, PeftModel)
+
+
+def has_adapter_layers(model: nn.Module) -> bool:
+    """Whether `model` has a PEFT adapter, whether or not it is a `PeftModel`."""
+    return is_adapted(model) or any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def base_model_of(model: nn.Module) -> Any:

@@ -216,9 +216,15 @@ class StarFTConfig(TrainingArguments):
 
         Raises:
             FileNotFoundError: if there is no `starft.json` in the folder.
-            ValueError: if it cannot be read.
+            ValueError: if it cannot be read, or is of weights that were combined from several models.
         """
-        saved = RunRecord.load(source, revision).config
+        record = RunRecord.load(source, revision)
+        if record.combined:
+            raise ValueError(
+                f"{RECORD_FILE} of {str(source)!r} is of weights that were combined from those of several models, so "
+                "there is no run to repeat; pass the folder of one of the runs"
+            )
+        saved = record.config
         settings = {name: saved[name] for name in cls.settings_in(RUN, RECORDED) if name in saved}
         try:
             return cls(**{**settings, **changes})

@@ -3,7 +3,7 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from os import PathLike
@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
@@ -23,7 +24,7 @@ from starft_hf.hub.model_card import BEFORE, CardContent, render_card
 from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
 from starft_hf.hub.record import RunRecord, make_record, model_source, public_id
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
-from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
+from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, save_head
 from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.measurements import Measurements
 from starft_hf.training.setup import RunSetup
@@ -45,6 +46,8 @@ class HubMixin(Trainer):
 
     setup: RunSetup
     measured: Measurements
+    head: nn.Linear | None
+    class_names: Sequence[str] | None
     _start: str | None = None
     _evaluated_step: int | None = None
 
@@ -114,6 +117,8 @@ class HubMixin(Trainer):
 
     def _save_merged(self, folder: Path, repo_id: str | None) -> None:
         merge_and_save(self.model, self.processing_class, folder)
+        if self.head is not None:
+            save_head(self.head.state_dict(), self.class_names or (), folder)
         self.save_record(folder)
         self._write_card(folder, folder.name, repo_id, merged=True)
 

@@ -209,7 +209,7 @@ def test_an_adapter_of_any_name_is_saved_where_everything_looks_for_it(
 def test_adapters_that_could_not_be_saved_are_refused_at_the_start(clip, processor, config, dataset):
     lora = LoraConfig(r=4, target_modules=ATTENTION)
     injected = inject_adapter_in_model(lora, copy.deepcopy(clip), "birds")
-    with pytest.raises(ValueError, match="the CLIPModel has a Linear of PEFT inside, but is not a PeftModel"):
+    with pytest.raises(ValueError, match="the CLIPModel has layers of a PEFT adapter inside, but is not a PeftModel"):
         make(injected, processor, config(), dataset, None)
     several = get_peft_model(copy.deepcopy(clip), lora)
     trainer = make(several, processor, config(), dataset, None)
