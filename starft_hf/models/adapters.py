@@ -2,7 +2,9 @@
 
 import copy
 import re
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -124,7 +126,8 @@ def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module
         for present in cast(PeftModel, model).peft_config.values():
             _check(present, base_model_of(model))
     elif config is not None:
-        model = get_peft_model(model, resolve_peft_config(config, model))
+        with without_peft_warning():
+            model = get_peft_model(model, resolve_peft_config(config, model))
     if is_adapted(model):
         # As full fine-tuning does.
         for value in _logit_parameters(model).values():
@@ -134,6 +137,14 @@ def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module
                 # Running statistics are not part of the adapter: if they changed, the reference would change, too.
                 module.momentum = 0.0
     return model
+
+
+@contextmanager
+def without_peft_warning() -> Iterator[None]:
+    """Within, wrapping a model by PEFT does not warn of the attribute that PEFT reads and transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def check_adapters(model: nn.Module) -> None:

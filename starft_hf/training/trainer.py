@@ -32,7 +32,7 @@ from starft_hf.models.fsdp import forget_preparation, prepare_for_sharding
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
-from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, resuming_callbacks
+from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, name_progress_bars, resuming_callbacks
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.interruption import TrainingInterrupted, replace_jit_checkpoint
@@ -155,6 +155,7 @@ class StarFTTrainer(HubMixin, Trainer):
         self.training_losses = setup.training_step(self.head)
         self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
         self.checkpointer = Checkpointer()
+        name_progress_bars(self)
         self.interruption = replace_jit_checkpoint(self)
         self.reg_weight = setup.reg_weight
         self.retention: dict[str, Retention] = {}
@@ -236,11 +237,11 @@ class StarFTTrainer(HubMixin, Trainer):
         destroy_process_group()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """`Trainer.log`, with the parts of the loss beside the loss of a training step, unrounded."""
+        """`Trainer.log`, with the parts of the loss beside the loss of a training step, and no spaces in keys."""
         if "loss" in logs:
             state = {"reg_weight": self.reg_weight, "logit_scale": logit_scale_of(self.model).item()}
             logs = {**logs, **self.running_losses.pop(), **state}
-        super().log(logs, start_time)
+        super().log({"_".join(name.split()): value for name, value in logs.items()}, start_time)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The parameters that weight decay applies to."""
@@ -309,7 +310,8 @@ class StarFTTrainer(HubMixin, Trainer):
         name = metric_key_prefix.removeprefix("eval_")
         self.measured.record(name, result, self.model, data_key(dataloader.dataset, self.eval_dataset))
         self._evaluated_step = self.state.global_step
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in result.metrics().items()})
+        logged = result.logged(columns.groups is not None, self.args.metric_for_best_model)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in logged.items()})
         return output
 
     def prediction_step(
