@@ -196,6 +196,8 @@ def test_an_adapter_of_any_name_is_saved_where_everything_looks_for_it(
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, trained[name]), name
     assert load(folder).class_names == trainer.class_names
+    with pytest.raises(ValueError, match=r"output' holds an adapter, not a model; merge it \(starft merge\)"):
+        make(str(folder), processor, args, dataset, None)
     best = load_file(f"{trainer.state.best_model_checkpoint}/adapter_model.safetensors")
     assert torch.equal(best["base_model.model.logit_scale"], trainer.model.logit_scale)
 
