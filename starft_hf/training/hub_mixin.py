@@ -86,7 +86,8 @@ class HubMixin(Trainer):
         if not kept.get("retention_before"):
             self.measured.retention_before = self.setup.evaluate_retention_sets(self.model, self.args)
         # `Trainer` evaluates at the start of a run from the beginning.
-        if self.args.eval_on_start and checkpoint is not None and not kept.get("zero_shot"):
+        wanted = self.args.eval_on_start and self.eval_dataset is not None
+        if wanted and checkpoint is not None and not kept.get("zero_shot"):
             named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for name, dataset in named.items():
                 prefix = f"eval_{name}" if name else "eval"

@@ -92,8 +92,9 @@ def weights_key(model: nn.Module) -> str:
     with torch.no_grad():
         for value in chain(model.parameters(), model.buffers()):
             local = (value.to_local() if isinstance(value, DTensor) else value.detach()).flatten()
-            sample = local[:: max(1, len(local) // _SAMPLED)].contiguous().view(torch.uint8)
-            digest.update(sample.cpu().numpy().tobytes())
+            # A copy: FSDP could not resize a parameter that NumPy has seen.
+            sample = local[:: max(1, len(local) // _SAMPLED)].clone()
+            digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
