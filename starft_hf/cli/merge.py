@@ -17,11 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     check_output(options.output, "output")
-    from starft_hf.hub.classifier import load
-    from starft_hf.models.adapters import merge_and_save
-    from starft_hf.utils.files import folder_in_place_of
+    from starft_hf.weights.merging import merge_checkpoint
 
-    loaded = load(options.adapter)
-    with folder_in_place_of(options.output) as folder:
-        merge_and_save(loaded.model, loaded.processor, folder)
+    merge_checkpoint(options.adapter, options.output)
     show(options, {"output": str(options.output)}, f"Written to {options.output}.")

@@ -68,6 +68,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
+    from starft_hf.hub.model_card import BEFORE
+    from starft_hf.hub.record import RECORD_FILE
     from starft_hf.report import Run, TrainingPoint
     from starft_hf.training.comparison import ZERO_SHOT, evaluation_results
 
@@ -76,7 +78,9 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     # Before any evaluation, which takes time.
     trainer.checkpoint_to_resume(resume)
     evaluates = trainer.eval_dataset is not None
-    runs = [Run(ZERO_SHOT, args.seed, evaluation_results(trainer))] if evaluates else []
+    # A model that a run has saved is not a zero-shot one.
+    start = BEFORE if (Path(options.model) / RECORD_FILE).is_file() else ZERO_SHOT
+    runs = [Run(start, args.seed, evaluation_results(trainer))] if evaluates else []
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if evaluates:
@@ -95,7 +99,7 @@ def _report(trainer: Any, runs: list[Any], options: argparse.Namespace) -> None:
     trainer.create_model_card()
     parts: list[Any] = []
     if runs:
-        report = RobustnessReport(runs)
+        report = RobustnessReport(runs, baseline=runs[0].method)
         parts = [report]
         if importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
             report.save(folder, overwrite=True)

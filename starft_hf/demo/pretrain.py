@@ -46,7 +46,7 @@ def pretrain(
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     model.train()
-    with tqdm(total=steps, desc="Pre-training", unit="step", disable=not progress) as bar:
+    with tqdm(total=steps, desc="Pre-training", unit=" steps", disable=not progress) as bar:
         for _ in range(steps):
             images, captions = zip(*(world.draw_captioned(rng) for _ in range(batch_size)), strict=True)
             pixels = processor.image_processor(images=list(images), return_tensors="pt")

@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from starft_hf.utils.names import log_names
+
+
+_MOST_LOGGED_GROUPS = 20
+
 
 @dataclass(frozen=True)
 class ReliabilityBin:
@@ -66,14 +71,34 @@ class EvaluationResult:
         return self.accuracy - self.worst_group_accuracy
 
     def metrics(self) -> dict[str, float]:
-        """The figures that a trainer logs, with each group's accuracy."""
-        metrics = {"loss": self.loss, "accuracy": self.accuracy, "worst_group_accuracy": self.worst_group_accuracy}
+        """All figures, with each group's accuracy."""
+        return self._figures() | {f"accuracy_{group}": accuracy for group, accuracy in self.group_accuracies.items()}
+
+    def logged(self, groups: bool = False, wanted: str | None = None) -> dict[str, float | str]:
+        """The figures that a trainer logs, and the name of the worst group, under keys without spaces.
+
+        Args:
+            groups: whether to add the accuracy of each group, if there are no more than 20.
+            wanted: a metric, maybe with a prefix, that is added in any case if it is the accuracy of a group.
+        """
+        names = log_names(self.group_accuracies)
+        logged: dict[str, float | str] = {**self._figures(), "worst_group": self.worst_group}
+        for group, accuracy in self.group_accuracies.items():
+            if groups and len(names) <= _MOST_LOGGED_GROUPS:
+                logged[f"accuracy_{names[group]}"] = accuracy
+            for name in (group, names[group]):
+                if wanted is not None and wanted.endswith(f"accuracy_{name}"):
+                    logged[f"accuracy_{name}"] = accuracy
+        return logged
+
+    def _figures(self) -> dict[str, float]:
+        figures = {"loss": self.loss, "accuracy": self.accuracy, "worst_group_accuracy": self.worst_group_accuracy}
         if self.group_adjusted_accuracy is not None:
-            metrics["group_adjusted_accuracy"] = self.group_adjusted_accuracy
-        metrics["ece"] = self.ece
+            figures["group_adjusted_accuracy"] = self.group_adjusted_accuracy
+        figures["ece"] = self.ece
         if self.skipped:
-            metrics["skipped_images"] = self.skipped
-        return metrics | {f"accuracy_{group}": accuracy for group, accuracy in self.group_accuracies.items()}
+            figures["skipped_images"] = self.skipped
+        return figures
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
@@ -117,3 +142,8 @@ class CurvePoint:
     alpha: float
     in_distribution: float
     out_of_distribution: float
+
+
+def retention_metrics(retention: Mapping[str, Retention]) -> dict[str, float]:
+    """The metrics of several retention sets, by their names, as `Retention.metrics`."""
+    return {key: value for name, kept in retention.items() for key, value in kept.metrics(name).items()}

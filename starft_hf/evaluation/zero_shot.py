@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from starft_hf.data.captions import class_caption
 from starft_hf.data.embedding import embedded_chunks
 from starft_hf.models.encoder import DualEncoder, logit_scale_of, unit_rows
+from starft_hf.models.heads import ClassificationHead, head_from_weights
 from starft_hf.models.modes import evaluation_mode, unwrapped
 
 
@@ -51,3 +52,12 @@ def zero_shot_weights(
             rows.append(unit_rows(pending[: done * count].unflatten(0, (done, count)).mean(1)))
             pending = pending[done * count :].clone()
         return logit_scale_of(unwrapped(model)) * torch.cat(rows)
+
+
+def zero_shot_head(
+    model: nn.Module, encoder: DualEncoder, class_names: Sequence[str], templates: Sequence[str]
+) -> ClassificationHead:
+    """The zero-shot classifier of these classes and prompts as a linear head, which cross-entropy runs start with."""
+    head = head_from_weights(zero_shot_weights(model, encoder, class_names, templates))
+    head.class_names, head.templates = tuple(class_names), tuple(templates)
+    return head

@@ -17,6 +17,7 @@ from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.images import ImagePreprocessor, stack_features
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.record import RECORD_FILE, RunRecord
+from starft_hf.models.adapters import without_peft_warning
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
 from starft_hf.models.loading import load_model, load_processor
@@ -127,7 +128,8 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
         if not config.base_model_name_or_path:
             raise OSError(f"the adapter_config.json of {str(source)!r} must set base_model_name_or_path to a model")
         base = local_folder(config.base_model_name_or_path, revision=config.revision, token=token)
-        model: Any = PeftModel.from_pretrained(load_model(base), folder)
+        with without_peft_warning():
+            model: Any = PeftModel.from_pretrained(load_model(base), folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
             processor_folder = base
     else:

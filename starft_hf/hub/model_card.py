@@ -18,6 +18,9 @@ from starft_hf.utils.text import markdown, one_line, percent, points
 TAGS = ("starft", "robust-fine-tuning", "zero-shot-image-classification")
 TASK = "zero-shot-image-classification"
 
+# What results are compared with. It need not be a zero-shot model: a run may start from a fine-tuned one.
+BEFORE = "before training"
+
 # Longer lists of classes are cut.
 _MOST_CLASSES = 30
 
@@ -26,15 +29,16 @@ _MOST_CLASSES = 30
 class CardContent:
     """The content of a card.
 
-    `results` and `zero_shot`, which are of the model before fine-tuning, are by the name of the dataset. `adapter` is
-    its kind, such as "LORA"; `datasets` are ids on the Hub; `figures` are pairs of alternative text and path.
+    `results` are by the name of the dataset, as is `before`: those of the model that training started from, on the
+    same data. `adapter` is its kind, such as "LORA"; `datasets` are ids on the Hub; `figures` are pairs of alternative
+    text and path.
     """
 
     title: str
     repo_id: str | None
     record: RunRecord
     results: Mapping[str, EvaluationResult]
-    zero_shot: Mapping[str, EvaluationResult]
+    before: Mapping[str, EvaluationResult]
     adapter: str | None = None
     head: bool = False
     license: str | None = None
@@ -65,6 +69,7 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         class_names=", ".join(shown),
         num_classes=len(names),
         results=_results(content),
+        compared=bool(content.before),
         figures=[{"alt": markdown(alt), "path": path} for alt, path in content.figures],
         # As Python writes them, for snippets.
         repo=repr(content.repo_id or "path/to/this/folder"),
@@ -93,9 +98,9 @@ def _metadata(content: CardContent) -> ModelCardData:
             ("worst_group_accuracy", "Worst-group accuracy", result.worst_group_accuracy),
             ("expected_calibration_error", "Expected calibration error", result.ece),
         ]
-        if (before := content.zero_shot.get(name)) is not None:
+        if (before := content.before.get(name)) is not None:
             change = result.worst_group_accuracy - before.worst_group_accuracy
-            measured.append(("worst_group_accuracy_change", "Worst-group accuracy, change to zero-shot", change))
+            measured.append(("worst_group_accuracy_change", f"Worst-group accuracy, change from {BEFORE}", change))
         dataset: dict[str, Any] = {"task_type": TASK, "dataset_type": name, "dataset_name": name}
         evaluations += [
             EvalResult(**dataset, metric_type=metric, metric_name=title, metric_value=round(value, 6))
@@ -120,7 +125,7 @@ def _results(content: CardContent) -> list[list[str]]:
     for name, result in content.results.items():
         average, worst = result.accuracy, result.worst_group_accuracy
         changes = ["", ""]
-        if (before := content.zero_shot.get(name)) is not None:
+        if (before := content.before.get(name)) is not None:
             changes = [points(average - before.accuracy), points(worst - before.worst_group_accuracy)]
         group = markdown(result.worst_group)
         rows.append([markdown(name), percent(average), percent(worst), group, percent(result.ece), *changes])

@@ -36,6 +36,7 @@ _KINDS: dict[str, Any] = {
     "processes": int,
     "reg_weight": (int, float, NoneType),
     "sample_weights": (dict, NoneType),
+    "combined": bool,
 }
 
 _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets", "peft")
@@ -54,6 +55,8 @@ class RunRecord:
         processes, versions: how many processes shared the batches, and versions of libraries by name.
         reg_weight: at the start of the run, a number where the setting is "auto"; None without a regularizer.
         sample_weights: the `WeightDiagnostics` of `reweight="attribution"`, once it has run.
+        combined: whether the weights were made of those of several models. There is no run to repeat then, and only
+            what classifying images needs is recorded.
     """
 
     config: dict[str, Any]
@@ -66,6 +69,7 @@ class RunRecord:
     versions: dict[str, str]
     reg_weight: float | None = None
     sample_weights: dict[str, Any] | None = None
+    combined: bool = False
 
     @property
     def templates(self) -> tuple[str, ...]:

@@ -2,11 +2,16 @@
 
 import copy
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -114,13 +119,15 @@ def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module
 
     ValueError if the configuration does not work with dual encoders, or the model has an adapter already.
     """
+    check_adapters(model)
     if is_adapted(model):
         if config is not None:
             raise ValueError("the model has an adapter already; pass either peft_config or a PeftModel")
         for present in cast(PeftModel, model).peft_config.values():
             _check(present, base_model_of(model))
     elif config is not None:
-        model = get_peft_model(model, resolve_peft_config(config, model))
+        with without_peft_warning():
+            model = get_peft_model(model, resolve_peft_config(config, model))
     if is_adapted(model):
         # As full fine-tuning does.
         for value in _logit_parameters(model).values():
@@ -132,9 +139,38 @@ def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module
     return model
 
 
+@contextmanager
+def without_peft_warning() -> Iterator[None]:
+    """Within, wrapping a model by PEFT does not warn of the attribute that PEFT reads and transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def check_adapters(model: nn.Module) -> None:
+    """Raise ValueError if `model` has adapters that a run cannot save: several, or one without a PeftModel."""
+    if not isinstance(model, PeftModel):
+        if has_adapter_layers(model):
+            raise ValueError(
+                f"the {type(model).__name__} has layers of a PEFT adapter inside, but is not a PeftModel, so that the "
+                "adapter could be neither switched off for the reference nor saved on its own; pass the model from "
+                "before add_adapter or inject_adapter_in_model, with peft_config or wrapped by get_peft_model"
+            )
+    elif len(names := list(model.peft_config)) > 1:
+        raise ValueError(
+            f"the PeftModel has the adapters {', '.join(map(repr, names))}, and a run trains and saves one; remove "
+            f"the others, as by model.delete_adapter({names[-1]!r}), or merge them into the base model"
+        )
+
+
 def is_adapted(model: Any) -> bool:
     """Whether `model` has a PEFT adapter."""
     return isinstance(model, PeftModel)
+
+
+def has_adapter_layers(model: nn.Module) -> bool:
+    """Whether `model` has a PEFT adapter, whether or not it is a `PeftModel`."""
+    return is_adapted(model) or any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def base_model_of(model: nn.Module) -> Any:
@@ -173,8 +209,15 @@ def save_temperature(model: nn.Module, folder: str | Path, state: dict[str, Tens
     """Add the temperature, from `state` or the model itself, to the adapter that was saved to `folder`.
 
     It is stored in the adapter's own file, under its name in the model, so that `PeftModel.from_pretrained` loads it.
+    PEFT saves an adapter into a folder of its name unless that is "default"; it is moved to `folder`, where the Hub,
+    `Trainer` and `load` look for it.
     """
-    path = Path(folder) / "adapter_model.safetensors"
+    path, (name,) = Path(folder) / SAFETENSORS_WEIGHTS_NAME, cast(PeftModel, model).peft_config
+    if name != "default":
+        for part in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+            (path.parent / name / part).replace(path.with_name(part))
+        with suppress(OSError):  # files of somebody else
+            (path.parent / name).rmdir()
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -194,5 +237,14 @@ def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]
     """
     if not isinstance(model, PeftModel):
         raise ValueError(f"the {type(model).__name__} has no adapter to merge; save it with save_model()")
-    copy.deepcopy(model).merge_and_unload().save_pretrained(folder)
+    # Not every type of quantized weights can be copied. They are shared with the copy, where PEFT puts others in their
+    # place, and set back for types whose merge writes into them.
+    quantized = {value: value.data.clone() for value in model.parameters() if not value.is_floating_point()}
+    try:
+        merged = copy.deepcopy(model, {id(value): value for value in quantized}).merge_and_unload()
+        # transformers cannot revert how it read weights that were quantized already.
+        merged.save_pretrained(folder, save_original_format=not quantized)
+    finally:
+        for value, before in quantized.items():
+            value.data = before
     processor.save_pretrained(folder)

@@ -24,9 +24,16 @@ HEAD_NAME = "classification_head"
 HEAD_FILE = "classification_head.safetensors"
 
 
-def head_from_weights(weights: Tensor, bias: Tensor | None = None) -> nn.Linear:
+class ClassificationHead(nn.Linear):
+    """A linear head with the classes of its rows, and the prompts it was made of; None where they are not known."""
+
+    class_names: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+
+
+def head_from_weights(weights: Tensor, bias: Tensor | None = None) -> ClassificationHead:
     """A linear head whose weight is `weights`, `(classes, D)`, and whose bias is `bias`, `(classes,)`, or 0."""
-    head = nn.Linear(weights.shape[1], weights.shape[0], dtype=weights.dtype, device=weights.device)
+    head = ClassificationHead(weights.shape[1], weights.shape[0], dtype=weights.dtype, device=weights.device)
     with torch.no_grad():
         head.weight.copy_(weights)
         head.bias.zero_() if bias is None else head.bias.copy_(bias)

@@ -17,9 +17,17 @@ from starft_hf.models.families import LEGACY_EOS, TEMPERATURES, family_of
 
 
 def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
-    """`model` itself, or the model of that Hub id or path, in float32 so that small updates are not lost."""
+    """`model` itself, or the model of that Hub id or path, in float32 so that small updates are not lost.
+
+    ValueError for the folder of an adapter.
+    """
     if isinstance(model, nn.Module):
         return model
+    if Path(model, "adapter_config.json").is_file():
+        raise ValueError(
+            f"{str(model)!r} holds an adapter, not a model; merge it (starft merge) and pass the result, or pass "
+            "PeftModel.from_pretrained(base_model, folder, is_trainable=True) to train it further"
+        )
     loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
     # Transformers set it itself before 5.24.
     if getattr(loaded.config, "_commit_hash", None) is None and not Path(model).exists():

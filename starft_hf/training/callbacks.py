@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from starft_hf.data.examples import Epoch
 
@@ -43,6 +43,32 @@ class BatchCounterCallback(TrainerCallback):
         """The place of the current batch in its step, from 0; the next call gives that of the next batch."""
         self._next += 1
         return self._next - 1
+
+
+class NamedProgressCallback(ProgressCallback):
+    """Trainer's progress bars, with names."""
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        super().on_train_begin(*args, **kwargs)
+        _set_name(self.training_bar, "Training")
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        super().on_prediction_step(*args, **kwargs)
+        _set_name(self.prediction_bar, "Evaluating")
+
+
+def _set_name(bar: Any, name: str) -> None:
+    if bar is not None and not bar.desc:
+        # A rate after one step at once would be nonsense.
+        bar.set_description(name, refresh=bar.n == 0)
+
+
+def name_progress_bars(trainer: Any) -> None:
+    """Replace the progress bars of a trainer, if they are Trainer's own for terminals, by named ones."""
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback) is ProgressCallback:
+            trainer.remove_callback(callback)
+            trainer.add_callback(NamedProgressCallback())
 
 
 class ResumingCallback(TrainerCallback, ABC):

@@ -164,7 +164,7 @@ def compare(
             jobs.append((method, dataclasses.replace(args, **{**_QUIET, **own, "seed": seed})))
             if method != ZERO_SHOT:
                 RunPlan.check(dataclasses.replace(checked, args=jobs[-1][1]))
-    with tqdm(total=len(jobs), unit="run", disable=args.disable_tqdm) as bar:
+    with tqdm(total=len(jobs), desc="Comparing", unit=" runs", disable=args.disable_tqdm) as bar:
         runs = _run_all(_Runner(shared, alpha, alphas), jobs, processes, bar)
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     first = next(iter(datasets))

@@ -138,7 +138,8 @@ class StarFTConfig(TrainingArguments):
         They follow the paper (arXiv 2505.13232), with AdamW and both towers tuned: `learning_rate` 1e-5,
         `weight_decay` 0.1, `lr_scheduler_type` "cosine", `num_train_epochs` 10, `warmup_steps` 0.1 (a fraction of the
         run, because a fixed 500 steps would never end on a small dataset), `per_device_train_batch_size` and
-        `per_device_eval_batch_size` 64, `remove_unused_columns` False, `logging_nan_inf_filter` False.
+        `per_device_eval_batch_size` 64, `logging_steps` 10, `remove_unused_columns` False, `logging_nan_inf_filter`
+        False.
     """
 
     learning_rate: float = _setting(1e-5, RUN, "Initial learning rate of AdamW.")
@@ -149,6 +150,7 @@ class StarFTConfig(TrainingArguments):
     # A resumed run must have the same number of images per step, over all devices.
     per_device_train_batch_size: int = _setting(64, RECORDED, "Batch size per device. Losses compare all its rows.")
     per_device_eval_batch_size: int = _setting(64, IRRELEVANT, "Batch size per device for evaluation.")
+    logging_steps: float = _setting(10, IRRELEVANT, "Log the losses every so many steps, or this fraction of the run.")
     remove_unused_columns: bool = _setting(False, IRRELEVANT, "Must stay False: the *_column settings choose columns.")
     # Filtering waits for the device in every batch, for something that ends the run anyway.
     logging_nan_inf_filter: bool = _setting(False, IRRELEVANT, "Not used: NaN and infinity in the loss end the run.")
@@ -193,8 +195,16 @@ class StarFTConfig(TrainingArguments):
         # Trainer assumes that greater is better for all but losses, and would keep the checkpoint calibrated worst.
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("ece"):  # type: ignore[has-type]
             self.greater_is_better = False
+        if str(self.metric_for_best_model).endswith("worst_group"):
+            raise ValueError(
+                f"metric_for_best_model is {self.metric_for_best_model!r}, the name of a group; use its accuracy, "
+                f"{self.metric_for_best_model}_accuracy"
+            )
         super().__post_init__()
         check_inherited_settings(self)
+        if self.device.type == "cpu":
+            # It would do nothing but warn.
+            self.dataloader_pin_memory = False
         # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.
         self.accelerator_config.dispatch_batches = False
         check_settings(self)
@@ -244,9 +254,14 @@ class StarFTConfig(TrainingArguments):
 
         Raises:
             FileNotFoundError: if there is no `starft.json` in the folder.
-            ValueError: if it cannot be read.
+            ValueError: if it cannot be read, or is of weights that were combined from several models.
         """
         record = RunRecord.load(source, revision)
+        if record.combined:
+            raise ValueError(
+                f"{RECORD_FILE} of {str(source)!r} is of weights that were combined from those of several models, so "
+                "there is no run to repeat; pass the folder of one of the runs"
+            )
         saved = record.config
         settings = {name: saved[name] for name in cls.settings_in(RUN, RECORDED) if name in saved}
         try:

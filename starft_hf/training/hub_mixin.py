@@ -2,46 +2,45 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.hub.card_content import dataset_ids, license_of, save_figures
 from starft_hf.hub.card_edits import update_card
 from starft_hf.hub.model_card import CardContent, render_card
 from starft_hf.hub.publishable import publishable
 from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
-from starft_hf.hub.record import RunRecord, make_record, model_source, public_id
+from starft_hf.hub.record import RunRecord, make_record, model_source
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
-from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
+from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, save_head
+from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.publishing import copy_to_publish
+from starft_hf.training.measurements import Measurements
 from starft_hf.training.setup import RunSetup
 from starft_hf.utils.hashing import tensors_digest
-from starft_hf.utils.waiting import NoAnswerError, answered, result_of, upload_limit
+from starft_hf.utils.waiting import NoAnswerError, result_of, upload_limit
 
 
 logger = logging.get_logger(__name__)
-
-_FIGURES = "figures"
 
 
 class HubMixin(Trainer):
     """The public methods of `StarFTTrainer` that save a run for others and publish it."""
 
     setup: RunSetup
-    evaluation_results: dict[str, EvaluationResult]
-    zero_shot_results: dict[str, EvaluationResult]
+    measured: Measurements
+    head: nn.Linear | None
+    class_names: Sequence[str] | None
     _start: str | None = None
     _evaluated_step: int | None = None
 
@@ -69,6 +68,26 @@ class HubMixin(Trainer):
             state = base_state(self.model)
             self._start = tensors_digest({name: state[name] for name in state if not name.startswith(HEAD_NAME)})
 
+    def measure_start(self, checkpoint: Path | None) -> None:
+        """Measure what the trained model is compared with: the weights that training starts from.
+
+        These are in the model, unless it was trained already, also if training resumes from `checkpoint`.
+        """
+        self.measured.begin(self.model)
+        if not self.measured.at_start:
+            return
+        kept = (checkpoint and read_content(checkpoint)) or {}
+        if not kept.get("retention_before"):
+            self.measured.retention_before = self.setup.evaluate_retention_sets(self.model, self.args)
+        # `Trainer` evaluates at the start of a run from the beginning.
+        wanted = self.args.eval_on_start and self.eval_dataset is not None
+        if wanted and checkpoint is not None and not kept.get("zero_shot"):
+            named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            for name, dataset in named.items():
+                prefix = f"eval_{name}" if name else "eval"
+                loader = self.get_eval_dataloader(name or dataset)
+                self.evaluation_loop(loader, "Evaluation", prediction_loss_only=True, metric_key_prefix=prefix)
+
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -93,6 +112,8 @@ class HubMixin(Trainer):
 
     def _save_merged(self, folder: Path, repo_id: str | None) -> None:
         merge_and_save(self.model, self.processing_class, folder)
+        if self.head is not None:
+            save_head(self.head.state_dict(), self.class_names or (), folder)
         self.save_record(folder)
         self._write_card(folder, folder.name, repo_id, merged=True)
 
@@ -130,18 +151,22 @@ class HubMixin(Trainer):
             config: Any = next(iter(self.model.peft_config.values()))
             adapter = str(getattr(config.peft_type, "value", config.peft_type))
         license, datasets = stated.get("license"), stated.get("datasets")
+        results = self.measured.of(self.model)
+        before = self.measured.comparable(results)
+        for name in self.measured.latest.keys() - results.keys() if not self.is_in_train else ():
+            logger.warning("The weights have changed since %r was evaluated, so the card has no results on it.", name)
         content = CardContent(
             title=title,
             repo_id=repo_id,
             record=record,
-            results=self.evaluation_results,
-            zero_shot=self.zero_shot_results,
+            results=results,
+            before=before,
             adapter=adapter,
             head=(folder / HEAD_FILE).is_file(),
-            license=license or _license_of(record.start["id"], self.args.hub_token, self.args.hub_timeout),
-            datasets=_dataset_ids(getattr(self.train_dataset, "dataset", None)) if datasets is None else datasets,
+            license=license or license_of(record.start["id"], self.args.hub_token, self.args.hub_timeout),
+            datasets=dataset_ids(getattr(self.train_dataset, "dataset", None)) if datasets is None else datasets,
             tags=stated.get("tags", ()),
-            figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
+            figures=save_figures(folder, before, results),
         )
         kept = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]
         update_card(folder, render_card(content, self.args.card_template), kept)
@@ -325,38 +350,3 @@ class HubMixin(Trainer):
                 where = {"private": self.args.hub_private_repo, "revision": self.args.hub_revision}
                 how = advice(str(self.args.output_dir), self.hub_model_id, **where)
                 logger.error("%s %s", reason(error, self.hub_model_id), how)
-
-
-@cache
-def _license_of(model_id: str | None, token: str | None, timeout: float) -> str | None:
-    if model_id is None:
-        return None
-    # A card without it is better than no card.
-    with suppress(Exception):
-        load = partial(ModelCard.load, model_id, token=token, ignore_metadata_errors=True)
-        return answered(load, f"the Hub, for the license of {model_id}", timeout).data.license
-    return None
-
-
-def _dataset_ids(dataset: Any) -> list[str]:
-    """The repositories on the Hub that `datasets` has read a dataset from."""
-    addresses = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
-    prefix = "hf://datasets/"
-    found = [address.removeprefix(prefix).split("@")[0] for address in addresses if address.startswith(prefix)]
-    return [name for name in dict.fromkeys(found) if public_id(name) is not None]
-
-
-def _save_figures(
-    folder: Path, zero_shot: Mapping[str, EvaluationResult], results: Mapping[str, EvaluationResult]
-) -> list[tuple[str, str]]:
-    import importlib.util
-
-    from starft_hf.report import RobustnessReport, Run
-
-    if not results or importlib.util.find_spec("matplotlib") is None:
-        return []
-    runs = [Run("fine-tuned", 0, results)]
-    if set(zero_shot) == set(results):
-        runs.insert(0, Run("zero-shot", 0, zero_shot))
-    figures = RobustnessReport(runs).save_figures(folder / _FIGURES)
-    return [(alt, f"{_FIGURES}/{path.name}") for alt, path in figures]

@@ -15,11 +15,11 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.hub.record import model_source
-from starft_hf.models.adapters import base_model_of, base_state, is_adapted, with_adapter
+from starft_hf.models.adapters import base_model_of, base_state, check_adapters, is_adapted, with_adapter
 from starft_hf.models.encoder import DualEncoder
-from starft_hf.models.heads import HEAD_NAME, head_from_weights
+from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
 from starft_hf.objectives.regularizers import AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
@@ -147,6 +147,8 @@ class RunSetup:
 
     def prepare(self, device: torch.device) -> None:
         """Do what has to be done once, before the first step, such as filling the reference's cache."""
+        # One may have been added since the run was set up.
+        check_adapters(self.model)
         # The sample weights first: the reference may release the weights that both need.
         for part in (self.sample_weights, self.reference):
             if part is not None:
@@ -174,7 +176,7 @@ class RunSetup:
         if self.args.base_loss == "contrastive" or self.class_names is None:
             return None
         templates = self.args.caption_templates
-        head = head_from_weights(zero_shot_weights(model, self.encoder, self.class_names, templates))
+        head = zero_shot_head(model, self.encoder, self.class_names, templates)
         model.add_module(HEAD_NAME, head)
         return head
 

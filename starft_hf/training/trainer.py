@@ -26,21 +26,22 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.workers import explained_worker_deaths
 from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
-from starft_hf.evaluation.results import EvaluationResult, Retention
+from starft_hf.evaluation.results import Retention
 from starft_hf.models.encoder import logit_scale_of
 from starft_hf.models.fsdp import forget_preparation, prepare_for_sharding
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
 from starft_hf.training.batch_size import check_retry
-from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, resuming_callbacks
+from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, name_progress_bars, resuming_callbacks
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
-from starft_hf.training.checkpointing.interruption import TrainingInterrupted, replace_jit_checkpoint
-from starft_hf.training.checkpointing.resuming import ResumeCheck
+from starft_hf.training.checkpointing.interruption import TrainingInterrupted, end_interrupted, replace_jit_checkpoint
+from starft_hf.training.checkpointing.resuming import ResumeCheck, ResumeState
 from starft_hf.training.checkpointing.run_settings import run_settings
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.hub_mixin import HubMixin
+from starft_hf.training.measurements import Measurements, data_key
 from starft_hf.training.nan_check import NaNCheck
 from starft_hf.training.plan import NO_SEARCH, RunInputs
 from starft_hf.training.sampling import evaluation_sampler, training_sampler, with_own_generator
@@ -48,7 +49,6 @@ from starft_hf.training.saving import restore_head, save_weights
 from starft_hf.training.setup import RunSetup
 from starft_hf.training.step import RunningLosses
 from starft_hf.training.trained_weights import check_trained, evaluation_precision
-from starft_hf.utils.collectives import destroy_process_group
 
 
 logger = logging.get_logger(__name__)
@@ -94,8 +94,10 @@ class StarFTTrainer(HubMixin, Trainer):
         class_names: the classes of the training set, or None without labels or training set.
         retention: accuracy on the retention sets before and after training, by their names.
         evaluation_results: results of the latest evaluations, by the name of the dataset ("eval" for a single one).
+            With `load_best_model_at_end`, after training those of the best model.
         skipped_images: which training images this process has skipped (`on_bad_image="skip"`), and why.
-        zero_shot_results: evaluation results of the model before its first step (`eval_on_start=True`).
+        zero_shot_results: evaluation results of the model as given, by `evaluate()` before the first `train()` or by
+            `eval_on_start=True`; a further `train()` leaves them as they are.
 
     Raises:
         ValueError: for anything that can be known to go wrong, before anything expensive is done.
@@ -157,10 +159,12 @@ class StarFTTrainer(HubMixin, Trainer):
         self.training_losses = setup.training_step(self.head)
         self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
         self.checkpointer = Checkpointer()
+        name_progress_bars(self)
         self.interruption = replace_jit_checkpoint(self)
         self.reg_weight = setup.reg_weight
         self.retention: dict[str, Retention] = {}
-        self.evaluation_results, self.zero_shot_results = {}, {}
+        self.measured = Measurements()
+        self.evaluation_results, self.zero_shot_results = self.measured.latest, self.measured.before
 
     # Training
 
@@ -194,15 +198,15 @@ class StarFTTrainer(HubMixin, Trainer):
                     self.checkpointer.remove_flawed(self.args)
                     self.running_losses.restore(None, self.args.device)
                     self.setup.prepare(self.args.device)
+                    self.measure_start(checkpoint)
                     self._prepare_model()
-                    before = self.setup.evaluate_retention_sets(self.model, self.args)
                 with self.interruption.listening(self.args):
                     output = super().train(checkpoint and str(checkpoint), *args, **kwargs)
                 with self.interruption.ending_at_once(self.args):
-                    self._record_retention(before)
+                    self._record_retention()
                     self.publish_trained()
         except TrainingInterrupted as interrupted:
-            self._end_interrupted(interrupted)
+            end_interrupted(self, interrupted)
             raise
         return output
 
@@ -214,6 +218,7 @@ class StarFTTrainer(HubMixin, Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a training batch, by one forward of `model`."""
+        self.measured.at_start = False
         self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, self._progress())
         batch = self.setup.candidates.add_to(inputs, self.state.global_step, self.batch_counter.advance())
         losses = self.training_losses(model, batch, self.reg_weight)
@@ -234,19 +239,12 @@ class StarFTTrainer(HubMixin, Trainer):
             forget_preparation(self.accelerator, self.model)
         self._evaluated_step = None
 
-    def _end_interrupted(self, interrupted: TrainingInterrupted) -> None:
-        if self.is_in_train:
-            self.is_in_train = False
-            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        logger.warning("%s.", interrupted)
-        destroy_process_group()
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """`Trainer.log`, with the parts of the loss beside the loss of a training step, unrounded."""
+        """`Trainer.log`, with the parts of the loss beside the loss of a training step, and no spaces in keys."""
         if "loss" in logs:
             state = {"reg_weight": self.reg_weight, "logit_scale": logit_scale_of(self.model).item()}
             logs = {**logs, **self.running_losses.pop(), **state}
-        super().log(logs, start_time)
+        super().log({"_".join(name.split()): value for name, value in logs.items()}, start_time)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The parameters that weight decay applies to."""
@@ -255,7 +253,6 @@ class StarFTTrainer(HubMixin, Trainer):
         return super().get_decay_parameter_names(model)
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Not supported: every trial needs a trainer, and a reference, of its own."""
         raise NotImplementedError(NO_SEARCH)
 
     # The hooks of Trainer's loop: one line each, to the component that is responsible.
@@ -324,20 +321,13 @@ class StarFTTrainer(HubMixin, Trainer):
         self._evaluation = None
         result = evaluation.result(training_group_shares(self.train_dataset))
         name = metric_key_prefix.removeprefix("eval_")
-        self.evaluation_results[name] = result
+        self.measured.record(name, result, self.model, data_key(dataloader.dataset, self.eval_dataset))
         self._evaluated_step = self.state.global_step
-        if self.state.global_step == 0:
-            self.zero_shot_results[name] = result
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in result.metrics().items()})
+        logged = result.logged(columns.groups is not None, self.args.metric_for_best_model)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in logged.items()})
         return output
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Classify one batch; returns no loss, and logits and labels where they are kept."""
         assert self._evaluation is not None
         batch = self._prepare_inputs(inputs)
@@ -351,14 +341,17 @@ class StarFTTrainer(HubMixin, Trainer):
             return None
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
-    def _record_retention(self, before: dict[str, EvaluationResult]) -> None:
-        after = self.setup.evaluate_retention_sets(self.model, self.args)
-        self.retention = {name: Retention(before[name], after[name]) for name in before}
+    def _record_retention(self) -> None:
+        self.retention = self.measured.retention(self.setup.evaluate_retention_sets(self.model, self.args))
         if self.retention:
-            figures = (kept.metrics(name) for name, kept in self.retention.items())
-            self.log({key: value for part in figures for key, value in part.items()})
+            self.log(retention_metrics(self.retention))
 
     # Saving and resuming
+
+    @property
+    def _resume_state(self) -> ResumeState:
+        callbacks = resuming_callbacks(self.callback_handler.callbacks)
+        return ResumeState(self.args, self.state, self.model, callbacks, self.running_losses, self.measured)
 
     def checkpoint_to_resume(self, resume_from_checkpoint: str | PathLike[str] | bool | None) -> Path | None:
         """The checkpoint that `train` would resume from, verified; None to start from the beginning.
@@ -381,14 +374,7 @@ class StarFTTrainer(HubMixin, Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         save = partial(super()._save_checkpoint, model, trial)
-        self.checkpointer.write(self.args, folder, save, self.state, self._save_resume_state, self._run_settings)
-
-    def _save_resume_state(self, folder: Path) -> dict[str, Any]:
-        """Write what callbacks keep into a checkpoint; returns what else resuming needs, for JSON."""
-        for callback in resuming_callbacks(self.callback_handler.callbacks):
-            callback.save_to(folder, self.args, self.state, self.model)
-        zero_shot = {name: result.as_dict() for name, result in self.zero_shot_results.items()}
-        return {"losses": self.running_losses.state(), "zero_shot": zero_shot}
+        self.checkpointer.write(self.args, folder, save, self.state, self._resume_state.save, self._run_settings)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self.checkpointer.once_valid(super()._push_from_checkpoint, checkpoint_folder)
@@ -405,13 +391,9 @@ class StarFTTrainer(HubMixin, Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         restore_head(self.head, resume_from_checkpoint)
-        for callback in resuming_callbacks(self.callback_handler.callbacks):
-            callback.resume_from(resume_from_checkpoint)
-        content = read_content(Path(resume_from_checkpoint)) or {}
-        self.running_losses.restore(content.get("losses"), self.args.device)
-        for name, result in content.get("zero_shot", {}).items():
-            self.zero_shot_results[name] = EvaluationResult.from_dict(result)
+        self._resume_state.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         restore_head(self.head, self.state.best_model_checkpoint)
+        self.measured.load(read_content(Path(str(self.state.best_model_checkpoint))) or {}, self.model)

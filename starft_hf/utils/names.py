@@ -1,12 +1,26 @@
 """Class names as words, their checks, and error messages for unknown names."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
 def readable(class_name: str) -> str:
     """A class name as words: `fire_truck` becomes `fire truck`."""
     return " ".join(class_name.replace("_", " ").split())
+
+
+def log_names(names: Iterable[str]) -> dict[str, str]:
+    """Distinct names without spaces and slashes, for keys of a log: `owl_x_left` for `owl x left`."""
+    found: dict[str, str] = {}
+    for name in names:
+        key = first = re.sub(r"[^\w.-]+", "_", name).strip("_") or "unnamed"
+        number = 1
+        while key in found.values():
+            number += 1
+            key = f"{first}_{number}"
+        found[name] = key
+    return found
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.utils import logging
 
+from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, load_head, save_head
 from starft_hf.utils.files import folder_in_place_of, read_text
 from starft_hf.weights.interpolation import difference, traits_of
+from starft_hf.weights.records import combined_record
 
 
 logger = logging.get_logger(__name__)
@@ -42,22 +44,31 @@ _UNQUANTIZED = "pass the checkpoints from before quantization"
 
 # Configurations and processors consist of these files.
 _COPIED = {".json", ".txt", ".model", ".jinja", ".py"}
-# These describe the run that wrote the checkpoint, or weights that are not copied.
-_EXCLUDED = ("starft_checkpoint.json", "trainer_state.json", "_results.json", ".index.json")
+# These describe the run that wrote the checkpoint, its results, or weights that are not copied.
+_EXCLUDED = (
+    RECORD_FILE,
+    "report.json",
+    "starft_checkpoint.json",
+    "trainer_state.json",
+    "_results.json",
+    ".index.json",
+)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A model in a folder of `save_pretrained`: its tensors, on the meta device, and their files by name.
 
-    `class_names` are those of the classification head, if there is one; checkpoints of equal `traits` can be averaged.
+    `class_names` are those of its classification head, if there is one; checkpoints of equal `traits` can be averaged.
     """
 
     folder: Path
     tensors: Mapping[str, Tensor]
     files: Mapping[str, Path]
+    config: Any
+    head: nn.Linear | None
     class_names: Sequence[str] | None
-    traits: Mapping[str, Any]
+    record: RunRecord | None
 
     @classmethod
     def open(cls, folder: Folder) -> "Checkpoint":
@@ -79,9 +90,19 @@ class Checkpoint:
         tensors = {name: value for header in headers.values() for name, value in header.items()}
         files = {name: file for file, header in headers.items() for name in header}
         head, class_names = load_head(path) if (path / HEAD_FILE).is_file() else (None, None)
-        traits = traits_of(tensors if head is None else tensors | head.state_dict(prefix=f"{HEAD_NAME}."), config)
-        traits["class names of the head"] = tuple(class_names or ())
-        return cls(path, tensors, files, class_names, traits)
+        record = RunRecord.load(path) if (path / RECORD_FILE).is_file() else None
+        return cls(path, tensors, files, config, head, class_names, record)
+
+    @property
+    def traits(self) -> Mapping[str, Any]:
+        """What must be equal in two checkpoints for them to be averaged."""
+        head = {} if self.head is None else self.head.state_dict(prefix=f"{HEAD_NAME}.")
+        traits = traits_of({**self.tensors, **head}, self.config)
+        return {**traits, "class names of the head": tuple(self.class_names or ())}
+
+    def with_head(self, head: nn.Linear | None, class_names: Sequence[str] | None) -> "Checkpoint":
+        """The same checkpoint with another classification head, or None without one."""
+        return replace(self, head=head, class_names=class_names)
 
     def read(self, name: str) -> Tensor:
         """A tensor, memory-mapped: what was read of it leaves memory with the last reference."""
@@ -93,18 +114,13 @@ class Checkpoint:
         return split_torch_state_dict_into_shards(dict(self.tensors), max_shard_size=max_shard_size)
 
 
-def open_alike(folders: Sequence[Folder]) -> list[Checkpoint]:
-    """The checkpoints in `folders`; ValueError with the first difference if they are not of one architecture."""
-    if isinstance(folders, str | os.PathLike):
-        raise ValueError(f"checkpoints is {str(folders)!r}; pass a list of folders")
-    if not folders:
-        raise ValueError("checkpoints is empty; pass at least one folder")
-    first, *others = checkpoints = [Checkpoint.open(folder) for folder in folders]
+def check_alike(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise ValueError with the first difference if checkpoints are not of one architecture."""
+    first, *others = checkpoints
     for other in others:
         found = difference(first.traits, other.traits, repr(str(first.folder)), repr(str(other.folder)))
         if found is not None:
             raise ValueError(f"the checkpoints differ: {found}; only models of one architecture can be averaged")
-    return checkpoints
 
 
 def write_checkpoint(
@@ -115,8 +131,8 @@ def write_checkpoint(
 ) -> Path:
     """Write what checkpoints of one architecture combine to, atomically, into a new or empty folder.
 
-    Names, dtypes, configuration and processor are those of the first. `combine` is called with the same piece of a
-    tensor in each of the checkpoints, so it must work element by element.
+    Names, dtypes, configuration and processor are those of the first; `combined_record` says what is recorded.
+    `combine` is called with the same piece of a tensor in each of the checkpoints, so it must work element by element.
     """
     first = checkpoints[0]
     split = first.split(max_shard_size)
@@ -130,6 +146,9 @@ def write_checkpoint(
 
     with folder_in_place_of(Path(output)) as folder:
         _copy_settings(first.folder, folder)
+        record = combined_record([checkpoint.record for checkpoint in checkpoints if checkpoint.record is not None])
+        if record is not None:
+            record.save(folder)
         # Not with huggingface_hub.save_torch_state_dict, which needs all shards in memory at once.
         for file_name, names in split.filename_to_tensors.items():
             save_file({name: combined(name) for name in names}, folder / file_name, metadata={"format": "pt"})
@@ -137,7 +156,7 @@ def write_checkpoint(
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         if first.class_names is not None:
-            heads = [load_head(checkpoint.folder)[0].state_dict() for checkpoint in checkpoints]
+            heads = [checkpoint.head.state_dict() for checkpoint in checkpoints if checkpoint.head is not None]
             head = {key: combine([head[key] for head in heads]).to(value.dtype) for key, value in heads[0].items()}
             save_head(head, first.class_names, folder)
     return Path(output)

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
-from starft_hf.models.adapters import is_adapted
+from starft_hf.evaluation.zero_shot import zero_shot_head
+from starft_hf.models.adapters import has_adapter_layers
+from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.heads import HEAD_NAME
+from starft_hf.models.loading import load_processor
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.utils.names import unknown_name
 
@@ -28,23 +32,26 @@ MEASURES = ("accuracy", "worst_group_accuracy", "group_adjusted_accuracy", *_LOW
 _COMPUTATION = ("model_type", "hidden_act", "num_attention_heads", "layer_norm_eps", "batch_norm_eps")
 
 
-def interpolate(model_a: ModelT, model_b: nn.Module, alpha: float) -> ModelT:
+def interpolate(model_a: ModelT, model_b: nn.Module, alpha: float, processing_class: Any = None) -> ModelT:
     """A new model with weights `(1 - alpha) * a + alpha * b`, as in WiSE-FT (arXiv 2109.01903).
 
-    Weights are mixed in float32 or wider. Their dtype, and integers, are those of `model_a`.
+    Weights are mixed in float32 or wider. Their dtype, and integers, are those of `model_a`. If one of the models has
+    the trained head of a cross-entropy run, as its module `classification_head`, the other one takes part with its
+    zero-shot head of the same classes and prompts, and the new model has the head between both.
 
     Args:
         model_a: usually the zero-shot model.
         model_b: usually the fine-tuned model, of the same architecture.
         alpha: weight of `model_b`, from 0 to 1.
+        processing_class: the processor, for a zero-shot head; None loads it from the checkpoint of the model.
 
     Raises:
-        ValueError: if `alpha` is outside [0, 1] or the models do not match, naming the first difference.
+        ValueError: if `alpha` is outside [0, 1] or the models do not match, naming the first difference; or if a
+            zero-shot head is needed, and there is no processor or the classes of the trained one are unknown.
     """
     check_alpha(alpha)
-    _check_models(model_a, model_b)
-    merged = copy.deepcopy(model_a)
-    _mix_into(merged, model_a.state_dict(), model_b.state_dict(), alpha)
+    merged, state_a, state_b = _prepared(model_a, model_b, processing_class)
+    _mix_into(merged, state_a, state_b, alpha)
     return merged
 
 
@@ -121,6 +128,7 @@ def sweep(
     model_b: nn.Module,
     evaluate: Callable[[ModelT], Mapping[str, EvaluationResult]],
     alphas: Sequence[float] = ALPHAS,
+    processing_class: Any = None,
 ) -> Sweep:
     """Evaluate interpolations of two models, which stay as they are.
 
@@ -131,6 +139,7 @@ def sweep(
         model_b: usually the fine-tuned model, of the same architecture.
         evaluate: from a model in eval mode, without gradients, to its results by name of dataset.
         alphas: weights of `model_b`, from 0 to 1.
+        processing_class: as for `interpolate`, as are models with a trained head.
 
     Raises:
         ValueError: before anything is evaluated, if `alphas` is empty, one is outside [0, 1], or the models do not
@@ -141,9 +150,7 @@ def sweep(
         raise ValueError("alphas is empty; pass weights of the second model, from 0 to 1")
     for alpha in alphas:
         check_alpha(alpha)
-    _check_models(model_a, model_b)
-    state_a, state_b = model_a.state_dict(), model_b.state_dict()
-    merged = copy.deepcopy(model_a)
+    merged, state_a, state_b = _prepared(model_a, model_b, processing_class)
     results: list[Mapping[str, EvaluationResult]] = []
     for alpha in alphas:
         _mix_into(merged, state_a, state_b, alpha)
@@ -201,16 +208,45 @@ def _mix_into(model: nn.Module, state_a: Mapping[str, Tensor], state_b: Mapping[
             value.copy_(mixed(state_a[name], state_b[name], alpha))
 
 
-def _check_models(model_a: nn.Module, model_b: nn.Module) -> None:
-    if is_adapted(model_a) or is_adapted(model_b):
+def _prepared(
+    model_a: ModelT, model_b: nn.Module, processing_class: Any
+) -> tuple[ModelT, dict[str, Tensor], dict[str, Tensor]]:
+    """A copy of the first model to mix weights into, and the weights of both, with the same head or none."""
+    models = (model_a, model_b)
+    if any(has_adapter_layers(model) for model in models):
         raise ValueError(
             "a model with an adapter cannot be interpolated, because averaging the factors of adapters does not "
             "average models; merge it first, with merge_and_unload of its PeftModel"
         )
-    traits = [traits_of(model.state_dict(), getattr(model, "config", None)) for model in (model_a, model_b)]
+    states = [model.state_dict() for model in models]
+    heads = [getattr(model, HEAD_NAME, None) for model in models]
+    one_head = heads.count(None) == 1
+    kept = [{name: value for name, value in state.items() if not name.startswith(f"{HEAD_NAME}.")} for state in states]
+    traits = [
+        traits_of(state, getattr(model, "config", None))
+        for state, model in zip(kept if one_head else states, models, strict=True)
+    ]
     found = difference(traits[0], traits[1], "the first", "the second")
     if found is not None:
         raise ValueError(f"the models differ: {found}; only models of one architecture can be interpolated")
+    merged = copy.deepcopy(model_a)
+    if one_head:
+        place = heads.index(None)
+        head = _zero_shot_head(models[place], heads[1 - place], processing_class)
+        states[place] = states[place] | head.state_dict(prefix=f"{HEAD_NAME}.")
+        if place == 0:
+            merged.add_module(HEAD_NAME, copy.deepcopy(head))
+    return merged, states[0], states[1]
+
+
+def _zero_shot_head(model: nn.Module, trained: Any, processing_class: Any) -> nn.Linear:
+    names, templates = (getattr(trained, name, None) for name in ("class_names", "templates"))
+    if names is None or templates is None:
+        raise ValueError(
+            f"one of the models has a {HEAD_NAME} whose classes and prompts are unknown, so no zero-shot head can be "
+            f"made for the other; add a head to it, by add_module({HEAD_NAME!r}, ...)"
+        )
+    return zero_shot_head(model, DualEncoder.of(model, load_processor(model, processing_class)), names, templates)
 
 
 def _check_results(found: Any, first: Mapping[str, EvaluationResult]) -> None:

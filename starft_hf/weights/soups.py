@@ -4,6 +4,7 @@ Checkpoints are read tensor by tensor: memory holds one file of the output, not 
 """
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +14,17 @@ import torch
 from torch import Tensor
 
 from starft_hf.utils.files import check_free
-from starft_hf.weights.folders import Checkpoint, Folder, open_alike, write_checkpoint
+from starft_hf.weights.folders import Checkpoint, Folder, check_alike, write_checkpoint
 from starft_hf.weights.interpolation import check_alpha, mixed
+from starft_hf.weights.zero_shot_heads import with_heads
 
 
 def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_size: int | str = "5GB") -> Path:
     """Write the mean of several checkpoints, which `from_pretrained` loads as a model of its own; returns `output`.
 
     Weights are summed in float64 and have the dtype they have in the first checkpoint. Integers, configuration and
-    processor are those of the first. Classification heads of cross-entropy runs are averaged as well.
+    processor are those of the first. Classification heads of cross-entropy runs are averaged as well. `starft.json`
+    has the classes, prompts and templates of the runs, as far as they agree.
 
     Args:
         checkpoints: folders that `save_pretrained` or the trainer has written, in one file or in shards.
@@ -34,13 +37,18 @@ def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_siz
         ValueError: if there are none, or one is an adapter, pickled, quantized or damaged, or two of them are of
             different architectures; the message names the first difference.
     """
-    return write_checkpoint(output, _opened(checkpoints, output, max_shard_size), _mean, max_shard_size)
+    opened = _opened(checkpoints, output, max_shard_size)
+    check_alike(opened)
+    return write_checkpoint(output, opened, _mean, max_shard_size)
 
 
 def interpolate_checkpoints(
     checkpoint_a: Folder, checkpoint_b: Folder, alpha: float, output: Folder, *, max_shard_size: int | str = "5GB"
 ) -> Path:
     """Write `(1 - alpha) * a + alpha * b`, as in WiSE-FT: what `interpolate` gives, without loading the models.
+
+    If one of them is of a cross-entropy run, whose head is trained, the other one takes part with its zero-shot head:
+    that of the classes and the `caption_template` that the run has recorded. Its model is loaded for that.
 
     Args:
         checkpoint_a: folder of the model that gives dtype, integers, configuration and processor; usually zero-shot.
@@ -53,7 +61,8 @@ def interpolate_checkpoints(
         ValueError: also if `alpha` is outside [0, 1].
     """
     check_alpha(alpha)
-    opened = _opened([checkpoint_a, checkpoint_b], output, max_shard_size)
+    opened = with_heads(_opened([checkpoint_a, checkpoint_b], output, max_shard_size))
+    check_alike(opened)
     return write_checkpoint(output, opened, lambda parts: mixed(parts[0], parts[1], alpha), max_shard_size)
 
 
@@ -115,6 +124,7 @@ def greedy_soup(
         ValueError: also if a score is not a number.
     """
     opened, output = _opened(checkpoints, output, max_shard_size), Path(output)
+    check_alike(opened)
     scored = [(_score(evaluate, checkpoint.folder), checkpoint) for checkpoint in opened]
     (score, best), *others = sorted(scored, key=lambda pair: -pair[0])
     members, trials = [best], [Trial(best.folder, score, score, True)]
@@ -134,7 +144,11 @@ def greedy_soup(
 
 def _opened(checkpoints: Sequence[Folder], output: Folder, max_shard_size: int | str) -> list[Checkpoint]:
     check_free(Path(output))
-    opened = open_alike(checkpoints)
+    if isinstance(checkpoints, str | os.PathLike):
+        raise ValueError(f"checkpoints is {str(checkpoints)!r}; pass a list of folders")
+    if not checkpoints:
+        raise ValueError("checkpoints is empty; pass at least one folder")
+    opened = [Checkpoint.open(folder) for folder in checkpoints]
     opened[0].split(max_shard_size)  # raises if it is not a size
     return opened
 

@@ -45,6 +45,10 @@ def test_train_evaluates_before_and_after_and_saves_model_and_report(run, images
     again = json.loads(run("evaluate", "out", images, "--group-column", "place", "--json"))
     assert again["group_accuracies"] == tuned["group_accuracies"]
     assert "out is not an empty folder" in run("train", *arguments, "--output_dir", "out", code=2)
+    # A model that was fine-tuned is not a zero-shot one.
+    run("train", "--model", "out", "--dataset", images, *FAST, "--output_dir", "second")
+    report = RobustnessReport.from_json((tmp_path / "second" / "report.json").read_text())
+    assert ({run.method for run in report.runs}, report.baseline) == ({"before training", "star"}, "before training")
 
 
 def test_people_get_a_table(run, images):

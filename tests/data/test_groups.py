@@ -40,7 +40,7 @@ def test_a_function_names_groups(birds):
 def test_the_trainer_evaluates_by_several_columns_and_by_a_function(clip, processor, config, dataset):
     crossed = config(group_column=["label", "group"])
     metrics = StarFTTrainer(clip, crossed, dataset, dataset, processing_class=processor).evaluate()
-    assert "eval_accuracy_owl x left" in metrics
+    assert "eval_accuracy_owl_x_left" in metrics
     assert sum(name.startswith("eval_accuracy_") for name in metrics) == 8
     by_function = StarFTTrainer(
         clip, config(), dataset, dataset, processing_class=processor, group_function=lambda row: row["note"][-1]

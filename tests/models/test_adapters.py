@@ -4,11 +4,22 @@ import copy
 
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+    inject_adapter_in_model,
+)
+from peft.tuners import lora
+from safetensors.torch import load_file
+from torch import nn
 from transformers import CLIPModel, pipeline
 
-from starft_hf import StarFTTrainer
-from starft_hf.models.adapters import _STARTS, base_state, with_adapter
+from starft_hf import StarFTTrainer, load
+from starft_hf.models.adapters import _STARTS, base_state, merge_and_save, with_adapter
 from tests.support.families import FAMILIES, family
 from tests.support.tiny import CHECKPOINTING, TINY_CLIP
 
@@ -170,6 +181,46 @@ def test_however_lora_begins_the_reference_is_the_model_as_given(clip, start):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_an_adapter_of_any_name_is_saved_where_everything_looks_for_it(
+    clip, processor, config, dataset, settings, tmp_path
+):
+    adapted = get_peft_model(copy.deepcopy(clip), LoraConfig(r=4, target_modules=ATTENTION), adapter_name="birds")
+    kept = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    args = config(**settings, **kept, load_best_model_at_end=True, metric_for_best_model="loss")
+    trainer = make(adapted, processor, args, dataset, None, eval_dataset=dataset)
+    trainer.train()
+    trainer.save_model()
+    folder = tmp_path / "output"
+    loaded = PeftModel.from_pretrained(copy.deepcopy(clip), folder)
+    trained = {name.replace(".birds.", ".default."): value for name, value in trainer.model.state_dict().items()}
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, trained[name]), name
+    assert load(folder).class_names == trainer.class_names
+    with pytest.raises(ValueError, match=r"output' holds an adapter, not a model; merge it \(starft merge\)"):
+        make(str(folder), processor, args, dataset, None)
+    best = load_file(f"{trainer.state.best_model_checkpoint}/adapter_model.safetensors")
+    assert torch.equal(best["base_model.model.logit_scale"], trainer.model.logit_scale)
+
+    again = get_peft_model(copy.deepcopy(clip), LoraConfig(r=4, target_modules=ATTENTION), adapter_name="birds")
+    resumed = make(again, processor, args, dataset, None, eval_dataset=dataset)
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+
+
+def test_adapters_that_could_not_be_saved_are_refused_at_the_start(clip, processor, config, dataset):
+    lora = LoraConfig(r=4, target_modules=ATTENTION)
+    injected = inject_adapter_in_model(lora, copy.deepcopy(clip), "birds")
+    with pytest.raises(ValueError, match="the CLIPModel has layers of a PEFT adapter inside, but is not a PeftModel"):
+        make(injected, processor, config(), dataset, None)
+    several = get_peft_model(copy.deepcopy(clip), lora)
+    trainer = make(several, processor, config(), dataset, None)
+    several.add_adapter("birds", lora)
+    for begin in (trainer.train, lambda: make(several, processor, config(), dataset, None)):
+        with pytest.raises(ValueError, match=r"the adapters 'default', 'birds', .* model.delete_adapter\('birds'\)"):
+            begin()
+
+
 REFUSED = {
     "task_type": (LoraConfig(task_type="FEATURE_EXTRACTION", target_modules=ATTENTION), "leave task_type out"),
     "bias": (LoraConfig(bias="lora_only", target_modules=ATTENTION), "bias='lora_only', which trains biases"),
@@ -198,6 +249,63 @@ def test_a_reference_in_another_precision_is_refused(clip, processor, config, da
 def test_there_is_nothing_to_merge_without_an_adapter(clip, processor, config, dataset, tmp_path):
     with pytest.raises(ValueError, match="no adapter to merge"):
         make(clip, processor, config(), dataset, None).merge_and_save(tmp_path)
+
+
+class Int8Weight(nn.Parameter):
+    """Integers, whose copies want gradients, as a new parameter does by default."""
+
+    def __new__(cls, data):
+        return super().__new__(cls, data, requires_grad=False)
+
+    def __deepcopy__(self, memo):
+        return nn.Parameter(self.data.clone())
+
+
+class Int8Linear(nn.Linear):
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features)
+        self.bias, self.weight = linear.bias, None
+        self.quantize(linear.weight.detach())
+
+    def quantize(self, weight):
+        self.register_buffer("scale", weight.abs().amax(1, keepdim=True) / 127)
+        quantized = (weight / self.scale).round().to(torch.int8)
+        if self.weight is None:
+            self.weight = Int8Weight(quantized)
+        else:
+            self.weight.data.copy_(quantized)
+
+    def forward(self, inputs):
+        return nn.functional.linear(inputs, self.scale * self.weight, self.bias)
+
+
+class Int8Lora(lora.Linear):
+    def merge(self, safe_merge=False, adapter_names=None):
+        base = self.get_base_layer()
+        base.quantize(base.scale * base.weight + self.get_delta_weight("default"))
+        self.merged_adapters.append("default")
+
+
+def test_an_adapter_of_integer_weights_is_merged_as_peft_merges_it(clip, processor, dataset, tmp_path):
+    for module in list(clip.modules()):
+        for name, child in list(module.named_children()):
+            if name in ATTENTION:
+                setattr(module, name, Int8Linear(child))
+    config = LoraConfig(r=4, target_modules=ATTENTION, init_lora_weights=False)
+    config._register_custom_module({Int8Linear: Int8Lora})
+    model = get_peft_model(clip, config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Int8Lora):
+                module.lora_B["default"].weight.mul_(10)
+    before = outputs(model, processor, dataset)
+    merge_and_save(model, processor, tmp_path / "merged")
+    assert torch.equal(outputs(model, processor, dataset), before)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(outputs(merged, processor, dataset), before, rtol=0.1, atol=0.1)
+    saved = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {str(value.dtype) for value in saved.values()} == {"torch.float32", "torch.int8"}
+    assert all(torch.equal(value, merged.state_dict()[name]) for name, value in saved.items())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -5,6 +5,7 @@ Here a folder holds a mark until it is complete, as transformers marks those it 
 its files with their sizes and checksums.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -30,6 +31,9 @@ STATE_FILE = "trainer_state.json"
 _UNLISTED = (MARK, CHECKPOINT_FILE, "training_args.bin")
 _FORMAT = 1
 _DAMAGED = f"damaged-{PREFIX_CHECKPOINT_DIR}"
+
+# What the system says of a full disk and of an exhausted quota.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointError(RuntimeError):
@@ -61,16 +65,33 @@ def marked_incomplete(folder: Path) -> Iterator[None]:
         (folder / MARK).write_text("This checkpoint is being written, or was when its process ended.\n")
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch raises RuntimeError where a file cannot be written. The space of what was written may be needed.
-        room = shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free
+        # Measured before what was written is removed, since the space may be needed.
+        cause = _cause_of(error, shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free)
         shutil.rmtree(folder, ignore_errors=True)
         last = last_valid_checkpoint(folder.parent)[0]
         kept = f"the last valid checkpoint is {last}" if last else "there is no earlier checkpoint"
-        why = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{folder} could not be written, with {room / 2**20:.1f} MiB left on the disk ({why}); {kept}. Make room, "
-            "set save_total_limit or choose another output_dir, and resume with resume_from_checkpoint=True"
+            f"{folder} could not be written, {cause[0]}; {kept}. {cause[1]} or choose another output_dir, and resume "
+            "with resume_from_checkpoint=True"
         ) from error
+
+
+def _cause_of(error: BaseException, free: int) -> tuple[str, str]:
+    """Why a file could not be written, as a clause, and the beginning of what to do about it."""
+    why = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    room, links = f"with {free / 2**20:.1f} MiB left on the disk", [error]
+    while (former := links[-1].__cause__ or links[-1].__context__) is not None and former not in links:
+        links.append(former)
+    # safetensors passes on the words of the system, and not its number.
+    words = [os.strerror(number) for number in _NO_SPACE]
+    if any(getattr(link, "errno", None) in _NO_SPACE or any(text in str(link) for text in words) for link in links):
+        return f"{room} {why}", "Make room, set save_total_limit"
+    if "inline_container" in str(error):
+        return (
+            f"{room}; torch does not say why {why}",
+            "If the disk or a quota is full, make room, set save_total_limit",
+        )
+    return why, "Remove the cause"
 
 
 def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:

@@ -11,11 +11,14 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from starft_hf.training.checkpointing.files import last_valid_checkpoint
-from starft_hf.utils.collectives import all_processes_agree
+from starft_hf.utils.collectives import all_processes_agree, destroy_process_group
 from starft_hf.utils.waiting import give_up
 
+
+logger = logging.get_logger(__name__)
 
 # EX_TEMPFAIL of sysexits.h: the same command resumes.
 INTERRUPTED = 75
@@ -131,6 +134,15 @@ def replace_jit_checkpoint(trainer: Any) -> InterruptionCallback:
     if replaced is not None and replaced.jit_manager is not None:
         signal.signal(signal.SIGTERM, replaced.jit_manager._original_sigterm_handler or signal.SIG_DFL)
     return interruption
+
+
+def end_interrupted(trainer: Any, interrupted: TrainingInterrupted) -> None:
+    """Do what is due when a training ends early: callbacks learn of it, and the processes part."""
+    if trainer.is_in_train:
+        trainer.is_in_train = False
+        trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    logger.warning("%s.", interrupted)
+    destroy_process_group()
 
 
 @contextmanager

@@ -1,14 +1,45 @@
 """What a resumed run needs of its checkpoint beyond what `Trainer` loads."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from starft_hf.training.callbacks import ResumingCallback
 from starft_hf.training.checkpointing.files import STATE_FILE, CheckpointError, name_of, read_content
+from starft_hf.training.measurements import Measurements
+from starft_hf.training.step import RunningLosses
 from starft_hf.utils.untrusted import read_json
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """What a checkpoint holds beyond what `Trainer` writes: what callbacks keep, running means, and measurements."""
+
+    args: Any
+    state: TrainerState
+    model: nn.Module
+    callbacks: Sequence[ResumingCallback]
+    losses: RunningLosses
+    measured: Measurements
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write what callbacks keep into a checkpoint; returns the rest, for JSON."""
+        for callback in self.callbacks:
+            callback.save_to(folder, self.args, self.state, self.model)
+        return {"losses": self.losses.state(), **self.measured.state(self.model)}
+
+    def load(self, checkpoint: str | PathLike[str]) -> None:
+        """Continue from a checkpoint, which the model was loaded from."""
+        for callback in self.callbacks:
+            callback.resume_from(checkpoint)
+        content = read_content(Path(checkpoint)) or {}
+        self.losses.restore(content.get("losses"), self.args.device)
+        self.measured.resume(content, self.model)
 
 
 class ResumeCheck(ResumingCallback):

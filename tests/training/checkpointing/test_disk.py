@@ -1,15 +1,23 @@
 """Disks without room, folders that cannot be written to, and checkpoints that are not what they were."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import subprocess
 
 import pytest
+from safetensors import SafetensorError
 
 from starft_hf import CheckpointError
-from starft_hf.training.checkpointing.files import CHECKPOINT_FILE, MARK, flaw_of, last_valid_checkpoint
+from starft_hf.training.checkpointing.files import (
+    CHECKPOINT_FILE,
+    MARK,
+    flaw_of,
+    last_valid_checkpoint,
+    marked_incomplete,
+)
 from tests.support.resumed_run import make_trainer, outcome
 
 
@@ -63,6 +71,31 @@ def test_a_full_disk_ends_the_run_and_the_last_valid_checkpoint_is_used(tmp_path
         again.train(resume_from_checkpoint=True)
         again.save_model()
         assert outcome(tmp_path)["keys"] == outcome(run)["keys"]
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Make room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Make room"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "Make room"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] unexpected pos 64 vs 0"),
+            "If the disk or a quota is",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "adapter_model.safetensors"), None),
+        (PermissionError(errno.EACCES, "Permission denied"), None),
+        (OSError(errno.EMFILE, "Too many open files"), None),
+        (RuntimeError("Some tensors share memory"), None),
+    ],
+)
+def test_only_an_error_about_space_is_explained_so(tmp_path, error, full):
+    with pytest.raises(CheckpointError) as found, marked_incomplete(tmp_path / "checkpoint-1"):
+        raise error
+    message = str(found.value)
+    assert f"{type(error).__name__}: {error}" in message
+    assert (full in message and "MiB left" in message) if full else re.search("MiB|room|disk", message) is None
+    assert not (tmp_path / "checkpoint-1").exists()
 
 
 def test_a_read_only_folder_is_refused_before_anything_is_computed(tmp_path):

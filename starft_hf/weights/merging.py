@@ -1,0 +1,27 @@
+"""Merging of saved adapters into their models."""
+
+import shutil
+from os import PathLike
+from pathlib import Path
+
+from starft_hf.hub.classifier import load, local_folder
+from starft_hf.hub.record import RECORD_FILE
+from starft_hf.models.adapters import merge_and_save
+from starft_hf.models.heads import HEAD_FILE
+from starft_hf.utils.files import folder_in_place_of
+
+
+def merge_checkpoint(adapter: str | PathLike[str], output: Path) -> None:
+    """Merge an adapter in a folder or a Hub repository, and write a plain checkpoint that `load` reads as the same.
+
+    Raises:
+        FileExistsError: if there is something in `output`.
+        ValueError: if there is no adapter.
+    """
+    folder = local_folder(adapter)
+    loaded = load(folder)
+    with folder_in_place_of(output) as temporary:
+        merge_and_save(loaded.model, loaded.processor, temporary)
+        for name in (RECORD_FILE, HEAD_FILE):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, temporary / name)
