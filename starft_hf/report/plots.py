@@ -10,7 +10,7 @@ import numpy as np
 from starft_hf.evaluation.results import CurvePoint
 from starft_hf.report.rows import Entry, Section, Summary
 from starft_hf.report.series import Bins, Line
-from starft_hf.report.svg import INK, PAPER, SERIES, SOFT
+from starft_hf.utils.plotting import INK, PAPER, SERIES, SOFT
 from starft_hf.utils.text import one_line, percent
 
 
@@ -189,6 +189,7 @@ def draw_training(entries: Sequence[Entry], panels: Mapping[str, Sequence[Line |
         axis.set(title=title, ylabel="nats")
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     axes[-1].set_xlabel("optimizer step")
+    axes[-1].locator_params(axis="x", integer=True)
     figure.align_ylabels()
     _legend(figure, handles[: len(entries)], labels)
     return figure

@@ -15,6 +15,8 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
+from starft_hf.utils.plotting import SERIES
+from tests.support.figures import pixels_of
 from tests.support.hub_server import TOKEN, USER, serve
 from tests.support.tiny import TINY_CLIP
 
@@ -70,12 +72,13 @@ def check_outputs(notebook):
     worst = {line[head.index("model")]: float(line[column].split(" ")[0]) for line in lines}
     assert len(worst) > 1
     assert all(0 <= value <= 100 for value in worst.values())
-    pictures = outputs(notebook, "image/png")
-    assert pictures
+    pictures = [base64.b64decode(picture) for picture in outputs(notebook, "image/png")]
     for picture in pictures:
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("L"))
+        pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))
         assert min(pixels.shape) > 150
         assert pixels.std() > 5
+    # The figures of the report, in the colors of its page.
+    assert sum(min(pixels_of(picture)[color] for color in SERIES[:2]) > 100 for picture in pictures) >= 2
     return worst
 
 
