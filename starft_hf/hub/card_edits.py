@@ -21,6 +21,8 @@ logger = logging.get_logger(__name__)
 
 CARD_FILE = "README.md"
 BEGIN = "<!-- starft_hf: begin of the generated part; write above or below it -->"
+# Stands in snippets for the model until it is known where it is published.
+FOLDER = "path/to/this/folder"
 END = "<!-- starft_hf: end of the generated part -->"
 
 # The first mark also holds digests: of the generated part as it was written, and of the text around it, with that part
@@ -118,10 +120,11 @@ def update_card(folder: Path, card: ModelCard, stated: Collection[str] = ()) -> 
     fresh.write(folder)
 
 
-def keep_published_edits(folder: Path, published: str | None) -> None:
+def keep_published_edits(folder: Path, published: str | None, repo_id: str | None = None) -> None:
     """Before `folder` is published, bring what people wrote into the card on the Hub, or None, into the one in it.
 
-    A card in the folder that was not generated is left alone. Where both were edited, the one in the folder wins.
+    Snippets that were written before it was known where they are published load `repo_id` then. A card in the folder
+    that was not generated is left alone. Where both were edited, the one in the folder wins.
     """
     local = _in_folder(folder)
     if local is None or local.generated is None:
@@ -139,6 +142,13 @@ def keep_published_edits(folder: Path, published: str | None) -> None:
         if "text" not in edited:
             local.take_text(other)
         local.take_metadata(other, keep=local.metadata if "metadata" in edited else ())
+    if (
+        repo_id is not None
+        and local.generated is not None
+        and local.digests.get("generated") == _digest(local.generated)
+    ):
+        local.generated = local.generated.replace(repr(FOLDER), repr(repo_id))
+        local.digests["generated"] = _digest(local.generated)
     local.digests |= local.current_digests()
     local.write(folder)
 

@@ -16,14 +16,12 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.images import ImagePreprocessor, stack_features
 from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.hub.record import RECORD_FILE, RunRecord
+from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.modes import evaluation_mode
 
-
-_DEFAULT_TEMPLATE = "a photo of a {}."
 
 # Besides these, repositories have the weights in the formats of other frameworks, each as large again.
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -58,7 +56,7 @@ class Classifier:
         model: Any,
         processor: Any,
         class_names: Sequence[str] | None,
-        templates: Sequence[str] = (_DEFAULT_TEMPLATE,),
+        templates: Sequence[str] = (DEFAULT_PROMPT,),
         head: nn.Linear | None = None,
     ):
         self.model = model.eval()
@@ -133,12 +131,11 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
     else:
         model = load_model(folder)
     names: Sequence[str] | None = None
-    templates, head = [_DEFAULT_TEMPLATE], None
+    templates, head = [DEFAULT_PROMPT], None
     if (folder / RECORD_FILE).is_file():
         record = RunRecord.load(folder)
         names = record.class_names
-        prompts = record.config.get("eval_templates") or record.config.get("caption_template") or templates
-        templates = [prompts] if isinstance(prompts, str) else list(prompts)
+        templates = list(record.prompts)
         check_caption_templates(f"{RECORD_FILE} of {str(source)!r}", templates)
     if (folder / HEAD_FILE).is_file():
         head, names = load_head(folder)

@@ -63,7 +63,7 @@ def push_folder(
     try:
         repo_id = open_repository(repo_id, private=private, revision=revision, token=token)
         if path_in_repo is None and (Path(folder) / CARD_FILE).is_file():
-            keep_published_edits(Path(folder), _published_card(repo_id, revision, token))
+            keep_published_edits(Path(folder), _published_card(repo_id, revision, token), repo_id)
         api = HfApi(token=token)
 
         def upload() -> Any:

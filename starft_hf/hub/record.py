@@ -21,6 +21,7 @@ from starft_hf.utils.files import read_text, write_text_atomically
 
 
 RECORD_FILE = "starft.json"
+DEFAULT_PROMPT = "a photo of a {}."
 _FORMAT = 1
 
 # A path from a root, a home or the current folder; not an address on the web, nor "owner/name".
@@ -70,6 +71,12 @@ class RunRecord:
     def templates(self) -> tuple[str, ...]:
         """The spurious templates, if any."""
         return tuple(_template_of(entry) for entry in self.pool["templates"]) if self.pool else ()
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the zero-shot classifier that evaluations used."""
+        given = self.config.get("eval_templates") or self.config.get("caption_template") or DEFAULT_PROMPT
+        return (given,) if isinstance(given, str) else tuple(given)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write `starft.json` into `folder`, atomically."""

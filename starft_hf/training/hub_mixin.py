@@ -17,11 +17,13 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
+from starft_hf.data.columns import ImageColumns
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.card_edits import update_card
 from starft_hf.hub.model_card import CardContent, render_card
 from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
 from starft_hf.hub.record import RunRecord, make_record, model_source, public_id
+from starft_hf.hub.snippets import Usage
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
 from starft_hf.training.setup import RunSetup
@@ -44,6 +46,7 @@ class HubMixin(Trainer):
     setup: RunSetup
     evaluation_results: dict[str, EvaluationResult]
     zero_shot_results: dict[str, EvaluationResult]
+    evaluated_columns: dict[str, ImageColumns]
     _start: str | None = None
     _evaluated_step: int | None = None
 
@@ -126,7 +129,7 @@ class HubMixin(Trainer):
     def _write_card(
         self, folder: Path, title: str, repo_id: str | None, *, merged: bool = False, **stated: Any
     ) -> None:
-        record, adapter = self.record, None
+        record, adapter, texts = self.record, None, self.setup.encoder.encode_texts
         if is_adapted(self.model) and not merged:
             config: Any = next(iter(self.model.peft_config.values()))
             adapter = str(getattr(config.peft_type, "value", config.peft_type))
@@ -142,6 +145,11 @@ class HubMixin(Trainer):
             license=license or _license_of(record.start["id"], self.args.hub_token),
             datasets=_dataset_ids(getattr(self.train_dataset, "dataset", None)) if datasets is None else datasets,
             tags=stated.get("tags", ()),
+            usage=Usage(
+                getattr(base_model_of(self.model).config, "model_type", ""),
+                texts.max_length if texts.fixed_length else None,
+                {name: self.evaluated_columns[name] for name in self.evaluation_results},
+            ),
             figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
         )
         kept = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]

@@ -155,7 +155,7 @@ class StarFTTrainer(HubMixin, Trainer):
         self.interruption = replace_jit_checkpoint(self)
         self.reg_weight = setup.reg_weight
         self.retention: dict[str, Retention] = {}
-        self.evaluation_results, self.zero_shot_results = {}, {}
+        self.evaluation_results, self.zero_shot_results, self.evaluated_columns = {}, {}, {}
 
     # Training
 
@@ -302,7 +302,7 @@ class StarFTTrainer(HubMixin, Trainer):
         self._evaluation = None
         result = evaluation.result(training_group_shares(self.train_dataset))
         name = metric_key_prefix.removeprefix("eval_")
-        self.evaluation_results[name] = result
+        self.evaluation_results[name], self.evaluated_columns[name] = result, columns
         self._evaluated_step = self.state.global_step
         if self.state.global_step == 0:
             self.zero_shot_results[name] = result

@@ -4,7 +4,6 @@ import importlib
 import io
 import pkgutil
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -13,7 +12,7 @@ import starft_hf
 from starft_hf.demo.experiment import Setting
 from starft_hf.demo.plot import draw_plot
 from starft_hf.report import RobustnessReport, plots
-from starft_hf.report.series import pooled_bins, training_line, wise_ft_curve
+from starft_hf.report.series import Bins, training_line, wise_ft_curve
 from starft_hf.spuriosity.figures import draw_examples, draw_heat_map
 from starft_hf.utils.plotting import SERIES, as_png, drawing
 from tests.support.report_runs import all_kinds, demo_runs
@@ -41,11 +40,10 @@ def all_figures():
         "Base loss": [training_line(entry, lambda point, n=n: n + point.base_loss) for n, entry in enumerate(tuned)],
         "Alignment loss": [None, training_line(tuned[1], lambda point: point.reg_loss)],
     }
-    bins = [
-        replace(pooled_bins(entry, "birds"), count=np.array([9, 30 + n, 50 - n])) for n, entry in enumerate(models)
+    reliability = [
+        Bins(np.array([9, 30 + n, 50 - n]), np.array([0.2, 0.6, 0.9]), np.array([0.1, 0.5 + n / 10, 0.7 + n / 10]))
+        for n in range(3)
     ]
-    bins = [replace(part, accuracy=np.array([0.1, 0.5 + n / 10, 0.7 + n / 10])) for n, part in enumerate(bins)]
-    bins = [replace(part, confidence=np.array([0.2, 0.6, 0.9])) for part in bins]
     images = list(make_dataset()["image"])
     effects = np.linspace(-0.6, 0.6, 12).reshape(4, 3)
     shown = [("owl: in the snow +0.54", images[:3], images[3:5]), ("fern: at night +0.31", images[5:8], images[8:11])]
@@ -53,7 +51,7 @@ def all_figures():
         "draw_overview": (plots.draw_overview(section), SERIES[:3]),
         "draw_groups": (plots.draw_groups(section), SERIES[:3]),
         "draw_reliability": (
-            plots.draw_reliability(list(zip(models, bins, strict=True))),
+            plots.draw_reliability(list(zip(models, reliability, strict=True))),
             SERIES[:3],
         ),
         "draw_training": (plots.draw_training(tuned, panels), SERIES[1:3]),
