@@ -1,5 +1,7 @@
 """A saved or published model, loaded as an image classifier."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,21 +12,28 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor, nn
-from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.images import ImagePreprocessor, stack_features
 from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord
+from starft_hf.hub.pushing import OF_THE_RUN
+from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord, public_id
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.modes import evaluation_mode
+from starft_hf.utils.files import read_text, write_text_atomically
 
 
 # Besides these, repositories have the weights in the formats of other frameworks, each as large again.
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_OF_REPORTS = ("report.json", "all_results.json", "eval_results.json", "train_results.json")
+
+# The folder of a copied adapter for its base model.
+_BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -120,11 +129,14 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
         OSError: if the model, or the base model of an adapter, cannot be found.
     """
     folder = processor_folder = local_folder(source, revision=revision, token=token)
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         config = PeftConfig.from_pretrained(folder)
         if not config.base_model_name_or_path:
             raise OSError(f"the adapter_config.json of {str(source)!r} must set base_model_name_or_path to a model")
-        base = local_folder(config.base_model_name_or_path, revision=config.revision, token=token)
+        name = config.base_model_name_or_path
+        # One that lies in the adapter's folder moves with it.
+        name = folder / name if (folder / name).is_dir() else name
+        base = local_folder(name, revision=config.revision, token=token)
         model: Any = PeftModel.from_pretrained(load_model(base), folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
             processor_folder = base
@@ -140,6 +152,35 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
     if (folder / HEAD_FILE).is_file():
         head, names = load_head(folder)
     return Classifier(model, load_processor(model, str(processor_folder)), names, templates, head)
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy what `load` reads of a folder, with the base model of an adapter if that is in a folder as well.
+
+    Raises:
+        ValueError: if there is no model, or the base model of an adapter is neither in a folder nor on the Hub.
+    """
+    if not any((source / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
+        raise ValueError(f"{str(source)!r} is not a model: it has neither {CONFIG_NAME} nor {ADAPTER_CONFIG}")
+    target.mkdir(parents=True)
+    weights = [] if any(source.glob("*.safetensors")) else ["pytorch_model*.bin"]
+    for file in sorted(file for pattern in (*_FILES, *weights) for file in source.glob(pattern)):
+        if file.is_file() and not OF_THE_RUN.match(file.name) and file.name not in _OF_REPORTS:
+            shutil.copyfile(file, target / file.name)
+    config = target / ADAPTER_CONFIG
+    if not config.is_file():
+        return
+    content = json.loads(read_text(config))
+    name = str(content.get("base_model_name_or_path"))
+    if (source / name).is_dir() or Path(name).is_dir():
+        copy_model(source / name if (source / name).is_dir() else Path(name), target / _BASE)
+        content["base_model_name_or_path"] = _BASE
+        write_text_atomically(config, json.dumps(content, indent=2) + "\n")
+    elif public_id(name) is None:
+        raise ValueError(
+            f"the base model of the adapter {str(source)!r} is {name!r}, which is not there; set "
+            f"base_model_name_or_path in its {ADAPTER_CONFIG} to its folder or Hub id"
+        )
 
 
 def local_folder(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:

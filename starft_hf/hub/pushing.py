@@ -1,6 +1,7 @@
 """Publishing folders on the Hub, with errors that say what failed and how to try again."""
 
 import os
+import re
 import shlex
 from os import PathLike
 from pathlib import Path
@@ -15,6 +16,11 @@ from starft_hf.utils.files import read_text
 
 # Not to be published: the last one holds paths and the token.
 _IGNORED = ["_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*", "training_args.bin"]
+
+# What a checkpoint holds to resume from, and not of the model.
+OF_THE_RUN = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args|ema|starft_checkpoint)\b|rng_state_"
+)
 
 _REASONS: dict[int | None, str] = {
     401: "nobody is logged in, or the token is not valid. Log in with `hf auth login` or set HF_TOKEN.",

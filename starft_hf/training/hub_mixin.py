@@ -1,6 +1,5 @@
 """The public methods of the trainer that publish a run. A push that fails never ends it."""
 
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from starft_hf.data.columns import ImageColumns
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.card_edits import update_card
 from starft_hf.hub.model_card import CardContent, render_card
-from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
+from starft_hf.hub.pushing import OF_THE_RUN, PushError, advice, open_repository, push_folder, reason
 from starft_hf.hub.record import RunRecord, make_record, model_source, public_id
 from starft_hf.hub.snippets import Usage
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
@@ -33,11 +32,6 @@ from starft_hf.utils.hashing import tensors_digest
 logger = logging.get_logger(__name__)
 
 _FIGURES = "figures"
-
-# What a checkpoint holds to resume from, and not of the model.
-_OF_THE_RUN = re.compile(
-    r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args|ema|starft_checkpoint)\b|rng_state_"
-)
 
 
 class HubMixin(Trainer):
@@ -280,7 +274,7 @@ class HubMixin(Trainer):
                 return
             output = Path(str(self.args.output_dir))
             for file in Path(checkpoint_folder).iterdir():
-                if file.is_file() and not _OF_THE_RUN.match(file.name):
+                if file.is_file() and not OF_THE_RUN.match(file.name):
                     shutil.copy(file, output / file.name)
             self.create_model_card()
             message = f"Training in progress, step {self.state.global_step}"
