@@ -54,12 +54,7 @@ class _Card:
             card = ModelCard(text, ignore_metadata_errors=True)
         except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"the metadata of {where} cannot be read; correct or remove them: {error}") from error
-        metadata = card.data.to_dict()
-        base = metadata.get("base_model")
-        if isinstance(base, str) and public_id(base) is None:
-            # PEFT writes the path of a local base model, which the Hub refuses.
-            del metadata["base_model"]
-            metadata["tags"] = [tag for tag in metadata.get("tags") or () if base not in tag]
+        metadata = _without_local_base(card.data.to_dict())
         match = _GENERATED.fullmatch(card.text)
         before, digests, generated, after = match.groups() if match else (card.text, "", None, "")
         return cls(metadata, before, generated, after, dict(digest.split(":") for digest in digests.split()))
@@ -151,6 +146,21 @@ def keep_published_edits(folder: Path, published: str | None, repo_id: str | Non
         local.digests["generated"] = _digest(local.generated)
     local.digests |= local.current_digests()
     local.write(folder)
+
+
+def remove_local_base(folder: Path) -> None:
+    """Remove the path of a local base model, which PEFT writes and the Hub refuses, from the card in `folder`."""
+    card = ModelCard(read_text(folder / CARD_FILE), ignore_metadata_errors=True)
+    metadata = _without_local_base(card.data.to_dict())
+    write_text_atomically(folder / CARD_FILE, f"---\n{yaml_dump(metadata, sort_keys=False)}---\n{card.text}")
+
+
+def _without_local_base(metadata: dict[str, Any]) -> dict[str, Any]:
+    base = metadata.get("base_model")
+    if not isinstance(base, str) or public_id(base) is not None:
+        return metadata
+    tags = [tag for tag in metadata.get("tags") or () if base not in tag]
+    return {key: value for key, value in metadata.items() if key != "base_model"} | {"tags": tags}
 
 
 def _in_folder(folder: Path) -> _Card | None:

@@ -116,12 +116,19 @@ class Classifier:
         return image_embeds @ self._zero_shot_weights.to(image_embeds).T
 
 
-def load(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Classifier:
+def load(
+    source: str | PathLike[str],
+    *,
+    base: str | PathLike[str] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Classifier:
     """A model that `StarFTTrainer` has saved or published, as a classifier with its processor, classes and head.
 
     Args:
         source: a folder or a Hub repository, of a full model or of an adapter, which is loaded with the base model
             that it names. Other dual encoders load as well, without classes.
+        base: the base model of an adapter, if it is not the one that the adapter names.
         revision: branch, tag or commit on the Hub.
         token: for private repositories, that of an adapter's base model among them.
 
@@ -131,15 +138,15 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
     folder = processor_folder = local_folder(source, revision=revision, token=token)
     if (folder / ADAPTER_CONFIG).is_file():
         config = PeftConfig.from_pretrained(folder)
-        if not config.base_model_name_or_path:
-            raise OSError(f"the adapter_config.json of {str(source)!r} must set base_model_name_or_path to a model")
-        name = config.base_model_name_or_path
+        named = base or config.base_model_name_or_path
+        if not named:
+            raise OSError(f"the {ADAPTER_CONFIG} of {str(source)!r} names no base model; pass base='its id or folder'")
         # One that lies in the adapter's folder moves with it.
-        name = folder / name if (folder / name).is_dir() else name
-        base = local_folder(name, revision=config.revision, token=token)
-        model: Any = PeftModel.from_pretrained(load_model(base), folder)
+        named = folder / named if base is None and (folder / named).is_dir() else named
+        base_folder = local_folder(named, revision=None if base else config.revision, token=token)
+        model: Any = PeftModel.from_pretrained(load_model(base_folder), folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
-            processor_folder = base
+            processor_folder = base_folder
     else:
         model = load_model(folder)
     names: Sequence[str] | None = None

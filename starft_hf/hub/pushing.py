@@ -1,18 +1,28 @@
 """Publishing folders on the Hub, with errors that say what failed and how to try again."""
 
+import json
 import os
 import re
 import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, errors
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
-from starft_hf.hub.card_edits import CARD_FILE, keep_published_edits
-from starft_hf.utils.files import read_text
+from starft_hf.hub.card_edits import CARD_FILE, keep_published_edits, remove_local_base
+from starft_hf.hub.record import public_id
+from starft_hf.utils.files import read_text, write_text_atomically
 
+
+logger = logging.get_logger(__name__)
 
 # Not to be published: the last one holds paths and the token.
 _IGNORED = ["_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*", "training_args.bin"]
@@ -73,14 +83,15 @@ def push_folder(
         api = HfApi(token=token)
 
         def upload() -> Any:
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=Path(folder),
-                path_in_repo=path_in_repo,
-                commit_message=message,
-                revision=revision,
-                ignore_patterns=_IGNORED,
-            )
+            with _without_local_base(Path(folder)) as published:
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=published,
+                    path_in_repo=path_in_repo,
+                    commit_message=message,
+                    revision=revision,
+                    ignore_patterns=_IGNORED,
+                )
             if tag is not None:
                 api.create_tag(repo_id, tag=tag, revision=commit.oid)
             return commit
@@ -89,6 +100,33 @@ def push_folder(
     except Exception as error:
         kept = advice(folder, repo_id, private=private, revision=revision, tag=tag)
         raise PushError(f"{reason(error, repo_id)} {kept}") from error
+
+
+@contextmanager
+def _without_local_base(folder: Path) -> Iterator[Path]:
+    """The folder to upload: a copy of that of an adapter whose base model is a local folder, without its path."""
+    file = folder / ADAPTER_CONFIG
+    content = json.loads(read_text(file)) if file.is_file() else {}
+    base = content.get("base_model_name_or_path")
+    if base is None or public_id(base) is not None:
+        yield folder
+        return
+    logger.warning(
+        "The base model of the adapter in %s is %s, which nobody else has: it is published without that path. Set "
+        "base_model_name_or_path in its %s to the id of the base model on the Hub, or publish the merged model.",
+        folder,
+        base,
+        ADAPTER_CONFIG,
+    )
+    with tempfile.TemporaryDirectory() as parent:
+        copy = Path(parent) / folder.name
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*_IGNORED))
+        write_text_atomically(
+            copy / ADAPTER_CONFIG, json.dumps(content | {"base_model_name_or_path": None}, indent=2) + "\n"
+        )
+        if (copy / CARD_FILE).is_file():
+            remove_local_base(copy)
+        yield copy
 
 
 def open_repository(

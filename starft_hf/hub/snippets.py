@@ -157,7 +157,13 @@ class SnippetWriter:
 
     def _with_starft(self) -> Snippet:
         what = "its linear head" if self.head else "the classes and prompts it was tuned with"
-        code = ["from starft_hf import load", "", f"classifier = load({self.repo})", "print(classifier([image]))"]
+        base = f", base={self.base}" if self.adapter and self.record.start["id"] is None else ""
+        code = [
+            "from starft_hf import load",
+            "",
+            f"classifier = load({self.repo}{base})",
+            "print(classifier([image]))",
+        ]
         if self.record.class_names is None:
             names = self.usage.class_names(self.record) or self.names
             code.insert(3, f"classifier = classifier.with_classes({_listed(names)})")

@@ -27,6 +27,7 @@ from starft_hf.models.adapters import base_model_of, base_state, is_adapted, mer
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
 from starft_hf.training.setup import RunSetup
 from starft_hf.utils.hashing import tensors_digest
+from starft_hf.utils.text import without_paths
 
 
 logger = logging.get_logger(__name__)
@@ -128,12 +129,17 @@ class HubMixin(Trainer):
             config: Any = next(iter(self.model.peft_config.values()))
             adapter = str(getattr(config.peft_type, "value", config.peft_type))
         license, datasets = stated.get("license"), stated.get("datasets")
+        # Evaluation sets may have been named by their folders.
+        results, zero_shot = (
+            {without_paths(name): result for name, result in found.items()}
+            for found in (self.evaluation_results, self.zero_shot_results)
+        )
         content = CardContent(
             title=title,
             repo_id=repo_id,
             record=record,
-            results=self.evaluation_results,
-            zero_shot=self.zero_shot_results,
+            results=results,
+            zero_shot=zero_shot,
             adapter=adapter,
             head=(folder / HEAD_FILE).is_file(),
             license=license or _license_of(record.start["id"], self.args.hub_token),
@@ -142,9 +148,9 @@ class HubMixin(Trainer):
             usage=Usage(
                 getattr(base_model_of(self.model).config, "model_type", ""),
                 texts.max_length if texts.fixed_length else None,
-                {name: self.evaluated_columns[name] for name in self.evaluation_results},
+                {without_paths(name): self.evaluated_columns[name] for name in self.evaluation_results},
             ),
-            figures=_save_figures(folder, self.zero_shot_results, self.evaluation_results),
+            figures=_save_figures(folder, zero_shot, results),
         )
         kept = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]
         update_card(folder, render_card(content, self.args.card_template), kept)

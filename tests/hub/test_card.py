@@ -116,10 +116,18 @@ def test_nothing_names_the_machine_or_the_person(train, tmp_path, monkeypatch):
     images.save_to_disk(tmp_path / "someones" / "images")
     kinds = {"full": (None, str(pool)), "adapter": ("lora", str(pool)), "auto": (None, "auto")}
     for kind, (peft_config, spuriosity) in kinds.items():
-        trainer = train(tmp_path / kind, model, peft_config, spuriosity, run_name=str(tmp_path), **settings)
+        trainer = train(
+            tmp_path / kind, model, peft_config, spuriosity, run_name=str(tmp_path), save_strategy="epoch", **settings
+        )
+        for results in (trainer.evaluation_results, trainer.zero_shot_results, trainer.evaluated_columns):
+            results[str(tmp_path / "someones" / "val")] = results.pop("shifted")
         trainer.create_model_card()
         card_of(tmp_path / kind)
-        written = (tmp_path / kind / "starft.json").read_text() + (tmp_path / kind / "README.md").read_text()
+        files = [path for path in (tmp_path / kind).iterdir() if path.suffix in (".json", ".md")]
+        # An adapter needs its base model here; that is left out where it is published.
+        files = [path for path in files if path.name != "adapter_config.json"]
+        assert any(path.name == "starft_pool.json" for path in files) == (kind == "auto")
+        written = "".join(path.read_text() for path in files)
         for secret in (
             "hf_planted",
             "someones",
