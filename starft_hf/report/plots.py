@@ -74,7 +74,9 @@ def _legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> 
 
 def _legend_columns(labels: Sequence[str]) -> int:
     # About 52 letters fit side by side, and a handle takes the room of seven.
-    return max(1, min(len(labels), 52 // (max(map(len, labels)) + 7)))
+    most = max(1, 52 // (max(map(len, labels)) + 7))
+    # Lines of equal length.
+    return math.ceil(len(labels) / math.ceil(len(labels) / most))
 
 
 def _without_spine(axis: "Axes") -> None:

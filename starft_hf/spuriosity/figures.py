@@ -59,13 +59,15 @@ def draw_examples(rows: Sequence[tuple[str, Sequence[Any], Sequence[Any]]], imag
 
     if not rows:
         return _nothing_to_draw()
-    figure = Figure(figsize=(1.1 * (2 * images + 0.6), 1.45 * len(rows) + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.1 * (2 * images + 0.6), 1.4 * len(rows)), layout="constrained")
+    # Room for the titles, which are wider than their axes and therefore no part of the layout.
+    figure.get_layout_engine().set(h_pad=0.15)
     axes = figure.subplots(len(rows), 2 * images + 1, squeeze=False, width_ratios=[1] * images + [0.3] + [1] * images)
     for axis in axes.flat:
         axis.set_axis_off()
     for line, (title, images_with, images_without) in zip(axes, rows, strict=True):
-        for first, heading, shown in ((0, _short(title), images_with), (images + 1, "without it", images_without)):
-            line[first].set_title(heading, loc="left", fontsize=9)
+        for first, heading, shown in ((0, title, images_with), (images + 1, "without it", images_without)):
+            line[first].set_title(_short(heading, 13 * images), loc="left", fontsize=9).set_in_layout(False)
             for axis, image in zip(line[first:], shown, strict=False):
                 axis.imshow(image)
     return figure
@@ -80,5 +82,5 @@ def _nothing_to_draw() -> "Figure":
     return figure
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}\u2026"
+def _short(text: str, longest: int = _LONGEST) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}\u2026"

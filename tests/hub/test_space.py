@@ -1,12 +1,7 @@
 """The Space: written, and used in a browser as a visitor would."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -16,6 +11,7 @@ from transformers import AutoProcessor, CLIPModel
 from starft_hf import StarFTTrainer, load
 from starft_hf.cli import main
 from starft_hf.hub.space import SpaceSettings, load_classifiers, write_space
+from tests.support.space import running_space
 from tests.support.tiny import TINY_CLIP, make_dataset
 
 
@@ -126,21 +122,8 @@ def different(tmp_path):
 def running(tmp_path, different):
     (tmp_path / "report.html").write_text("<!DOCTYPE html><html><body><h1>All owls</h1></body></html>")
     write_space(tmp_path / "space", different, tmp_path / "report.html")
-    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "starft_hf", "space", str(tmp_path / "space")]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        try:
-            for _ in range(240):
-                found = re.search(r"http://127\.0\.0\.1:\d+", (tmp_path / "log").read_text())
-                if found is not None or process.poll() is not None:
-                    break
-                time.sleep(0.5)
-            assert found is not None, (tmp_path / "log").read_text()
-            yield found.group()
-        finally:
-            process.terminate()
-            process.wait(30)
+    with running_space(tmp_path / "space", tmp_path / "log") as address:
+        yield address
 
 
 @pytest.mark.browser
@@ -159,6 +142,3 @@ def test_an_image_in_and_three_columns_of_predictions_out(running, different, tm
     assert all(name in text for name in models())
     page.get_by_role("tab", name="Report").click()
     page.frame_locator("iframe[title=Report]").get_by_role("heading", name="All owls").wait_for(timeout=20_000)
-    if folder := os.environ.get("STARFT_SCREENSHOTS"):
-        page.get_by_role("tab", name="Compare").click()
-        page.screenshot(path=f"{folder}/space.png", full_page=True)
