@@ -180,7 +180,7 @@ class SnippetWriter:
             "prompts": f'record["config"]["{key}"]',
         }
         lines = [
-            f"{name} = {read[name] if len(values) > most else pformat(values, width=100, compact=True)}"
+            f"{name} = {read[name] if len(values) > most else pformat(values, width=80, compact=True)}"
             for name, (values, most) in lists.items()
         ]
         if all(len(values) <= most for values, most in lists.values()):
@@ -216,4 +216,4 @@ class SnippetWriter:
 
 def _listed(value: Any) -> str:
     value = value if isinstance(value, dict) else list(value)
-    return pformat(value, width=100, compact=True, sort_dicts=False)
+    return pformat(value, width=80, compact=True, sort_dicts=False)

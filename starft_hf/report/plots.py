@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # In inches: about as many points as a phone has pixels, so that text of 11 points is 11 pixels high there.
 WIDTH = 4.6
 
+# Points of accuracy that an axis without 0 covers at least.
+_LEAST_SPAN = 20
+
 _DASHED: Any = (0, (3, 3))
 _HATCHES = ("////", "....", "xxxx", "----", "++++")
 _MARKERS = ("o", "s", "^", "v", "P", "X", "*")
@@ -116,6 +119,10 @@ def draw_overview(section: Section) -> "Figure":
     axis.scatter(average, places, edgecolors=colors, **hollow)
     if section.reference is not None:
         axis.axvline(100 * section.reference.worst_group.mean, color=SOFT, linewidth=1, linestyle=_DASHED, zorder=1)
+    # Small differences should look small.
+    low, high = axis.get_xlim()
+    high = min(max(high, low + _LEAST_SPAN), max(high, 101))
+    axis.set_xlim(min(low, high - _LEAST_SPAN), high)
     axis.set_yticks(places, [short(row.label, 22) for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     _without_spine(axis)

@@ -56,12 +56,13 @@ def draw_heat_map(
 def draw_examples(rows: Sequence[tuple[str, Sequence[Any], Sequence[Any]]], images: int) -> "Figure":
     """Rows of a title, images with an attribute and images without it, at most `images` of either kind."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if not rows:
         return _nothing_to_draw()
-    figure = Figure(figsize=(1.1 * (2 * images + 0.6), 1.4 * len(rows)), layout="constrained")
-    # Room for the titles, which are wider than their axes and therefore no part of the layout.
-    figure.get_layout_engine().set(h_pad=0.15)
+    # With room for the titles, which are wider than their axes and therefore not part of the layout.
+    layout = ConstrainedLayoutEngine(h_pad=0.15)
+    figure = Figure(figsize=(1.1 * (2 * images + 0.6), 1.4 * len(rows)), layout=layout)
     axes = figure.subplots(len(rows), 2 * images + 1, squeeze=False, width_ratios=[1] * images + [0.3] + [1] * images)
     for axis in axes.flat:
         axis.set_axis_off()

@@ -311,20 +311,6 @@ def test_a_new_folder_keeps_the_published_text_and_what_is_stated(tmp_path, capl
     assert "in the history of the repository" in caplog.text
 
 
-def test_snippets_of_a_folder_load_the_repository_that_it_is_published_to(train, tmp_path):
-    trainer = train(tmp_path / "run")
-    trainer.create_model_card()
-    path = tmp_path / "run" / "README.md"
-    assert path.read_text().count("'path/to/this/folder'") == 4
-    keep_published_edits(tmp_path / "run", None, "lab/owls")
-    assert "path/to" not in path.read_text()
-    assert path.read_text().count("'lab/owls'") == 4
-    # That was no edit by a person.
-    trainer.evaluation_results.pop("shifted")
-    trainer.create_model_card()
-    assert "| shifted |" not in card_of(tmp_path / "run").text
-
-
 def test_another_reference_is_recorded_as_what_it_is(config, dataset, clip, tmp_path):
     reference = copy.deepcopy(clip)
     reference.logit_scale.data += 1

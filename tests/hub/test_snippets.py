@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from starft_hf import StarFTTrainer
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import CAPTION_TEMPLATE, make_split
+from starft_hf.hub.card_edits import keep_published_edits
 from tests.support.families import family
 from tests.support.tiny import CLASS_NAMES, TINY_CLIP, make_dataset
 
@@ -150,3 +151,17 @@ def test_a_run_on_captions_classifies_as_its_evaluation_did(config, tmp_path):
     rows = make_dataset().remove_columns(["label"])
     train(config, tmp_path / "run", train=rows, caption_column="note", label_column="label")
     check(tmp_path / "run", {"plain": named(CLASS_NAMES)}, PIPELINE)
+
+
+def test_snippets_of_a_folder_load_the_repository_that_it_is_published_to(config, tmp_path):
+    sets = {"plain": named(CLASS_NAMES), "shifted": named(CLASS_NAMES)}
+    trainer = train(config, tmp_path / "run", evaluation=sets)
+    path = tmp_path / "run" / "README.md"
+    count = path.read_text().count("'path/to/this/folder'")
+    keep_published_edits(tmp_path / "run", None, "lab/owls")
+    assert "path/to" not in path.read_text()
+    assert path.read_text().count("'lab/owls'") == count > 2
+    # That was not an edit by a person.
+    trainer.evaluation_results.pop("shifted")
+    trainer.create_model_card()
+    assert "| shifted |" not in path.read_text()
