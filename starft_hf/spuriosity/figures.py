@@ -56,19 +56,28 @@ def draw_heat_map(
 def draw_examples(rows: Sequence[tuple[str, Sequence[Any], Sequence[Any]]], images: int) -> "Figure":
     """Rows of a title, images with an attribute and images without it, at most `images` of either kind."""
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if not rows:
         return _nothing_to_draw()
-    # With room for the titles, which are wider than their axes and therefore not part of the layout.
-    layout = ConstrainedLayoutEngine(h_pad=0.15)
-    figure = Figure(figsize=(1.1 * (2 * images + 0.6), 1.4 * len(rows)), layout=layout)
-    axes = figure.subplots(len(rows), 2 * images + 1, squeeze=False, width_ratios=[1] * images + [0.3] + [1] * images)
+    # In inches: an image, the room between two, and the title of a row.
+    size, gap, title = 1.1, 0.1, 0.3
+    width, height = (size + gap) * (2 * images + 0.5), (size + title) * len(rows)
+    figure = Figure(figsize=(width, height))
+    ratios = [1] * images + [0.3] + [1] * images
+    grid = {
+        "left": 0,
+        "right": 1,
+        "bottom": 0,
+        "top": 1 - title / height,
+        "wspace": gap / size,
+        "hspace": title / size,
+    }
+    axes = figure.subplots(len(rows), len(ratios), squeeze=False, width_ratios=ratios, gridspec_kw=grid)
     for axis in axes.flat:
         axis.set_axis_off()
-    for line, (title, images_with, images_without) in zip(axes, rows, strict=True):
-        for first, heading, shown in ((0, title, images_with), (images + 1, "without it", images_without)):
-            line[first].set_title(_short(heading, 13 * images), loc="left", fontsize=9).set_in_layout(False)
+    for line, (attribute, images_with, images_without) in zip(axes, rows, strict=True):
+        for first, heading, shown in ((0, attribute, images_with), (images + 1, "without it", images_without)):
+            line[first].set_title(_short(heading, 13 * images), loc="left", fontsize=9)
             for axis, image in zip(line[first:], shown, strict=False):
                 axis.imshow(image)
     return figure

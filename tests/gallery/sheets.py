@@ -148,6 +148,8 @@ def space(folder, browser):
             page.goto(address)
             page.set_input_files("input[type=file]", str(place / "image.png"))
             page.locator("[data-testid=label-output-value]").nth(2).wait_for(timeout=60_000)
+            # Results fade in.
+            page.wait_for_timeout(1000)
             _shoot(page, folder / f"compare_{width}.png")
             page.get_by_role("tab", name="Report").click()
             page.frame_locator("iframe[title=Report]").get_by_role("heading").first.wait_for()
