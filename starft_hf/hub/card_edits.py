@@ -21,9 +21,9 @@ logger = logging.get_logger(__name__)
 
 CARD_FILE = "README.md"
 BEGIN = "<!-- starft_hf: begin of the generated part; write above or below it -->"
+END = "<!-- starft_hf: end of the generated part -->"
 # Stands in snippets for the model until it is known where it is published.
 FOLDER = "path/to/this/folder"
-END = "<!-- starft_hf: end of the generated part -->"
 
 # The first mark also holds digests: of the generated part as it was written, and of the text around it, with that part
 # if a person has edited it, and the metadata as they were last published. They show what was edited since.

@@ -172,7 +172,8 @@ class SnippetWriter:
     def _candidates(self, *, prompts: bool) -> tuple[list[str], list[str]]:
         """The lines that set `labels` and, with `prompts`, `prompts`; and the imports that they need."""
         key = "eval_templates" if self.record.config.get("eval_templates") else "caption_template"
-        lists = {"labels": (self.names, _MOST_NAMES)}
+        # The record has those of the training set only.
+        lists = {"labels": (self.names, _MOST_NAMES if self.record.class_names else len(self.names))}
         if prompts:
             lists["prompts"] = (list(self.record.prompts), _MOST_PROMPTS)
         read = {

@@ -53,7 +53,8 @@ def check_outputs(notebook):
         assert min(pixels.shape) > 150
         assert pixels.std() > 5
     # The figures of the report, in the colors of its page.
-    assert sum(min(pixels_of(picture)[color] for color in SERIES[:2]) > 100 for picture in pictures) >= 2
+    expected = 2 if any("save_figures" in cell.source for cell in notebook.cells) else 0
+    assert sum(min(pixels_of(picture)[color] for color in SERIES[:2]) > 100 for picture in pictures) >= expected
     return worst
 
 
