@@ -6,7 +6,7 @@ SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 BIN := $(VENV)/$(SCRIPTS)
 PIP := python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-browser notebooks quality format docs dist lowest fuzz soak bench clean
+.PHONY: demo test test-slow test-browser notebooks gallery quality format docs dist lowest fuzz soak bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ notebooks: $(VENV)/.installed
 
 test-browser: $(VENV)/.installed
 	$(BIN)/python -m pytest -m browser
+
+# all that people see, as PNG files in gallery/; look at them after every change of it
+gallery: $(VENV)/.installed
+	$(BIN)/python -m tests.gallery gallery
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -82,4 +86,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(VENV)-* build site .cache dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-* build site gallery .cache dist .mypy_cache .pytest_cache .ruff_cache

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from benchmarks.beyond import (
@@ -254,9 +255,11 @@ def scale_table(store: Store) -> list[str]:
     return lines
 
 
+# The pages are about 9 inches wide at this size of their text.
+@rc_context({"font.size": 9, "axes.titlesize": 9})
 def draw(entries: Sequence[dict[str, Any]], path: Path) -> None:
     """Worst group and average by correlation, a column of panels per number of classes."""
-    figure = Figure(figsize=(15, 7), layout="constrained")
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
     axes = figure.subplots(2, len(CLASSES), sharex=True, sharey="row")
     for column, classes in enumerate(CLASSES):
         for row, what in enumerate(FIGURES):
@@ -286,14 +289,15 @@ def draw(entries: Sequence[dict[str, Any]], path: Path) -> None:
         axes[1, column].set_xlabel("correlation in training")
     axes[0, 0].set_ylabel("worst group, %")
     axes[1, 0].set_ylabel("average, %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DRAWN) // 2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     with file_in_place_of(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
+        figure.savefig(temporary, format="png", dpi=150)
 
 
+@rc_context({"font.size": 9, "axes.titlesize": 9})
 def draw_scale(store: Store, path: Path) -> None:
     """Worst group on validation by weight, a panel per model, with what single seeds gave; the line is "auto"."""
-    figure = Figure(figsize=(15, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots(1, len(SCALES), sharey=True)
     for panel, base in zip(axes, SCALES, strict=True):
         for method in SCALE_METHODS:
@@ -307,13 +311,13 @@ def draw_scale(store: Store, path: Path) -> None:
                 )
         panel.axvline(auto(6, "kl"), color="0.6", ls=":")
         panel.set_xscale("log")
-        panel.set_title(f"s0 = {scale_name(base)}", fontsize=10)
+        panel.set_title(f"s0 = {scale_name(base)}".replace(", ", ",\n"))
         panel.set_xlabel("reg_weight")
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("worst group, %")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(SCALE_METHODS))
     with file_in_place_of(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def write_report(store: Store, folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from starft_hf.spuriosity.figures import as_png
+from starft_hf.utils.plotting import as_png
 
 
 def as_markdown(results: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import shutil
 
 import huggingface_hub.constants
 import pytest
@@ -10,6 +9,7 @@ import torch
 from transformers import AutoProcessor, CLIPModel
 
 from starft_hf import StarFTConfig
+from tests.support.browser import open_browser
 from tests.support.chat_endpoint import serve
 from tests.support.tiny import TINY_CLIP, make_dataset
 
@@ -67,17 +67,8 @@ def config(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.fail(f"none of {', '.join(names)} is installed; on Debian: apt-get install chromium")
-    with sync_playwright() as playwright:
-        # The sandbox does not work for root, and only pages of our own are opened.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

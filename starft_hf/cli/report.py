@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from starft_hf.cli.command import given
 from starft_hf.cli.output import show
@@ -15,21 +16,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", type=Path, help="report.json files, or folders with one")
     parser.add_argument("--output", type=Path, required=True, help="a folder without a report")
     parser.add_argument("--baseline", default="zero-shot", help="the method to compare with (default: zero-shot)")
+    names_help = "a name for each, the same one for seeds of one model; default: their folders'"
+    parser.add_argument("--names", nargs="+", help=names_help)
     parser.add_argument("--title", help="title of the page")
 
 
 def run(options: argparse.Namespace) -> None:
     from starft_hf import RobustnessReport
-    from starft_hf.report import Run
+    from starft_hf.report.combining import combined, names_of_files
 
-    runs: list[Run] = []
-    for path in options.reports:
-        file = path / "report.json" if path.is_dir() else path
+    files = [path / "report.json" if path.is_dir() else path for path in options.reports]
+    if len(set(files)) < len(files):
+        raise argparse.ArgumentTypeError("a report was passed twice; pass each once")
+    for file in files:
         if not file.is_file():
             raise argparse.ArgumentTypeError(f"there is no {file}; pass what `starft train` or `compare` wrote")
-        # The zero-shot model is in every report, and the same in all.
-        runs += [run for run in RobustnessReport.from_json(file.read_text("utf-8")).runs if run not in runs]
-    report = RobustnessReport(runs, **given(options, "baseline", "title"))
+    names = options.names or names_of_files(files)
+    if len(names) != len(files):
+        raise argparse.ArgumentTypeError(f"--names has {len(names)} names for {len(files)} reports; pass one for each")
+    reports = [RobustnessReport.from_json(file.read_text("utf-8")) for file in files]
+    runs = combined([(name, report.runs) for name, report in zip(names, reports, strict=True)], options.baseline)
+    thumbnails: dict[str, dict[int, Any]] = {}
+    for report in reports:
+        for dataset, images in report.thumbnails.items():
+            thumbnails.setdefault(dataset, {}).update(images)
+    report = RobustnessReport(runs, thumbnails=thumbnails, **given(options, "baseline", "title"))
     page = report.save(options.output)
     content = {"report": str(page), "rows": [asdict(row) for row in report.rows]}
     show(options, content, report, f"Written to {page}.")

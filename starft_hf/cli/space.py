@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
         pairs = [pair.partition("=") for pair in options.model]
         if not all(name and model for name, _, model in pairs):
             raise argparse.ArgumentTypeError("--model takes NAME=MODEL, such as StarFT=you/owls")
-        models = {name: str(Path(model).resolve()) if Path(model).is_dir() else model for name, _, model in pairs}
+        models = {name: model for name, _, model in pairs}
         write_space(options.folder, SpaceSettings(models, **given(options, "class_names", "title")), options.report)
         written = [f"Written to {options.folder}."]
     elif not (options.folder / SETTINGS_FILE).is_file():

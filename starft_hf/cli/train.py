@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> None:
     trainer = StarFTTrainer(args=args, train_dataset=train, eval_dataset=evaluation or None, **run_arguments(options))
     runs = _train(trainer, options)
     if trainer.args.should_save:
-        _report(trainer, runs, options)
+        _report(trainer, runs, evaluation, options)
 
 
 def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
@@ -90,16 +90,18 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     return runs
 
 
-def _report(trainer: Any, runs: list[Any], options: argparse.Namespace) -> None:
+def _report(trainer: Any, runs: list[Any], evaluation: dict[str, Any], options: argparse.Namespace) -> None:
     import importlib.util
 
     from starft_hf import RobustnessReport
+    from starft_hf.report.mistakes import images_of_mistakes
 
     folder = Path(trainer.args.output_dir)
     trainer.create_model_card()
     parts: list[Any] = []
     if runs:
-        report = RobustnessReport(runs, baseline=runs[0].method)
+        shown = images_of_mistakes(runs, evaluation, trainer.args.image_column)
+        report = RobustnessReport(runs, baseline=runs[0].method, thumbnails=shown)
         parts = [report]
         if importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
             report.save(folder, overwrite=True)

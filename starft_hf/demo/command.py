@@ -14,6 +14,7 @@ from starft_hf.demo.plot import draw_plot
 from starft_hf.demo.results import as_markdown, as_sentence, as_tables
 from starft_hf.report.page import check_extra
 from starft_hf.utils.files import write_bytes_atomically, write_text_atomically
+from starft_hf.utils.text import without_paths
 
 
 _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets")
@@ -36,7 +37,10 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
         console.print(table)
     console.print(as_sentence(report, setting))
     content = {
-        "setting": {**asdict(setting), "model": setting.model if setting.model != Setting().model else "shipped"},
+        "setting": {
+            **asdict(setting),
+            "model": "shipped" if setting.model == Setting().model else without_paths(setting.model),
+        },
         "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
         "seconds": round(seconds, 1),
     }

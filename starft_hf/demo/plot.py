@@ -1,6 +1,5 @@
 """The demo's figure: its world, its groups, and the effect of fine-tuning on them."""
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,9 +8,10 @@ from starft_hf.demo.experiment import HELD_OUT, Setting
 from starft_hf.demo.results import section_of
 from starft_hf.demo.world import GROUP_NAMES, make_split
 from starft_hf.report import RobustnessReport
-from starft_hf.report.plots import deviations, means
+from starft_hf.report.plots import Style, deviations, means
 from starft_hf.report.rows import Section
 from starft_hf.training.comparison import ZERO_SHOT
+from starft_hf.utils.plotting import INK, PAPER, as_png, drawing
 
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 
-COLORS = {ZERO_SHOT: "#7f7f7f", "FLYP": "#d1495b", "kl": "#edae49", "star": "#00798c"}
-
-
+@drawing()
 def draw_plot(report: RobustnessReport, setting: Setting) -> bytes:
     """A PNG with example images, the accuracy of every group, and average against worst group."""
     from matplotlib.figure import Figure
@@ -32,9 +30,7 @@ def draw_plot(report: RobustnessReport, setting: Setting) -> bytes:
     _draw_examples(examples, setting)
     _draw_groups(bars.subplots(), scored, section_of(report, HELD_OUT))
     _draw_paths(paths.subplots(), scored, setting.alpha)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return as_png(figure)
 
 
 def _draw_examples(figure: "SubFigure", setting: Setting) -> None:
@@ -51,25 +47,25 @@ def _draw_examples(figure: "SubFigure", setting: Setting) -> None:
 def _draw_groups(axis: "Axes", scored: Section, held_out: Section) -> None:
     groups = sorted(scored.groups)
     width = 0.8 / len(scored.trained)
-    for index, ((_, row), (_, other)) in enumerate(zip(scored.trained, held_out.trained, strict=True)):
+    for index, ((entry, row), (_, other)) in enumerate(zip(scored.trained, held_out.trained, strict=True)):
         values = [*(row.groups[group] for group in groups), other.average]
         places = np.arange(len(values)) + (index - (len(scored.trained) - 1) / 2) * width
-        look: dict[str, Any] = {"color": COLORS[row.method], "label": row.method, "error_kw": {"elinewidth": 1}}
+        look: dict[str, Any] = {"color": Style.of(entry).color, "label": row.method, "error_kw": {"elinewidth": 1}}
         axis.bar(places, means(values), width, yerr=deviations(values), **look)
     names = [*(group.replace(" on ", "\non ") for group in groups), "held-out\nclasses"]
     axis.set_xticks(range(len(names)), names, fontsize=9)
     axis.set(ylabel="accuracy in %", ylim=(0, 119), title="Accuracy of every group")
     axis.set_yticks(range(0, 101, 20))
     axis.legend(ncols=len(scored.trained), loc="upper center", frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_paths(axis: "Axes", scored: Section, alpha: float) -> None:
     points = {row.label: means([row.average, row.worst_group]) for row in scored.rows}
+    colors = {entry.method: Style.of(entry).color for entry in scored.entries}
     start = points[ZERO_SHOT]
-    axis.scatter(start[:1], start[1:], s=80, marker="D", color=COLORS[ZERO_SHOT], label=ZERO_SHOT, zorder=4)
-    for method in dict.fromkeys(row.method for row in scored.rows if row.method != ZERO_SHOT):
-        color, models = COLORS[method], [entry for entry in scored.entries if entry.method == method]
+    axis.scatter(start[:1], start[1:], s=80, marker="D", color=colors.pop(ZERO_SHOT), label=ZERO_SHOT, zorder=4)
+    for method, color in colors.items():
+        models = [entry for entry in scored.entries if entry.method == method]
         results = [run.results[scored.dataset] for entry in models for run in entry.runs]
         average, worst = 100 * np.transpose([(result.accuracy, result.worst_group_accuracy) for result in results])
         axis.scatter(average, worst, s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
@@ -77,8 +73,7 @@ def _draw_paths(axis: "Axes", scored: Section, alpha: float) -> None:
         axis.plot(*np.transpose([start, halfway, tuned]), color=color, linewidth=1, zorder=1)
         look: dict[str, Any] = {"s": 70, "edgecolors": color, "linewidths": 1.8, "zorder": 3}
         axis.scatter(*tuned, color=color, label=method, **look)
-        axis.scatter(*halfway, color="white", **look)
-    axis.scatter([], [], s=70, color="white", edgecolors="black", label=f"WiSE-FT {alpha:g}")
+        axis.scatter(*halfway, color=PAPER, **look)
+    axis.scatter([], [], s=70, color=PAPER, edgecolors=INK, label=f"WiSE-FT {alpha:g}")
     axis.set(xlabel="average accuracy in %", ylabel="worst group in %", title="Average and worst group")
     axis.legend(fontsize=8.5, loc="best")
-    axis.spines[["top", "right"]].set_visible(False)

@@ -22,6 +22,8 @@ logger = logging.get_logger(__name__)
 CARD_FILE = "README.md"
 BEGIN = "<!-- starft_hf: begin of the generated part; write above or below it -->"
 END = "<!-- starft_hf: end of the generated part -->"
+# Stands in snippets for the model until it is known where it is published.
+FOLDER = "path/to/this/folder"
 
 # The first mark also holds digests: of the generated part as it was written, and of the text around it, with that part
 # if a person has edited it, and the metadata as they were last published. They show what was edited since.
@@ -52,12 +54,7 @@ class _Card:
             card = ModelCard(text, ignore_metadata_errors=True)
         except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"the metadata of {where} cannot be read; correct or remove them: {error}") from error
-        metadata = card.data.to_dict()
-        base = metadata.get("base_model")
-        if isinstance(base, str) and public_id(base) is None:
-            # PEFT writes the path of a local base model, which the Hub refuses.
-            del metadata["base_model"]
-            metadata["tags"] = [tag for tag in metadata.get("tags") or () if base not in tag]
+        metadata = _without_local_base(card.data.to_dict())
         match = _GENERATED.fullmatch(card.text)
         before, digests, generated, after = match.groups() if match else (card.text, "", None, "")
         return cls(metadata, before, generated, after, dict(digest.split(":") for digest in digests.split()))
@@ -118,10 +115,11 @@ def update_card(folder: Path, card: ModelCard, stated: Collection[str] = ()) -> 
     fresh.write(folder)
 
 
-def keep_published_edits(folder: Path, published: str | None) -> None:
+def keep_published_edits(folder: Path, published: str | None, repo_id: str | None = None) -> None:
     """Before `folder` is published, bring what people wrote into the card on the Hub, or None, into the one in it.
 
-    A card in the folder that was not generated is left alone. Where both were edited, the one in the folder wins.
+    Snippets that were written before it was known where they are published load `repo_id` then. A card in the folder
+    that was not generated is left alone. Where both were edited, the one in the folder wins.
     """
     local = _in_folder(folder)
     if local is None or local.generated is None:
@@ -139,8 +137,30 @@ def keep_published_edits(folder: Path, published: str | None) -> None:
         if "text" not in edited:
             local.take_text(other)
         local.take_metadata(other, keep=local.metadata if "metadata" in edited else ())
+    if (
+        repo_id is not None
+        and local.generated is not None
+        and local.digests.get("generated") == _digest(local.generated)
+    ):
+        local.generated = local.generated.replace(repr(FOLDER), repr(repo_id))
+        local.digests["generated"] = _digest(local.generated)
     local.digests |= local.current_digests()
     local.write(folder)
+
+
+def remove_local_base(folder: Path) -> None:
+    """Remove the path of a local base model, which PEFT writes and the Hub refuses, from the card in `folder`."""
+    card = ModelCard(read_text(folder / CARD_FILE), ignore_metadata_errors=True)
+    metadata = _without_local_base(card.data.to_dict())
+    write_text_atomically(folder / CARD_FILE, f"---\n{yaml_dump(metadata, sort_keys=False)}---\n{card.text}")
+
+
+def _without_local_base(metadata: dict[str, Any]) -> dict[str, Any]:
+    base = metadata.get("base_model")
+    if not isinstance(base, str) or public_id(base) is not None:
+        return metadata
+    tags = [tag for tag in metadata.get("tags") or () if base not in tag]
+    return {key: value for key, value in metadata.items() if key != "base_model"} | {"tags": tags}
 
 
 def _in_folder(folder: Path) -> _Card | None:

@@ -1,5 +1,7 @@
 """A saved or published model, loaded as an image classifier."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,24 +12,27 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor, nn
-from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.images import ImagePreprocessor, stack_features
 from starft_hf.evaluation.zero_shot import zero_shot_weights
-from starft_hf.hub.record import RECORD_FILE, RunRecord
+from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord, public_id
 from starft_hf.models.adapters import without_peft_warning
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.modes import evaluation_mode
+from starft_hf.utils.files import read_text, write_text_atomically
 
-
-_DEFAULT_TEMPLATE = "a photo of a {}."
 
 # Besides these, repositories have the weights in the formats of other frameworks, each as large again.
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+# The folder of a copied adapter for its base model.
+_BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Classifier:
         model: Any,
         processor: Any,
         class_names: Sequence[str] | None,
-        templates: Sequence[str] = (_DEFAULT_TEMPLATE,),
+        templates: Sequence[str] = (DEFAULT_PROMPT,),
         head: nn.Linear | None = None,
     ):
         self.model = model.eval()
@@ -110,12 +115,19 @@ class Classifier:
         return image_embeds @ self._zero_shot_weights.to(image_embeds).T
 
 
-def load(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Classifier:
+def load(
+    source: str | PathLike[str],
+    *,
+    base: str | PathLike[str] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Classifier:
     """A model that `StarFTTrainer` has saved or published, as a classifier with its processor, classes and head.
 
     Args:
         source: a folder or a Hub repository, of a full model or of an adapter, which is loaded with the base model
             that it names. Other dual encoders load as well, without classes.
+        base: the base model of an adapter, if it is not the one that the adapter names.
         revision: branch, tag or commit on the Hub.
         token: for private repositories, that of an adapter's base model among them.
 
@@ -123,28 +135,59 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
         OSError: if the model, or the base model of an adapter, cannot be found.
     """
     folder = processor_folder = local_folder(source, revision=revision, token=token)
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         config = PeftConfig.from_pretrained(folder)
-        if not config.base_model_name_or_path:
-            raise OSError(f"the adapter_config.json of {str(source)!r} must set base_model_name_or_path to a model")
-        base = local_folder(config.base_model_name_or_path, revision=config.revision, token=token)
+        named = base or config.base_model_name_or_path
+        if not named:
+            raise OSError(f"the {ADAPTER_CONFIG} of {str(source)!r} names no base model; pass base='its id or folder'")
+        # One that lies in the adapter's folder moves with it.
+        named = folder / named if base is None and (folder / named).is_dir() else named
+        base_folder = local_folder(named, revision=None if base else config.revision, token=token)
         with without_peft_warning():
-            model: Any = PeftModel.from_pretrained(load_model(base), folder)
+            model: Any = PeftModel.from_pretrained(load_model(base_folder), folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
-            processor_folder = base
+            processor_folder = base_folder
     else:
         model = load_model(folder)
     names: Sequence[str] | None = None
-    templates, head = [_DEFAULT_TEMPLATE], None
+    templates, head = [DEFAULT_PROMPT], None
     if (folder / RECORD_FILE).is_file():
         record = RunRecord.load(folder)
         names = record.class_names
-        prompts = record.config.get("eval_templates") or record.config.get("caption_template") or templates
-        templates = [prompts] if isinstance(prompts, str) else list(prompts)
+        templates = list(record.prompts)
         check_caption_templates(f"{RECORD_FILE} of {str(source)!r}", templates)
     if (folder / HEAD_FILE).is_file():
         head, names = load_head(folder)
     return Classifier(model, load_processor(model, str(processor_folder)), names, templates, head)
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy what `load` reads of a folder, with the base model of an adapter if that is in a folder as well.
+
+    Raises:
+        ValueError: if there is no model, or the base model of an adapter is neither in a folder nor on the Hub.
+    """
+    if not any((source / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
+        raise ValueError(f"{str(source)!r} is not a model: it has neither {CONFIG_NAME} nor {ADAPTER_CONFIG}")
+    target.mkdir(parents=True)
+    weights = [] if any(source.glob("*.safetensors")) else ["pytorch_model*.bin"]
+    for name in publishable(source, weights)[0]:
+        if "/" not in name and not name.endswith(".md"):
+            shutil.copyfile(source / name, target / name)
+    config = target / ADAPTER_CONFIG
+    if not config.is_file():
+        return
+    content = json.loads(read_text(config))
+    name = str(content.get("base_model_name_or_path"))
+    if (source / name).is_dir() or Path(name).is_dir():
+        copy_model(source / name if (source / name).is_dir() else Path(name), target / _BASE)
+        content["base_model_name_or_path"] = _BASE
+        write_text_atomically(config, json.dumps(content, indent=2) + "\n")
+    elif public_id(name) is None:
+        raise ValueError(
+            f"the base model of the adapter {str(source)!r} is {name!r}, which is not there; set "
+            f"base_model_name_or_path in its {ADAPTER_CONFIG} to its folder or Hub id"
+        )
 
 
 def local_folder(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:

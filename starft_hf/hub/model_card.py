@@ -1,7 +1,7 @@
 """The model card, rendered from a template."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.card_edits import BEGIN, END
 from starft_hf.hub.record import RunRecord
+from starft_hf.hub.snippets import SnippetWriter, Usage
 from starft_hf.objectives.regularizers import AUTO_WEIGHT
 from starft_hf.utils.names import readable
 from starft_hf.utils.text import markdown, one_line, percent, points
@@ -45,6 +46,7 @@ class CardContent:
     datasets: Sequence[str] = ()
     tags: Sequence[str] = ()
     figures: Sequence[tuple[str, str]] = ()
+    usage: Usage = field(default_factory=Usage)
 
 
 def default_template() -> Path:
@@ -56,7 +58,8 @@ def default_template() -> Path:
 def render_card(content: CardContent, template: str | Path | None = None) -> ModelCard:
     """The card of a run, from a Jinja template with the variables of the package's own, which is the default."""
     record, metadata = content.record, _metadata(content)
-    names = [readable(name) for name in record.class_names or ()]
+    names = [readable(name) for name in content.usage.class_names(record)]
+    writer = SnippetWriter(content.usage, record, content.repo_id, content.adapter is not None, content.head)
     shown = [markdown(name) for name in names[:_MOST_CLASSES]] + (["..."] if len(names) > _MOST_CLASSES else [])
     card: ModelCard = ModelCard.from_template(
         metadata,
@@ -71,10 +74,11 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         results=_results(content),
         compared=bool(content.before),
         figures=[{"alt": markdown(alt), "path": path} for alt, path in content.figures],
-        # As Python writes them, for snippets.
-        repo=repr(content.repo_id or "path/to/this/folder"),
-        base=repr(record.start["id"] or "path/to/the/base/model"),
-        labels=repr(names[:5] or ["cat", "dog"]),
+        snippets=writer.snippets(),
+        # As Python writes them.
+        repo=writer.repo,
+        base=writer.base,
+        labels=repr(writer.names),
         settings=_settings(record),
         pool=record.pool,
         pool_name=markdown(record.pool["name"]) if record.pool and record.pool["name"] else None,

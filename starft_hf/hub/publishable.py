@@ -38,11 +38,13 @@ def publishable(folder: Path, include: Iterable[str] = ()) -> tuple[list[str], l
         out of the folder is among the others.
     """
     patterns, root = (*MODEL_FILES, *include), folder.resolve()
+    # In the cache of the Hub, a model is a folder of links.
+    roots = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
     chosen, others = [], []
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         wanted = any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
-        if wanted and path.resolve().is_relative_to(root):
+        if wanted and any(path.resolve().is_relative_to(each) for each in roots):
             chosen.append(name)
         elif wanted or not any(fnmatchcase(name.split("/")[0], pattern) for pattern in _OF_THE_RUN):
             others.append(name)

@@ -1,21 +1,28 @@
 """Publishing folders on the Hub, with errors that say what failed and how to try again."""
 
 import glob
+import json
 import os
 import shlex
+import shutil
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, errors
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from transformers.utils import logging
 
-from starft_hf.hub.card_edits import CARD_FILE, keep_published_edits
+from starft_hf.hub.card_edits import CARD_FILE, keep_published_edits, remove_local_base
 from starft_hf.hub.publishable import left_out, publishable
-from starft_hf.utils.files import read_text
+from starft_hf.hub.record import public_id
+from starft_hf.utils.files import read_text, write_text_atomically
+from starft_hf.utils.untrusted import read_json
 from starft_hf.utils.waiting import answered, in_background, upload_limit
 
 
@@ -84,21 +91,22 @@ def push_folder(
         repo_id = open_repository(repo_id, private=private, revision=revision, token=token, timeout=timeout)
         if path_in_repo is None and CARD_FILE in names:
             card = partial(_published_card, repo_id, revision, token)
-            keep_published_edits(folder, answered(card, "the Hub, for the model card", timeout))
+            keep_published_edits(folder, answered(card, "the Hub, for the model card", timeout), repo_id)
         api, limit = HfApi(token=token), upload_limit(sum((folder / name).stat().st_size for name in names), timeout)
 
         def upload() -> Any:
             if not _ONE_UPLOAD.acquire(timeout=limit):
                 raise TimeoutError("an earlier upload has not ended")
             try:
-                commit = api.upload_folder(
-                    repo_id=repo_id,
-                    folder_path=folder,
-                    path_in_repo=path_in_repo,
-                    commit_message=message,
-                    revision=revision,
-                    allow_patterns=[glob.escape(name) for name in names],
-                )
+                with _without_local_base(folder, names) as published:
+                    commit = api.upload_folder(
+                        repo_id=repo_id,
+                        folder_path=published,
+                        path_in_repo=path_in_repo,
+                        commit_message=message,
+                        revision=revision,
+                        allow_patterns=[glob.escape(name) for name in names],
+                    )
                 if tag is not None:
                     api.create_tag(repo_id, tag=tag, revision=commit.oid)
             finally:
@@ -111,6 +119,35 @@ def push_folder(
     except Exception as error:
         kept = advice(folder, repo_id, private=private, revision=revision, tag=tag)
         raise PushError(f"{reason(error, repo_id)} {kept}") from error
+
+
+@contextmanager
+def _without_local_base(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """The folder to upload: a copy of that of an adapter whose base model is a local folder, without its path."""
+    file = folder / ADAPTER_CONFIG
+    content = read_json(file) if file.is_file() else {}
+    base = content.get("base_model_name_or_path")
+    if base is None or public_id(base) is not None:
+        yield folder
+        return
+    logger.warning(
+        "The base model of the adapter in %s is %s, which nobody else has: it is published without that path. Set "
+        "base_model_name_or_path in its %s to the id of the base model on the Hub, or publish the merged model.",
+        folder,
+        base,
+        ADAPTER_CONFIG,
+    )
+    with tempfile.TemporaryDirectory() as parent:
+        copy = Path(parent) / folder.name
+        for name in names:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name, copy / name)
+        write_text_atomically(
+            copy / ADAPTER_CONFIG, json.dumps(content | {"base_model_name_or_path": None}, indent=2) + "\n"
+        )
+        if (copy / CARD_FILE).is_file():
+            remove_local_base(copy)
+        yield copy
 
 
 def open_repository(

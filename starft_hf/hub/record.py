@@ -10,22 +10,21 @@ import os
 import re
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 
 from starft_hf.models.loading import cached_commit
+from starft_hf.spuriosity.pool import without_places
 from starft_hf.utils.files import write_text_atomically
 from starft_hf.utils.untrusted import read_json
 
 
 RECORD_FILE = "starft.json"
+DEFAULT_PROMPT = "a photo of a {}."
 _FORMAT = 1
-
-# A path from a root, a home or the current folder; not an address on the web, nor "owner/name".
-_PATH = re.compile(r"(?<![\w:/\\.~])(?:file://)?(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?(?:[\\/][^\s'\"\\/,;]+)+[\\/]?")
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -75,6 +74,12 @@ class RunRecord:
     def templates(self) -> tuple[str, ...]:
         """The spurious templates, if any."""
         return tuple(_template_of(entry) for entry in self.pool["templates"]) if self.pool else ()
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the zero-shot classifier that evaluations used."""
+        given = self.config.get("eval_templates") or self.config.get("caption_template") or DEFAULT_PROMPT
+        return (given,) if isinstance(given, str) else tuple(given)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write `starft.json` into `folder`, atomically."""
@@ -155,11 +160,4 @@ def model_source(model: Any, fingerprint: str | None) -> dict[str, Any]:
 def _pool_of(pool: Any) -> dict[str, Any]:
     """The pool without its metadata, which may describe a machine, and its version, which is recorded elsewhere."""
     content = {key: value for key, value in pool.to_dict().items() if key not in ("metadata", "starft_hf_version")}
-    return {**content, **{key: _name(content.get(key)) for key in ("name", "source", "description") if key in content}}
-
-
-def _name(text: str | None) -> str | None:
-    """`text` with paths replaced by their last parts, since a path names a machine or a person."""
-    if text and (os.path.isabs(text) or PureWindowsPath(text).is_absolute()):
-        return PureWindowsPath(text).name
-    return _PATH.sub(lambda match: PureWindowsPath(match.group()).name, text) if text else text
+    return without_places(content)

@@ -1,6 +1,5 @@
 """The figures of a report with their captions and alternative texts."""
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,10 @@ from pathlib import Path
 from starft_hf.report import plots
 from starft_hf.report.rows import Entry, Row, Section
 from starft_hf.report.series import MIN_BIN_FRACTION, Line, pooled_bins, training_line, wise_ft_curve
-from starft_hf.report.svg import as_svg, drawing
+from starft_hf.report.svg import as_svg
 from starft_hf.report.table import Cell
 from starft_hf.utils.files import write_bytes_atomically
+from starft_hf.utils.plotting import as_png, drawing
 from starft_hf.utils.text import one_line, percent
 
 
@@ -148,9 +148,7 @@ def save_figures(sections: Sequence[Section], folder: Path) -> list[tuple[str, P
             ("overview", "Worst group and average", plots.draw_overview),
             ("groups", "Accuracy of every group", plots.draw_groups),
         ):
-            buffer = io.BytesIO()
-            draw(section).savefig(buffer, format="png", dpi=140, bbox_inches="tight", facecolor="white")
             path = folder / f"{kind}-{number}.png"
-            write_bytes_atomically(path, buffer.getvalue())
+            write_bytes_atomically(path, as_png(draw(section)))
             saved.append((f"{words}, {section.dataset}", path))
     return saved

@@ -2,12 +2,13 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
 from starft_hf.data.images import as_rgb
+from starft_hf.report.data import Run
 from starft_hf.report.rows import Section
 
 
@@ -15,6 +16,20 @@ from starft_hf.report.rows import Section
 MAX_THUMBNAILS = 12
 _MIN_PER_MODEL = 3
 _PIXELS = 128
+
+_URI = "data:image/png;base64,"
+
+
+def images_of_mistakes(
+    runs: Iterable[Run], datasets: Mapping[str, Any], image_column: str = "image"
+) -> dict[str, dict[int, Any]]:
+    """The images of the mistakes in the results of `runs`, by name of the dataset and index in it."""
+    runs = list(runs)
+    found = {}
+    for name, dataset in datasets.items():
+        samples = {mistake.sample for run in runs for mistake in run.results[name].mistakes}
+        found[name] = {sample: dataset[sample][image_column] for sample in sorted(samples)}
+    return found
 
 
 def galleries_of(section: Section, images: Mapping[int, Any]) -> list[dict[str, Any]]:
@@ -35,6 +50,40 @@ def galleries_of(section: Section, images: Mapping[int, Any]) -> list[dict[str, 
     ]
 
 
+def thumbnails_as_plain(
+    sections: Sequence[Section], images: Mapping[str, Mapping[int, Any]]
+) -> dict[str, dict[str, str]]:
+    """The thumbnails that the page shows, for JSON."""
+    return {
+        section.dataset: {
+            str(mistake.sample): thumbnail["uri"]
+            for gallery in galleries_of(section, images.get(section.dataset, {}))
+            for mistake, thumbnail in gallery["tiles"]
+            if thumbnail is not None
+        }
+        for section in sections
+    }
+
+
+def thumbnails_from_plain(content: Mapping[str, Mapping[str, str]]) -> dict[str, dict[int, Image.Image]]:
+    """The inverse of `thumbnails_as_plain`; ValueError if something is not such a thumbnail."""
+    return {
+        dataset: {int(sample): _opened(uri) for sample, uri in images.items()} for dataset, images in content.items()
+    }
+
+
+def _opened(uri: str) -> Image.Image:
+    try:
+        content = base64.b64decode(uri.removeprefix(_URI), validate=True)
+        image = Image.open(io.BytesIO(content), formats=["PNG"])
+        if max(image.size) > _PIXELS:
+            raise ValueError(f"it has {image.width} x {image.height} pixels, more than {_PIXELS} x {_PIXELS}")
+        image.load()
+    except (ValueError, OSError, SyntaxError) as error:
+        raise ValueError(f"a thumbnail cannot be read: {error}") from error
+    return image
+
+
 def _thumbnail(image: Any) -> dict[str, Any] | None:
     if image is None:
         return None
@@ -45,6 +94,6 @@ def _thumbnail(image: Any) -> dict[str, Any] | None:
     small.thumbnail((_PIXELS, _PIXELS))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
-    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    uri = f"{_URI}{base64.b64encode(buffer.getvalue()).decode('ascii')}"
     # So few pixels should be seen as squares rather than blurred.
     return {"uri": uri, "coarse": max(rgb.size) <= _PIXELS // 2}

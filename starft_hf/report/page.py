@@ -30,7 +30,7 @@ def render_page(
     import starft_hf
     from starft_hf.report import figures
     from starft_hf.report.plots import Style
-    from starft_hf.report.svg import SERIES
+    from starft_hf.utils.plotting import COLORS, SERIES
 
     entries, reference = sections[0].entries, sections[0].reference
     columns = [MODEL, *measures(sections), SEEDS]
@@ -58,6 +58,7 @@ def render_page(
             for number, section in enumerate(sections, start=1)
         ],
         others=figures.training_figures(sections[0], curve_axes),
+        colors=COLORS,
         series={entry.label: SERIES.index(Style.of(entry).color) for entry in entries},
         several_seeds=any(len(entry.runs) > 1 for entry in entries),
         baseline=reference.label if reference and len(entries) > 1 else None,

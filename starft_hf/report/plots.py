@@ -10,7 +10,7 @@ import numpy as np
 from starft_hf.evaluation.results import CurvePoint
 from starft_hf.report.rows import Entry, Section, Summary
 from starft_hf.report.series import Bins, Line
-from starft_hf.report.svg import INK, PAPER, SERIES, SOFT
+from starft_hf.utils.plotting import INK, PAPER, SERIES, SOFT
 from starft_hf.utils.text import one_line, percent
 
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 # In inches: about as many points as a phone has pixels, so that text of 11 points is 11 pixels high there.
 WIDTH = 4.6
+
+# Points of accuracy that an axis without 0 covers at least.
+_LEAST_SPAN = 20
 
 _DASHED: Any = (0, (3, 3))
 _HATCHES = ("////", "....", "xxxx", "----", "++++")
@@ -74,7 +77,9 @@ def _legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> 
 
 def _legend_columns(labels: Sequence[str]) -> int:
     # About 52 letters fit side by side, and a handle takes the room of seven.
-    return max(1, min(len(labels), 52 // (max(map(len, labels)) + 7)))
+    most = max(1, 52 // (max(map(len, labels)) + 7))
+    # Lines of equal length.
+    return math.ceil(len(labels) / math.ceil(len(labels) / most))
 
 
 def _without_spine(axis: "Axes") -> None:
@@ -114,6 +119,10 @@ def draw_overview(section: Section) -> "Figure":
     axis.scatter(average, places, edgecolors=colors, **hollow)
     if section.reference is not None:
         axis.axvline(100 * section.reference.worst_group.mean, color=SOFT, linewidth=1, linestyle=_DASHED, zorder=1)
+    # Small differences should look small.
+    low, high = axis.get_xlim()
+    high = min(max(high, low + _LEAST_SPAN), max(high, 101))
+    axis.set_xlim(min(low, high - _LEAST_SPAN), high)
     axis.set_yticks(places, [short(row.label, 22) for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     _without_spine(axis)
@@ -189,6 +198,7 @@ def draw_training(entries: Sequence[Entry], panels: Mapping[str, Sequence[Line |
         axis.set(title=title, ylabel="nats")
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     axes[-1].set_xlabel("optimizer step")
+    axes[-1].locator_params(axis="x", integer=True)
     figure.align_ylabels()
     _legend(figure, handles[: len(entries)], labels)
     return figure

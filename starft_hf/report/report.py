@@ -11,6 +11,7 @@ from rich.text import Text
 
 from starft_hf.report.data import Run, as_plain, check_runs
 from starft_hf.report.figures import save_figures
+from starft_hf.report.mistakes import thumbnails_as_plain, thumbnails_from_plain
 from starft_hf.report.page import check_extra, render_page
 from starft_hf.report.rows import Row, entries_of, sections_of
 from starft_hf.report.table import AVERAGE, DATASET, ECE, MODEL, SEEDS, WORST_GROUP, Table, measures
@@ -96,7 +97,7 @@ class RobustnessReport:
             yield Text(f"{finding.lead} {finding.remarks}".strip())
 
     def as_json(self) -> str:
-        """The rows and all of the runs, without thumbnails, in JSON. Accuracies are fractions from 0 to 1."""
+        """The rows, all of the runs and the thumbnails of the page in JSON. Accuracies are fractions from 0 to 1."""
         content = {
             "starft_report": _FORMAT,
             "title": self.title,
@@ -104,12 +105,13 @@ class RobustnessReport:
             "curve_axes": list(self.curve_axes),
             "rows": [asdict(row) for row in self.rows],
             "runs": [run.as_dict() for run in self.runs],
+            "thumbnails": thumbnails_as_plain(self.sections, self.thumbnails),
         }
         return json.dumps(as_plain(content), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, thumbnails: Mapping[str, Mapping[int, Any]] | None = None) -> "RobustnessReport":
-        """The report that `as_json` made `text` of, with the thumbnails, which the JSON does not hold.
+        """The report that `as_json` made `text` of, with other thumbnails if some are passed.
 
         Raises:
             ValueError: if `text` is anything else, or of a later version.
@@ -123,6 +125,8 @@ class RobustnessReport:
             raise ValueError(f"the report has format {version!r}, this version reads {_FORMAT}; update starft_hf")
         try:
             runs = [Run.from_dict(run) for run in content["runs"]]
+            if thumbnails is None:
+                thumbnails = thumbnails_from_plain(content.get("thumbnails", {}))
             return cls(runs, content["baseline"], content["title"], thumbnails, tuple(content["curve_axes"]))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the report cannot be read: {error!r}") from error

@@ -1,62 +1,19 @@
 """Matplotlib figures as SVG elements of an HTML page, in its fonts and colors, light and dark."""
 
-import contextlib
 import io
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from starft_hf.utils.plotting import COLORS
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Matplotlib needs a value for every color, but the page sets them by its scheme: these stand for its variables.
-INK = "#fe0001"
-SOFT = "#fe0002"
-LINE = "#fe0003"
-PAPER = "#fe0004"
-SERIES = tuple(f"#fe01{index:02x}" for index in range(7))
-
-_PAGE_COLORS = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", PAPER: "var(--paper)"} | {
-    color: f"var(--series-{index})" for index, color in enumerate(SERIES)
-}
-
-_SETTINGS = {
-    "svg.fonttype": "none",
-    # A dollar in the name of a class does not start a formula.
-    "text.parse_math": False,
-    "font.size": 11,
-    "legend.frameon": False,
-    "legend.handlelength": 2.6,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": LINE,
-    "hatch.linewidth": 1.2,
-    "figure.constrained_layout.h_pad": 0.05,
-    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 10),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), SOFT),
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
-}
-
-
-@contextlib.contextmanager
-def drawing() -> Iterator[None]:
-    """A context with the settings of figures, whatever the user's own are."""
-    import matplotlib
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        # The browser has fonts for the scripts that Matplotlib's font lacks.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
-        yield
+_VARIABLES = {color: f"var(--{name})" for name, color in COLORS.items()}
 
 
 def as_svg(figure: "Figure", prefix: str, alt: str) -> str:
@@ -65,7 +22,9 @@ def as_svg(figure: "Figure", prefix: str, alt: str) -> str:
 
     buffer = io.StringIO()
     # The salt makes ids reproducible, and different from those of other figures.
-    with matplotlib.rc_context({"svg.hashsalt": prefix}):
+    with matplotlib.rc_context({"svg.hashsalt": prefix}), warnings.catch_warnings():
+        # The browser has fonts for the scripts that Matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(buffer, format="svg", transparent=True)
     root = ElementTree.fromstring(buffer.getvalue())
     _clean(root)
@@ -107,4 +66,4 @@ def _page_style(style: str) -> str:
     style = re.sub(r"font-family:[^;]*;?", "", style)
     style = re.sub(r"font:\s*(bold|\d{3})\s", r"font-weight: \1; font: ", style)
     style = re.sub(r"font:\s*([\d.]+px)[^;]*;?", r"font-size: \1;", style)
-    return re.sub(r"#fe0[01][0-9a-f]{2}", lambda match: _PAGE_COLORS.get(match[0], match[0]), style).strip()
+    return re.sub(r"#[0-9a-f]{6}", lambda match: _VARIABLES.get(match[0], match[0]), style).strip()

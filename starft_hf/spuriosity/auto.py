@@ -16,7 +16,7 @@ from starft_hf.data.source import is_fingerprinted
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.fingerprint import images_fingerprint, model_fingerprint, preprocessing_fingerprint
 from starft_hf.spuriosity.discovery import check_labeled, discover
-from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
+from starft_hf.spuriosity.pool import SpuriosityPool, as_pool, without_places
 from starft_hf.spuriosity.reading import POOL_FILE
 from starft_hf.spuriosity.result import DiscoveryResult
 from starft_hf.spuriosity.settings import SearchSettings
@@ -122,4 +122,5 @@ def _chosen(result: DiscoveryResult) -> SpuriosityPool:
         outcome = f"the whole pool {pool.name!r}: {why}"
     if rank() == 0:
         logger.warning("spuriosity='auto' searched %d images and trains with %s.", len(result.labels), outcome)
-    return SpuriosityPool.from_dict(pool.to_dict())
+    # It is saved with the run, and published with it.
+    return SpuriosityPool.from_dict(without_places(pool.to_dict()))

@@ -1,11 +1,12 @@
 """Matplotlib figures of a discovery."""
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from starft_hf.utils.plotting import INK, PAPER, SERIES, SOFT, drawing
 
 
 if TYPE_CHECKING:
@@ -16,10 +17,12 @@ _LONGEST = 34
 _MOST_LABELS = 24
 
 
+@drawing()
 def draw_heat_map(
     effects: NDArray[np.float64], attributes: Sequence[str], class_names: Sequence[str], num_found: int
 ) -> "Figure":
     """A heat map of the effects `(A, C)` of attributes on labels; the first `num_found` attributes were found."""
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
     if not len(effects):
@@ -31,34 +34,50 @@ def draw_heat_map(
     axis = figure.subplots()
     # With a lower limit, small effects look small even if there are no large ones.
     limit = max(0.2, float(np.abs(effects).max(initial=0)))
-    image = axis.imshow(effects, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    colors = LinearSegmentedColormap.from_list("effects", [SERIES[2], PAPER, SERIES[1]])
+    image = axis.imshow(effects, cmap=colors, vmin=-limit, vmax=limit, aspect="auto")
     for (row, column), effect in np.ndenumerate(effects):
-        color = "white" if abs(effect) > 0.6 * limit else "black"
-        axis.text(column, row, f"{effect:+.2f}", ha="center", va="center", fontsize=8, color=color)
+        dark = np.dot(image.to_rgba(effect)[:3], (0.2126, 0.7152, 0.0722)) < 0.42
+        axis.text(column, row, f"{effect:+.2f}", ha="center", va="center", fontsize=8, color=PAPER if dark else INK)
     axis.set_xticks(range(len(labels)), [_short(class_names[label]) for label in labels], rotation=35, ha="right")
     axis.set_yticks(range(len(effects)), map(_short, attributes))
     for row, label in enumerate(axis.get_yticklabels()):
-        label.set(fontweight="bold", color="black") if row < num_found else label.set(color="#777777")
+        label.set(fontweight="bold") if row < num_found else label.set(color=SOFT)
     if 0 < num_found < len(effects):
-        axis.axhline(num_found - 0.5, color="black", linewidth=1.2)
+        axis.axhline(num_found - 0.5, color=INK, linewidth=1.2)
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
     axis.set_title("How much more often a label's images have it\n(bold, above the line: found)", fontsize=10)
     figure.colorbar(image, ax=axis, shrink=0.8)
     return figure
 
 
+@drawing()
 def draw_examples(rows: Sequence[tuple[str, Sequence[Any], Sequence[Any]]], images: int) -> "Figure":
     """Rows of a title, images with an attribute and images without it, at most `images` of either kind."""
     from matplotlib.figure import Figure
 
     if not rows:
         return _nothing_to_draw()
-    figure = Figure(figsize=(1.1 * (2 * images + 0.6), 1.45 * len(rows) + 0.5), layout="constrained")
-    axes = figure.subplots(len(rows), 2 * images + 1, squeeze=False, width_ratios=[1] * images + [0.3] + [1] * images)
+    # In inches: an image, the room between two, and the title of a row.
+    size, gap, title = 1.1, 0.1, 0.3
+    width, height = (size + gap) * (2 * images + 0.5), (size + title) * len(rows)
+    figure = Figure(figsize=(width, height))
+    ratios = [1] * images + [0.3] + [1] * images
+    grid = {
+        "left": 0,
+        "right": 1,
+        "bottom": 0,
+        "top": 1 - title / height,
+        "wspace": gap / size,
+        "hspace": title / size,
+    }
+    axes = figure.subplots(len(rows), len(ratios), squeeze=False, width_ratios=ratios, gridspec_kw=grid)
     for axis in axes.flat:
         axis.set_axis_off()
-    for line, (title, images_with, images_without) in zip(axes, rows, strict=True):
-        for first, heading, shown in ((0, _short(title), images_with), (images + 1, "without it", images_without)):
-            line[first].set_title(heading, loc="left", fontsize=9)
+    for line, (attribute, images_with, images_without) in zip(axes, rows, strict=True):
+        for first, heading, shown in ((0, attribute, images_with), (images + 1, "without it", images_without)):
+            line[first].set_title(_short(heading, 13 * images), loc="left", fontsize=9)
             for axis, image in zip(line[first:], shown, strict=False):
                 axis.imshow(image)
     return figure
@@ -73,14 +92,5 @@ def _nothing_to_draw() -> "Figure":
     return figure
 
 
-def as_png(figure: "Figure") -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
-
-
-def _short(text: str) -> str:
-    # Matplotlib reads text between dollar signs as a formula.
-    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}\u2026"
-    return text.replace("$", r"\$")
+def _short(text: str, longest: int = _LONGEST) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}\u2026"

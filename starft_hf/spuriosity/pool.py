@@ -14,6 +14,7 @@ from starft_hf.data.captions import CAPTION_FIELD, CLASS_FIELD, inject
 from starft_hf.spuriosity.reading import READERS, packaged_text, read_repository, read_templates
 from starft_hf.utils.files import write_text_atomically
 from starft_hf.utils.names import readable, unknown_name
+from starft_hf.utils.text import without_paths
 
 
 # The union of all built-in pools has a name but no file.
@@ -279,3 +280,9 @@ def _as_classes(names: Any) -> frozenset[str] | None:
     if isinstance(names, str) or not isinstance(names, Iterable) or not (names := list(names)):
         raise ValueError("it must be a list of class names, or None for any class")
     return frozenset(readable(name) for name in names)
+
+
+def without_places(content: dict[str, Any]) -> dict[str, Any]:
+    """What `SpuriosityPool.to_dict` returned, without paths where it says what the pool is and where it is from."""
+    told = {key: content[key] for key in ("name", "source", "description") if content.get(key)}
+    return content | {key: without_paths(text) for key, text in told.items()}

@@ -14,13 +14,14 @@ from torch import nn
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
 from starft_hf.data.images import as_rgb
 from starft_hf.spuriosity.embedding import embed_images, load_encoder
-from starft_hf.spuriosity.figures import as_png, draw_examples, draw_heat_map
+from starft_hf.spuriosity.figures import draw_examples, draw_heat_map
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.scorer import Attribute, Scorer
 from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.spuriosity.statistics import Associations, Floats, Ints, labels_concerned
 from starft_hf.utils.files import folder_in_place_of
 from starft_hf.utils.names import readable
+from starft_hf.utils.plotting import as_png
 from starft_hf.utils.text import markdown
 
 

@@ -16,6 +16,7 @@ from starft_hf.models.adapters import is_adapted
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.objectives.regularizers import NO_REGULARIZER
 from starft_hf.report import RobustnessReport, Run, TrainingPoint
+from starft_hf.report.mistakes import images_of_mistakes
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.plan import RunInputs, RunPlan
@@ -168,10 +169,7 @@ def compare(
         runs = _run_all(_Runner(shared, alpha, alphas), jobs, processes, bar)
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     first = next(iter(datasets))
-    thumbnails = {}
-    for name, dataset in datasets.items():
-        samples = {mistake.sample for run in runs for mistake in run.results[name].mistakes}
-        thumbnails[name] = {sample: dataset[sample][args.image_column] for sample in sorted(samples)}
+    thumbnails = images_of_mistakes(runs, datasets, args.image_column)
     axes = (f"average on {first}", f"worst group on {first}")
     return RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes)
 

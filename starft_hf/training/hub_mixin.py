@@ -15,12 +15,14 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
+from starft_hf.data.columns import ImageColumns
 from starft_hf.hub.card_content import dataset_ids, license_of, save_figures
 from starft_hf.hub.card_edits import update_card
 from starft_hf.hub.model_card import CardContent, render_card
 from starft_hf.hub.publishable import publishable
 from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
 from starft_hf.hub.record import RunRecord, make_record, model_source
+from starft_hf.hub.snippets import Usage
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, save_head
 from starft_hf.training.checkpointing.files import read_content
@@ -28,6 +30,7 @@ from starft_hf.training.checkpointing.publishing import copy_to_publish
 from starft_hf.training.measurements import Measurements
 from starft_hf.training.setup import RunSetup
 from starft_hf.utils.hashing import tensors_digest
+from starft_hf.utils.text import without_paths
 from starft_hf.utils.waiting import NoAnswerError, result_of, upload_limit
 
 
@@ -41,6 +44,7 @@ class HubMixin(Trainer):
     measured: Measurements
     head: nn.Linear | None
     class_names: Sequence[str] | None
+    evaluated_columns: dict[str, ImageColumns]
     _start: str | None = None
     _evaluated_step: int | None = None
 
@@ -146,7 +150,7 @@ class HubMixin(Trainer):
     def _write_card(
         self, folder: Path, title: str, repo_id: str | None, *, merged: bool = False, **stated: Any
     ) -> None:
-        record, adapter = self.record, None
+        record, adapter, texts = self.record, None, self.setup.encoder.encode_texts
         if is_adapted(self.model) and not merged:
             config: Any = next(iter(self.model.peft_config.values()))
             adapter = str(getattr(config.peft_type, "value", config.peft_type))
@@ -155,6 +159,9 @@ class HubMixin(Trainer):
         before = self.measured.comparable(results)
         for name in self.measured.latest.keys() - results.keys() if not self.is_in_train else ():
             logger.warning("The weights have changed since %r was evaluated, so the card has no results on it.", name)
+        columns = {without_paths(name): self.evaluated_columns[name] for name in results}
+        # Evaluation sets may have been named by their folders.
+        results, before = ({without_paths(name): one for name, one in part.items()} for part in (results, before))
         content = CardContent(
             title=title,
             repo_id=repo_id,
@@ -166,6 +173,11 @@ class HubMixin(Trainer):
             license=license or license_of(record.start["id"], self.args.hub_token, self.args.hub_timeout),
             datasets=dataset_ids(getattr(self.train_dataset, "dataset", None)) if datasets is None else datasets,
             tags=stated.get("tags", ()),
+            usage=Usage(
+                getattr(base_model_of(self.model).config, "model_type", ""),
+                texts.max_length if texts.fixed_length else None,
+                columns,
+            ),
             figures=save_figures(folder, before, results),
         )
         kept = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]

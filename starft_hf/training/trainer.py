@@ -26,7 +26,7 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.workers import explained_worker_deaths
 from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
-from starft_hf.evaluation.results import Retention
+from starft_hf.evaluation.results import Retention, retention_metrics
 from starft_hf.models.encoder import logit_scale_of
 from starft_hf.models.fsdp import forget_preparation, prepare_for_sharding
 from starft_hf.models.heads import select_classes
@@ -165,6 +165,7 @@ class StarFTTrainer(HubMixin, Trainer):
         self.retention: dict[str, Retention] = {}
         self.measured = Measurements()
         self.evaluation_results, self.zero_shot_results = self.measured.latest, self.measured.before
+        self.evaluated_columns = {}
 
     # Training
 
@@ -322,6 +323,7 @@ class StarFTTrainer(HubMixin, Trainer):
         result = evaluation.result(training_group_shares(self.train_dataset))
         name = metric_key_prefix.removeprefix("eval_")
         self.measured.record(name, result, self.model, data_key(dataloader.dataset, self.eval_dataset))
+        self.evaluated_columns[name] = columns
         self._evaluated_step = self.state.global_step
         logged = result.logged(columns.groups is not None, self.args.metric_for_best_model)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in logged.items()})

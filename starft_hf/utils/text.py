@@ -2,11 +2,16 @@
 
 import html
 import math
+import os
 import re
+from pathlib import PureWindowsPath
 
 
 # Joiners that scripts and emoji need, although they are not printable on their own.
 _JOINERS = "\u200c\u200d"
+
+# A path from a root, a home or the current folder; not an address on the web, nor "owner/name".
+_PATH = re.compile(r"(?<![\w:/\\.~])(?:file://)?(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?(?:[\\/][^\s'\"\\/,;]+)+[\\/]?")
 
 MINUS = "\u2212"
 
@@ -42,3 +47,10 @@ def and_then(parts: list[str]) -> str:
     if len(parts) == 2 and not any(" and " in part for part in parts):
         return " and ".join(parts)
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
+
+
+def without_paths(text: str) -> str:
+    """`text` with paths replaced by their last parts, since a path names a machine or a person."""
+    if os.path.isabs(text) or PureWindowsPath(text).is_absolute():
+        return PureWindowsPath(text).name
+    return _PATH.sub(lambda match: PureWindowsPath(match.group()).name, text)

@@ -39,7 +39,9 @@ def test_train_evaluates_before_and_after_and_saves_model_and_report(run, images
     assert set(tuned["group_accuracies"]) == {"left", "right"}
     report = RobustnessReport.from_json((tmp_path / "out" / "report.json").read_text())
     assert {run.method for run in report.runs} == {"zero-shot", "star"}
-    assert (tmp_path / "out" / "report.html").is_file()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "no image" not in page
     assert "| test |" in (tmp_path / "out" / "README.md").read_text()
     # What was saved is what was measured.
     again = json.loads(run("evaluate", "out", images, "--group-column", "place", "--json"))
@@ -49,6 +51,15 @@ def test_train_evaluates_before_and_after_and_saves_model_and_report(run, images
     run("train", "--model", "out", "--dataset", images, *FAST, "--output_dir", "second")
     report = RobustnessReport.from_json((tmp_path / "second" / "report.json").read_text())
     assert ({run.method for run in report.runs}, report.baseline) == ({"before training", "star"}, "before training")
+    # Another run of the same method and seed.
+    run("train", *arguments, "--output_dir", "other", "--reg_weight", "3", "--json")
+    rows = json.loads(run("report", "out", "other", "--output", "both", "--json"))["rows"]
+    assert [row["method"] for row in rows] == ["zero-shot", "out", "other"]
+    assert "no image" not in (tmp_path / "both" / "report.html").read_text()
+    more = ["--output", "named", "--json", "--names"]
+    rows = json.loads(run("report", "out", "other", *more, "weak", "strong"))["rows"]
+    assert [row["method"] for row in rows] == ["zero-shot", "weak", "strong"]
+    assert "--names has 1 names for 2 reports" in run("report", "out", "other", *more, "weak", code=2)
 
 
 def test_people_get_a_table(run, images):

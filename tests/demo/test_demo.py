@@ -11,30 +11,12 @@ from starft_hf.demo import world
 from starft_hf.demo.command import demo
 from starft_hf.demo.experiment import HELD_OUT, METHODS, POOLS, Setting, run_experiment
 from starft_hf.demo.results import as_markdown, as_sentence, as_tables, section_of
-from starft_hf.demo.world import GROUP_NAMES
-from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.report import Run
 from starft_hf.training.comparison import ZERO_SHOT
-
-
-def run(method, seed, worst, alpha=None):
-    def result(average, worst):
-        groups = dict(zip(GROUP_NAMES, (worst, 0.8, 0.9, 0.95), strict=True))
-        return EvaluationResult(average, worst, groups, dict.fromkeys(groups, 9), 1.0, 0.1)
-
-    return Run(method, seed, {"test": result(0.8, worst), HELD_OUT: result(0.7, 0.5)}, interpolated=alpha)
-
-
-def made_up_runs(star=0.70):
-    runs = [run(ZERO_SHOT, 0, 0.6)]
-    for method, worst in (("FLYP", 0.4), ("kl", 0.65), ("star", star)):
-        for seed, change in ((0, -0.02), (1, 0.02)):
-            runs += [run(method, seed, worst + change), run(method, seed, worst + change + 0.05, 0.5)]
-    return runs
+from tests.support.report_runs import demo_runs
 
 
 def made_up_report(star=0.70):
-    return RobustnessReport(made_up_runs(star))
+    return RobustnessReport(demo_runs(star))
 
 
 def test_rows_hold_means_over_seeds_in_the_order_of_the_methods():

@@ -1,18 +1,17 @@
 """The Space: written, and used in a browser as a visitor would."""
 
 import json
-import os
-import re
-import subprocess
-import sys
-import time
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoProcessor, CLIPModel
 
+from starft_hf import StarFTTrainer, load
 from starft_hf.cli import main
 from starft_hf.hub.space import SpaceSettings, load_classifiers, write_space
+from tests.support.space import running_space
 from tests.support.tiny import TINY_CLIP, make_dataset
 
 
@@ -28,8 +27,9 @@ def test_a_space_is_written_once_and_whole(tmp_path):
     settings = SpaceSettings(models(), NAMES, title='Owls 🦉: "robust"')
     folder = write_space(tmp_path / "space", settings, tmp_path / "report.html")
     written = sorted(path.name for path in folder.iterdir())
-    assert written == ["README.md", "app.py", "report.html", "requirements.txt", "space.json"]
-    assert SpaceSettings.load(folder) == settings
+    assert written == ["README.md", "app.py", "models", "report.html", "requirements.txt", "space.json"]
+    places = {name: f"models/{name}" for name in models()}
+    assert SpaceSettings.load(folder) == replace(settings, models=places)
     assert 'title: "Owls 🦉: \\"robust\\""' in (folder / "README.md").read_text("utf-8")
     with pytest.raises(FileExistsError, match="would be overwritten"):
         write_space(folder, settings)
@@ -57,8 +57,52 @@ def test_the_command_writes_one_and_says_what_is_missing(tmp_path, capsys):
     assert "name models with --model" in capsys.readouterr().err
     assert main([*arguments, "--model", "StarFT"]) == 2
     assert main([*arguments, "--model", f"StarFT={TINY_CLIP}", "--class-names", *NAMES]) == 0
-    assert SpaceSettings.load(tmp_path / "space").models == {"StarFT": str(TINY_CLIP.resolve())}
+    assert SpaceSettings.load(tmp_path / "space").models == {"StarFT": "models/StarFT"}
     assert main(arguments) == 0
+
+
+@pytest.mark.parametrize("kind", ["full", "head", "adapter"])
+def test_a_space_works_wherever_it_is_moved_and_names_no_place(kind, config, tmp_path):
+    """Nothing is left of the models that it was written with."""
+    here = tmp_path / "here"
+    shutil.copytree(TINY_CLIP, here / "base")
+    args = config(
+        output_dir=str(here / "run"), max_steps=1, base_loss="cross_entropy" if kind == "head" else "contrastive"
+    )
+    peft = "lora" if kind == "adapter" else None
+    trainer = StarFTTrainer(str(here / "base"), args, make_dataset(), make_dataset(), peft_config=peft)
+    trainer.train()
+    trainer.save_model()
+    image = make_dataset()[0]["image"]
+    expected = load(here / "run")(image)[0].scores
+    space = here / "space"
+    write_space(
+        space, SpaceSettings({"Star FT!": str(here / "run"), "Star-FT": str(here / "base"), "hub": "you/owls"}, NAMES)
+    )
+    assert SpaceSettings.load(space).models == {
+        "Star FT!": "models/Star-FT",
+        "Star-FT": "models/Star-FT-1",
+        "hub": "you/owls",
+    }
+    files = [path for path in space.rglob("*") if path.is_file()]
+    assert [path.name for path in files if str(tmp_path).encode() in path.read_bytes()] == []
+    assert not [path.name for path in files if "training_args" in path.name]
+    shutil.move(space, tmp_path / "there")
+    shutil.rmtree(here)
+    settings = SpaceSettings.load(tmp_path / "there")
+    settings = replace(settings, models={name: place for name, place in settings.models.items() if name != "hub"})
+    found = load_classifiers(settings, tmp_path / "there")
+    assert found["Star FT!"](image)[0].scores == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "/data/nowhere", "a/b/c", "C:\\nowhere"])
+def test_models_that_are_nowhere_are_refused_before_anything_is_written(model, tmp_path):
+    with pytest.raises(ValueError, match="pass a folder or the id of a Hub repository"):
+        write_space(tmp_path / "space", SpaceSettings({"StarFT": model}))
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match=r"is not a model: it has neither config\.json nor adapter_config\.json"):
+        write_space(tmp_path / "space", SpaceSettings({"StarFT": str(tmp_path / "photos")}))
+    assert not (tmp_path / "space").exists()
 
 
 @pytest.fixture
@@ -78,21 +122,8 @@ def different(tmp_path):
 def running(tmp_path, different):
     (tmp_path / "report.html").write_text("<!DOCTYPE html><html><body><h1>All owls</h1></body></html>")
     write_space(tmp_path / "space", different, tmp_path / "report.html")
-    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "starft_hf", "space", str(tmp_path / "space")]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        try:
-            for _ in range(240):
-                found = re.search(r"http://127\.0\.0\.1:\d+", (tmp_path / "log").read_text())
-                if found is not None or process.poll() is not None:
-                    break
-                time.sleep(0.5)
-            assert found is not None, (tmp_path / "log").read_text()
-            yield found.group()
-        finally:
-            process.terminate()
-            process.wait(30)
+    with running_space(tmp_path / "space", tmp_path / "log") as address:
+        yield address
 
 
 @pytest.mark.browser
@@ -111,6 +142,3 @@ def test_an_image_in_and_three_columns_of_predictions_out(running, different, tm
     assert all(name in text for name in models())
     page.get_by_role("tab", name="Report").click()
     page.frame_locator("iframe[title=Report]").get_by_role("heading", name="All owls").wait_for(timeout=20_000)
-    if folder := os.environ.get("STARFT_SCREENSHOTS"):
-        page.get_by_role("tab", name="Compare").click()
-        page.screenshot(path=f"{folder}/space.png", full_page=True)

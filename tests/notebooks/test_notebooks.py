@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,18 +11,14 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from nbclient import NotebookClient
 from PIL import Image
 
+from starft_hf.utils.plotting import SERIES
+from tests.support.figures import pixels_of
 from tests.support.hub_server import TOKEN, USER, serve
+from tests.support.notebooks import FOLDER, NAMES, run
 from tests.support.tiny import TINY_CLIP
 
-
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "notebooks"
-NAMES = [path.stem for path in sorted(FOLDER.glob("*.ipynb"))]
-# A cell that hangs must not hang the tests; none takes a tenth of this.
-SECONDS_PER_CELL = 600
 
 # Stands in for the Hub where a notebook is told to take real data.
 STAND_IN = """
@@ -34,24 +29,6 @@ rows = make_dataset(16, class_names=["landbird", "waterbird"], group_names=("lan
 rows = rows.rename_column("group", "place")
 datasets.load_dataset = lambda name: datasets.DatasetDict(train=rows, test=rows)
 """
-
-
-def run(name, folder, changes=None, first=None, **environment):
-    """The executed notebook, with its switches changed and a cell put in front."""
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    for old, new in (changes or {}).items():
-        assert any(old in cell.source for cell in notebook.cells), old
-        for cell in notebook.cells:
-            cell.source = cell.source.replace(old, new)
-    if first is not None:
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
-    # Kernels look for the package where they run, which is far from the checkout.
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    client = NotebookClient(
-        notebook, timeout=SECONDS_PER_CELL, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    )
-    client.execute(env={**settings, **environment})
-    return notebook
 
 
 def outputs(notebook, kind):
@@ -70,12 +47,14 @@ def check_outputs(notebook):
     worst = {line[head.index("model")]: float(line[column].split(" ")[0]) for line in lines}
     assert len(worst) > 1
     assert all(0 <= value <= 100 for value in worst.values())
-    pictures = outputs(notebook, "image/png")
-    assert pictures
+    pictures = [base64.b64decode(picture) for picture in outputs(notebook, "image/png")]
     for picture in pictures:
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("L"))
+        pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))
         assert min(pixels.shape) > 150
         assert pixels.std() > 5
+    # The figures of the report, in the colors of its page.
+    expected = 2 if any("save_figures" in cell.source for cell in notebook.cells) else 0
+    assert sum(min(pixels_of(picture)[color] for color in SERIES[:2]) > 100 for picture in pictures) >= expected
     return worst
 
 

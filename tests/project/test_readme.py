@@ -165,6 +165,15 @@ def test_the_launchers_start_the_first_example(number, tmp_path):
     assert (tmp_path / "clip-waterbirds-starft" / "model.safetensors").is_file()
 
 
+def test_pipelines_are_given_the_prompt_of_the_run():
+    """Their own prompt costs the demo's model a third of its accuracy."""
+    pages = [ROOT / "README.md", *(path for name in ("docs", "notebooks") for path in (ROOT / name).rglob("*"))]
+    lines = [line for path in pages if path.suffix in (".md", ".ipynb") for line in path.open(encoding="utf-8")]
+    calls = [line for line in lines if "candidate_labels=" in line]
+    assert len(calls) == 2
+    assert all("hypothesis_template=" in line for line in calls)
+
+
 def test_there_are_examples():
     assert len(EXAMPLES) >= 3
 

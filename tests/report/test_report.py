@@ -7,7 +7,9 @@ import pytest
 import starft_hf
 from starft_hf import StarFTTrainer
 from starft_hf.report import CurvePoint, RobustnessReport, Run, TrainingPoint
+from starft_hf.report.combining import combined, names_of_files
 from tests.support.report_runs import all_kinds, fine_tuned, mistakes, result, run
+from tests.support.tiny import make_dataset
 
 
 EVIL = "a|b `c` <script>alert(1)</script>\nnext [link](javascript:x)"
@@ -137,6 +139,62 @@ def test_json_gives_the_report_back():
     assert (again.title, again.baseline, again.curve_axes) == (report.title, "FLYP", ("average", "worst group"))
     assert again.as_json() == report.as_json()
     assert again.as_html() == report.as_html()
+
+
+def test_json_has_the_thumbnails_that_the_page_shows():
+    images = dict(enumerate(make_dataset(size=20, image_size=200)["image"]))
+    report = RobustnessReport(all_kinds(), thumbnails={"birds": images})
+    again = RobustnessReport.from_json(report.as_json())
+    assert again.as_html() == report.as_html()
+    assert "no image" not in again.as_html()
+    assert sorted(again.thumbnails["birds"]) == [0, 1, 2, 3]
+    assert "no image" in RobustnessReport.from_json(report.as_json(), thumbnails={}).as_html()
+
+
+@pytest.mark.parametrize("uri", ["owl.png", "data:image/png;base64,AAAA", 7])
+def test_thumbnails_that_cannot_be_read_are_refused(uri):
+    content = json.loads(RobustnessReport(all_kinds()).as_json()) | {"thumbnails": {"birds": {"0": uri}}}
+    with pytest.raises(ValueError, match="cannot be read"):
+        RobustnessReport.from_json(json.dumps(content))
+
+
+def methods(*reports, **settings):
+    return [(run.method, run.seed) for run in combined(reports, **settings)]
+
+
+def test_runs_of_several_reports_get_names_that_tell_them_apart():
+    zero_shot, one, other = run("zero-shot", 42), run("star", 42), run("star", 42, worst=0.7)
+    assert methods(("A", [zero_shot, one]), ("B", [run("zero-shot", 43), other])) == [
+        ("zero-shot", 42),
+        ("A", 42),
+        ("B", 42),
+    ]
+    # One report keeps its names; the same name stands for seeds of one model.
+    assert methods(("A", [zero_shot, one])) == [("zero-shot", 42), ("star", 42)]
+    assert methods(("A", [zero_shot, one]), ("A", [zero_shot, run("star", 43)])) == [
+        ("zero-shot", 42),
+        ("star", 42),
+        ("star", 43),
+    ]
+    # Of several methods, those that both have.
+    assert methods(("A", [zero_shot, one, run("kl")]), ("B", [zero_shot, other, run("FLYP")])) == [
+        *[("zero-shot", 42), ("star (A)", 42), ("kl", 0), ("star (B)", 42), ("FLYP", 0)],
+    ]
+    # Of different models.
+    assert methods(("A", [zero_shot, one]), ("B", [run("zero-shot", 42, worst=0.5), other])) == [
+        *[("zero-shot (A)", 42), ("A", 42), ("zero-shot (B)", 42), ("B", 42)],
+    ]
+    assert methods(("A", [zero_shot, one]), ("B", [zero_shot, other]), baseline="star")[0] == ("zero-shot", 42)
+
+
+def test_files_of_reports_are_named_by_their_folders(tmp_path):
+    def names(*files):
+        return names_of_files([tmp_path / file for file in files])
+
+    assert names("a/report.json", "b/report.json") == ["a", "b"]
+    assert names("a/out/report.json", "b/out/report.json", "c/report.json") == ["a/out", "b/out", f"{tmp_path.name}/c"]
+    assert names("a/one.json", "a/two.json") == ["one", "two"]
+    assert names("a/report.json", "a/../a/report.json") == ["a", "a"]
 
 
 def test_json_is_strict_and_keeps_what_diverged():

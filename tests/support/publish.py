@@ -152,7 +152,12 @@ def kinds(folder):
 def branches(folder):
     """Branches and tags, a local base model, and what people write into the card on the Hub."""
     trainer = make_trainer(
-        folder / "run", peft_config="lora", push_to_hub=True, hub_model_id="lab/run", hub_revision="first"
+        folder / "run",
+        peft_config="lora",
+        push_to_hub=True,
+        hub_model_id="lab/run",
+        hub_revision="first",
+        hub_strategy="checkpoint",
     )
     trainer.train()
     trainer.push_to_hub()
@@ -167,7 +172,15 @@ def branches(folder):
     assert "Ours is the owl." in card.text
     assert "figures/groups-0.png" in card.text
     assert main(["push", str(folder / "run"), "--repo-id", "lab/run", "--revision", "second", "--tag", "v1"]) == 0
-    torch.testing.assert_close(embeddings(load("lab/run", revision="v1").model), embeddings(trainer.model))
+    # The path of the base model says where that was, and is of no use to others.
+    with pytest.raises(OSError, match="names no base model; pass base="):
+        load("lab/run", revision="v1")
+    loaded = load("lab/run", base=TINY_CLIP, revision="v1").model
+    torch.testing.assert_close(embeddings(loaded), embeddings(trainer.model))
+    assert str(TINY_CLIP) in (folder / "run" / "adapter_config.json").read_text()
+    for revision in ("first", "second"):
+        for file in Path(huggingface_hub.snapshot_download("lab/run", revision=revision)).rglob("*"):
+            assert not file.is_file() or str(TINY_CLIP.parent).encode() not in file.read_bytes(), file
     assert main(["push", str(folder)]) == 2
 
 

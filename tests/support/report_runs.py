@@ -1,5 +1,7 @@
 """Runs that the tests of reports share, with figures that can be added up by hand."""
 
+from starft_hf.demo.experiment import HELD_OUT
+from starft_hf.demo.world import GROUP_NAMES
 from starft_hf.evaluation.results import EvaluationResult, Mistake, ReliabilityBin
 from starft_hf.report import CurvePoint, Run, TrainingPoint
 
@@ -37,3 +39,20 @@ def all_kinds():
         run("FLYP", 0, 0.82, 0.55, interpolated=0.5),
         run("FLYP", 1, 0.82, 0.57, interpolated=0.5),
     ]
+
+
+def _demo_run(method, seed, worst, alpha=None):
+    def result(average, worst):
+        groups = dict(zip(GROUP_NAMES, (worst, 0.8, 0.9, 0.95), strict=True))
+        return EvaluationResult(average, worst, groups, dict.fromkeys(groups, 9), 1.0, 0.1)
+
+    return Run(method, seed, {"test": result(0.8, worst), HELD_OUT: result(0.7, 0.5)}, interpolated=alpha)
+
+
+def demo_runs(star=0.70):
+    """Runs with the methods, datasets and groups of the demo."""
+    runs = [_demo_run("zero-shot", 0, 0.6)]
+    for method, worst in (("FLYP", 0.4), ("kl", 0.65), ("star", star)):
+        for seed, change in ((0, -0.02), (1, 0.02)):
+            runs += [_demo_run(method, seed, worst + change), _demo_run(method, seed, worst + change + 0.05, 0.5)]
+    return runs

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starft_hf import __version__
+from starft_hf.hub.record import public_id
 from starft_hf.utils.files import folder_in_place_of
 from starft_hf.utils.untrusted import read_json
 
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
 
 SETTINGS_FILE = "space.json"
 REPORT_FILE = "report.html"
+# The folder of a Space for models that are copied into it.
+_MODELS = "models"
 _TEMPLATES = ("app.py", "requirements.txt", "README.md")
 
 
 @dataclass(frozen=True)
 class SpaceSettings:
-    """What a Space shows: folders or repositories of `models`, by the heading of their columns.
+    """What a Space shows: folders or Hub repositories of `models`, by the heading of their columns.
 
     `class_names` None means those of the first model that has some.
     """
@@ -58,7 +62,13 @@ def write_space(
 ) -> Path:
     """Write a Space into a new or empty folder, ready to be uploaded or run; returns the folder.
 
-    `report` is the page of a `RobustnessReport`, for the second tab.
+    Models in folders are copied into it, so that it can be moved. `report` is the page of a `RobustnessReport`, for
+    the second tab.
+
+    Raises:
+        FileExistsError: if `folder` is not empty.
+        FileNotFoundError: if there is no such report.
+        ValueError: if a model is neither a folder with a model nor the id of a Hub repository.
     """
     if report is not None and not Path(report).is_file():
         raise FileNotFoundError(f"there is no report {str(report)!r}; RobustnessReport.save writes a {REPORT_FILE}")
@@ -69,11 +79,31 @@ def write_space(
             title = json.dumps(settings.title, ensure_ascii=False)
             text = text.replace("VERSION", __version__).replace("TITLE", title)
             (temporary / name).write_text(text, encoding="utf-8")
-        content = json.dumps(asdict(settings), indent=2, ensure_ascii=False) + "\n"
+        places = _collect(settings.models, temporary)
+        content = json.dumps({**asdict(settings), "models": places}, indent=2, ensure_ascii=False) + "\n"
         (temporary / SETTINGS_FILE).write_text(content, encoding="utf-8")
         if report is not None:
             shutil.copyfile(report, temporary / REPORT_FILE)
     return Path(folder)
+
+
+def _collect(models: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Copy models that are in folders into `folder`; returns where the Space finds each, as `SpaceSettings` has it."""
+    from starft_hf.hub.classifier import copy_model
+
+    places: dict[str, str] = {}
+    for heading, source in models.items():
+        path = Path(source).expanduser()
+        if path.is_dir():
+            name = re.sub(r"\W+", "-", heading).strip("-") or "model"
+            name = name if f"{_MODELS}/{name}" not in places.values() else f"{name}-{len(places)}"
+            places[heading] = f"{_MODELS}/{name}"
+            copy_model(path, folder / places[heading])
+        elif public_id(str(source)) is not None:
+            places[heading] = str(source)
+        else:
+            raise ValueError(f"the model {heading!r} is {str(source)!r}; pass a folder or the id of a Hub repository")
+    return places
 
 
 def load_classifiers(settings: SpaceSettings, folder: str | PathLike[str] = ".") -> dict[str, "Classifier"]:
