@@ -21,6 +21,7 @@ from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.modes import evaluation_mode
+from starft_hf.utils.files import local_or_hub
 
 
 _DEFAULT_TEMPLATE = "a photo of a {}."
@@ -125,8 +126,11 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
     if (folder / "adapter_config.json").is_file():
         config = PeftConfig.from_pretrained(folder)
         if not config.base_model_name_or_path:
-            raise OSError(f"the adapter_config.json of {str(source)!r} must set base_model_name_or_path to a model")
-        base = local_folder(config.base_model_name_or_path, revision=config.revision, token=token)
+            raise FileNotFoundError(
+                f"the adapter_config.json of {str(source)!r} must set base_model_name_or_path to a model"
+            )
+        base_id = local_or_hub(config.base_model_name_or_path, "base_model_name_or_path of the adapter")
+        base = local_folder(base_id, revision=config.revision, token=token)
         model: Any = PeftModel.from_pretrained(load_model(base), folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
             processor_folder = base
@@ -147,13 +151,16 @@ def load(source: str | PathLike[str], *, revision: str | None = None, token: str
 
 def local_folder(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
     """The folder of a model; from the Hub, its weights are downloaded in one format, and no checkpoints."""
+    source = local_or_hub(source, "model")
     if Path(source).exists():
         return Path(source)
     wanted: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": "*/*"}
     try:
         folder = Path(snapshot_download(str(source), allow_patterns=_FILES, **wanted))
     except HFValidationError as error:
-        raise OSError(f"{str(source)!r} is neither a folder here nor the id of a repository: {error}") from error
+        raise FileNotFoundError(
+            f"{str(source)!r} is neither a folder here nor the id of a repository: {error}"
+        ) from error
     if not any(folder.glob("*.safetensors")):
         snapshot_download(str(source), allow_patterns="pytorch_model*.bin", **wanted)
     return folder
