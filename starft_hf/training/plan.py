@@ -15,7 +15,7 @@ from starft_hf.data.columns import ImageColumns, check_labels, resolve_columns
 from starft_hf.data.decoding import RAISE, SKIP
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
-from starft_hf.data.source import is_iterable
+from starft_hf.data.source import column_names, is_iterable
 from starft_hf.evaluation.retention import named_retention_sets
 from starft_hf.models.adapters import check_preset, is_adapted
 from starft_hf.models.modes import has_batch_statistics
@@ -25,7 +25,7 @@ from starft_hf.spuriosity.auto import Spuriosity, check_auto, given_pool
 from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
-from starft_hf.utils.files import check_writable
+from starft_hf.utils.files import check_writable, local_or_hub
 from starft_hf.utils.names import readable, unknown_name
 
 
@@ -88,6 +88,7 @@ class RunPlan:
         """
         args, dataset = given.args, given.train_dataset
         _check_arguments(given)
+        _check_sources(given)
         _check_best_metric(args, given.eval_dataset)
         check_mapped_sets(given.class_mapping, given.eval_dataset)
         regularizer = get_regularizer(args.regularizer)
@@ -98,6 +99,7 @@ class RunPlan:
         if dataset is None:
             return cls(regularizer, strategy, pool, retention_sets)
 
+        _check_group_column(given)
         columns = resolve_columns(dataset, args.column_settings(given.group_function), what="train_dataset")
         if pool is not None:
             check_auto(given.spuriosity, columns)
@@ -120,16 +122,7 @@ class RunPlan:
         Raises:
             ValueError: naming what does not fit and what to change.
         """
-        if is_adapted(model) and self.regularizer is not None and self.regularizer.needs_weights:
-            raise ValueError(
-                f"regularizer={self.regularizer.name!r} compares the weights with those they started from, and with "
-                "an adapter these do not change; choose another regularizer, or use weight_decay on the adapter"
-            )
-        if is_adapted(model) and args.reference_dtype is not None:
-            raise ValueError(
-                f"reference_dtype={args.reference_dtype!r} needs a second copy of the weights, but with an adapter "
-                "the reference is the model itself with the adapter switched off; leave reference_dtype at None"
-            )
+        self.check_adapter(args, is_adapted(model))
         if args.on_bad_image == SKIP and has_batch_statistics(model):
             raise ValueError(
                 f"on_bad_image={SKIP!r} leaves an empty row in the batch, and this {type(model).__name__} normalizes "
@@ -140,6 +133,23 @@ class RunPlan:
             raise ValueError(
                 f"mini_batch_size={args.mini_batch_size} would change what this {type(model).__name__} computes: it "
                 "normalizes by the statistics of a batch, which a part of the batch does not have. Leave it at None."
+            )
+
+    def check_adapter(self, args: StarFTConfig, adapted: bool) -> None:
+        """Check that the settings fit a model that is `adapted`, which may be known before it is loaded.
+
+        Raises:
+            ValueError: naming what does not fit and what to change.
+        """
+        if adapted and self.regularizer is not None and self.regularizer.needs_weights:
+            raise ValueError(
+                f"regularizer={self.regularizer.name!r} compares the weights with those they started from, and with "
+                "an adapter these do not change; choose another regularizer, or use weight_decay on the adapter"
+            )
+        if adapted and args.reference_dtype is not None:
+            raise ValueError(
+                f"reference_dtype={args.reference_dtype!r} needs a second copy of the weights, but with an adapter "
+                "the reference is the model itself with the adapter switched off; leave reference_dtype at None"
             )
 
 
@@ -194,6 +204,36 @@ def _check_arguments(given: RunInputs) -> None:
         args._n_gpu = 1
 
 
+def _check_sources(given: RunInputs) -> None:
+    """Check that what looks like a path exists, and that the reference is used."""
+    for name in ("model", "reference_model", "processing_class"):
+        source = getattr(given, name)
+        if isinstance(source, (str, PathLike)):
+            local_or_hub(source, name)
+    if (
+        given.reference_model is not None
+        and given.args.regularizer == NO_REGULARIZER
+        and given.args.reweight == "none"
+    ):
+        raise ValueError(
+            f"reference_model has no effect with regularizer={NO_REGULARIZER!r}; leave it out, or choose a regularizer"
+        )
+
+
+def _check_group_column(given: RunInputs) -> None:
+    """Check that the group columns are in a dataset, of which those for evaluation need them."""
+    sets = given.eval_dataset if isinstance(given.eval_dataset, dict) else {"eval_dataset": given.eval_dataset}
+    named = {name: dataset for name, dataset in sets.items() if dataset is not None}
+    wanted = given.args.group_column or ()
+    for what, dataset in (named or {"train_dataset": given.train_dataset}).items():
+        present = column_names(dataset) if not isinstance(dataset, Mapping) else None
+        for name in [wanted] if isinstance(wanted, str) else wanted:
+            if present is not None and name not in present:
+                raise ValueError(
+                    f"{what} has no column {name!r}; its columns are {present}. Set group_column to the right one."
+                )
+
+
 def _check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
     """Check that `metric_for_best_model` is a metric of one of several sets; of one set it may be the user's own."""
     metric = config.metric_for_best_model
@@ -201,10 +241,22 @@ def _check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
         return
     if not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_dataset)):
         names = list(eval_dataset)
-        raise ValueError(
-            f"metric_for_best_model is {metric!r}, which is not a metric of any of the evaluation sets {names}; name "
-            f"one of them, as in 'eval_{names[0]}_worst_group_accuracy'"
+        # What is chosen by a test set cannot be measured on it.
+        named = sorted((name for name in names if "test" not in name), key=lambda name: not _is_validation(name))
+        advice = (
+            f"name one that is not for testing, as in 'eval_{named[0]}_worst_group_accuracy'"
+            if named
+            else "add a validation set to them, as eval_dataset={'validation': ..., 'test': ...} or, on the command "
+            "line, by --eval_split validation test, and name it as in 'eval_validation_worst_group_accuracy'"
         )
+        raise ValueError(
+            f"metric_for_best_model is {metric!r}, which is not a metric of any of the evaluation sets {names}; "
+            f"{advice}"
+        )
+
+
+def _is_validation(name: str) -> bool:
+    return name.startswith(("val", "dev"))
 
 
 def _check_labels_exist(
