@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from starft_hf.cli.command import check_output
+from starft_hf.cli.command import check_output, check_sources
 from starft_hf.cli.output import show
 
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     check_output(options.output, "output")
+    check_sources(options, "adapter")
     from starft_hf.hub.classifier import load
     from starft_hf.models.adapters import merge_and_save
     from starft_hf.utils.files import folder_in_place_of
