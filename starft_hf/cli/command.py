@@ -4,30 +4,20 @@ A command is a module of this folder, named in `starft_hf.cli.main.COMMANDS`, wi
 
 - `SUMMARY`: one line for `starft --help`.
 - `add_arguments(parser)`: adds its arguments to a `CommandParser`. Commands whose arguments include the fields of
-  `StarFTConfig` have `make_parser(prog)` instead. `--json` and `--debug` are added to all.
+  `StarFTConfig` have `make_parser(prog)` instead. `--config`, `--json` and `--debug` are added to all.
 - `run(options)`: runs it and returns the exit code, None for 0; raises `argparse.ArgumentTypeError` for wrong use.
-  `options.command_line` is the list that was parsed, the command first.
+  `options.command_line` is the list that was parsed, the command first, and `options.passed` what was passed in it.
 
-Its top level imports nothing heavy, because `starft --help` imports all commands.
+A flag that has no effect together with the others is refused, by `refuse`, or warned of, by `warn`. Its top level
+imports nothing heavy, because `starft --help` imports all commands.
 """
 
 import argparse
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A parser whose options are spelled with dashes or underscores, as those of `StarFTConfig` are."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_with_dashes(text) for text in args], namespace)
-
-
-def _with_dashes(text: str) -> str:
-    name, equals, value = text.partition("=")
-    return name.replace("_", "-") + equals + value if text.startswith("--") else text
 
 
 def positive_int(text: str) -> int:
@@ -37,10 +27,30 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """The type of an option that takes a non-negative integer."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer")
+    return int(text)
+
+
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The values of options under their names, without those that were not passed and have no default."""
     values = {name: getattr(options, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuse those of the options `names` that were passed, since they would have no effect."""
+    for name in names:
+        if name in options.passed:
+            raise argparse.ArgumentTypeError(f"{options.passed[name]} has no effect: {why}")
+
+
+def warn(options: argparse.Namespace, text: str) -> None:
+    """Print a warning, on one of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"starft {options.command_line[0]}: warning: {text}", file=sys.stderr, flush=True)
 
 
 def check_output(folder: Path, flag: str = "--output", instead: str = "") -> None:
@@ -51,3 +61,26 @@ def check_output(folder: Path, flag: str = "--output", instead: str = "") -> Non
         raise argparse.ArgumentTypeError(
             f"{flag} {folder} is not an empty folder, and nothing is overwritten; choose another{instead}"
         )
+
+
+def read_class_names(names: Any) -> Any:
+    """The values of `--class_names`: names in label order, or those in a file of one per line or of JSON."""
+    names = [names] if isinstance(names, str) else names
+    if names is None or len(names) != 1:
+        return names
+    path = Path(names[0]).expanduser()
+    if not path.is_file():
+        if path.suffix in (".txt", ".json") or len(path.parts) > 1:
+            raise argparse.ArgumentTypeError(f"there is no file {names[0]} of class names")
+        return names
+    from starft_hf.utils.names import read_names
+
+    return read_names(path)
+
+
+def check_sources(options: argparse.Namespace, *names: str) -> None:
+    """Check that models and datasets that look like paths exist, before any of them is loaded."""
+    from starft_hf.utils.files import local_or_hub
+
+    for name, source in given(options, *names).items():
+        local_or_hub(source, name)

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.command import check_output, given, positive_int
-from starft_hf.cli.data import add_data_arguments, columns, load_split, reading
+from starft_hf.cli.command import check_output, check_sources, given, positive_int, refuse
+from starft_hf.cli.data import add_data_arguments, class_names, columns, load_split, reading
 from starft_hf.cli.output import show
 
 
@@ -17,15 +17,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the model before fine-tuning: a Hub id or a folder")
     add_data_arguments(parser, split="train")
     parser.add_argument("--pool", default="all", help="attributes to test: a built-in name, a file or a repository")
-    parser.add_argument("--max-samples", type=positive_int, help="use at most this many images")
+    parser.add_argument("--max_samples", type=positive_int, help="use at most this many images (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample and the permutations")
-    parser.add_argument("--top", type=positive_int, default=20, help="rows to print (default: 20)")
+    parser.add_argument("--top", type=positive_int, default=20, help="rows to print")
     parser.add_argument("--output", type=Path, help="new folder for the table, the images and a pool for train")
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.json:
+        refuse(options, ["top"], "--json prints all that was found")
     if options.output is not None:
         check_output(options.output)
+    check_sources(options, "model", "dataset")
+    settings = {
+        **given(options, "max_samples", "seed"),
+        **class_names(options),
+        **columns(options),
+        **reading(options),
+    }
     import torch
 
     from starft_hf import SpuriosityPool, discover_spuriosity
@@ -33,11 +42,10 @@ def run(options: argparse.Namespace) -> None:
     from starft_hf.models.loading import load_model
 
     pool = SpuriosityPool.load(options.pool)
-    rows = load_split(options)
+    rows, _ = load_split(options, "train")
     model = load_model(options.model)
     if torch.cuda.is_available():
         model.to("cuda")
-    settings = {**given(options, "class_names", "max_samples", "seed"), **columns(options), **reading(options)}
     result = discover_spuriosity(model, None, rows, pool, **settings)
     parts: list[Any] = [associations_table(result, options.top)]
     if options.output is not None:

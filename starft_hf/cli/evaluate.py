@@ -1,47 +1,107 @@
 """`starft evaluate`."""
 
 import argparse
+from typing import Any
 
-from starft_hf.cli.command import given
-from starft_hf.cli.data import add_data_arguments, columns, load_split, reading
+from starft_hf.cli.command import check_sources, refuse, warn
+from starft_hf.cli.data import add_data_arguments, class_names, columns, load_split, reading
 from starft_hf.cli.output import show
 
 
 SUMMARY = "classify a labeled dataset zero-shot or with a trained head, group by group"
+# What a benchmark of the catalog chooses itself.
+_OF_A_BENCHMARK = ("dataset_config", "split", "image_column", "label_column")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a Hub id or a folder; its linear head is used if it has one")
-    add_data_arguments(parser, nargs="?")
+    add_data_arguments(parser, split="test or validation, if there is one", nargs="?")
     parser.add_argument("--benchmark", help="one of the catalog, such as waterbirds, instead of a dataset")
-    parser.add_argument("--group-column", nargs="+", help="columns that name the groups")
-    parser.add_argument("--templates", nargs="+", help="prompts with {} for the class (default: a photo of a {}.)")
+    parser.add_argument(
+        "--group_column",
+        nargs="+",
+        help="columns that name the groups, such as `label place` (default: those of the model's own run)",
+    )
+    parser.add_argument(
+        "--templates", nargs="+", help="prompts with {} for the class (default: those of the model's own run)"
+    )
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    parser.add_argument("--no-head", action="store_true", help="zero-shot, even if there is a linear head")
+    parser.add_argument("--no_head", action="store_true", help="zero-shot, even if there is a linear head")
 
 
 def run(options: argparse.Namespace) -> None:
     if (options.dataset is None) == (options.benchmark is None):
         raise argparse.ArgumentTypeError("pass either a dataset or --benchmark")
+    if options.benchmark is not None:
+        refuse(options, _OF_A_BENCHMARK, f"--benchmark {options.benchmark} chooses it")
+    check_sources(options, "model", "dataset")
+    given_names = class_names(options).get("class_names")
     import torch
 
     from starft_hf import evaluate_zero_shot
     from starft_hf.cli.tables import result_table
+    from starft_hf.data.captions import check_caption_templates
     from starft_hf.evaluation.catalog import load_benchmark
-    from starft_hf.hub.classifier import load
+    from starft_hf.hub.classifier import load, local_folder
+    from starft_hf.hub.record import RECORD_FILE, RunRecord
 
-    saved = load(options.model)
+    if options.templates is not None:
+        check_caption_templates("templates", options.templates)
+    benchmark = load_benchmark(options.benchmark, classes=given_names) if options.benchmark is not None else None
+    folder = local_folder(options.model)
+    own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
+    if benchmark is None:
+        _take_columns(options, own)
+        rows, split = load_split(options)
+        groups = _group_column(options, own, rows)
+    saved = load(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = saved.model.to(device)
-    settings = {**given(options, "templates"), **reading(options), "dtype": torch.bfloat16 if options.bf16 else None}
-    names = options.class_names
+    settings = {**reading(options), "dtype": torch.bfloat16 if options.bf16 else None}
+    names = given_names
+    if saved.head is None and options.no_head:
+        warn(options, f"--no_head has no effect: {options.model} has no linear head")
     if saved.head is not None and not options.no_head:
+        refuse(options, ["templates"], "the model has a linear head, which has no prompts; pass --no_head as well")
         settings["head"] = saved.head.to(device)
         names = names or saved.class_names
-    if options.benchmark is not None:
-        result = load_benchmark(options.benchmark).evaluate(model, saved.processor, **settings)
+    elif benchmark is None or options.templates is not None:
+        settings["templates"] = options.templates or saved.templates
+    if benchmark is not None:
+        if options.group_column is not None:
+            # Shares of the training set are known for the benchmark's own groups.
+            settings |= {"group_column": options.group_column, "training_shares": None}
+        result, data = benchmark.evaluate(model, saved.processor, **settings), {"benchmark": options.benchmark}
     else:
-        settings.update(columns(options), class_names=names, group_column=options.group_column)
-        result = evaluate_zero_shot(model, saved.processor, load_split(options), **settings)
-    title = f"{options.model} on {options.benchmark or options.dataset}"
-    show(options, result.as_dict(), result_table(result, title))
+        settings |= {**columns(options), "class_names": names, "group_column": groups}
+        result = evaluate_zero_shot(model, saved.processor, rows, **settings)
+        data = {"dataset": options.dataset, "split": split}
+    title = f"{options.model} on {options.benchmark or f'{options.dataset}, split {split}'}"
+    show(options, {**result.as_dict(), **data}, result_table(result, title))
+
+
+def _take_columns(options: argparse.Namespace, own: dict[str, Any]) -> None:
+    """Read the columns that the model's own run had, unless others were passed."""
+    for name in ("image_column", "label_column"):
+        if getattr(options, name) is None:
+            setattr(options, name, own.get(name))
+
+
+def _group_column(options: argparse.Namespace, own: dict[str, Any], rows: Any) -> Any:
+    """The columns that name the groups: those that were passed, or else those of the model's own run if they exist."""
+    from starft_hf.data.source import column_names
+    from starft_hf.utils.names import unknown_name
+
+    present = column_names(rows) or []
+    wanted = options.group_column or own.get("group_column")
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    missing = next((name for name in wanted or () if name not in present), None)
+    if missing is None:
+        return wanted
+    if options.group_column is not None:
+        problem = unknown_name("--group_column", missing, present)
+        raise argparse.ArgumentTypeError(f"{options.dataset} has an {problem}")
+    warn(
+        options, f"{options.dataset} has no column {missing!r}, by which its own run had groups; the classes are used"
+    )
+    return None

@@ -34,6 +34,11 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ or _CODE_FILE in os.environ
 
 
+def launched_by_user() -> bool:
+    """Whether accelerate or torchrun started this process without `launch`."""
+    return launched() and _CODE_FILE not in os.environ
+
+
 @dataclass
 class LaunchArguments:
     """How a command that trains starts its processes."""

@@ -2,15 +2,18 @@
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import starft_hf
-from starft_hf.cli.command import CommandParser
-from starft_hf.cli.launch import launched
+from starft_hf.cli.launch import launched, report_exit_code
+from starft_hf.cli.messages import in_flags, warnings_in_flags
 from starft_hf.cli.output import nothing_but_json
+from starft_hf.cli.parser import CommandParser
 
 
 # In the order of `starft --help`; `starft_hf.cli.command` says what the module of a command contains.
@@ -33,22 +36,25 @@ COMMANDS = (
 FAILED = 1
 WRONG_USE = 2
 
+# What the package raises for what it was given. Others are of a run that failed.
+_REFUSALS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line without the program's name, by default that of the process.
 
     Returns:
-        The exit code: 0, 1 for a failed run, 2 for wrong use, 75 for training that was stopped by SIGTERM and
-        continues with `--resume`.
+        The exit code: 0, 1 for a failed run, 2 for wrong use and for settings or data that are refused, 75 for
+        training that was stopped by SIGTERM and continues with `--resume`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] not in COMMANDS:
-        _overview().parse_args(arguments)
+        _overview(arguments)
     command = _module(arguments[0])
-    parser = _parser(command, f"starft {arguments[0]}")
+    parser = make_parser(arguments[0])
     options = parser.parse_args(arguments[1:], argparse.Namespace(command_line=arguments))
     try:
-        with nothing_but_json() if options.json else contextlib.nullcontext():
+        with nothing_but_json() if options.json else contextlib.nullcontext(), warnings_in_flags(parser):
             code = command.run(options) or 0
         if launched():
             from starft_hf.utils.collectives import destroy_process_group
@@ -58,23 +64,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return FAILED
-    except argparse.ArgumentTypeError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return WRONG_USE
     except Exception as error:
-        if options.traceback:
+        wrong = isinstance(error, argparse.ArgumentTypeError)
+        if options.traceback and not wrong:
             raise
-        print(f"{parser.prog}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
+        wrong = wrong or _is_refusal(error)
+        text = in_flags(" ".join(str(error).split()), parser.flags)
+        print(f"{parser.prog}: {'error' if wrong else type(error).__name__}: {text}", file=sys.stderr)
+        if wrong:
+            report_exit_code(WRONG_USE)
+        return WRONG_USE if wrong else FAILED
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the package itself raised `error`, because of what it was given."""
+    innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    sources = (type(error).__module__, innermost.f_globals.get("__name__", ""))
+    return isinstance(error, _REFUSALS) and any(source.split(".")[0] == starft_hf.__name__ for source in sources)
 
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"starft_hf.cli.{name.replace('-', '_')}")
 
 
-def _parser(command: Any, prog: str) -> argparse.ArgumentParser:
+def make_parser(name: str) -> CommandParser:
+    """The parser of a command."""
+    command, prog = _module(name), f"starft {name}"
     if hasattr(command, "make_parser"):
-        parser: argparse.ArgumentParser = command.make_parser(prog)
+        parser: CommandParser = command.make_parser(prog)
     else:
         parser = CommandParser(prog=prog, description=command.SUMMARY)
         command.add_arguments(parser)
@@ -83,11 +100,16 @@ def _parser(command: Any, prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _overview() -> argparse.ArgumentParser:
-    """The parser without a command: help, version and errors."""
+def _overview(arguments: Sequence[str]) -> None:
+    """Help, version or an error, for a command line without a command; ends the process."""
     parser = argparse.ArgumentParser(prog="starft", description="Robust fine-tuning of CLIP-like models with StarFT.")
     parser.add_argument("--version", action="version", version=starft_hf.__version__)
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name in COMMANDS:
         subparsers.add_parser(name, help=_module(name).SUMMARY)
-    return parser
+    if set(arguments) & {"-h", "--help", "--version"}:
+        parser.parse_args(arguments)
+    problem = f"unknown command {arguments[0]}" if arguments else "a command is missing"
+    close = difflib.get_close_matches(arguments[0], COMMANDS, n=1) if arguments else []
+    hint = f" Did you mean {close[0]}?" if close else ""
+    parser.exit(WRONG_USE, f"starft: error: {problem}.{hint} Commands: {', '.join(COMMANDS)}\n")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from starft_hf.cli.command import check_output
+from starft_hf.cli.command import check_output, check_sources
 from starft_hf.cli.output import show
 
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     check_output(options.output, "output")
+    check_sources(options, "adapter")
     from starft_hf.weights.merging import merge_checkpoint
 
     merge_checkpoint(options.adapter, options.output)

@@ -4,14 +4,15 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from starft_hf.cli.arguments import check_required, settings_of, training_parser
+from starft_hf.cli.arguments import TrainingParser, check_required, settings_of, training_parser
+from starft_hf.cli.effects import no_effect_on_the_cache, warn_of_no_effect
 from starft_hf.cli.output import show
 
 
 SUMMARY = "fill the cache of the frozen reference for a later `starft train` with the same settings"
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
+def make_parser(prog: str) -> TrainingParser:
     return training_parser(prog, SUMMARY)
 
 
@@ -21,9 +22,12 @@ def run(options: argparse.Namespace) -> None:
     from starft_hf.training.setup import RunSetup
 
     check_required(options)
-    args = settings_of(options)
+    args, arguments = settings_of(options), run_arguments(options)
+    warn_of_no_effect(options, [args], no_effect_on_the_cache())
+    # Nothing is evaluated.
+    options.eval_dataset, options.eval_split = None, [options.train_split]
     train, _ = load_training_data(options)
-    setup = RunSetup.resolve(RunInputs(args=args, train_dataset=train, **run_arguments(options)))
+    setup = RunSetup.resolve(RunInputs(args=args, train_dataset=train, **arguments))
     weights, reference = setup.sample_weights, setup.reference
     if reference is None and weights is None:
         raise argparse.ArgumentTypeError("--regularizer none needs no reference, so there is nothing to compute")

@@ -12,7 +12,7 @@ SUMMARY = "publish the folder of a run on the Hub"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the folder that a run saved")
-    parser.add_argument("--repo-id", help="name, or organization/name (default: the name of the folder)")
+    parser.add_argument("--repo_id", help="name, or organization/name (default: the name of the folder)")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", help="branch, created if it does not exist (default: main)")
     parser.add_argument("--tag", help="tag of the commit")

@@ -15,7 +15,7 @@ SUMMARY = "combine the runs of several report.json on one page"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", type=Path, help="report.json files, or folders with one")
     parser.add_argument("--output", type=Path, required=True, help="a folder without a report")
-    parser.add_argument("--baseline", default="zero-shot", help="the method to compare with (default: zero-shot)")
+    parser.add_argument("--baseline", default="zero-shot", help="the method to compare with")
     names_help = "a name for each, the same one for seeds of one model; default: their folders'"
     parser.add_argument("--names", nargs="+", help=names_help)
     parser.add_argument("--title", help="title of the page")

@@ -2,13 +2,29 @@
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.arguments import build, check_required, option, settings_of, training_parser
-from starft_hf.cli.command import check_output
-from starft_hf.cli.launch import LaunchArguments, launch, launched, launcher_flags, report_exit_code
+from starft_hf.cli.arguments import (
+    TrainingParser,
+    adapter_of,
+    build,
+    check_required,
+    option,
+    settings_of,
+    training_parser,
+)
+from starft_hf.cli.command import check_output, refuse, warn
+from starft_hf.cli.effects import warn_of_no_effect
+from starft_hf.cli.launch import (
+    LaunchArguments,
+    launch,
+    launched,
+    launched_by_user,
+    launcher_flags,
+    report_exit_code,
+)
 from starft_hf.cli.output import show
 
 
@@ -22,7 +38,7 @@ class TrainArguments(LaunchArguments):
     resume: bool = option(False, "Resume from the last valid checkpoint in output_dir, if there is one.")
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
+def make_parser(prog: str) -> TrainingParser:
     return training_parser(prog, SUMMARY, TrainArguments)
 
 
@@ -32,8 +48,13 @@ def run(options: argparse.Namespace) -> int | None:
 
     check_required(options)
     own = build(TrainArguments, options)
-    if own.resume:
-        options.resume_from_checkpoint = options.resume_from_checkpoint or "last"
+    if options.resume_from_checkpoint is not None:
+        refuse(options, ["resume"], "--resume_from_checkpoint chooses the checkpoint")
+    elif own.resume:
+        options.resume_from_checkpoint = "last"
+    if launched_by_user():
+        names = [part.name for part in fields(LaunchArguments)]
+        refuse(options, names, "the processes were started by accelerate or torchrun already")
     if not launched():
         flags = launcher_flags(own)
         if not options.resume_from_checkpoint:
@@ -41,6 +62,7 @@ def run(options: argparse.Namespace) -> int | None:
         if flags:
             # Wrong settings are reported once, before anything starts.
             settings_of(options)
+            adapter_of(options)
             return launch(options.command_line, flags)
     end_with_launcher()
     try:
@@ -59,24 +81,42 @@ def _run(options: argparse.Namespace) -> None:
     from starft_hf import StarFTTrainer
     from starft_hf.cli.data import load_training_data, run_arguments
 
-    args = settings_of(options)
+    args, arguments = settings_of(options), run_arguments(options)
+    warn_of_no_effect(options, [args])
     train, evaluation = load_training_data(options)
-    trainer = StarFTTrainer(args=args, train_dataset=train, eval_dataset=evaluation or None, **run_arguments(options))
+    if not evaluation:
+        warn(options, _unevaluated(options))
+    try:
+        trainer = StarFTTrainer(args=args, train_dataset=train, eval_dataset=evaluation or None, **arguments)
+    except ValueError as error:
+        # Of the settings that Trainer refuses, too.
+        raise argparse.ArgumentTypeError(str(error)) from error
     runs = _train(trainer, options)
     if trainer.args.should_save:
         _report(trainer, runs, evaluation, options)
+
+
+def _unevaluated(options: argparse.Namespace) -> str:
+    return (
+        f"{options.dataset} has no split for evaluation (test or validation), so that nothing is evaluated and no "
+        "report is written; pass --eval_split or --eval_dataset"
+    )
 
 
 def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     from starft_hf.hub.model_card import BEFORE
     from starft_hf.hub.record import RECORD_FILE
     from starft_hf.report import Run, TrainingPoint
+    from starft_hf.training.checkpointing.files import CheckpointError
     from starft_hf.training.comparison import ZERO_SHOT, evaluation_results
 
     args, resume = trainer.args, options.resume_from_checkpoint
     resume = True if resume in ("last", "true", "True") else resume
-    # Before any evaluation, which takes time.
-    trainer.checkpoint_to_resume(resume)
+    try:
+        # Before any evaluation, which takes time.
+        trainer.checkpoint_to_resume(resume)
+    except CheckpointError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     evaluates = trainer.eval_dataset is not None
     # A model that a run has saved is not a zero-shot one.
     start = BEFORE if (Path(options.model) / RECORD_FILE).is_file() else ZERO_SHOT
@@ -98,7 +138,7 @@ def _report(trainer: Any, runs: list[Any], evaluation: dict[str, Any], options: 
 
     folder = Path(trainer.args.output_dir)
     trainer.create_model_card()
-    parts: list[Any] = []
+    parts: list[Any] = [] if runs else [_unevaluated(options)]
     if runs:
         shown = images_of_mistakes(runs, evaluation, trainer.args.image_column)
         report = RobustnessReport(runs, baseline=runs[0].method, thumbnails=shown)

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, DatasetDict, IterableDatasetDict
+from transformers.utils import logging
 
 from starft_hf.data.groups import GroupFunction, Groups, resolve_groups
 from starft_hf.data.source import column_names, is_iterable
 from starft_hf.utils.names import check_names, unknown_name
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ def resolve_evaluation_columns(dataset: Any, settings: ColumnSettings, *, what: 
     check_distinct(columns.class_names)
     check_labels(dataset, columns, what=what, several=False)
     _check_groups(dataset, columns, what=what)
+    _warn_of_groups_across_classes(dataset, columns)
     return columns
 
 
@@ -197,6 +202,26 @@ def _check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
                     f"{what} has no row in group {name!r} of column {column!r}, so the worst group is unknown; "
                     "evaluate on rows of every group, or cast the column to strings to count only those that occur"
                 )
+
+
+def _warn_of_groups_across_classes(dataset: Any, columns: ImageColumns) -> None:
+    """Warn, once, of groups that have images of most classes: the worst of them is rarely what is meant."""
+    groups, label = columns.groups, columns.label
+    if groups is None or groups.function is not None or label in groups.columns or label is None:
+        return
+    if is_iterable(dataset) or not hasattr(dataset, "features"):
+        return
+    values = zip(*(map(str, read_column(dataset, column)) for column in groups.columns), strict=True)
+    classes: dict[tuple[str, ...], set[Any]] = {}
+    for value, index in zip(values, read_column(dataset, label), strict=True):
+        classes.setdefault(value, set()).add(index)
+    most = max(map(len, classes.values()))
+    if most > 1 and most > len(columns.class_names or ()) / 2:
+        logger.warning_once(
+            f"The groups by {' and '.join(map(repr, groups.columns))} have images of most classes each. Worst-group "
+            "accuracy is usually over combinations of class and attribute, of which some may be far worse: for those, "
+            f"set group_column={[label, *groups.columns]!r}. This warning is given once."
+        )
 
 
 def group_names(dataset: Any, columns: ImageColumns) -> set[str] | None:

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import ClassLabel, DatasetDict, Image, IterableDatasetDict, load_dataset, load_from_disk
 from transformers.utils import logging
 
+from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.names import unknown_name
 
 
@@ -41,10 +42,8 @@ def load_splits(
         FileNotFoundError: if neither a folder nor, unless `source` looks like a path, a dataset on the Hub is found.
         ValueError: if nothing in the folder can be read as a dataset.
     """
-    folder = Path(source).expanduser()
+    folder = Path(local_or_hub(source, "dataset"))
     if not folder.exists():
-        if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
-            raise FileNotFoundError(f"there is no folder {str(source)!r}; pass a folder or a dataset of the Hub")
         try:
             splits = load_dataset(str(source), config, streaming=streaming)
         except (FileNotFoundError, ConnectionError) as error:
@@ -55,8 +54,15 @@ def load_splits(
     if folder.is_file():
         raise ValueError(f"{str(source)!r} is a file; pass its folder")
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        if config is not None:
+            raise ValueError(
+                f"{str(source)!r} was written by save_to_disk and has no configurations, but {config!r} was chosen; "
+                "leave it out"
+            )
         loaded = load_from_disk(str(folder))
         splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+        if streaming:
+            splits = IterableDatasetDict({name: part.to_iterable_dataset() for name, part in splits.items()})
     else:
         try:
             splits = load_dataset(str(folder), config, streaming=streaming)

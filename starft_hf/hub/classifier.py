@@ -19,13 +19,14 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.images import ImagePreprocessor, stack_features
 from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.hub.publishable import publishable
 from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord, public_id
 from starft_hf.models.adapters import without_peft_warning
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.modes import evaluation_mode
-from starft_hf.utils.files import read_text, write_text_atomically
+from starft_hf.utils.files import local_or_hub, read_text, write_text_atomically
 
 
 # Besides these, repositories have the weights in the formats of other frameworks, each as large again.
@@ -139,9 +140,12 @@ def load(
         config = PeftConfig.from_pretrained(folder)
         named = base or config.base_model_name_or_path
         if not named:
-            raise OSError(f"the {ADAPTER_CONFIG} of {str(source)!r} names no base model; pass base='its id or folder'")
+            raise FileNotFoundError(
+                f"the {ADAPTER_CONFIG} of {str(source)!r} names no base model; pass base='its id or folder'"
+            )
         # One that lies in the adapter's folder moves with it.
         named = folder / named if base is None and (folder / named).is_dir() else named
+        named = local_or_hub(named, "base" if base else "base_model_name_or_path of the adapter")
         base_folder = local_folder(named, revision=None if base else config.revision, token=token)
         with without_peft_warning():
             model: Any = PeftModel.from_pretrained(load_model(base_folder), folder)
@@ -192,13 +196,16 @@ def copy_model(source: Path, target: Path) -> None:
 
 def local_folder(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
     """The folder of a model; from the Hub, its weights are downloaded in one format, and no checkpoints."""
+    source = local_or_hub(source, "model")
     if Path(source).exists():
         return Path(source)
     wanted: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": "*/*"}
     try:
         folder = Path(snapshot_download(str(source), allow_patterns=_FILES, **wanted))
     except HFValidationError as error:
-        raise OSError(f"{str(source)!r} is neither a folder here nor the id of a repository: {error}") from error
+        raise FileNotFoundError(
+            f"{str(source)!r} is neither a folder here nor the id of a repository: {error}"
+        ) from error
     if not any(folder.glob("*.safetensors")):
         snapshot_download(str(source), allow_patterns="pytorch_model*.bin", **wanted)
     return folder

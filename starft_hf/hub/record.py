@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download
 
 from starft_hf.models.loading import cached_commit
 from starft_hf.spuriosity.pool import without_places
-from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.files import local_or_hub, write_text_atomically
 from starft_hf.utils.untrusted import read_json
 
 
@@ -94,7 +94,7 @@ class RunRecord:
             FileNotFoundError: if there is none in the folder.
             ValueError: if it cannot be read, or is of a later version.
         """
-        path = Path(source) / RECORD_FILE
+        path = Path(local_or_hub(source, "source")) / RECORD_FILE
         if not path.parent.is_dir():
             path = Path(hf_hub_download(str(source), RECORD_FILE, revision=revision))
         elif not path.is_file():

@@ -24,6 +24,9 @@ from starft_hf.utils.names import unknown_name
 # The towers that a preset adapts.
 PRESETS = {"lora": ("vision_tower", "text_tower"), "lora-vision": ("vision_tower",), "lora-text": ("text_tower",)}
 
+# The rank of their adapters.
+PRESET_RANK = 16
+
 # The values of `init_lora_weights` that leave the base weights as they are.
 _STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
@@ -32,13 +35,17 @@ def resolve_peft_config(config: PeftConfig | str, model: nn.Module) -> PeftConfi
     """A PEFT configuration that works with `model`, from one or from the name of a preset; ValueError if it does not.
 
     "lora" puts adapters of rank 16 on the attention projections of both towers, the other presets on those of one.
+    A configuration may name a preset as its `target_modules`, for another rank.
     """
     if isinstance(config, str):
         check_preset(config)
+        config = LoraConfig(r=PRESET_RANK, lora_alpha=PRESET_RANK, target_modules=config)
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str) and targets in PRESETS:
         family = family_of(model)
-        towers = "|".join(getattr(family, tower) for tower in PRESETS[config])
-        pattern = rf"(.*\.)?({towers})\..*({'|'.join(family.lora_targets)})"
-        config = LoraConfig(r=16, lora_alpha=16, target_modules=pattern)
+        towers = "|".join(getattr(family, tower) for tower in PRESETS[targets])
+        config = copy.copy(config)
+        config.target_modules = rf"(.*\.)?({towers})\..*({'|'.join(family.lora_targets)})"
     _check(config, model)
     _check_targets(config, model)
     return config

@@ -14,15 +14,17 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.families import LEGACY_EOS, TEMPERATURES, family_of
+from starft_hf.utils.files import local_or_hub
 
 
 def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
     """`model` itself, or the model of that Hub id or path, in float32 so that small updates are not lost.
 
-    ValueError for the folder of an adapter.
+    FileNotFoundError if `model` looks like a path, and there is nothing; ValueError for the folder of an adapter.
     """
     if isinstance(model, nn.Module):
         return model
+    model = local_or_hub(model, "model")
     if Path(model, "adapter_config.json").is_file():
         raise ValueError(
             f"{str(model)!r} holds an adapter, not a model; merge it (starft merge) and pass the result, or pass "
@@ -58,6 +60,7 @@ def load_processor(model: nn.Module, processor: Any = None) -> Any:
     advice = "pass processing_class=AutoProcessor.from_pretrained(...) of the checkpoint the model comes from"
     if not source:
         raise ValueError(f"the model was not loaded from a checkpoint, so its processor is unknown; {advice}")
+    source = local_or_hub(source, "processing_class") if processor else source
     try:
         return AutoProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -79,6 +79,11 @@ class TextEncoding:
                 "class_names with a shorter one"
             )
 
+    def knows(self, text: str) -> bool:
+        """Whether the tokenizer knows every word of `text`, and puts none in the place of those it does not know."""
+        unknown = self.tokenizer.unk_token_id
+        return unknown is None or unknown not in self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def _warn_of_cut(self, text: str) -> None:
         """Warn that texts are truncated: once, over all processes that load data."""
         if not self._warned:

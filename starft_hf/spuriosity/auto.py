@@ -15,7 +15,7 @@ from starft_hf.data.columns import ImageColumns
 from starft_hf.data.source import is_fingerprinted
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.fingerprint import images_fingerprint, model_fingerprint, preprocessing_fingerprint
-from starft_hf.spuriosity.discovery import check_labeled, discover
+from starft_hf.spuriosity.discovery import check_labeled, discover, unknown_templates
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool, without_places
 from starft_hf.spuriosity.reading import POOL_FILE
 from starft_hf.spuriosity.result import DiscoveryResult
@@ -70,6 +70,8 @@ def pool_of_run(
     All processes get the same. If checkpoints are saved, so is the pool, and a resumed run loads it.
     """
     if given is None or columns is None or not is_auto(spuriosity):
+        if given is not None:
+            unknown_templates(given, encoder)
         return given
     file = settings.folder / POOL_FILE
     key, search = None, settings.search

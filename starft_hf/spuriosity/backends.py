@@ -13,6 +13,7 @@ from transformers.utils import logging
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.spuriosity.reading import packaged_text
 from starft_hf.utils.bounded import bounded
+from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.untrusted import parse_json
 from starft_hf.utils.waiting import answered
 
@@ -136,7 +137,10 @@ class LocalChatModel:
         from transformers import pipeline
 
         loaded = isinstance(model, torch.nn.Module)
-        source = getattr(model.config, "_name_or_path", "") or type(model).__name__ if loaded else str(model)
+        if loaded:
+            source = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        else:
+            source = local_or_hub(model, "model")
         # A loaded model stays on its device; the others go to the first accelerator.
         device = model.device if loaded and getattr(model, "hf_device_map", None) is None else None
         tokenizer = source if tokenizer is None else tokenizer

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from transformers.utils import logging
 
+from starft_hf.data.captions import CAPTION_FIELD, CLASS_FIELD
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
 from starft_hf.data.decoding import RAISE
 from starft_hf.data.source import is_iterable
@@ -19,7 +21,11 @@ from starft_hf.spuriosity.result import DiscoveryResult
 from starft_hf.spuriosity.scorer import scorer_from
 from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.spuriosity.statistics import measure_associations
+from starft_hf.utils.collectives import rank
 from starft_hf.utils.names import readable
+
+
+logger = logging.get_logger(__name__)
 
 
 def discover_spuriosity(
@@ -50,6 +56,8 @@ def discover_spuriosity(
     attribute. The correlation of an attribute with the labels is measured by mutual information, and compared with
     that of permuted labels.
 
+    Templates with words that the tokenizer of the model does not know are left out, with a warning.
+
     An attribute that is correlated with a label need not be spurious: the wheels of cars are as well. Check the
     result before relying on it. Only attributes that the pool names are found.
 
@@ -75,7 +83,8 @@ def discover_spuriosity(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: if the dataset has no labels or only one class, or a setting is out of range.
+        ValueError: if the dataset has no labels or only one class, a setting is out of range, or the tokenizer knows
+            the words of no template.
     """
     settings = SearchSettings(
         caption_templates=[caption_template] if isinstance(caption_template, str) else list(caption_template),
@@ -120,6 +129,28 @@ def _sample(dataset: Any, max_samples: int | None, seed: int) -> tuple[Any, list
     return dataset, sorted(chosen.tolist())
 
 
+def unknown_templates(pool: SpuriosityPool, encoder: DualEncoder) -> list[int]:
+    """The indices of templates with words that the tokenizer does not know; a warning of them, if there are some."""
+    texts = [template.replace(CLASS_FIELD, "").replace(CAPTION_FIELD, "") for template in pool]
+    unknown = [index for index, text in enumerate(texts) if not encoder.encode_texts.knows(text)]
+    if unknown and rank() == 0:
+        logger.warning_once(
+            f"{len(unknown)} of the {len(pool)} templates of the spuriosity pool have words that the tokenizer does "
+            f"not know, such as {pool[unknown[0]]!r}: the model cannot tell what they say. Choose a pool in its words."
+        )
+    return unknown
+
+
+def _understood(pool: SpuriosityPool, encoder: DualEncoder) -> SpuriosityPool:
+    unknown = set(unknown_templates(pool, encoder))
+    if len(unknown) == len(pool):
+        raise ValueError(
+            f"the tokenizer does not know words of any template of the pool, such as {pool[0]!r}; pass a pool whose "
+            "words it knows"
+        )
+    return pool.only([index for index in range(len(pool)) if index not in unknown]) if unknown else pool
+
+
 def discover(
     model: nn.Module,
     encoder: DualEncoder,
@@ -130,6 +161,7 @@ def discover(
 ) -> DiscoveryResult:
     """`discover_spuriosity` of a loaded model. Several processes share the work."""
     class_names = columns.class_names or ()
+    pool = _understood(pool, encoder)
     dataset, indices = _sample(dataset, settings.max_samples, settings.seed)
     embed = partial(embed_texts, model, encoder)
     scorer = scorer_from(embed, encoder.encode_texts, class_names, pool, settings.caption_templates)

@@ -12,7 +12,7 @@ import numpy as np
 
 from starft_hf.data.captions import CAPTION_FIELD, CLASS_FIELD, inject
 from starft_hf.spuriosity.reading import READERS, packaged_text, read_repository, read_templates
-from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.files import local_or_hub, write_text_atomically
 from starft_hf.utils.names import readable, unknown_name
 from starft_hf.utils.text import without_paths
 
@@ -151,6 +151,17 @@ class SpuriosityPool:
         place = int(np.searchsorted(bounds, generator.random(), side="right"))
         return int(indices[min(place, len(indices) - 1)])
 
+    def only(self, indices: Sequence[int], **about: Any) -> "SpuriosityPool":
+        """The pool of the templates at `indices`; `about` are arguments in place of those of this pool."""
+
+        def chosen(values: Sequence[Any] | None) -> list[Any] | None:
+            return None if values is None else [values[index] for index in indices]
+
+        kept = {"name": self.name, "source": self.source, "description": self.description, "metadata": self.metadata}
+        parts = {"weights": self.weights, "classes": self.classes, "aspects": self.aspects}
+        own = {name: chosen(values) for name, values in parts.items()}
+        return SpuriosityPool(chosen(self.templates) or [], **{**kept, **own, **about})
+
     def check_classes(self, class_names: Sequence[str] | None) -> None:
         """Check that every class of a dataset has a template; None stands for a dataset without labels.
 
@@ -187,7 +198,7 @@ class SpuriosityPool:
             FileNotFoundError: if it looks like a path, but there is no such file.
         """
         text = os.fspath(name_or_path_or_repo)
-        path = Path(text)
+        path = Path(text).expanduser()
         if text == UNION:
             aspects: dict[str, str] = {}
             for name in cls.builtin_names()[:-1]:
@@ -203,7 +214,7 @@ class SpuriosityPool:
         elif path.suffix in READERS:
             raise FileNotFoundError(f"there is no file {text!r} to load a spuriosity pool from")
         elif path.is_dir() or text.count("/") == 1:
-            content = read_repository(text)
+            content = read_repository(local_or_hub(name_or_path_or_repo, "spuriosity"))
         else:
             raise ValueError(
                 unknown_name("spuriosity pool", text, cls.builtin_names())

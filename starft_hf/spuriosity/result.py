@@ -152,12 +152,10 @@ class DiscoveryResult:
         chosen = [self.attributes[index] for index in self.found[:top]]
         indices = [index for attribute in chosen for index in attribute.templates]
         found = [_rounded(asdict(row)) for row in self.table if row.found]
-        return SpuriosityPool(
-            [pool[index] for index in indices],
+        return pool.only(
+            indices,
             name="discovered",
             source=f"found among the pool {pool.name!r}" if pool.name else "found among a list of templates",
-            weights=None if pool.weights is None else [pool.weights[index] for index in indices],
-            classes=None if pool.classes is None else [sorted(pool.classes[i] or ()) or None for i in indices],
             aspects=[attribute.aspect for attribute in chosen for _ in attribute.templates],
             description="What is correlated with a label in the dataset that was searched.",
             metadata={"found": found, "images": len(self.labels)},

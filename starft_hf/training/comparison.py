@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+from peft import PeftConfig
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback
@@ -62,6 +63,9 @@ class _Runner:
             shared.eval_dataset,
             processing_class=load_processor(model, shared.processing_class),
             spuriosity=shared.spuriosity,
+            # Plain fine-tuning and the zero-shot model have no reference.
+            reference_model=shared.reference_model if _has_reference(args) and method != ZERO_SHOT else None,
+            peft_config=copy.deepcopy(shared.peft_config) if method != ZERO_SHOT else None,
             class_mapping=shared.class_mapping,
         )
         # Without progress bars Trainer prints every metric.
@@ -101,6 +105,8 @@ def compare(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     processing_class: Any = None,
     spuriosity: SpuriosityPool | str | PathLike[str] | Sequence[str] = "background",
+    reference_model: str | PathLike[str] | nn.Module | None = None,
+    peft_config: PeftConfig | str | None = None,
     class_mapping: Any = None,
     processes: int = 1,
 ) -> RobustnessReport:
@@ -117,9 +123,12 @@ def compare(
         alpha: weight of the fine-tuned model in an interpolated model, as in WiSE-FT, that is evaluated beside every
             fine-tuned one; None disables it.
         curve_alphas: further alphas, for the curves only.
-        settings: further settings by method, such as `{"star": {"reg_weight": 30}}`.
+        settings: further settings by method, such as `{"star": {"reg_weight": 30}}`; of methods that are compared.
         processing_class: the model's processor.
         spuriosity: the pool of the regularizers.
+        reference_model: another reference than the model, as in `StarFTTrainer`.
+        peft_config: trains an adapter in every run, as in `StarFTTrainer`. Adapters are not interpolated: pass
+            `alpha=None`.
         class_mapping: of evaluation sets whose labels map to classes of the training set, as in `StarFTTrainer`.
         processes: number of parallel runs, on CPUs, each in a process of one thread. Arguments are then pickled, so
             functions must be defined in a module, and the caller guarded by `if __name__ == "__main__":`.
@@ -128,15 +137,11 @@ def compare(
         The report of all runs.
 
     Raises:
-        ValueError: before anything is trained, if a method is unknown, methods or seeds contain duplicates or are
-            empty, a dataset is missing, or the settings of a method are inconsistent or do not fit the training set.
+        ValueError: before anything is trained, if a method or a setting of one is unknown, settings are for a method
+            that is not compared, methods or seeds contain duplicates or are empty, a dataset is missing, or the
+            settings of a method are inconsistent or do not fit the training set.
     """
-    for method in [*methods, *(settings or {})]:
-        if method != ZERO_SHOT and method not in METHODS:
-            raise ValueError(unknown_name("method", method, [ZERO_SHOT, *METHODS]))
-    for name, chosen in (("methods", list(methods)), ("seeds", list(seeds))):
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise ValueError(f"{name} is {chosen}; pass at least one, without duplicates")
+    jobs = settings_of_methods(args, methods, seeds, settings)
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be a positive integer")
     if eval_dataset is None or (isinstance(eval_dataset, dict) and not eval_dataset):
@@ -147,24 +152,27 @@ def compare(
     alphas = frozenset([*curve_alphas, *(() if alpha is None else (alpha,))])
     for each in alphas:
         check_alpha(each)
-    if alphas and isinstance(model, nn.Module) and is_adapted(model):
+    adapted = peft_config is not None or (isinstance(model, nn.Module) and is_adapted(model))
+    if alphas and adapted:
         raise ValueError(
             "a model with an adapter cannot be interpolated; merge the adapter first, or pass alpha=None and no "
             "curve_alphas"
         )
-    if processes == 1:
-        model = load_model(model)
     data = (train_dataset, eval_dataset, processing_class, spuriosity)
-    shared = RunInputs(model, args, *data, class_mapping=class_mapping)
+    shared = RunInputs(model, args, *data, reference_model, peft_config, class_mapping=class_mapping)
     # A function is not called, because drawing a training set may be expensive.
     checked = dataclasses.replace(shared, train_dataset=None if callable(train_dataset) else train_dataset)
-    jobs = []
-    for method in methods:
-        own = {**METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
-        for seed in seeds if method != ZERO_SHOT else seeds[:1]:
-            jobs.append((method, dataclasses.replace(args, **{**_QUIET, **own, "seed": seed})))
-            if method != ZERO_SHOT:
-                RunPlan.check(dataclasses.replace(checked, args=jobs[-1][1]))
+    if reference_model is not None and not any(_has_reference(own) for _, own in jobs):
+        raise ValueError("reference_model has no effect: none of the methods has a reference; leave it out")
+    for method, own in jobs:
+        if method != ZERO_SHOT:
+            reference = reference_model if _has_reference(own) else None
+            plan = RunPlan.check(dataclasses.replace(checked, args=own, reference_model=reference))
+            plan.check_adapter(own, adapted)
+    if processes == 1:
+        model = load_model(model)
+        reference_model = None if reference_model is None else load_model(reference_model)
+        shared = dataclasses.replace(shared, model=model, reference_model=reference_model)
     with tqdm(total=len(jobs), desc="Comparing", unit=" runs", disable=args.disable_tqdm) as bar:
         runs = _run_all(_Runner(shared, alpha, alphas), jobs, processes, bar)
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
@@ -172,6 +180,40 @@ def compare(
     thumbnails = images_of_mistakes(runs, datasets, args.image_column)
     axes = (f"average on {first}", f"worst group on {first}")
     return RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes)
+
+
+def settings_of_methods(
+    args: StarFTConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[tuple[str, StarFTConfig]]:
+    """Every run of a comparison: its method and its settings. The arguments are those of `compare`, as its errors."""
+    for method in [*methods, *(settings or {})]:
+        if method != ZERO_SHOT and method not in METHODS:
+            raise ValueError(unknown_name("method", method, [ZERO_SHOT, *METHODS]))
+    for name, chosen in (("methods", list(methods)), ("seeds", list(seeds))):
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(f"{name} is {chosen}; pass at least one, without duplicates")
+    known = [part.name for part in dataclasses.fields(args) if part.init]
+    for method, own in (settings or {}).items():
+        if method not in methods:
+            raise ValueError(f"settings has {method!r}, which is not compared; add it to methods, or remove it")
+        for name in own:
+            if name not in known:
+                raise ValueError(f"settings of {method!r}: {unknown_name('setting', name, known)}")
+        if "seed" in own:
+            raise ValueError(f"settings of {method!r} has a seed, but every method runs with each of seeds; remove it")
+    runs = []
+    for method in methods:
+        own = {**_QUIET, **METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
+        for seed in seeds if method != ZERO_SHOT else seeds[:1]:
+            runs.append((method, dataclasses.replace(args, **{**own, "seed": seed})))
+    return runs
+
+
+def _has_reference(args: StarFTConfig) -> bool:
+    return args.regularizer != NO_REGULARIZER or args.reweight != "none"
 
 
 def _run_all(runner: _Runner, jobs: Sequence[tuple[str, StarFTConfig]], processes: int, bar: tqdm) -> list[Run]:

@@ -1,12 +1,10 @@
-"""What StarFT makes of the settings that it inherits from `TrainingArguments`.
+"""What StarFT refuses of the settings that it inherits from `TrainingArguments`.
 
-`Trainer` honors most of them. Here are those that a run of StarFT cannot honor: some are refused, because the run
-would not be what was asked for, and the others have nothing to act on, which is logged.
+`Trainer` honors most of them. Here are the values that are refused, because the run would not be what was asked for.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainingArguments
@@ -39,25 +37,6 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "adam_epsilon": (lambda value: not 0 <= value < math.inf, "it must be a finite number that is not negative"),
     "label_smoothing_factor": (lambda value: not 0 <= value < 1, "it must be in [0, 1)"),
 }
-
-# By name: what a value has no effect on. Only values that differ from the default are warned of.
-_NO_EFFECT = {
-    "average_tokens_across_devices": "losses are means over images, not tokens",
-    "do_predict": "call predict()",
-    "do_train": "call train()",
-    "label_names": "label_column chooses the labels",
-    "length_column_name": "images have no lengths to group by",
-    "liger_kernel_config": "Liger has no kernels for dual encoders",
-    "logging_nan_inf_filter": "NaN and infinity in the loss end the run",
-    "prediction_loss_only": "evaluation computes no loss, and keeps logits only for compute_metrics and predict()",
-    "use_cache": "dual encoders generate no text, so there is nothing to cache",
-}
-
-# How the names of optimizers begin, settings, and whether only these optimizers use them, or all but these.
-_OPTIMIZERS = (
-    (("galore", "apollo"), ("optim_target_modules",), True),
-    (("sgd", "adagrad", "adafactor", "rmsprop"), ("adam_beta1", "adam_beta2", "adam_epsilon"), False),
-)
 
 # What would change which images are in a batch, behind the back of the settings that are recorded.
 _ACCELERATOR = {
@@ -93,27 +72,3 @@ def check_inherited_settings(args: TrainingArguments) -> None:
             f"label_smoothing_factor is {args.label_smoothing_factor}, and base_loss='contrastive' has no labels to "
             "smooth; set it to 0, or use base_loss='cross_entropy'"
         )
-
-
-def defaults_of(args: TrainingArguments) -> dict[str, Any]:
-    """The defaults of the settings, by name."""
-    missing = dataclasses.MISSING
-    parts = [part for part in dataclasses.fields(args) if part.init]
-    return {part.name: part.default if part.default_factory is missing else part.default_factory() for part in parts}
-
-
-def settings_without_effect(args: TrainingArguments) -> Iterator[str]:
-    """The inherited settings that were set and have no effect, as sentences."""
-    defaults = defaults_of(args)
-    for name, why in _NO_EFFECT.items():
-        if name in defaults and getattr(args, name) != defaults[name]:
-            yield f"{name}={getattr(args, name)!r} has no effect: {why}."
-    optimizer = str(getattr(args.optim, "value", args.optim))
-    for kinds, names, are_used in _OPTIMIZERS:
-        for name in names if optimizer.startswith(kinds) is not are_used else ():
-            if getattr(args, name) != defaults[name]:
-                yield f"{name}={getattr(args, name)!r} has no effect with optim={optimizer!r}."
-    if args.do_eval and args.eval_strategy == "no":
-        yield "do_eval=True has no effect: call evaluate(), or set eval_strategy to evaluate while training."
-    if args.learning_rate == 0:
-        yield "learning_rate is 0, so the weights stay as they are."

@@ -1,6 +1,6 @@
 """What is known of a run before anything is loaded, and every check that needs no model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -15,7 +15,7 @@ from starft_hf.data.columns import ImageColumns, check_labels, resolve_columns
 from starft_hf.data.decoding import RAISE, SKIP
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
-from starft_hf.data.source import is_iterable
+from starft_hf.data.source import column_names, is_iterable
 from starft_hf.evaluation.retention import named_retention_sets
 from starft_hf.models.adapters import check_preset, is_adapted
 from starft_hf.models.modes import has_batch_statistics
@@ -26,9 +26,9 @@ from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
 from starft_hf.training.batch_size import check_batch
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
-from starft_hf.training.inherited_settings import defaults_of, settings_without_effect
-from starft_hf.training.trained_weights import check_adapter
-from starft_hf.utils.files import check_writable
+from starft_hf.training.trained_weights import check_trained_adapter
+from starft_hf.training.unused_settings import settings_without_effect, unused_settings
+from starft_hf.utils.files import check_writable, local_or_hub
 from starft_hf.utils.names import readable, unknown_name
 
 
@@ -96,12 +96,14 @@ class RunPlan:
         """
         args, dataset = given.args, given.train_dataset
         _check_arguments(given)
+        _check_sources(given)
         _check_best_metric(args, given.eval_dataset)
         check_mapped_sets(given.class_mapping, given.eval_dataset)
         regularizer = get_regularizer(args.regularizer)
         strategy = strategy_of(regularizer)
         needs_pool = args.reweight != "none" or strategy.needs_embeddings
-        for sentence in [*settings_without_effect(args), *_without_effect(given, strategy)]:
+        unused = unused_settings(args, strategy, given.spuriosity, given.image_transform)
+        for sentence in [*settings_without_effect(args), *unused]:
             # Once, since a comparison makes many runs with the same settings.
             logger.warning_once(sentence)
         pool = given_pool(given.spuriosity, args.discovery_pool) if needs_pool else None
@@ -109,6 +111,7 @@ class RunPlan:
         if dataset is None:
             return cls(regularizer, strategy, pool, retention_sets)
 
+        _check_group_column(given)
         columns = resolve_columns(dataset, args.column_settings(given.group_function), what="train_dataset")
         if pool is not None:
             check_auto(given.spuriosity, columns)
@@ -132,17 +135,8 @@ class RunPlan:
             ValueError: naming what does not fit and what to change.
         """
         # Before the reference switches the adapter off and on, which would make PEFT train it.
-        check_adapter(model)
-        if is_adapted(model) and self.regularizer is not None and self.regularizer.needs_weights:
-            raise ValueError(
-                f"regularizer={self.regularizer.name!r} compares the weights with those they started from, and with "
-                "an adapter these do not change; choose another regularizer, or use weight_decay on the adapter"
-            )
-        if is_adapted(model) and args.reference_dtype is not None:
-            raise ValueError(
-                f"reference_dtype={args.reference_dtype!r} needs a second copy of the weights, but with an adapter "
-                "the reference is the model itself with the adapter switched off; leave reference_dtype at None"
-            )
+        check_trained_adapter(model)
+        self.check_adapter(args, is_adapted(model))
         if args.on_bad_image == SKIP and has_batch_statistics(model):
             raise ValueError(
                 f"on_bad_image={SKIP!r} leaves an empty row in the batch, and this {type(model).__name__} normalizes "
@@ -153,6 +147,23 @@ class RunPlan:
             raise ValueError(
                 f"mini_batch_size={args.mini_batch_size} would change what this {type(model).__name__} computes: it "
                 "normalizes by the statistics of a batch, which a part of the batch does not have. Leave it at None."
+            )
+
+    def check_adapter(self, args: StarFTConfig, adapted: bool) -> None:
+        """Check that the settings fit a model that is `adapted`, which may be known before it is loaded.
+
+        Raises:
+            ValueError: naming what does not fit and what to change.
+        """
+        if adapted and self.regularizer is not None and self.regularizer.needs_weights:
+            raise ValueError(
+                f"regularizer={self.regularizer.name!r} compares the weights with those they started from, and with "
+                "an adapter these do not change; choose another regularizer, or use weight_decay on the adapter"
+            )
+        if adapted and args.reference_dtype is not None:
+            raise ValueError(
+                f"reference_dtype={args.reference_dtype!r} needs a second copy of the weights, but with an adapter "
+                "the reference is the model itself with the adapter switched off; leave reference_dtype at None"
             )
 
 
@@ -211,28 +222,34 @@ def _check_arguments(given: RunInputs) -> None:
         args._n_gpu = 1
 
 
-def _without_effect(given: RunInputs, strategy: type[Candidates]) -> Iterator[str]:
-    """What was set or passed for a part that this run does not have, as sentences."""
-    args = given.args
-    regularized, reweighted = args.regularizer != NO_REGULARIZER, args.reweight != "none"
-    reference = ("reference_cache", "reference_cache_dtype", "reference_text_cache_gib")
-    parts: list[tuple[bool, str, tuple[str, ...]]] = [
-        (regularized, f"regularizer={NO_REGULARIZER!r}", ("reg_weight", "reg_schedule", *reference)),
-        (regularized or reweighted, f"regularizer={NO_REGULARIZER!r}", ("reference_dtype",)),
-        (strategy.bounds_classes or not regularized, f"regularizer={args.regularizer!r}", ("reg_max_classes",)),
-        (reweighted, "reweight='none'", ("reweight_clip",)),
-        (given.spuriosity == "auto", "a given spuriosity pool", ("discovery_pool", "discovery_samples")),
-        (given.image_transform is None, "an image_transform", ("crop_scale",)),
-    ]
-    defaults = defaults_of(args)
-    for is_used, why, names in parts:
-        for name in names if not is_used else ():
-            if getattr(args, name) != defaults[name]:
-                yield f"{name}={getattr(args, name)!r} has no effect with {why}."
-    if given.reference_model is not None and not (regularized or reweighted):
-        yield f"reference_model has no effect with regularizer={NO_REGULARIZER!r}."
-    if not (reweighted or strategy.needs_embeddings or isinstance(given.spuriosity, str)):
-        yield f"spuriosity has no effect with regularizer={args.regularizer!r}, which compares no spurious captions."
+def _check_sources(given: RunInputs) -> None:
+    """Check that what looks like a path exists, and that the reference is used."""
+    for name in ("model", "reference_model", "processing_class"):
+        source = getattr(given, name)
+        if isinstance(source, (str, PathLike)):
+            local_or_hub(source, name)
+    if (
+        given.reference_model is not None
+        and given.args.regularizer == NO_REGULARIZER
+        and given.args.reweight == "none"
+    ):
+        raise ValueError(
+            f"reference_model has no effect with regularizer={NO_REGULARIZER!r}; leave it out, or choose a regularizer"
+        )
+
+
+def _check_group_column(given: RunInputs) -> None:
+    """Check that the group columns are in a dataset, of which those for evaluation need them."""
+    sets = given.eval_dataset if isinstance(given.eval_dataset, dict) else {"eval_dataset": given.eval_dataset}
+    named = {name: dataset for name, dataset in sets.items() if dataset is not None}
+    wanted = given.args.group_column or ()
+    for what, dataset in (named or {"train_dataset": given.train_dataset}).items():
+        present = column_names(dataset) if not isinstance(dataset, Mapping) else None
+        for name in [wanted] if isinstance(wanted, str) else wanted:
+            if present is not None and name not in present:
+                raise ValueError(
+                    f"{what} has no column {name!r}; its columns are {present}. Set group_column to the right one."
+                )
 
 
 def _check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
@@ -242,10 +259,22 @@ def _check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
         return
     if not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_dataset)):
         names = list(eval_dataset)
-        raise ValueError(
-            f"metric_for_best_model is {metric!r}, which is not a metric of any of the evaluation sets {names}; name "
-            f"one of them, as in 'eval_{names[0]}_worst_group_accuracy'"
+        # What is chosen by a test set cannot be measured on it.
+        named = sorted((name for name in names if "test" not in name), key=lambda name: not _is_validation(name))
+        advice = (
+            f"name one that is not for testing, as in 'eval_{named[0]}_worst_group_accuracy'"
+            if named
+            else "add a validation set to them, as eval_dataset={'validation': ..., 'test': ...} or, on the command "
+            "line, by --eval_split validation test, and name it as in 'eval_validation_worst_group_accuracy'"
         )
+        raise ValueError(
+            f"metric_for_best_model is {metric!r}, which is not a metric of any of the evaluation sets {names}; "
+            f"{advice}"
+        )
+
+
+def _is_validation(name: str) -> bool:
+    return name.startswith(("val", "dev"))
 
 
 def _check_labels_exist(

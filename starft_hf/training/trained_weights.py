@@ -61,7 +61,7 @@ def check_trained(model: nn.Module, head: nn.Module | None, optimizer: Any = Non
         ValueError: if nothing but the temperature would be trained, base weights under an adapter would be, or the
             optimizer or scheduler belongs to other parameters.
     """
-    check_adapter(model)
+    check_trained_adapter(model)
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     if all(name.rpartition(".")[-1] in LOGIT_PARAMETERS for name in trained):
         frozen = sum(1 for _ in model.parameters()) - len(trained)
@@ -79,7 +79,7 @@ def check_trained(model: nn.Module, head: nn.Module | None, optimizer: Any = Non
         )
 
 
-def check_adapter(model: Any) -> None:
+def check_trained_adapter(model: Any) -> None:
     """Raise ValueError if `model` has an adapter that is frozen, or trains base weights beside it."""
     if not is_adapted(model):
         return

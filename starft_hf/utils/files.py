@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -155,3 +156,36 @@ def check_free(folder: Path) -> None:
     if not is_free(folder):
         kind = "a folder with files in it" if folder.is_dir() else "a file"
         raise FileExistsError(f"{str(folder)!r} is {kind}, which would be overwritten; choose another or remove it")
+
+
+def local_or_hub(source: str | os.PathLike[str], what: str) -> str:
+    """The path of something here, with `~` expanded, or the id of something on the Hub, which is not looked for.
+
+    Args:
+        source: a path or an id.
+        what: what it names in the error, such as "model".
+
+    Raises:
+        FileNotFoundError: if it looks like a path, and nothing is there. The Hub would be asked for it in vain.
+    """
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    if path.exists():
+        return str(path)
+    parts = text.replace("\\", "/").strip("/").split("/")
+    # An id is "name" or "owner/name".
+    if (
+        not text.strip()
+        or not isinstance(source, str)
+        or path.is_absolute()
+        or text.startswith((".", "~"))
+        or text.endswith("/")
+        or "\\" in text
+        or len(parts) > 2
+        or (len(parts) == 2 and path.parent.is_dir())
+    ):
+        near = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = get_close_matches(path.name, near, n=1)
+        hint = f" Did you mean {str(path.with_name(close[0]))!r}?" if close and path.name else ""
+        raise FileNotFoundError(f"there is no folder {text!r}; pass a folder or a Hub id as {what}.{hint}")
+    return text

@@ -1,8 +1,16 @@
-"""Class names as words, their checks, and error messages for unknown names."""
+"""Class names as words, their checks and files, and error messages for unknown names."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from starft_hf.utils.files import read_text
+
+
+_MOST_LISTED = 40
 
 
 def readable(class_name: str) -> str:
@@ -24,11 +32,12 @@ def log_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
-    """A message with the name that was passed, the known names and the closest of them."""
+    """A message with the name that was passed, the known names unless they are many, and the closest of them."""
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(map(repr, known))}."
+    listed = f" Known: {', '.join(map(repr, known))}." if len(known) <= _MOST_LISTED else ""
+    return f"unknown {kind} {name!r}.{hint}{listed}"
 
 
 def check_names(class_names: Sequence[str]) -> None:
@@ -40,3 +49,33 @@ def check_names(class_names: Sequence[str]) -> None:
     for label, name in enumerate(class_names):
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"class_names has {name!r} for label {label}; pass a name for every label")
+
+
+def read_names(path: Path) -> list[str]:
+    """The class names in a file: one per line; or in JSON a list, or a mapping between labels and names.
+
+    Raises:
+        ValueError: if it does not hold a name for every label.
+    """
+    text = read_text(path)
+    if path.suffix != ".json":
+        names = [line.strip() for line in text.strip().splitlines()]
+    else:
+        try:
+            names = _names_of(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"{str(path)!r} does not hold class names: expected a list of them, or a mapping such as "
+                f'{{"0": "owl", "1": "truck"}} ({error!r})'
+            ) from error
+    check_names(names)
+    return names
+
+
+def _names_of(content: Any) -> list[str]:
+    if isinstance(content, list):
+        return content
+    if all(isinstance(label, int) for label in content.values()):
+        content = {label: name for name, label in content.items()}
+    by_label = {int(label): name for label, name in content.items()}
+    return [by_label[label] for label in range(len(content))]

@@ -114,13 +114,13 @@ def test_wrong_use_ends_with_2_and_one_line(arguments, match, run):
 
 
 def test_data_that_cannot_be_used(run, images, tmp_path):
-    error = run("train", "--model", TINY_CLIP, "--dataset", images, "--image_column", "picture", *FAST, code=1)
+    error = run("train", "--model", TINY_CLIP, "--dataset", images, "--image_column", "picture", *FAST, code=2)
     assert "no column 'picture'; its columns are ['image', 'place']" in error
-    assert "unknown split 'dev'" in run("evaluate", TINY_CLIP, images, "--split", "dev", code=1)
-    assert "there is no folder" in run("evaluate", TINY_CLIP, "./nothing", code=1)
+    assert "unknown split 'dev'" in run("evaluate", TINY_CLIP, images, "--split", "dev", code=2)
+    assert "there is no folder" in run("evaluate", TINY_CLIP, "./nothing", code=2)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.rtf").write_text("x")
-    assert "no dataset could be read" in run("evaluate", TINY_CLIP, "./empty", code=1)
+    assert "no dataset could be read" in run("evaluate", TINY_CLIP, "./empty", code=2)
     assert "either a dataset or --benchmark" in run("evaluate", TINY_CLIP, code=2)
 
 
@@ -225,7 +225,7 @@ def test_benchmarks_of_the_catalog_by_name(run, monkeypatch):
     with pytest.warns(UserWarning, match="16 rows"):
         content = json.loads(run("evaluate", TINY_CLIP, "--benchmark", "waterbirds", "--json"))
     assert "waterbird x land" in content["group_accuracies"]
-    assert "Did you mean 'waterbirds'" in run("evaluate", TINY_CLIP, "--benchmark", "waterbird", code=1)
+    assert "Did you mean 'waterbirds'" in run("evaluate", TINY_CLIP, "--benchmark", "waterbird", code=2)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset", "save_to_disk", "streaming", "hub"])

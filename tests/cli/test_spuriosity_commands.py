@@ -72,8 +72,8 @@ def test_generate_pool_writes_what_train_takes(run, endpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "pass --llm, --base-url or both"),
-        (["--llm", "a", "--base-url", "http://x", "--provider", "auto"], "pass one of --base-url and --provider"),
+        ([], "pass --llm, --base_url or both"),
+        (["--llm", "a", "--base-url", "http://x", "--provider", "auto"], "pass one of --base_url and --provider"),
         (["--llm", "a", "--output", "there.json"], "there.json exists"),
     ],
 )

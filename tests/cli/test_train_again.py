@@ -49,8 +49,10 @@ def test_it_starts_resumes_and_refuses_another_run(command, tmp_path, capsys):
     assert main([*command, "--output_dir", str(tmp_path / "out")]) == 0
     assert key_of(tmp_path / "out") == key
     capsys.readouterr()
-    assert main([*command, "--output_dir", str(tmp_path / "out"), "--regularizer", "kl"]) == 1
-    assert "regularizer was 'star' and is 'kl'" in capsys.readouterr().err
+    assert main([*command, "--output_dir", str(tmp_path / "out"), "--regularizer", "kl"]) == 2
+    error = capsys.readouterr().err
+    assert "regularizer was 'star' and is 'kl'" in error
+    assert "set --ignore_mismatched_settings to resume" in error
 
 
 def start(arguments, folder):

@@ -104,6 +104,15 @@ def test_a_folder_of_images_as_an_iterable_dataset(places, folder, clip, process
     assert trainer.class_names == tuple(sorted(CLASS_NAMES))
 
 
+def test_what_save_to_disk_wrote_can_be_streamed_and_has_no_configurations(tmp_path, dataset):
+    dataset.save_to_disk(tmp_path / "rows")
+    streamed = load_splits(tmp_path / "rows", streaming=True)
+    assert isinstance(streamed, IterableDatasetDict)
+    assert [row["label"] for row in streamed["train"]] == dataset["label"][:]
+    with pytest.raises(ValueError, match="has no configurations, but 'large' was chosen"):
+        load_splits(tmp_path / "rows", "large")
+
+
 def test_what_is_neither_here_nor_on_the_hub_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no folder 'nowhere' here, and no such dataset"):

@@ -85,5 +85,6 @@ def test_the_model_of_an_adapter_is_that_revision_with_the_same_token(hub):
 
 
 def test_what_is_not_a_model_is_an_oserror():
-    with pytest.raises(OSError, match="is neither a folder here"):
-        load("no/such/folder")
+    for name, said in (("no/such/folder", "there is no folder"), ("not an id", "is neither a folder here")):
+        with pytest.raises(OSError, match=said):
+            load(name)

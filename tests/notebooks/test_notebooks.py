@@ -105,7 +105,7 @@ def test_spurious_features(tmp_path):
     notebook = run("spurious_features", tmp_path)
     worst = check_outputs(notebook)
     assert worst["StarFT"] > worst["FLYP"]
-    assert "{} beside a calm lake." in outputs(notebook, "text")
+    assert "{} on the water." in outputs(notebook, "text")
     # The heat map and the examples, and the two figures of the report.
     assert len(outputs(notebook, "image/png")) == 4
     estimated = re.findall(r"worst group ([\d.]+)% .*estimated ([\d.]+)%", outputs(notebook, "text"))

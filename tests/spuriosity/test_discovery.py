@@ -9,6 +9,8 @@ from transformers import AutoProcessor, CLIPModel
 from starft_hf import SpuriosityPool, discover_spuriosity, evaluate_zero_shot
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES, make_split
+from starft_hf.models.texts import TextEncoding
+from starft_hf.spuriosity import discovery
 from starft_hf.spuriosity.scorer import class_subspace, merge_alike, readable_template, without_subspace
 from tests.support.world import PLANTED
 
@@ -62,13 +64,17 @@ def test_nothing_is_found_where_nothing_was_planted(discover):
 
 
 @pytest.mark.parametrize("correlation", [0.95, 0.5])
-def test_templates_that_the_model_cannot_read_are_no_findings(discover, correlation):
-    """The demo's model knows some 70 words; most built-in templates are gibberish to it."""
-    result = discover(make_split("train", seed=3, correlation=correlation), "all")
-    aspects = {result.attributes[index].aspect for index in result.found}
-    assert aspects <= ({"background", "resolution"} if correlation > 0.5 else set())
-    if correlation > 0.5:
-        assert {"{} floating on the water.", "{} in tall green grass."} <= templates_of(result, result.found)
+def test_templates_that_the_model_cannot_read_are_no_findings(discover, correlation, caplog):
+    """The demo's model knows some 70 words, which are all words of four of the built-in templates."""
+    discovery.logger.warning_once.cache_clear()
+    unknown = ["{} under green neon light.", "{} in tall green grass."]
+    result = discover(make_split("train", seed=3, correlation=correlation), [*POOL, *unknown])
+    assert "2 of the 32 templates of the spuriosity pool have words that the tokenizer does not know" in caplog.text
+    assert set(result.candidates) == set(POOL)
+    assert templates_of(result, result.found) == (PLANTED if correlation > 0.5 else set())
+    assert len(discover(make_split("train"), "all").candidates) == 4
+    with pytest.raises(ValueError, match="does not know words of any template"):
+        discover(make_split("train"), unknown)
 
 
 def test_the_table_says_what_the_dataset_holds(found):
@@ -257,7 +263,8 @@ def test_of_many_labels_those_with_the_largest_effects_are_drawn(discover):
     assert labels[:6] == names[:6]
 
 
-def test_names_are_escaped_in_the_table(discover):
+def test_names_are_escaped_in_the_table(discover, monkeypatch):
+    monkeypatch.setattr(TextEncoding, "knows", lambda *_: True)
     names = ["<script>alert(1)</script>", "a|b [x](javascript:y)", "c`", "d", "e", "f"]
     dataset = make_split("train", size=60)
     names = names[: dataset.features["label"].num_classes]

@@ -101,6 +101,20 @@ def test_settings_by_method_reach_it(clip, processor, config, dataset, sets):
     assert star(star={"reg_weight": 8.0}) == pytest.approx(16 * star())
 
 
+def test_adapters_and_another_reference_reach_every_method_that_has_one(clip, processor, config, dataset, sets):
+    other = copy.deepcopy(clip)
+    torch.nn.init.normal_(other.visual_projection.weight)
+
+    def losses(**arguments):
+        settings = {"methods": ["zero-shot", "FLYP", "kl"], "alpha": None, "processing_class": processor, **arguments}
+        args = config(max_steps=2, learning_rate=1e-2, warmup_steps=0, reg_weight=9)
+        return [run.results["plain"].loss for run in compare(clip, args, dataset, sets, **settings).runs]
+
+    plain, adapted, referred = losses(), losses(peft_config="lora"), losses(reference_model=other)
+    assert [one == two for one, two in zip(plain, adapted, strict=True)] == [True, False, False]
+    assert [one == two for one, two in zip(plain, referred, strict=True)] == [True, True, False]
+
+
 def test_nothing_is_published(clip, processor, config, dataset, sets, monkeypatch):
     monkeypatch.setattr(StarFTTrainer, "init_hf_repo", lambda *args, **kwargs: pytest.fail("a repository is made"))
     args = config(max_steps=1, push_to_hub=True)
@@ -156,12 +170,19 @@ def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_h
         ({"spuriosity": "backgroud"}, "unknown spuriosity pool"),
         ({"settings": {"star": {"reg_schedule": "epoch_linear"}}}, "limited by max_steps"),
         ({"settings": {"star": {"regularizer": "sta"}}}, "unknown regularizer"),
+        ({"settings": {"star": {"reg_wieght": 3}}}, "unknown setting 'reg_wieght'. Did you mean 'reg_weight'"),
+        ({"settings": {"star": {"seed": 3}}}, "has a seed"),
+        ({"settings": {"star": {}}, "methods": ["kl"]}, "'star', which is not compared"),
+        ({"peft_config": "lora"}, "with an adapter cannot be interpolated"),
+        ({"peft_config": "lora", "alpha": None, "methods": ["kl", "L2-SP"]}, "compares the weights with those"),
+        ({"methods": ["FLYP"], "reference_model": "a/b"}, "reference_model has no effect"),
+        ({"reference_model": "./nowhere"}, "there is no folder"),
     ],
     ids=str,
 )
 def test_what_makes_no_comparison_is_refused_before_the_first_forward(clip, config, dataset, settings, match):
     clip.forward = None
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
         compare(clip, config(), **{"train_dataset": dataset, "eval_dataset": dataset, **settings})
 
 

@@ -20,7 +20,7 @@ from transformers.integrations import integration_utils
 from transformers.utils import logging as transformers_logging
 
 from starft_hf import StarFTConfig, StarFTTrainer
-from starft_hf.training.inherited_settings import settings_without_effect
+from starft_hf.training.unused_settings import settings_without_effect
 from tests.support.runs import steps
 
 
@@ -130,9 +130,9 @@ def test_settings_without_effect_are_warned_of(config, name):
 def test_settings_of_parts_that_a_run_does_not_have_are_warned_of(clip, processor, config, dataset, caplog):
     transformers_logging.warning_once.cache_clear()
     off = config(regularizer="none", reg_weight=2.0, reference_dtype="bfloat16", reweight_clip=3.0)
-    more = {"spuriosity": ["{} at night."], "reference_model": clip, "image_transform": lambda image: image}
+    more = {"spuriosity": ["{} at night."], "image_transform": lambda image: image}
     StarFTTrainer(clip, off, dataset, processing_class=processor, **more)
-    for name in ("reg_weight=2.0", "reference_dtype='bfloat16'", "reweight_clip=3.0", "reference_model", "spuriosity"):
+    for name in ("reg_weight=2.0", "reference_dtype='bfloat16'", "reweight_clip=3.0", "spuriosity"):
         assert f"{name} has no effect" in caplog.text
     caplog.clear()
     StarFTTrainer(clip, config(), dataset, processing_class=processor)

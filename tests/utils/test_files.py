@@ -1,6 +1,10 @@
-"""Atomic writes reach the disk before they have their final name."""
+"""Atomic writes reach the disk before they have their final name; paths that lead nowhere are told from ids."""
 
-from starft_hf.utils.files import file_in_place_of, folder_in_place_of
+from pathlib import Path
+
+import pytest
+
+from starft_hf.utils.files import file_in_place_of, folder_in_place_of, local_or_hub
 from tests.support.disk import recorded
 
 
@@ -21,3 +25,26 @@ def test_all_of_a_folder_is_flushed_before_and_its_parent_after_the_rename(tmp_p
         (temporary / "config").write_text("2")
     assert sorted(calls[:-2]) == sorted(("fsync", name) for name in (temporary.name, "inner", "weights", "config"))
     assert calls[-2:] == [("rename", temporary.name, "model"), ("fsync", tmp_path.name)]
+
+
+@pytest.mark.parametrize(
+    "name", ["./runs", "../runs", "~/nowhere", "/nowhere", "a/b/c", "runs/", "here/rnu", "a\\b", "..\\x", Path("a")]
+)
+def test_paths_that_lead_nowhere(name, tmp_path, monkeypatch):
+    (tmp_path / "here" / "run").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        local_or_hub(name, "model")
+    with pytest.raises(FileNotFoundError, match=r"as model\. Did you mean 'here/run'"):
+        local_or_hub("here/rnu", "model")
+
+
+def test_paths_here_and_ids_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "here" / "run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("openai/clip-vit-base-patch16", "gpt2", "here", "here/run", "./here", str(tmp_path / "here")):
+        assert local_or_hub(name, "model") == str(Path(name)) or name.startswith("./")
+    assert local_or_hub("~/here/run", "model") == str(tmp_path / "here" / "run")
+    assert local_or_hub(Path("here"), "model") == "here"

@@ -1,0 +1,82 @@
+"""Settings that were set and that nothing in the run uses, which is logged."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import TrainingArguments
+
+from starft_hf.objectives.regularizers import NO_REGULARIZER
+from starft_hf.training.candidates import Candidates
+
+
+# By name: what a value has no effect on. Only values that differ from the default are warned of.
+_NO_EFFECT = {
+    "average_tokens_across_devices": "losses are means over images, not tokens",
+    "do_predict": "call predict()",
+    "do_train": "call train()",
+    "label_names": "label_column chooses the labels",
+    "length_column_name": "images have no lengths to group by",
+    "liger_kernel_config": "Liger has no kernels for dual encoders",
+    "logging_nan_inf_filter": "NaN and infinity in the loss end the run",
+    "prediction_loss_only": "evaluation computes no loss, and keeps logits only for compute_metrics and predict()",
+    "use_cache": "dual encoders generate no text, so there is nothing to cache",
+}
+
+# How the names of optimizers begin, settings, and whether only these optimizers use them, or all but these.
+_OPTIMIZERS = (
+    (("galore", "apollo"), ("optim_target_modules",), True),
+    (("sgd", "adagrad", "adafactor", "rmsprop"), ("adam_beta1", "adam_beta2", "adam_epsilon"), False),
+)
+
+
+def defaults_of(args: TrainingArguments) -> dict[str, Any]:
+    """The defaults of the settings, by name."""
+    missing = dataclasses.MISSING
+    parts = [part for part in dataclasses.fields(args) if part.init]
+    return {part.name: part.default if part.default_factory is missing else part.default_factory() for part in parts}
+
+
+def settings_without_effect(args: TrainingArguments) -> Iterator[str]:
+    """The inherited settings that were set and have no effect, as sentences."""
+    defaults = defaults_of(args)
+    for name, why in _NO_EFFECT.items():
+        if name in defaults and getattr(args, name) != defaults[name]:
+            yield f"{name}={getattr(args, name)!r} has no effect: {why}."
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    for kinds, names, are_used in _OPTIMIZERS:
+        for name in names if optimizer.startswith(kinds) is not are_used else ():
+            if getattr(args, name) != defaults[name]:
+                yield f"{name}={getattr(args, name)!r} has no effect with optim={optimizer!r}."
+    if args.do_eval and args.eval_strategy == "no":
+        yield "do_eval=True has no effect: call evaluate(), or set eval_strategy to evaluate while training."
+    if args.learning_rate == 0:
+        yield "learning_rate is 0, so the weights stay as they are."
+
+
+def unused_settings(args: Any, strategy: type[Candidates], spuriosity: Any, image_transform: Any) -> Iterator[str]:
+    """What was set or passed for a part that this run does not have, as sentences.
+
+    Args:
+        args: the settings, a `StarFTConfig`.
+        strategy: what its regularizer compares images with.
+        spuriosity: as `StarFTTrainer` gets it.
+        image_transform: as well.
+    """
+    regularized, reweighted = args.regularizer != NO_REGULARIZER, args.reweight != "none"
+    reference = ("reference_cache", "reference_cache_dtype", "reference_text_cache_gib")
+    parts: list[tuple[bool, str, tuple[str, ...]]] = [
+        (regularized, f"regularizer={NO_REGULARIZER!r}", ("reg_weight", "reg_schedule", *reference)),
+        (regularized or reweighted, f"regularizer={NO_REGULARIZER!r}", ("reference_dtype",)),
+        (strategy.bounds_classes or not regularized, f"regularizer={args.regularizer!r}", ("reg_max_classes",)),
+        (reweighted, "reweight='none'", ("reweight_clip",)),
+        (spuriosity == "auto", "a given spuriosity pool", ("discovery_pool", "discovery_samples")),
+        (image_transform is None, "an image_transform", ("crop_scale",)),
+    ]
+    defaults = defaults_of(args)
+    for is_used, why, names in parts:
+        for name in names if not is_used else ():
+            if getattr(args, name) != defaults[name]:
+                yield f"{name}={getattr(args, name)!r} has no effect with {why}."
+    if not (reweighted or strategy.needs_embeddings or isinstance(spuriosity, str)):
+        yield f"spuriosity has no effect with regularizer={args.regularizer!r}, which compares no spurious captions."

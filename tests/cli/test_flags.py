@@ -1,0 +1,377 @@
+"""Every flag of every command, in every mode: it changes what the command does, or it is refused or warned of."""
+
+import argparse
+import dataclasses
+import enum
+from types import SimpleNamespace
+
+import pytest
+from transformers import TrainingArguments
+
+import starft_hf
+from starft_hf.cli.main import COMMANDS, make_parser
+from starft_hf.cli.main import main as starft
+from starft_hf.cli.parser import ALIASES
+from starft_hf.evaluation.catalog import load_benchmark
+from starft_hf.training.comparison import settings_of_methods
+from starft_hf.training.configuration import StarFTConfig
+
+
+# The command lines that every flag of a command is added to.
+RUN = ["--model", "m", "--dataset", "d"]
+MODES = {
+    "demo": [[], ["--quick"]],
+    "train": [
+        RUN,
+        [*RUN, "--regularizer", "none"],
+        [*RUN, "--regularizer", "l2-sp"],
+        [*RUN, "--resume"],
+        [*RUN, "--processes", "2"],
+        [*RUN, "--accelerate_config", "ddp"],
+    ],
+    "evaluate": [["m", "d"], ["m", "--benchmark", "waterbirds"], ["with-head", "d"], ["m", "d", "--json"]],
+    "compare": [RUN, [*RUN, "--methods", "FLYP"], [*RUN, "--methods", "zero-shot"], [*RUN, "--peft", "lora"]],
+    "interpolate": [["a", "b", "out"]],
+    "discover": [["m", "d"], ["m", "d", "--json"]],
+    "generate-pool": [
+        ["--domain", "pets", "--class_names", "a", "b", "--output", "new.json", *more]
+        for more in (["--llm", "x"], ["--base_url", "http://x"], ["--provider", "auto", "--llm", "x"])
+    ],
+    "precompute": [RUN, [*RUN, "--regularizer", "none", "--reweight", "attribution"]],
+    "merge": [["adapter", "out"]],
+    "push": [["run"]],
+    "report": [["report.json", "--output", "out"]],
+    "space": [
+        ["page", "--model", "a=b/c"],
+        ["page", "--model", "a=b/c", "--no_run"],
+        ["there"],
+        ["there", "--no_run"],
+    ],
+    "accelerate-config": [["ddp"]],
+}
+
+# Another value of every flag than its default, by its name; of choices and numbers one is found.
+VALUES = {
+    "accelerate_config": ["fsdp2"],
+    "api_key_file": ["key.txt"],
+    "aspects": ["places", "light"],
+    "base_url": ["http://y"],
+    "baseline": ["FLYP"],
+    "benchmark": ["celeba"],
+    "caption_column": ["text"],
+    "caption_template": ["a {}.", "the {}."],
+    "card_template": ["card.md"],
+    "class_names": ["names.txt"],
+    "crop_scale": ["none"],
+    "curve_alphas": ["0.1", "0.9"],
+    "dataset_config": ["other"],
+    "discovery_pool": ["texture"],
+    "domain": ["cars"],
+    "eval_dataset": ["e"],
+    "eval_split": ["validation", "test"],
+    "eval_templates": ["a {}."],
+    "group_column": ["place"],
+    "image_column": ["img"],
+    "label_column": ["lab"],
+    "llm": ["other/model"],
+    "main_process_ip": ["10.0.0.1"],
+    "message": ["Better"],
+    "methods": ["kl"],
+    "model": ["n=x/y"],
+    "output": ["elsewhere"],
+    "peft": ["lora-text"],
+    "pool": ["texture"],
+    "provider": ["other"],
+    "reference_cache": ["none"],
+    "reference_cache_dir": ["cache"],
+    "reference_cache_dtype": ["float16"],
+    "reference_dtype": ["bfloat16"],
+    "reference_model": ["r"],
+    "base_loss": ["cross_entropy"],
+    "regularizer": ["kl"],
+    "reg_schedule": ["constant"],
+    "reg_weight": ["2"],
+    "reweight": ["attribution"],
+    "on_bad_image": ["skip"],
+    "repo_id": ["you/owls"],
+    "report": ["report.html"],
+    "revision": ["next"],
+    "seeds": ["3"],
+    "split": ["validation"],
+    "spuriosity": ["texture"],
+    "tag": ["v1"],
+    "templates": ["a {}."],
+    "title": ["Owls"],
+    "train_split": ["validation"],
+}
+# These are looked at elsewhere.
+OTHERS = {"help", "help_all", "config", "json", "traceback", "model", "dataset"}
+
+
+class Stop(Exception):  # noqa: N818
+    """A command was stopped where something expensive would begin."""
+
+
+class Rows:
+    column_names = ("image", "label", "place", "img", "lab")
+
+    def __init__(self, *name):
+        self.name = name
+
+    def __repr__(self):
+        return f"Rows{self.name}"
+
+
+def plain(value):
+    """What a command passes on, such that two of them can be compared."""
+    if isinstance(value, argparse.Namespace):
+        return None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {part.name: plain(getattr(value, part.name, None)) for part in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)) and not isinstance(value, enum.Enum):
+        return [plain(part) for part in value]
+    return repr(value) if type(value).__module__ != "starft_hf.hub.classifier" else None
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """What commands pass on to the package, which computes nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name in ("report.json", "report.html", "key.txt", "card.md", "there/space.json", "run/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "names.txt").write_text("fern\nowl\n")
+    found = []
+
+    def record(name, result=None):
+        def call(*args, **settings):
+            found.append((name, plain(args), plain(settings)))
+            if isinstance(result, type) and issubclass(result, Exception):
+                raise result
+            return result(*args, **settings) if callable(result) else result
+
+        return call
+
+    def compared(model, args, train, evaluation, *, methods, seeds, **settings):
+        # What every run gets, rather than what is passed on.
+        found[:] = [
+            ("runs", plain(settings_of_methods(args, methods, seeds)), plain([model, train, evaluation, settings]))
+        ]
+        raise Stop
+
+    class Trainer:
+        def __init__(self, *args, **settings):
+            record("StarFTTrainer")(*args, **settings)
+            self.args, self.eval_dataset = settings["args"], settings["eval_dataset"]
+            self.checkpoint_to_resume = record("resume", Stop)
+
+    class Report:
+        rows = ()
+
+        def __init__(self, *args, **settings):
+            record("report")(*args, **settings)
+            self.save = record("save", "page")
+
+        @staticmethod
+        def from_json(text):
+            return SimpleNamespace(runs=[1])
+
+    result = SimpleNamespace(as_dict=dict, table=(), labels=(), attributes=(), rows=(), save=record("save"))
+    pool = type("Pool", (list,), {"save": record("save")})
+
+    def loaded(folder, **settings):
+        head = SimpleNamespace(to=lambda device: "head") if "with-head" in str(folder) else None
+        model = SimpleNamespace(to=lambda device: "model")
+        return SimpleNamespace(model=model, processor="p", head=head, class_names=("x", "y"), templates=("own {}",))
+
+    def splits(source, *args, **settings):
+        return {name: Rows(source, name, args, settings) for name in ("train", "validation", "test")}
+
+    def benchmark(name, **settings):
+        entry = load_benchmark(name, **settings)
+        return SimpleNamespace(
+            evaluate=lambda *args, **more: record(f"benchmark {entry.class_space()}", result)(*args, **more)
+        )
+
+    for name, stub in {
+        "starft_hf.demo.command.demo": record("demo", result),
+        "starft_hf.data.loading.load_splits": splits,
+        "starft_hf.hub.classifier.load": loaded,
+        "starft_hf.models.loading.load_model": loaded,
+        "starft_hf.hub.classifier.local_folder": lambda name, **settings: SimpleNamespacePath(name),
+        "starft_hf.evaluation.catalog.load_benchmark": benchmark,
+        "starft_hf.training.comparison.compare": compared,
+        "starft_hf.training.setup.RunSetup.resolve": record("resolve", Stop),
+        "starft_hf.weights.soups.interpolate_checkpoints": record("interpolate"),
+        "starft_hf.models.adapters.merge_and_save": record("merge"),
+        "starft_hf.hub.pushing.push_folder": record("push", SimpleNamespace(commit_url="u")),
+        "starft_hf.hub.space.write_space": record("write_space"),
+        "starft_hf.hub.space.build": record("build", SimpleNamespace(launch=record("launch"))),
+        "starft_hf.spuriosity.backends.ChatEndpoint": record("endpoint"),
+        "starft_hf.spuriosity.backends.LocalChatModel": record("local model"),
+        "starft_hf.cli.train.launch": record("launch", 0),
+        "starft_hf.cli.tables.associations_table": record("table", "table"),
+        "starft_hf.cli.tables.result_table": record("table", "table"),
+        "starft_hf.report.page.check_extra": record("check"),
+    }.items():
+        monkeypatch.setattr(name, stub)
+    for name, stub in {
+        "StarFTTrainer": Trainer,
+        "RobustnessReport": Report,
+        "evaluate_zero_shot": record("evaluate", result),
+        "discover_spuriosity": record("discover", result),
+        "generate_pool": record("generate", pool(["{} here."])),
+    }.items():
+        monkeypatch.setattr(starft_hf, name, stub, raising=False)
+    return found
+
+
+class SimpleNamespacePath(str):
+    """A folder without files in it."""
+
+    def __truediv__(self, name):
+        return SimpleNamespace(is_file=lambda: False)
+
+
+def typed(action):
+    """The flag of an action with another value than its default."""
+    flag = action.option_strings[-1]
+    if action.nargs == 0:
+        return [flag]
+    if action.choices:
+        return [flag, next(choice for choice in action.choices if choice != action.default)]
+    if action.dest in VALUES:
+        return [flag, *VALUES[action.dest]]
+    if action.default in (True, False):
+        return [flag, str(not action.default)]
+    name = getattr(action.type, "__name__", "str")
+    assert name in ("int", "float", "positive_int", "count"), f"{flag} needs a value in VALUES"
+    return [flag, "0.25" if name == "float" else "3"]
+
+
+INHERITED = {part.name for part in dataclasses.fields(TrainingArguments)} - {"seed"}
+
+
+def of_training(parser):
+    """The arguments of commands that train, less those of `TrainingArguments`, which Trainer's own test asks about."""
+    return [action for action in parser._actions if action.dest not in INHERITED]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_changes_something_or_is_refused_or_warned_of(command, calls, capsys):
+    parser = make_parser(command)
+    flags = of_training(parser) if command in ("train", "compare", "precompute") else parser._actions
+
+    def outcome(arguments):
+        calls.clear()
+        try:
+            code = starft([command, *arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        shown = capsys.readouterr()
+        return code, [*calls], shown.out, shown.err
+
+    for base in MODES[command]:
+        code, *before = outcome(base)
+        assert code == 0 or "Stop" in before[2], before[2]
+        for action in flags:
+            if action.dest in OTHERS or not action.option_strings or action.option_strings[0] in base:
+                continue
+            arguments = [*base, *typed(action)]
+            code, *after = outcome(arguments)
+            if code == 2:
+                assert len(after[2].splitlines()) == 1, arguments
+                assert action.option_strings[0] in after[2], (arguments, after[2])
+            else:
+                assert code == 0 or "Stop" in after[2], (arguments, after[2])
+                warned = "no effect" in after[2] and action.option_strings[0] in after[2]
+                assert warned or after[:2] != before[:2], f"{' '.join(arguments)} changes nothing"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_and_alias_is_known_in_both_spellings(command):
+    parser = make_parser(command)
+    for name in parser._spellings():
+        action = parser._action_of(f"--{name}")
+        assert action is not None
+        assert action is parser._action_of(f"--{name.replace('_', '-')}")
+    for action in parser._actions:
+        assert all("-" not in flag[2:] for flag in action.option_strings if flag != "--help-all"), action
+    known = set(parser.flags)
+    for name in known & set(ALIASES):
+        assert all(parser._action_of(f"--{alias}") is not None for alias in ALIASES[name])
+
+
+def test_all_arguments_of_a_command_that_trains_are_fields_of_what_it_reads():
+    """Fields are read as a whole, so that none can be forgotten."""
+    for command in ("train", "compare", "precompute"):
+        parser = make_parser(command)
+        fields = {part.name for kind in parser.dataclass_types for part in dataclasses.fields(kind) if part.init}
+        others = {action.dest for action in parser._actions} - fields
+        assert others == {"help", "help_all", "config", "json", "traceback"}
+        assert StarFTConfig in parser.dataclass_types
+
+
+@pytest.mark.parametrize(
+    ("arguments", "idle"),
+    [
+        (["--regularizer", "none", "--reg_weight", "2", "--spuriosity", "texture"], ["--reg_weight", "--spuriosity"]),
+        (
+            ["--regularizer", "kl", "--reg_max_classes", "9", "--reweight_clip", "2"],
+            ["--reg_max_classes", "--reweight_clip"],
+        ),
+        (["--regularizer", "l2-sp", "--reg_weight", "2", "--reference_cache", "text"], ["--reference_cache"]),
+        (["--discovery_pool", "texture", "--reg_weight", "2"], ["--discovery_pool"]),
+        (["--base_loss", "cross_entropy", "--eval_templates", "a {}."], ["--eval_templates"]),
+        (["--spuriosity", "auto", "--discovery_pool", "texture", "--reference_cache", "none"], []),
+    ],
+)
+def test_settings_of_a_run_without_effect_are_warned_of(arguments, idle, calls, capsys):
+    starft(["train", *RUN, *arguments])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "has no effect" in line]
+    assert [line.split("warning: ")[1].split()[0] for line in warnings] == idle
+
+
+def test_settings_of_a_comparison_without_effect_are_warned_of(calls, capsys):
+    starft(["compare", *RUN, "--seed", "3", "--save_strategy", "no", "--regularizer", "kl", "--learning_rate", "1"])
+    assert "no effect in `starft compare`: --regularizer, --save_strategy, --seed\n" in capsys.readouterr().err
+    starft(["compare", *RUN, "--methods", "FLYP", "kl", "--reg_weight", "2"])
+    assert "--reg_weight has no effect" not in capsys.readouterr().err
+    starft(["compare", *RUN, "--methods", "FLYP", "CE", "--reg_weight", "2"])
+    assert "--reg_weight has no effect without a regularizer" in capsys.readouterr().err
+    starft(["precompute", *RUN, "--learning_rate", "1", "--max_steps", "2", "--eval_split", "nothing"])
+    assert "no effect in `starft precompute`: --eval_split, --learning_rate\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "./nowhere", "d"],
+        ["evaluate", "m", "a/b/c"],
+        ["discover", "/nowhere", "d"],
+        ["train", "--model", "~/nowhere", "--dataset", "d"],
+        ["train", *RUN, "--reference_model", "nowhere/"],
+        ["compare", "--model", "m", "--dataset", "..\\nowhere"],
+        ["precompute", *RUN, "--eval_dataset", "./nowhere"],
+        ["interpolate", "m", "run/nowhere", "out"],
+        ["merge", "./nowhere", "out"],
+        ["space", "page", "--model", "a=./nowhere"],
+        ["generate-pool", "--domain", "a", "--class_names", "a", "b", "--llm", "x", "--output", "y", "--model", "./z"],
+    ],
+)
+def test_paths_that_lead_nowhere_are_refused_before_anything_is_loaded(arguments, calls, capsys):
+    assert starft(arguments) == 2
+    error = capsys.readouterr().err
+    assert "there is no folder" in error
+    assert len(error.splitlines()) == 1
+    assert calls == []
+
+
+def test_processes_that_were_launched_already(calls, capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert starft(["train", *RUN, "--processes", "2"]) == 2
+    assert "--processes has no effect: the processes were started by accelerate or torchrun" in capsys.readouterr().err
+    assert calls == []
