@@ -26,7 +26,8 @@ from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.modes import evaluation_mode
-from starft_hf.utils.files import local_or_hub, read_text, write_text_atomically
+from starft_hf.utils.files import local_or_hub, write_text_atomically
+from starft_hf.utils.untrusted import read_json
 
 
 # Besides these, repositories have the weights in the formats of other frameworks, each as large again.
@@ -181,7 +182,7 @@ def copy_model(source: Path, target: Path) -> None:
     config = target / ADAPTER_CONFIG
     if not config.is_file():
         return
-    content = json.loads(read_text(config))
+    content = read_json(config)
     name = str(content.get("base_model_name_or_path"))
     if (source / name).is_dir() or Path(name).is_dir():
         copy_model(source / name if (source / name).is_dir() else Path(name), target / _BASE)

@@ -10,6 +10,7 @@ from pathlib import Path
 from starft_hf.hub.card_edits import CARD_FILE
 from starft_hf.hub.record import RECORD_FILE
 from starft_hf.models.heads import HEAD_FILE
+from starft_hf.utils.files import leads_out
 
 
 # What `save_pretrained` of models, adapters and processors writes, and what StarFT adds.
@@ -37,14 +38,12 @@ def publishable(folder: Path, include: Iterable[str] = ()) -> tuple[list[str], l
         The files to publish, and the other ones without those that every run leaves there. A file that a link takes
         out of the folder is among the others.
     """
-    patterns, root = (*MODEL_FILES, *include), folder.resolve()
-    # In the cache of the Hub, a model is a folder of links.
-    roots = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    patterns = (*MODEL_FILES, *include)
     chosen, others = [], []
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         wanted = any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
-        if wanted and any(path.resolve().is_relative_to(each) for each in roots):
+        if wanted and not leads_out(path, folder):
             chosen.append(name)
         elif wanted or not any(fnmatchcase(name.split("/")[0], pattern) for pattern in _OF_THE_RUN):
             others.append(name)

@@ -151,9 +151,12 @@ def model_source(model: Any, fingerprint: str | None) -> dict[str, Any]:
     The first two are None for a model that is not from the Hub.
     """
     config = getattr(model, "config", None)
-    name = public_id(getattr(config, "_name_or_path", None))
+    name, commit = public_id(getattr(config, "_name_or_path", None)), getattr(config, "_commit_hash", None)
+    if name is not None and commit is None and cached_commit(name) is None:
+        # A relative path, of a folder that this process has left.
+        name = None
     # A model that was loaded elsewhere may be of any revision.
-    revision = getattr(config, "_commit_hash", None) or (name and cached_commit(name, unambiguous=True))
+    revision = commit or (name and cached_commit(name, unambiguous=True))
     return {"id": name, "revision": revision, "fingerprint": fingerprint}
 
 

@@ -38,6 +38,11 @@ def with_scalars(state_dict: Mapping[str, Tensor], scalars: Iterable[str]) -> di
     return {name: value.reshape(()) if name in set(scalars) else value for name, value in state_dict.items()}
 
 
+def forget_dataloader(accelerator: Any, dataloader: Any) -> None:
+    """Let Accelerate release a data loader that it has prepared: it would keep every one, with its dataset."""
+    accelerator._dataloaders[:] = [each for each in accelerator._dataloaders if each is not dataloader]
+
+
 def forget_preparation(accelerator: Any, model: Any) -> None:
     """Let Accelerate prepare a model for training that it has prepared for evaluation already.
 

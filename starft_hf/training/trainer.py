@@ -28,7 +28,7 @@ from starft_hf.data.workers import explained_worker_deaths
 from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
 from starft_hf.evaluation.results import Retention, retention_metrics
 from starft_hf.models.encoder import logit_scale_of
-from starft_hf.models.fsdp import forget_preparation, prepare_for_sharding
+from starft_hf.models.fsdp import forget_dataloader, forget_preparation, prepare_for_sharding
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
@@ -320,6 +320,7 @@ class StarFTTrainer(HubMixin, Trainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
             )
         self._evaluation = None
+        forget_dataloader(self.accelerator, dataloader)
         result = evaluation.result(training_group_shares(self.train_dataset))
         name = metric_key_prefix.removeprefix("eval_")
         self.measured.record(name, result, self.model, data_key(dataloader.dataset, self.eval_dataset))

@@ -127,9 +127,30 @@ def _umask() -> int:
     return mask
 
 
+def leads_out(file: Path, folder: Path | None = None) -> bool:
+    """Whether a file in `folder`, by default its own, is a link out of it: whoever made it could have any file copied.
+
+    A snapshot in the Hub's cache consists of links to blobs of its repository, some of which may in turn be links to
+    blobs that all repositories of the cache share: these do not lead out.
+    """
+    folder = (file.parent if folder is None else folder).resolve()
+    roots = [folder]
+    for parent in folder.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            roots = [parent.parent, parent.parent.parent / "blobs"]
+    return not any(file.resolve().is_relative_to(root) for root in roots)
+
+
 def check_writable(folder: Path, what: str) -> None:
     """Raise PermissionError or NotADirectoryError if nothing can be written to `folder`, which `what` names."""
-    found = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    paths = (folder.absolute(), *folder.absolute().parents)
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise NotADirectoryError(
+                f"{what} is {str(folder)!r}, and {str(path)!r} is a link to {os.readlink(path)!r}, which does not "
+                "exist; create that, or choose another folder"
+            )
+    found = next(path for path in paths if path.exists())
     if not os.access(found, os.W_OK | os.X_OK):
         raise PermissionError(
             f"{what} is {str(folder)!r}, and nothing can be written to {str(found)!r}; choose another folder"

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, load_head, save_head
-from starft_hf.utils.files import folder_in_place_of, read_text
+from starft_hf.utils.files import folder_in_place_of, leads_out, read_text
 from starft_hf.weights.interpolation import difference, traits_of
 from starft_hf.weights.records import combined_record
 
@@ -81,7 +81,7 @@ class Checkpoint:
                 f"{name} holds an adapter, and averaging the factors of adapters does not average models; merge it "
                 "into its model first, with StarFTTrainer.merge_and_save or PeftModel.merge_and_unload"
             )
-        if not (path / "config.json").is_file() or _leads_out(path / "config.json"):
+        if not (path / "config.json").is_file() or leads_out(path / "config.json"):
             raise FileNotFoundError(f"{name} has no config.json of its own; {_SAVED}")
         config = AutoConfig.from_pretrained(path)
         if getattr(config, "quantization_config", None) is not None:
@@ -166,22 +166,10 @@ def _copy_settings(source: Path, target: Path) -> None:
     for file in source.iterdir():
         if not file.is_file() or file.suffix not in _COPIED or file.name.endswith(_EXCLUDED):
             continue
-        if _leads_out(file):
+        if leads_out(file):
             logger.warning_once("%s is a link to %s, outside of its folder, and is not copied.", file, file.resolve())
         else:
             shutil.copyfile(file, target / file.name)
-
-
-def _leads_out(file: Path) -> bool:
-    """Whether a file is a link that leads out of its folder: whoever made it could have any file copied."""
-    folder = file.parent.resolve()
-    roots = [folder]
-    # A snapshot in the Hub's cache consists of links to blobs of its repository, some of which may in turn be links to
-    # blobs that all repositories of the cache share.
-    for parent in folder.parents:
-        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
-            roots = [parent.parent, parent.parent.parent / "blobs"]
-    return not any(file.resolve().is_relative_to(root) for root in roots)
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str]]:

@@ -8,7 +8,7 @@ from starft_hf.hub.classifier import load, local_folder
 from starft_hf.hub.record import RECORD_FILE
 from starft_hf.models.adapters import merge_and_save
 from starft_hf.models.heads import HEAD_FILE
-from starft_hf.utils.files import folder_in_place_of
+from starft_hf.utils.files import folder_in_place_of, leads_out
 
 
 def merge_checkpoint(adapter: str | PathLike[str], output: Path) -> None:
@@ -23,5 +23,5 @@ def merge_checkpoint(adapter: str | PathLike[str], output: Path) -> None:
     with folder_in_place_of(output) as temporary:
         merge_and_save(loaded.model, loaded.processor, temporary)
         for name in (RECORD_FILE, HEAD_FILE):
-            if (folder / name).is_file():
+            if (folder / name).is_file() and not leads_out(folder / name):
                 shutil.copyfile(folder / name, temporary / name)

@@ -1,5 +1,7 @@
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -350,3 +352,16 @@ def test_retention_sets_measure_forgetting(clip, processor, config, dataset):
         )
     with pytest.raises(ValueError, match="zero_shot_probe 'probe' is an iterable dataset"):
         StarFTTrainer(clip, config(), dataset, processing_class=processor, zero_shot_probe=probe.to_iterable_dataset())
+
+
+def test_data_that_was_evaluated_is_released(clip, processor, config, dataset):
+    trainer = StarFTTrainer(clip, config(), dataset, processing_class=processor)
+    released = []
+    for _ in range(3):
+        rows = make_dataset(8)
+        released.append(weakref.ref(rows))
+        trainer.evaluate(rows)
+        del rows
+    gc.collect()
+    # The last one is what callbacks see.
+    assert [each() is None for each in released[:2]] == [True, True]

@@ -385,3 +385,15 @@ def test_load_classifies_with_what_was_saved(train, dataset, tmp_path):
         classifier("cat.png")
     config = json.loads((tmp_path / "run" / "starft.json").read_text())
     assert config["config"]["eval_templates"] == ["an {}.", "a photo of a {}."]
+
+
+def test_a_relative_path_that_was_left_is_no_id_of_the_hub(config, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(TINY_CLIP, tmp_path / "models" / "clip")
+    trainer = StarFTTrainer("models/clip", config(output_dir=str(tmp_path / "run"), max_steps=1), dataset)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    trainer.train()
+    trainer.create_model_card()
+    assert trainer.record.start["id"] is None
+    assert "models/clip" not in (tmp_path / "run" / "README.md").read_text()

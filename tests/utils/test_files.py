@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from starft_hf.utils.files import file_in_place_of, folder_in_place_of, local_or_hub
+from starft_hf.utils.files import check_writable, file_in_place_of, folder_in_place_of, leads_out, local_or_hub
 from tests.support.disk import recorded
 
 
@@ -48,3 +48,23 @@ def test_paths_here_and_ids_of_the_hub(tmp_path, monkeypatch):
         assert local_or_hub(name, "model") == str(Path(name)) or name.startswith("./")
     assert local_or_hub("~/here/run", "model") == str(tmp_path / "here" / "run")
     assert local_or_hub(Path("here"), "model") == "here"
+
+
+def test_a_link_to_nowhere_is_no_place_to_write_to(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for folder in (tmp_path / "link", tmp_path / "link" / "run"):
+        with pytest.raises(NotADirectoryError, match=r"link' is a link to .*gone', which does not exist"):
+            check_writable(folder, "output_dir")
+    (tmp_path / "gone").mkdir()
+    check_writable(tmp_path / "link" / "run", "output_dir")
+
+
+def test_links_within_a_folder_and_a_snapshot_do_not_lead_out(tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    for name in ("models--a--b/blobs/x", "secret", "models--a--b/snapshots/1/own"):
+        (tmp_path / name).write_text(name)
+    for name, target in (("blob", "../../blobs/x"), ("out", "../../../secret"), ("inner", "own")):
+        (snapshot / name).symlink_to(target)
+    assert {path.name for path in snapshot.iterdir() if leads_out(path)} == {"out"}
