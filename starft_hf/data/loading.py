@@ -16,6 +16,9 @@ logger = logging.get_logger(__name__)
 _WEB_IMAGES = ("jpg", "jpeg", "png", "webp")
 _WEB_LABEL = "cls"
 
+# Of an iterable dataset that is made from one in memory.
+_SHARDS = 128
+
 
 def load_splits(
     source: str | PathLike[str],
@@ -72,8 +75,13 @@ def load_splits(
     if has_no_labels and any(path.name in names for path in folder.rglob("metadata.*")):
         # The labels are the folders, and of images in folders only the paths are read in advance.
         whole = load_splits(folder, config, image_column=image_column, label_column=label_column)
-        return IterableDatasetDict({name: part.to_iterable_dataset() for name, part in whole.items()})
+        return IterableDatasetDict({name: _as_iterable(part) for name, part in whole.items()})
     return splits
+
+
+def _as_iterable(part: Any) -> Any:
+    # Images in folders are sorted by class: in several shards, shuffling mixes more of them than a buffer has.
+    return part.to_iterable_dataset(num_shards=max(1, min(len(part), _SHARDS)))
 
 
 def choose_split(splits: Any, name: str, source: str) -> Any:

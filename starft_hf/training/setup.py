@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from starft_hf.data.captions import CaptionBank
+from starft_hf.data.captions import CaptionBank, check_class_prompts
 from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.examples import Epoch, TrainingExampleMaker, as_examples, evaluation_sets
 from starft_hf.data.groups import GroupFunction
@@ -101,11 +101,12 @@ class RunSetup:
         eval_dataset = evaluation_sets(
             given.eval_dataset,
             args.column_settings(given.group_function),
-            plan.class_names,
+            plan.columns,
             encoder.image_processor,
             class_mapping=given.class_mapping,
             on_bad_image=args.on_bad_image,
         )
+        _check_prompts(eval_dataset, args, encoder)
 
         reference = sample_weights = source = None
         if train_dataset is not None and (plan.cache is not None or args.reweight != "none"):
@@ -196,9 +197,9 @@ class RunSetup:
 
     def evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
-        names, processor, on_bad_image = self.class_names, self.encoder.image_processor, args.on_bad_image
+        processor, on_bad_image = self.encoder.image_processor, args.on_bad_image
         columns = args.column_settings(self.group_function)
-        return evaluation_sets(dataset, columns, names, processor, on_bad_image=on_bad_image)
+        return evaluation_sets(dataset, columns, self.plan.columns, processor, on_bad_image=on_bad_image)
 
 
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
@@ -224,7 +225,15 @@ def _training_examples(
     args = given.args
     preprocessor = ImagePreprocessor(encoder.image_processor, args.crop_scale, given.image_transform)
     maker = TrainingExampleMaker(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
-    return as_examples(given.train_dataset, maker, args.on_bad_image)
+    return as_examples(given.train_dataset, maker, args.on_bad_image, args.shuffle)
+
+
+def _check_prompts(eval_dataset: Any, args: StarFTConfig, encoder: DualEncoder) -> None:
+    """Check the prompts of the classes of evaluation sets, which are first needed after some training."""
+    for examples in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+        if examples is not None:
+            names = examples.columns.classifier or examples.columns.class_names
+            check_class_prompts(names, args.zero_shot_templates, encoder.encode_texts)
 
 
 def _reference_model(given: RunInputs, model: nn.Module) -> nn.Module:

@@ -32,6 +32,7 @@ from starft_hf.models.fsdp import forget_preparation, prepare_for_sharding
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
+from starft_hf.training.batch_check import OneClassCheck
 from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, resuming_callbacks
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
@@ -69,8 +70,9 @@ class StarFTTrainer(HubMixin, Trainer):
         peft_config: trains an adapter instead of the model: any PEFT configuration that fits, or "lora" (attention of
             both towers), "lora-vision" or "lora-text". A `PeftModel` may be given as `model` as well. The reference is
             then the model with its adapter switched off, without a second copy of the weights.
-        image_transform: from a PIL image to a PIL image or a tensor, in place of the random crop of training images.
-            What it draws from the global generators is keyed to the sample.
+        image_transform: replaces the random crop of training images: from a PIL image to a PIL image, which the image
+            processor prepares, or to a tensor `(3, H, W)` of floats that are normalized already. What it draws from
+            the global generators is keyed to the sample.
         data_collator: replaces `StarFTCollator`.
         compute_metrics: further metrics, from an `EvalPrediction` with the logits of the whole set. Without it no
             logits are kept.
@@ -151,7 +153,7 @@ class StarFTTrainer(HubMixin, Trainer):
         self.head = setup.add_head(self.model)
         self.training_losses = setup.training_step(self.head)
         self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
-        self.checkpointer = Checkpointer()
+        self.checkpointer, self.one_class_check = Checkpointer(), OneClassCheck()
         self.interruption = replace_jit_checkpoint(self)
         self.reg_weight = setup.reg_weight
         self.retention: dict[str, Retention] = {}
@@ -205,6 +207,7 @@ class StarFTTrainer(HubMixin, Trainer):
         """The loss of a training batch, by one forward of `model`."""
         self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, self._progress())
         batch = self.setup.candidates.add_to(inputs, self.state.global_step, self.batch_counter.advance())
+        self.one_class_check.check(inputs, self.args, self.train_dataset)
         losses = self.training_losses(model, batch, self.reg_weight)
         self.running_losses.add(losses)
         self.nan_check.add(losses.parts)
@@ -300,7 +303,7 @@ class StarFTTrainer(HubMixin, Trainer):
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
         self._evaluation = None
-        result = evaluation.result(training_group_shares(self.train_dataset))
+        result = evaluation.result(training_group_shares(self.train_dataset, columns))
         name = metric_key_prefix.removeprefix("eval_")
         self.evaluation_results[name] = result
         self._evaluated_step = self.state.global_step

@@ -1,12 +1,38 @@
 """Class names as words, their checks, and error messages for unknown names."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
 def readable(class_name: str) -> str:
     """A class name as words: `fire_truck` becomes `fire truck`."""
     return " ".join(class_name.replace("_", " ").split())
+
+
+# Names that say nothing: numbers, WordNet ids, "class 3". CUB and others put a number and a full stop first.
+_NO_WORD = re.compile(r"[\d.]+|n\d{8}|(class|label|category|cluster|id)[ _-]?\d+|\d+\.[^\W\d].*", re.IGNORECASE)
+_NUMBERED = re.compile(r"\d+[ ._-]+\S")
+
+
+def not_words(class_names: Sequence[str]) -> list[str]:
+    """Those of the class names that are not words, such as "n02129604", "001.Black_footed_Albatross" and "0"."""
+    if all(_NUMBERED.match(name) for name in class_names):
+        return list(class_names)
+    return [name for name in class_names if _NO_WORD.fullmatch(name)]
+
+
+def distinct_names(names: Iterable[str]) -> tuple[str, ...]:
+    """`names`, with underscores appended to duplicates, such as "missile" and "sunglasses" in ImageNet.
+
+    Prompts drop underscores at the end, so that they stay the published ones.
+    """
+    seen: dict[str, None] = {}
+    for name in names:
+        while name in seen:
+            name += "_"
+        seen[name] = None
+    return tuple(seen)
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
@@ -26,3 +52,14 @@ def check_names(class_names: Sequence[str]) -> None:
     for label, name in enumerate(class_names):
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"class_names has {name!r} for label {label}; pass a name for every label")
+
+
+def check_distinct(class_names: Sequence[str]) -> None:
+    """Check that no two classes have the same name, since a classifier made from names could not distinguish them."""
+    first: dict[str, int] = {}
+    for label, name in enumerate(class_names):
+        if first.setdefault(name, label) != label:
+            raise ValueError(
+                f"class_names contains duplicates: {name!r}, for labels {first[name]} and {label}; use distinct names "
+                "such as 'crane (bird)' and 'crane (machine)'"
+            )
