@@ -118,13 +118,10 @@ def check_class_prompts(class_names: Sequence[str], templates: Sequence[str], en
         other = class_names[place]
         # Classes of one published name, such as ImageNet's "missile", are marked so by `distinct_names`.
         if other.rstrip("_") == name.rstrip("_"):
-            logger.warning_once(
-                f"The classes {other!r} and {name!r} have the same prompts, which are those of one name."
-            )
+            logger.warning_once(f"The classes {other!r} and {name!r} have the same prompts: those of one name.")
             continue
-        why = (
-            "it does not know the words" if encoding.has_unknown_words(readable(name)) else "they read the same to it"
-        )
+        unknown = encoding.has_unknown_words(readable(name))
+        why = "its tokenizer does not know the words" if unknown else "its tokenizer reads both names alike"
         raise ValueError(
             f"the text tower cannot tell the classes {other!r} and {name!r} apart: their prompts have the same tokens "
             f"({why}); pass class_names=[...], in label order, with names that differ in words it knows"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from starft_hf.data.captions import captions_of
 from starft_hf.data.groups import GroupFunction, Groups, resolve_groups
 from starft_hf.data.imagenet import names_of_ids
 from starft_hf.data.labels import (
@@ -22,6 +23,8 @@ from starft_hf.utils.names import check_distinct, check_names
 
 
 logger = logging.get_logger(__name__)
+
+_CHECKED_CAPTIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,8 @@ def _resolve_labels(dataset: Any, label: str, settings: ColumnSettings, what: st
     """What the values of a label column mean; None if nothing names the classes."""
     feature = (getattr(dataset, "features", None) or {}).get(label)
     if not is_single(feature):
-        first = None if is_iterable(dataset) else read_column(dataset.select([0]), label)[0]
-        raise ValueError(f"{what}: {several_labels(first, label)}")
+        rows = [] if is_iterable(dataset) else read_column(dataset.select(range(min(len(dataset), 100))), label)
+        raise ValueError(f"{what}: {several_labels(rows, label)}")
     own, training = class_feature(feature), settings.training
     if settings.class_names is not None:
         check_names(settings.class_names)
@@ -256,6 +259,18 @@ def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: boo
         )
 
 
+def check_captions(dataset: Any, columns: ImageColumns, *, what: str) -> None:
+    """Check the captions of the first rows of a dataset, unless that would mean reading images."""
+    if columns.caption is None or is_iterable(dataset) or not hasattr(dataset, "features"):
+        return
+    first = read_column(dataset.select(range(min(len(dataset), _CHECKED_CAPTIONS))), columns.caption)
+    for row, value in enumerate(first):
+        try:
+            captions_of(value, columns.caption)
+        except ValueError as error:
+            raise ValueError(f"{what}, row {row}: {error}") from error
+
+
 def _check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
     """Check that every row has a group and every named group has rows, unless that would mean reading images."""
     groups = columns.groups
@@ -265,7 +280,10 @@ def _check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
         raise ValueError(f"{what} has rows whose group has an empty name; name it in {list(groups.columns)}")
     if groups.function is None and len(groups.columns) == 1:
         (column,) = groups.columns
-        for name in groups.names.get(column, ()):
+        named = class_feature(dataset.features.get(column)) or ()
+        if named and column == columns.label:
+            named = columns.class_names or ()
+        for name in named:
             if name not in present:
                 raise ValueError(
                     f"{what} has no row in group {name!r} of column {column!r}, so the worst group is unknown; "

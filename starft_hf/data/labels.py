@@ -36,7 +36,7 @@ class Labels:
         """The class index that a value of the label column stands for."""
         value = plain(value)
         if isinstance(value, (list, tuple, dict)):
-            raise ValueError(several_labels(value, column))
+            raise ValueError(several_labels([value], column))
         if isinstance(value, str):
             return self._index_of_name(value, column)
         if value is None or not float(value).is_integer():
@@ -78,16 +78,19 @@ def spelled(value: Any) -> str:
     return str(int(value)) if is_whole else str(value)
 
 
-def several_labels(value: Any, column: str) -> str:
-    """The message for a row with several labels; `value` is None if the row is not known."""
-    is_one_hot = isinstance(value, list) and sorted(value) == [0] * (len(value) - 1) + [1] and len(value) > 1
-    kind, take = ("one-hot", "index(1)") if is_one_hot else ("multi-label", "[0]")
-    one = f"row[{column!r}]{take if take.startswith('[') else '.' + take}"
-    found = "it has several labels per row" if value is None else f"it has a row with {value!r}"
+def several_labels(values: Sequence[Any], column: str) -> str:
+    """The message for a label column whose first rows have several labels each, `values`, if they are known."""
+    is_one_hot = bool(values) and all(map(_is_one_hot, values))
+    kind, one = ("one-hot", ".index(1)") if is_one_hot else ("multi-label", "[0]")
+    found = f"a row has {values[0]!r}" if values else "a row has several labels"
     return (
-        f"column {column!r} is {kind}: {found}, and classes must exclude each other. Give every row "
-        f"one label: dataset.map(lambda row: {{{column!r}: {one}}})"
+        f"column {column!r} is {kind}: {found}, and classes must exclude each other. Give every row one label: "
+        f"dataset.map(lambda row: {{{column!r}: row[{column!r}]{one}}})"
     )
+
+
+def _is_one_hot(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1 and sorted(value) == [0] * (len(value) - 1) + [1]
 
 
 def numbers_as_labels(

@@ -9,7 +9,7 @@ from torch import nn
 
 from starft_hf.data.captions import CaptionBank, check_class_prompts
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.examples import Epoch, TrainingExampleMaker, as_examples, evaluation_sets
+from starft_hf.data.examples import Epoch, IndexedExamples, TrainingExampleMaker, as_examples, evaluation_sets
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
@@ -142,6 +142,9 @@ class RunSetup:
 
     def prepare(self, device: torch.device) -> None:
         """Do what has to be done once, before the first step, such as filling the reference's cache."""
+        if isinstance(self.train_dataset, IndexedExamples):
+            # What is wrong with every row is found before anything is computed from all of them.
+            self.train_dataset[0]
         # The sample weights first: the reference may release the weights that both need.
         for part in (self.sample_weights, self.reference):
             if part is not None:
