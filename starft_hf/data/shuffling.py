@@ -23,7 +23,8 @@ class Shuffle:
         A dataset that was shuffled already keeps its own order, which is another one in every pass.
         """
         generator = sample_generator(self.seed, number, 0, Draw.ORDER)
-        keeps_order = self.buffer_size == 0 or is_shuffled(dataset)
+        has_own_order = is_shuffled(dataset)
+        keeps_order = self.buffer_size == 0 or has_own_order
         if not isinstance(dataset, IterableDataset):
             if hasattr(dataset, "set_epoch"):
                 dataset.set_epoch(number)
@@ -32,7 +33,7 @@ class Shuffle:
         dataset = dataset.select_columns(columns) if columns else dataset
         if not keeps_order:
             return dataset.shuffle(generator=generator, buffer_size=self.buffer_size)
-        if columns and self.buffer_size:
+        if columns and has_own_order:
             dataset.set_epoch(number)
         return dataset
 

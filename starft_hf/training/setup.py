@@ -142,8 +142,9 @@ class RunSetup:
 
     def prepare(self, device: torch.device) -> None:
         """Do what has to be done once, before the first step, such as filling the reference's cache."""
-        if isinstance(self.train_dataset, IndexedExamples):
-            # What is wrong with every row is found before anything is computed from all of them.
+        if isinstance(self.train_dataset, IndexedExamples) and not self.args.dataloader_num_workers:
+            # What is wrong with every row is found before anything is computed from all of them. With workers, a
+            # transform may need to be in one.
             self.train_dataset[0]
         # The sample weights first: the reference may release the weights that both need.
         for part in (self.sample_weights, self.reference):
