@@ -126,7 +126,8 @@ def check_class_prompts(class_names: Sequence[str], templates: Sequence[str], en
             f"the text tower cannot tell the classes {other!r} and {name!r} apart: their prompts have the same tokens "
             f"({why}); pass class_names=[...], in label order, with names that differ in words it knows"
         )
-    if odd := not_words(class_names):
+    unknown_words = (name for name in class_names if encoding.has_unknown_words(readable(name)))
+    if odd := not_words(class_names) or list(unknown_words):
         logger.warning_once(
             f"{len(odd)} of {len(class_names)} class names are not words that the text tower can know, such as "
             f"{odd[0]!r}; pass class_names=[...] in label order (--class_names FILE, with one name per line)."

@@ -190,11 +190,12 @@ def _renamed(
         if training is None:
             raise ValueError(_other_order(words, given, label, what))
         return Labels(words, own)
-    written = None if training is None or training.labels is None else training.labels.written
+    known = None if training is None else training.labels
+    written = None if known is None else known.written
     if written is not None and set(own) <= set(written):
         return Labels(tuple(given[written.index(name)] for name in own), own)
     moved = any(name in given and given[place : place + 1] != (name,) for place, name in enumerate(words))
-    if moved or (training is not None and (written is not None or set(words) & set(given))):
+    if moved or (known is not None and (written is not None or set(words) & set(given))):
         raise ValueError(
             f"column {label!r} of {what} has the classes {list(own[:4])}, and class_names has others, "
             f"{list(given[:4])}; pass class_names that name them all, or omit it to use those of the column"

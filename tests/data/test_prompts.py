@@ -116,6 +116,12 @@ def test_names_that_are_no_words_are_warned_of_once(spelling, config, warned):
     assert "--class_names FILE" in message
 
 
+def test_words_that_the_tokenizer_does_not_know_are_warned_of(clip, processor, warned):
+    check_class_prompts(["owl", "zebra"], TEMPLATES, DualEncoder.of(clip, processor).encode_texts)
+    (message,) = warned()
+    assert "such as 'zebra'" in message
+
+
 IDS = ["n03452741", "n01537544", "n02129604"]
 
 

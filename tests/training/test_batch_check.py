@@ -26,6 +26,11 @@ CASES = {
         {"shuffle_buffer_size": 2},
         "shuffle_buffer_size=2 does not mix them",
     ),
+    "a stream in order": (
+        lambda: by_class().to_iterable_dataset(),
+        {"train_sampling_strategy": "sequential"},
+        "train_sampling_strategy='sequential'",
+    ),
     "shuffled": (lambda: by_class().to_iterable_dataset(), {}, None),
     "at random": (by_class, {}, None),
 }
