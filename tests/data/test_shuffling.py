@@ -1,9 +1,11 @@
 """Iterable training sets are shuffled, in an order that the seed and the pass alone decide."""
 
 from collections import Counter
+from itertools import islice
 
 import pytest
 import torch
+from accelerate.data_loader import IterableDatasetShard
 from datasets import Dataset
 
 from starft_hf import StarFTTrainer
@@ -91,3 +93,13 @@ def test_passes_follow_each_other_without_a_short_batch(labels_of):
 def test_a_negative_buffer_is_refused(config):
     with pytest.raises(ValueError, match="shuffle_buffer_size is -1"):
         config(shuffle_buffer_size=-1)
+
+
+def test_two_processes_share_the_batches_of_one(clip, processor, config, dataset):
+    stream = dataset.to_iterable_dataset(num_shards=3)
+    examples = StarFTTrainer(clip, config(), stream, processing_class=processor).train_dataset
+    # More than a pass.
+    one = [example["sample"] for example in islice(examples, 40)]
+    shards = [IterableDatasetShard(examples, batch_size=4, num_processes=2, process_index=rank) for rank in range(2)]
+    both = [[example["sample"] for example in islice(shard, 20)] for shard in shards]
+    assert [sample for at in range(0, 20, 4) for own in both for sample in own[at : at + 4]] == one
