@@ -11,6 +11,7 @@ from transformers import AutoProcessor, CLIPModel
 from starft_hf import StarFTConfig
 from tests.support.browser import open_browser
 from tests.support.chat_endpoint import serve
+from tests.support.families import family
 from tests.support.tiny import TINY_CLIP, make_dataset
 
 
@@ -36,6 +37,15 @@ def clip(loaded_clip):
 @pytest.fixture(scope="session")
 def processor():
     return AutoProcessor.from_pretrained(TINY_CLIP)
+
+
+@pytest.fixture(scope="session")
+def spelling_clip(tmp_path_factory):
+    """The folder of a model whose tokenizer can write every class name; that of `clip` knows few words."""
+    folder = tmp_path_factory.mktemp("spelling_clip")
+    for part in family("clip", max_length=96):
+        part.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -5,13 +5,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from transformers.utils import logging
 
+from starft_hf.data.source import plain
 from starft_hf.models.texts import TextEncoding
-from starft_hf.utils.names import readable
+from starft_hf.utils.names import check_distinct, not_words, readable
 
+
+logger = logging.get_logger(__name__)
 
 CAPTION_FIELD = "{}"
 CLASS_FIELD = "{class}"
@@ -45,6 +49,22 @@ def check_caption_templates(name: str, templates: list[str]) -> None:
             )
 
 
+def captions_of(value: Any, column: str) -> list[str]:
+    """The captions of a row, one or more; a ValueError if there are none or they are not strings."""
+    value = plain(value)
+    captions = list(value) if isinstance(value, (list, tuple)) else [value]
+    for caption in captions or [None]:
+        if caption is None or caption != caption or (isinstance(caption, str) and not caption.strip()):
+            keep = f"dataset.filter(lambda row: row[{column!r}])"
+            raise ValueError(f"column {column!r} has no caption ({value!r}); fill it, or leave such rows out: {keep}")
+        if not isinstance(caption, str):
+            raise ValueError(
+                f"column {column!r} has {value!r}, which is not a caption; a row needs a string, or a list of strings "
+                "of which one is drawn in every epoch"
+            )
+    return captions
+
+
 def inject(template: str, caption: str, class_name: str | None) -> str:
     """The spurious caption made of a spurious template and `caption`, or `class_name` if the template asks for it."""
     if CAPTION_FIELD in template:
@@ -70,13 +90,57 @@ def class_caption(
     return fill(name) if encoding is None else encoding.fit(fill, name)
 
 
+def check_class_prompts(class_names: Sequence[str], templates: Sequence[str], encoding: TextEncoding) -> None:
+    """Check that the text tower can tell the prompts of all classes apart; warn of names that are not words.
+
+    Args:
+        class_names: in label order.
+        templates: caption templates, of which the first is looked at.
+        encoding: that of the model.
+
+    Raises:
+        ValueError: naming two classes whose prompts have the same tokens, or one whose prompt lacks its name.
+    """
+    check_distinct(class_names)
+    for name in class_names:
+        encoding.check_name(readable(name))
+    prompts = [class_caption(name, templates[0], encoding=encoding) for name in class_names]
+    without, *rows = map(tuple, encoding.token_ids([templates[0].replace(CAPTION_FIELD, ""), *prompts]))
+    first: dict[tuple[int, ...], int] = {}
+    for label, (name, row) in enumerate(zip(class_names, rows, strict=True)):
+        if row == without or not readable(name):
+            raise ValueError(
+                f"class {label} is called {name!r}, of which the text tower sees nothing; pass class_names=[...] with "
+                "a name for every label"
+            )
+        if (place := first.setdefault(row, label)) == label:
+            continue
+        other = class_names[place]
+        # Classes of one published name, such as ImageNet's "missile", are marked so by `distinct_names`.
+        if other.rstrip("_") == name.rstrip("_"):
+            logger.warning_once(f"The classes {other!r} and {name!r} have the same prompts: those of one name.")
+            continue
+        unknown = encoding.has_unknown_words(readable(name))
+        why = "its tokenizer does not know the words" if unknown else "its tokenizer reads both names alike"
+        raise ValueError(
+            f"the text tower cannot tell the classes {other!r} and {name!r} apart: their prompts have the same tokens "
+            f"({why}); pass class_names=[...], in label order, with names that differ in words it knows"
+        )
+    unknown_words = (name for name in class_names if encoding.has_unknown_words(readable(name)))
+    if odd := not_words(class_names) or list(unknown_words):
+        logger.warning_once(
+            f"{len(odd)} of {len(class_names)} class names are not words that the text tower can know, such as "
+            f"{odd[0]!r}; pass class_names=[...] in label order (--class_names FILE, with one name per line)."
+        )
+
+
 @dataclass(frozen=True)
 class CaptionBank:
     """The finite set of captions of a labeled dataset: classes x caption templates (x spurious templates).
 
     The id of a spurious caption is its position in the order (class, caption template, spurious template); the
     reference's embeddings are cached under it. Templates that may not be drawn for a class have no captions of it.
-    With `encode_texts`, class names that are too long for the text tower are an error.
+    With `encode_texts`, class names that the text tower cannot see or tell apart are an error.
     """
 
     class_names: Sequence[str]
@@ -87,8 +151,7 @@ class CaptionBank:
     def __post_init__(self) -> None:
         if self.encode_texts is None or not self.class_names:
             return
-        for name in self.class_names:
-            self.encode_texts.check_name(readable(name))
+        check_class_prompts(self.class_names, self.caption_templates, self.encode_texts)
         # If captions will be cut, the longest one warns here, rather than in a worker in the middle of the run.
         name, template = max(self.class_names, key=len), max(self.caption_templates, key=len)
         class_caption(name, template, None, self.encode_texts)

@@ -5,23 +5,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, DatasetDict, IterableDatasetDict
 from transformers.utils import logging
 
+from starft_hf.data.captions import captions_of
 from starft_hf.data.groups import GroupFunction, Groups, resolve_groups
-from starft_hf.data.source import column_names, is_iterable
-from starft_hf.utils.names import check_names, unknown_name
+from starft_hf.data.imagenet import names_of_ids
+from starft_hf.data.labels import (
+    Labels,
+    class_feature,
+    is_single,
+    is_text,
+    numbers_as_labels,
+    several_labels,
+)
+from starft_hf.data.source import check_dataset, column_names, is_iterable
+from starft_hf.utils.names import check_distinct, check_names
 
 
 logger = logging.get_logger(__name__)
+
+_CHECKED_CAPTIONS = 1000
 
 
 @dataclass(frozen=True)
 class ColumnSettings:
     """Which columns of a dataset hold what, and how its classes and groups are named.
 
-    Without `class_names`, in label order, names are read from the dataset; if it has none, they are the default ones.
-    If a ClassLabel column has `class_names` in another order, `own_order` uses that order; otherwise it is an error.
+    Without `class_names`, in label order, names are read from the dataset; if it has none, they are those of
+    `training` or the default ones. `training` has the columns of the training set, for a dataset that is evaluated
+    with its classes: labels and groups are matched with them by name.
     """
 
     image_column: str = "image"
@@ -31,7 +43,7 @@ class ColumnSettings:
     class_names: Sequence[str] | None = None
     group_function: GroupFunction | None = None
     default_class_names: Sequence[str] | None = None
-    own_order: bool = False
+    training: "ImageColumns | None" = None
 
 
 @dataclass(frozen=True)
@@ -45,9 +57,14 @@ class ImageColumns:
     label: str | None
     caption: str | None
     groups: Groups | None
-    class_names: tuple[str, ...] | None
+    labels: Labels | None
     classifier: tuple[str, ...] | None = None
     class_mapping: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes, in label order, or None without labels."""
+        return None if self.labels is None else self.labels.names
 
     @property
     def used(self) -> list[str]:
@@ -62,22 +79,18 @@ class ImageColumns:
 
     def label_index(self, value: Any) -> int:
         """The class index that a value of the label column, an index or a name, stands for."""
+        assert self.labels is not None
+        assert self.label is not None
+        return self.labels.index(value, self.label)
+
+    def group_of(self, row: Mapping[str, Any]) -> str:
+        """The name of the group of a row: its class, unless columns or a function name groups."""
         assert self.class_names is not None
-        if isinstance(value, str):
-            if value not in self.class_names:
-                raise ValueError(unknown_name("label", value, self.class_names))
-            return self.class_names.index(value)
-        if value is None or not float(value).is_integer():
-            raise ValueError(
-                f"column {self.label!r} has a row with {value} instead of the index or the name of a class; fill or "
-                "drop it"
-            )
-        if not 0 <= int(value) < len(self.class_names):
-            raise ValueError(
-                f"column {self.label!r} holds the label {value}, but there are {len(self.class_names)} class names "
-                f"(labels 0 to {len(self.class_names) - 1}); pass class_names that cover every label"
-            )
-        return int(value)
+        if self.groups is None:
+            return self.class_names[self.label_of(row)]
+        if self.label in self.groups.columns and self.groups.function is None:
+            row = {**row, self.label: self.class_names[self.label_of(row)]}
+        return self.groups.of(row)
 
 
 def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> ImageColumns:
@@ -86,8 +99,7 @@ def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> Ima
     Class names are those of `settings`, else of the ClassLabel feature, else the default ones of `settings`, else the
     values of a label column of strings.
     """
-    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
-        raise ValueError(f"{what} is a dictionary with the splits {sorted(dataset)}; pass one of them")
+    check_dataset(dataset, what)
     if not is_iterable(dataset) and len(dataset) == 0:
         raise ValueError(f"{what} is empty; pass a dataset with at least one row")
     columns = column_names(dataset)
@@ -103,32 +115,99 @@ def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> Ima
     image = find("image_column", required=True)
     caption = find("caption_column", required=True)
     label = find("label_column", required=caption is None)
-    groups = resolve_groups(dataset, settings.group_column, settings.group_function)
+    training = None if settings.training is None else settings.training.groups
+    groups = resolve_groups(dataset, settings.group_column, settings.group_function, training)
     unlabeled = ImageColumns(image, None, caption, groups, None)
     if label is None:
         return unlabeled
 
-    feature = (getattr(dataset, "features", None) or {}).get(label)
-    own_names = feature.names if isinstance(feature, ClassLabel) else None
-    names: Sequence[str] | None = settings.class_names
-    if names is None:
-        names = own_names if own_names is not None else settings.default_class_names
-    else:
-        check_names(names)
-        if own_names is not None and set(own_names) <= set(names) and list(own_names) != list(names[: len(own_names)]):
-            if not settings.own_order:
-                raise ValueError(_other_order(own_names, names, label, what))
-            names = own_names
-    if names is None and getattr(feature, "dtype", None) in ("string", "large_string"):
-        names = distinct_values(dataset, label)
-    if names is None and caption is not None:
+    labels = _resolve_labels(dataset, label, settings, what)
+    if labels is None and caption is not None:
         return unlabeled
-    if names is None:
+    if labels is None:
+        feature = (getattr(dataset, "features", None) or {}).get(label)
         raise ValueError(
             f"{what} has no class names: column {label!r} is {'untyped' if feature is None else feature}, not a "
             "ClassLabel. Pass class_names=[...] in label order, or cast the column to datasets.ClassLabel."
         )
-    return ImageColumns(image, label, caption, groups, tuple(names))
+    return ImageColumns(image, label, caption, groups, labels)
+
+
+def _resolve_labels(dataset: Any, label: str, settings: ColumnSettings, what: str) -> Labels | None:
+    """What the values of a label column mean; None if nothing names the classes."""
+    feature = (getattr(dataset, "features", None) or {}).get(label)
+    if not is_single(feature):
+        rows = [] if is_iterable(dataset) else read_column(dataset.select(range(min(len(dataset), 100))), label)
+        raise ValueError(f"{what}: {several_labels(rows, label)}")
+    own, training = class_feature(feature), settings.training
+    if settings.class_names is not None:
+        check_names(settings.class_names)
+        given = tuple(settings.class_names)
+        given = names_of_ids(given) or given
+        if own is not None:
+            return _renamed(own, given, training, label, what)
+        if is_text(feature):
+            written = training.labels.written if training is not None and training.labels is not None else None
+            return Labels(given, written)
+        return numbers_as_labels(given, _numbers(dataset, label), ordered=True, given=True, column=label, what=what)
+    if own is not None:
+        return _named(own, ordered=True)
+    default = training.labels if training is not None else None
+    if default is None and settings.default_class_names is not None:
+        default = Labels(tuple(settings.default_class_names))
+    if is_text(feature):
+        return default or _named(tuple(distinct_values(dataset, label)), ordered=False)
+    if default is None:
+        return None
+    given_for_these = training is None
+    return numbers_as_labels(
+        default.names,
+        _numbers(dataset, label),
+        ordered=default.ordered,
+        given=given_for_these,
+        column=label,
+        what=what,
+    )
+
+
+def _named(written: tuple[str, ...], *, ordered: bool) -> Labels:
+    """The classes of a dataset by their own names, or by what WordNet ids stand for."""
+    words = names_of_ids(written)
+    if words is None:
+        return Labels(written, ordered=ordered)
+    logger.warning_once(f"Class names are WordNet ids; they are read as {words[0]!r} for {written[0]!r}, and so on.")
+    return Labels(words, written, ordered)
+
+
+def _renamed(
+    own: tuple[str, ...], given: tuple[str, ...], training: ImageColumns | None, label: str, what: str
+) -> Labels:
+    """The classes of a ClassLabel column where `class_names` are given: the same ones, or other names for them."""
+    words = names_of_ids(own) or own
+    if words == given[: len(words)]:
+        return Labels(given if training is None else words, own)
+    if set(words) <= set(given):
+        if training is None:
+            raise ValueError(_other_order(words, given, label, what))
+        return Labels(words, own)
+    known = None if training is None else training.labels
+    written = None if known is None else known.written
+    if written is not None and set(own) <= set(written):
+        return Labels(tuple(given[written.index(name)] for name in own), own)
+    moved = any(name in given and given[place : place + 1] != (name,) for place, name in enumerate(words))
+    if moved or (known is not None and (written is not None or set(words) & set(given))):
+        raise ValueError(
+            f"column {label!r} of {what} has the classes {list(own[:4])}, and class_names has others, "
+            f"{list(given[:4])}; pass class_names that name them all, or omit it to use those of the column"
+        )
+    return Labels(given, own)
+
+
+def _numbers(dataset: Any, label: str) -> list[Any] | None:
+    """The distinct values of a label column, or None where they cannot be read without the images."""
+    if is_iterable(dataset) or not hasattr(dataset, "features"):
+        return None
+    return distinct_values(dataset, label)
 
 
 def resolve_evaluation_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> ImageColumns:
@@ -162,22 +241,17 @@ def _other_order(own: Sequence[str], class_names: Sequence[str], label: str, wha
     )
 
 
-def check_distinct(class_names: Sequence[str]) -> None:
-    """Check that no two classes have the same name, since a classifier made from names could not distinguish them."""
-    first: dict[str, int] = {}
-    for label, name in enumerate(class_names):
-        if first.setdefault(name, label) != label:
-            raise ValueError(
-                f"class_names contains duplicates: {name!r}, for labels {first[name]} and {label}; use distinct names "
-                "such as 'crane (bird)' and 'crane (machine)'"
-            )
-
-
 def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: bool) -> None:
     """Check every label of a dataset, and that `several` classes occur, unless that would mean reading images."""
     if columns.label is None or is_iterable(dataset) or not hasattr(dataset, "features"):
         return
-    present = {columns.label_index(value) for value in distinct_values(dataset, columns.label)}
+    values = distinct_values(dataset, columns.label)
+    if values == [-1, 1]:
+        raise ValueError(
+            f"column {columns.label!r} of {what} holds -1 and 1, as the attributes of CelebA do; make them 0 and 1: "
+            f"dataset.map(lambda row: {{{columns.label!r}: (row[{columns.label!r}] + 1) // 2}})"
+        )
+    present = {columns.label_index(value) for value in values}
     assert columns.class_names is not None
     if several and len(present) < 2:
         only = columns.class_names[present.pop()]
@@ -185,6 +259,18 @@ def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: boo
             f"{what} has only one class ({only!r}); contrasting needs images of at least two. A common cause is a "
             "sorted dataset that was cut to its first rows: shuffle before selecting."
         )
+
+
+def check_captions(dataset: Any, columns: ImageColumns, *, what: str) -> None:
+    """Check the captions of the first rows of a dataset, unless that would mean reading images."""
+    if columns.caption is None or is_iterable(dataset) or not hasattr(dataset, "features"):
+        return
+    first = read_column(dataset.select(range(min(len(dataset), _CHECKED_CAPTIONS))), columns.caption)
+    for row, value in enumerate(first):
+        try:
+            captions_of(value, columns.caption)
+        except ValueError as error:
+            raise ValueError(f"{what}, row {row}: {error}") from error
 
 
 def _check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
@@ -196,7 +282,10 @@ def _check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
         raise ValueError(f"{what} has rows whose group has an empty name; name it in {list(groups.columns)}")
     if groups.function is None and len(groups.columns) == 1:
         (column,) = groups.columns
-        for name in groups.names.get(column, ()):
+        named = class_feature(dataset.features.get(column)) or ()
+        if named and column == columns.label:
+            named = columns.class_names or ()
+        for name in named:
             if name not in present:
                 raise ValueError(
                     f"{what} has no row in group {name!r} of column {column!r}, so the worst group is unknown; "
@@ -229,13 +318,12 @@ def group_names(dataset: Any, columns: ImageColumns) -> set[str] | None:
     if is_iterable(dataset) or not hasattr(dataset, "features"):
         return None
     groups = columns.groups
+    assert columns.label is not None
+    used = [columns.label] if groups is None else [column for column in groups.columns if column != columns.image]
     if groups is None:
-        assert columns.label is not None
-        assert columns.class_names is not None
-        return {columns.class_names[columns.label_index(value)] for value in distinct_values(dataset, columns.label)}
-    used = [column for column in groups.columns if column != columns.image]
-    values = zip(*(read_column(dataset, column) for column in used), strict=True)
-    return {groups.of(dict(zip(used, row, strict=True))) for row in values}
+        return {columns.group_of({columns.label: value}) for value in distinct_values(dataset, columns.label)}
+    rows = zip(*(read_column(dataset, column) for column in used), strict=True)
+    return {columns.group_of(dict(zip(used, row, strict=True))) for row in rows}
 
 
 def distinct_values(dataset: Any, column: str) -> list[Any]:

@@ -62,6 +62,11 @@ class ImageReader:
 
     def opened(self, row: Row, where: str) -> Row:
         """`row` with its image opened; `where` is its name in errors."""
+        if self.column not in row:
+            raise TypeError(
+                f"{where} has no {self.column!r} but {sorted(row)}: a transform or collation of the dataset drops it. "
+                "Pass the dataset without it, dataset.with_format(None), and the image processor prepares the images"
+            )
         raw = row[self.column]
         file = raw.get("path") if self.feature is not None and isinstance(raw, dict) else None
         file = file or getattr(raw, "filename", None)

@@ -1,9 +1,10 @@
 """Datasets of examples: rows of a user's dataset, preprocessed, with everything random about them drawn."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from starft_hf.data.captions import CaptionBank, inject
+from starft_hf.data.captions import CaptionBank, captions_of, inject
 from starft_hf.data.class_mapping import resolve_mapped_columns
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluation_columns
 from starft_hf.data.decoding import RAISE, SKIP, BadImageError, ImageReader, Row
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
+from starft_hf.data.shuffling import Shuffle
 from starft_hf.data.source import is_iterable
 from starft_hf.data.workers import spare_worker
 from starft_hf.utils.collectives import NO_SAMPLE
@@ -48,12 +50,16 @@ class ImageExampleMaker:
     columns: ImageColumns
     preprocessor: ImagePreprocessor
 
-    def __call__(self, rows: Sequence[Row], samples: Sequence[int]) -> list[Example]:
+    def __call__(self, rows: Sequence[Row], samples: Sequence[int], where: Sequence[str]) -> list[Example]:
+        """The examples of rows, which are called `where` in errors."""
         images = self._preprocess([row[self.columns.image] for row in rows], samples)
-        return [
-            {"image": image, "sample": sample, **self.targets(row, sample)}
-            for row, sample, image in zip(rows, samples, images, strict=True)
-        ]
+        examples = []
+        for row, sample, place, image in zip(rows, samples, where, images, strict=True):
+            try:
+                examples.append({"image": image, "sample": sample, **self.targets(row, sample)})
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from error
+        return examples
 
     def blank(self, sample: int) -> Example:
         """An example with a black image, in place of one that does not count."""
@@ -71,6 +77,10 @@ class ImageExampleMaker:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that random draws depend on."""
 
+    def in_epoch(self, epoch: int) -> "ImageExampleMaker":
+        """A maker whose draws depend on this epoch, whatever is set."""
+        return self
+
     def _preprocess(self, images: Sequence[Any], samples: Sequence[int]) -> list[dict[str, Tensor]]:
         return self.preprocessor.of_rgb(images)
 
@@ -80,17 +90,10 @@ class EvaluationExampleMaker(ImageExampleMaker):
     """Makes evaluation examples of rows: "label" and "group" beside the image."""
 
     def targets(self, row: Row, sample: int) -> Example:
-        return {"label": self.columns.label_of(row), "group": self.group(row)}
+        return {"label": self.columns.label_of(row), "group": self.columns.group_of(row)}
 
     def blank_targets(self, sample: int) -> Example:
         return {"label": 0, "group": ""}
-
-    def group(self, row: Row) -> str:
-        """The name of the group of a row: its class, unless columns or a function name groups."""
-        if self.columns.groups is not None:
-            return self.columns.groups.of(row)
-        assert self.columns.class_names is not None
-        return self.columns.class_names[self.columns.label_of(row)]
 
 
 @dataclass
@@ -103,16 +106,25 @@ class TrainingExampleMaker(ImageExampleMaker):
     with_spurious_captions: bool = True
 
     def targets(self, row: Row, sample: int) -> Example:
+        caption = None
+        if self.columns.caption is not None:
+            choices = captions_of(row[self.columns.caption], self.columns.caption)
+            # Of several captions of an image, one is drawn in every epoch.
+            drawn = 0 if len(choices) == 1 else self._generator(sample, Draw.CAPTION).integers(len(choices))
+            caption = choices[int(drawn)]
+        return self._targets(row, sample, caption)
+
+    def _targets(self, row: Row, sample: int, caption: str | None) -> Example:
         example: Example = {}
         bank, label, class_name = self.bank, None, None
         if self.columns.label is not None:
             label = example["label"] = self.columns.label_of(row)
             class_name = bank.class_names[label]
         spurious = self._draw_spurious(sample, class_name)
-        if self.columns.caption is not None:
-            example["caption"] = row[self.columns.caption]
+        if caption is not None:
+            example["caption"] = caption
             if spurious is not None and bank.pool is not None:
-                example["spurious_caption"] = inject(bank.pool.templates[spurious], example["caption"], class_name)
+                example["spurious_caption"] = inject(bank.pool.templates[spurious], caption, class_name)
         elif label is not None:
             template = int(self._generator(sample, Draw.CAPTION_TEMPLATE).integers(len(bank.caption_templates)))
             example["caption"] = bank.caption(label, template)
@@ -122,11 +134,17 @@ class TrainingExampleMaker(ImageExampleMaker):
         return example
 
     def blank_targets(self, sample: int) -> Example:
-        blank = {self.columns.label: 0, self.columns.caption: ""}
-        return self.targets({name: value for name, value in blank.items() if name is not None}, sample)
+        columns = self.columns
+        row = {columns.label: columns.labels.first} if columns.label and columns.labels else {}
+        return self._targets(row, sample, None if self.columns.caption is None else "")
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.value = epoch
+
+    def in_epoch(self, epoch: int) -> "TrainingExampleMaker":
+        own = replace(self, epoch=Epoch())
+        own.set_epoch(epoch)
+        return own
 
     def _preprocess(self, images: Sequence[Any], samples: Sequence[int]) -> list[dict[str, Tensor]]:
         if self.preprocessor.deterministic:
@@ -182,7 +200,9 @@ class IndexedExamples(Dataset[Example]):
         indices = [int(index) for index in indices]
         read = [self._read(index) for index in indices]
         rows = {place: row for place, row in enumerate(read) if isinstance(row, dict)}
-        made = dict(zip(rows, self.make(list(rows.values()), [indices[place] for place in rows]), strict=True))
+        samples = [indices[place] for place in rows]
+        where = [f"row {index}" for index in samples]
+        made = dict(zip(rows, self.make(list(rows.values()), samples, where), strict=True))
         examples = []
         for place, index in enumerate(indices):
             example = made[place] if place in made else self.make.blank(max(0, index))
@@ -221,11 +241,15 @@ class IndexedExamples(Dataset[Example]):
 class IterableExamples(IterableDataset[Example]):
     """Examples of a dataset that can only be read in order; a sample is identified by a hash of its pixels.
 
-    The number of a row would not do: it depends on shards, workers and the shuffle buffer.
+    The number of a row would not do: it depends on shards, workers and the shuffle buffer. With `shuffle`, as for
+    training, pass follows on pass without end, so that a resumed run skips what was seen in earlier passes as well.
     """
 
-    def __init__(self, dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE):
+    def __init__(
+        self, dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE, shuffle: Shuffle | None = None
+    ):
         self.make = make
+        self.shuffle = shuffle
         self.columns = make.columns
         self.on_bad_image = on_bad_image
         self.reader = ImageReader(dataset, self.columns.image, make.preprocessor)
@@ -233,21 +257,30 @@ class IterableExamples(IterableDataset[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         spare_worker()
-        for index, row in enumerate(self.dataset):
+        if self.shuffle is None:
+            yield from self._examples(self.dataset, self.make)
+            return
+        for number in count():
+            rows = self.shuffle.rows(self.dataset, number, self.columns.used)
+            is_empty = True
+            for example in self._examples(rows, self.make.in_epoch(number)):
+                is_empty = False
+                yield example
+            if is_empty:
+                return
+
+    def _examples(self, rows: Iterable[Row], make: ImageExampleMaker) -> Iterator[Example]:
+        for index, row in enumerate(rows):
+            where = f"row {index} of the iterable dataset"
             try:
-                opened = self.reader.opened(row, f"row {index} of the iterable dataset")
+                opened = self.reader.opened(row, where)
             except BadImageError as error:
                 if self.on_bad_image != SKIP:
                     raise
-                yield {**self.make.blank(0), "valid": False, "bad_image": str(error)}
+                yield {**make.blank(0), "valid": False, "bad_image": str(error)}
                 continue
-            example = self.make([opened], [content_hash(opened[self.columns.image])])[0]
+            example = make([opened], [content_hash(opened[self.columns.image])], [where])[0]
             yield {**example, "valid": True} if self.on_bad_image == SKIP else example
-
-    def set_epoch(self, epoch: int) -> None:
-        self.make.set_epoch(epoch)
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
 
 
 def content_hash(image: Any) -> int:
@@ -260,16 +293,19 @@ def content_hash(image: Any) -> int:
 Examples = IndexedExamples | IterableExamples
 
 
-def as_examples(dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE) -> Examples:
-    """The examples that `make` makes of the rows of `dataset`."""
-    kind = IterableExamples if is_iterable(dataset) else IndexedExamples
-    return kind(dataset, make, on_bad_image)
+def as_examples(
+    dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE, shuffle: Shuffle | None = None
+) -> Examples:
+    """The examples that `make` makes of the rows of `dataset`; `shuffle` is for iterable training sets."""
+    if is_iterable(dataset):
+        return IterableExamples(dataset, make, on_bad_image, shuffle)
+    return IndexedExamples(dataset, make, on_bad_image)
 
 
 def evaluation_sets(
     dataset: Any,
     settings: ColumnSettings,
-    class_names: Sequence[str] | None,
+    training: ImageColumns | None,
     image_processor: Any,
     *,
     class_mapping: Any = None,
@@ -277,30 +313,30 @@ def evaluation_sets(
 ) -> Any:
     """The evaluation examples of a dataset, or of a dictionary of datasets by name; examples are returned unchanged.
 
-    `class_names` are those of the training set, and `class_mapping` has the indices into them for every label, or a
-    dictionary of these by name.
+    `training` has the columns of the training set, and `class_mapping` the indices into its classes for every label,
+    or a dictionary of these by name.
     """
     if dataset is None or isinstance(dataset, Examples):
         return dataset
     if isinstance(dataset, dict):
         mappings = class_mapping or {}
-        shared = (settings, class_names, image_processor)
+        shared = (settings, training, image_processor)
         return {
             name: evaluation_sets(part, *shared, class_mapping=mappings.get(name), on_bad_image=on_bad_image)
             for name, part in dataset.items()
         }
     if class_mapping is None:
-        settings = replace(settings, default_class_names=class_names, own_order=True)
-        columns = resolve_evaluation_columns(dataset, settings, what="eval_dataset")
+        training = training or ImageColumns(settings.image_column, None, None, None, None)
+        columns = resolve_evaluation_columns(dataset, replace(settings, training=training), what="eval_dataset")
     else:
-        names = class_names or settings.class_names
+        names = (training and training.class_names) or settings.class_names
         columns = resolve_mapped_columns(dataset, settings, class_mapping, names, what="eval_dataset")
     return as_examples(dataset, EvaluationExampleMaker(columns, ImagePreprocessor(image_processor)), on_bad_image)
 
 
 def image_examples(examples: IndexedExamples, preprocessor: ImagePreprocessor | None = None) -> IndexedExamples:
     """The images of `examples` without targets, with the same preprocessor or another, and with its `unreadable`."""
-    columns = ImageColumns(examples.columns.image, label=None, caption=None, groups=None, class_names=None)
+    columns = ImageColumns(examples.columns.image, label=None, caption=None, groups=None, labels=None)
     maker = ImageExampleMaker(columns, preprocessor or examples.make.preprocessor)
     images = IndexedExamples(examples.dataset, maker, examples.on_bad_image)
     images.unreadable = examples.unreadable

@@ -6,7 +6,8 @@ from typing import Any
 
 from datasets import ClassLabel
 
-from starft_hf.data.source import column_names
+from starft_hf.data.labels import spelled
+from starft_hf.data.source import column_names, plain
 
 
 GroupFunction = Callable[[Mapping[str, Any]], str]
@@ -18,7 +19,7 @@ SEPARATOR = " x "
 class Groups:
     """Names the group of a row by a function of it, or by the values of columns, joined as in "waterbird x land".
 
-    `names` are those of the values of ClassLabel columns.
+    `names` are those of the values of ClassLabel columns, or of the columns of this name of a training set.
     """
 
     columns: tuple[str, ...] = ()
@@ -37,21 +38,27 @@ class Groups:
         return name
 
     def _name(self, column: str, value: Any) -> str:
-        names = self.names.get(column)
+        names, value = self.names.get(column), plain(value)
         if value is None or value != value:  # NaN is a missing number
             raise ValueError(f"column {column!r} has a row without a value, so its group is unknown; fill or drop it")
         if names is None or isinstance(value, str):
-            return str(value)
-        if not 0 <= int(value) < len(names):
+            return spelled(value)
+        if not float(value).is_integer() or not 0 <= int(value) < len(names):
             known = ", ".join(names)
             raise ValueError(f"column {column!r} has the value {value}, but only {len(names)} names: {known}")
-        return names[value]
+        return names[int(value)]
 
 
 def resolve_groups(
-    dataset: Any, columns: str | Sequence[str] | None, function: GroupFunction | None = None
+    dataset: Any,
+    columns: str | Sequence[str] | None,
+    function: GroupFunction | None = None,
+    training: Groups | None = None,
 ) -> Groups | None:
-    """How to name the groups of `dataset`, or None if neither argument is given or a column is missing."""
+    """How to name the groups of `dataset`, or None if neither argument is given or a column is missing.
+
+    Values without names have those of the groups of the training set, if these are given.
+    """
     if function is not None and columns:
         raise ValueError(f"groups are given by column {columns!r} and by a function; choose one of them")
     present = column_names(dataset)
@@ -64,4 +71,4 @@ def resolve_groups(
         return None
     features = getattr(dataset, "features", None) or {}
     names = {column: features[column].names for column in columns if isinstance(features.get(column), ClassLabel)}
-    return Groups(columns, names)
+    return Groups(columns, {**({} if training is None else training.names), **names})

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from transformers.utils import logging
 
 from starft_hf.data.randomness import global_generators_from
 
+
+logger = logging.get_logger(__name__)
 
 ImageTransform = Callable[[Image.Image], Image.Image | Tensor]
 
@@ -37,6 +40,9 @@ def random_crop_box(
     return 0, 0, width, height
 
 
+# The last dimension of an array with channels: gray, gray with transparency, RGB, RGBA.
+_CHANNELS = (1, 2, 3, 4)
+
 # Image processors hold several copies of their inputs; for a large batch they would need more memory than training.
 _AT_ONCE = 32
 
@@ -45,8 +51,9 @@ class ImagePreprocessor:
     """Turns images into inputs of the vision tower.
 
     A random crop keeps a fraction of the area in the range `crop_scale`; None only applies the image processor. A
-    user's own `transform`, to a PIL image or to a tensor `(C, H, W)`, replaces the random crop; what it draws from the
-    global generators is keyed to the sample.
+    user's own `transform` replaces the random crop: to an image, which the image processor then prepares, or to a
+    tensor `(C, H, W)` of normalized floats, which is not prepared further. What it draws from the global generators is
+    keyed to the sample.
     """
 
     def __init__(
@@ -56,6 +63,8 @@ class ImagePreprocessor:
         self.crop_scale = crop_scale
         self.transform = transform
         self.size = fixed_size(image_processor)
+        # Whether the warning about tensors that are not normalized was given, in memory that worker processes share.
+        self._warned = torch.zeros((), dtype=torch.bool).share_memory_()
 
     @property
     def deterministic(self) -> bool:
@@ -76,7 +85,8 @@ class ImagePreprocessor:
             if generators is None:
                 raise ValueError("random preprocessing needs one generator per image")
             images = [self._augment(*pair) for pair in zip(images, generators, strict=True)]
-        if images and isinstance(images[0], Tensor):
+        if any(isinstance(image, Tensor) for image in images):
+            self._check_tensors(images)
             return [{"pixel_values": image} for image in images]
         examples: list[dict[str, Tensor]] = []
         for start in range(0, len(images), _AT_ONCE):
@@ -94,10 +104,39 @@ class ImagePreprocessor:
                 f"more than {limit} (PIL.Image.MAX_IMAGE_PIXELS)"
             )
 
+    def _check_tensors(self, images: Sequence[Any]) -> None:
+        """Check tensors that `transform` returned, which the vision tower gets as they are."""
+        mean, std = (getattr(self.image_processor, f"image_{name}", None) for name in ("mean", "std"))
+        advice = (
+            "return a PIL image, which the image processor prepares, or end the transform with "
+            f"ToDtype(torch.float32, scale=True) and Normalize({mean}, {std})"
+        )
+        for image in images:
+            if not isinstance(image, Tensor):
+                raise TypeError("image_transform returns tensors for some images only; return one kind for all")
+            if not image.is_floating_point():
+                raise TypeError(
+                    f"image_transform returns a tensor of {image.dtype}, which is not normalized; {advice}"
+                )
+            if image.ndim != 3 or image.shape[0] != 3:
+                raise ValueError(f"image_transform returns a tensor of shape {tuple(image.shape)}, not (3, H, W)")
+        normalizes = getattr(self.image_processor, "do_normalize", False)
+        if normalizes and not self._warned and all(image.min() >= 0 and image.max() <= 1 for image in images):
+            self._warned.fill_(True)
+            logger.warning(
+                "image_transform returns tensors with values from 0 to 1 only, which do not seem to be normalized as "
+                "the model expects; %s. This warning is given once.",
+                advice,
+            )
+
     def _augment(self, image: Image.Image, generator: np.random.Generator) -> Image.Image | Tensor:
         if self.transform is not None:
             with global_generators_from(generator):
-                return self.transform(image)
+                made = self.transform(image)
+            try:
+                return made if isinstance(made, Tensor) else as_rgb(made)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"image_transform does not return an image: {error}") from error
         assert self.crop_scale is not None
         box = random_crop_box(*image.size, self.crop_scale, generator)
         if self.size is None:
@@ -116,17 +155,16 @@ def fixed_size(image_processor: Any) -> tuple[int, int] | None:
 
 
 def as_rgb(image: Any) -> Image.Image:
-    """`image` as an upright RGB image; arrays are `(H, W)` or `(H, W, C)` of unsigned bytes.
+    """`image` as an upright RGB image.
 
+    Arrays and tensors are `(H, W)`, `(H, W, C)` or `(C, H, W)`, of integers from 0 to 255 or floats from 0 to 1.
     Transparent pixels get the color that is stored for them. Images of 16 bits are converted to 8.
     """
-    if isinstance(image, np.ndarray) and image.size == 0:
-        raise ValueError(f"it is an array of shape {image.shape}, without any pixels")
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image) and (hasattr(image, "__array__") or isinstance(image, list)):
+        image = Image.fromarray(_as_bytes(image))
     if not isinstance(image, Image.Image):
         raise TypeError(
-            f"an image is of type {type(image).__name__}; expected a PIL image or an array of unsigned bytes. "
+            f"an image is of type {type(image).__name__}; expected a PIL image, an array or a tensor. "
             "Cast the column to datasets.Image(), or give the dataset a transform that opens its files."
         )
     if not all(image.size):
@@ -145,6 +183,43 @@ def as_rgb(image: Any) -> Image.Image:
         )
     # PIL warns about palettes with transparent entries unless they are converted to RGBA first.
     return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+
+
+def _as_bytes(values: Any) -> np.ndarray:
+    """An array, tensor or nested list as unsigned bytes, `(H, W)` or `(H, W, C)`."""
+    is_tensor = isinstance(values, Tensor)
+    if is_tensor:
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    array = np.asarray(values)
+    if array.size == 0:
+        raise ValueError(f"it is an array of shape {array.shape}, without any pixels")
+    # Where both ends could be the channels, they come first in tensors and last in arrays.
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and (is_tensor or array.shape[2] not in _CHANNELS):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in _CHANNELS):
+        raise TypeError(
+            f"an image is an array of shape {array.shape}; expected (H, W), or (H, W, C) or (C, H, W) with up to 4 "
+            "channels"
+        )
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"an image is an array of dtype {array.dtype}; expected unsigned bytes")
+    low, high = array.min(), array.max()
+    if array.dtype.kind in "bf" and low >= 0 and high <= 1:
+        return (array * 255.0).round().astype(np.uint8)
+    if array.dtype.kind == "f":
+        raise TypeError(
+            f"an image holds floating-point numbers from {low:.3g} to {high:.3g}, which are not from 0 to 1. The "
+            "image processor normalizes images itself: pass them as they were before that, without a transform of the "
+            "dataset that does it, or convert those from 0 to 255 with image.round().astype('uint8')"
+        )
+    if low < 0 or high > 255:
+        raise TypeError(f"an image holds integers from {low} to {high}; convert them to bytes, from 0 to 255")
+    return array.astype(np.uint8)
 
 
 def stack_features(examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -4,9 +4,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 from datasets import ClassLabel, DatasetDict, Image, IterableDatasetDict, load_dataset, load_from_disk
 from transformers.utils import logging
 
+from starft_hf.data.imagenet import names_of_ids
 from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.names import unknown_name
 
@@ -16,6 +18,9 @@ logger = logging.get_logger(__name__)
 # The names of an image and its label in WebDataset shards.
 _WEB_IMAGES = ("jpg", "jpeg", "png", "webp")
 _WEB_LABEL = "cls"
+
+# Of an iterable dataset that is made from one in memory.
+_SHARDS = 128
 
 
 def load_splits(
@@ -36,7 +41,7 @@ def load_splits(
         image_column: the name for the column with the images of WebDataset shards.
         label_column: the name for the column with their labels, or with the names of the folders as labels if a
             metadata file has none.
-        streaming: read rows as they are needed instead of all in advance.
+        streaming: read rows as they are needed instead of all in advance. Of images in folders, the paths are.
 
     Raises:
         FileNotFoundError: if neither a folder nor, unless `source` looks like a path, a dataset on the Hub is found.
@@ -64,6 +69,10 @@ def load_splits(
         if streaming:
             splits = IterableDatasetDict({name: part.to_iterable_dataset() for name, part in splits.items()})
     else:
+        if streaming and _has_image_files(folder):
+            # Of these only the paths are read in advance, so that their labels are known and they can be mixed.
+            whole = load_splits(folder, config, image_column=image_column, label_column=label_column)
+            return IterableDatasetDict({name: _as_iterable(part) for name, part in whole.items()})
         try:
             splits = load_dataset(str(folder), config, streaming=streaming)
         except Exception as error:
@@ -73,13 +82,28 @@ def load_splits(
                 f"*.parquet, *.tar or what save_to_disk writes, found files with {', '.join(found) or 'nothing'}"
             ) from error
     splits = _with_standard_columns(splits, image_column, label_column, local=True)
-    has_no_labels = isinstance(splits, IterableDatasetDict) and label_column not in _columns(splits)
-    names = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-    if has_no_labels and any(path.name in names for path in folder.rglob("metadata.*")):
-        # The labels are the folders, and of images in folders only the paths are read in advance.
-        whole = load_splits(folder, config, image_column=image_column, label_column=label_column)
-        return IterableDatasetDict({name: part.to_iterable_dataset() for name, part in whole.items()})
-    return splits
+    return _with_names_of_ids(splits, label_column, folder)
+
+
+def _has_image_files(folder: Path) -> bool:
+    files = [path for path in folder.rglob("*") if path.stem != "metadata"]
+    if any(path.suffix in (".parquet", ".tar") for path in files):
+        return False
+    return any(path.suffix.lower() in PIL.Image.registered_extensions() for path in files)
+
+
+def _with_names_of_ids(splits: Any, label_column: str, folder: Path) -> Any:
+    """Splits whose classes are WordNet ids with the names of these, as far as they are known."""
+    feature = (next(iter(splits.values())).features or {}).get(label_column)
+    if not isinstance(feature, ClassLabel) or (names := names_of_ids(feature.names, folder)) is None:
+        return splits
+    logger.info("Class names are WordNet ids, named as %r for %r, and so on.", names[0], feature.names[0])
+    return splits.cast_column(label_column, ClassLabel(names=list(names)))
+
+
+def _as_iterable(part: Any) -> Any:
+    # Images in folders are sorted by class: in several shards, shuffling mixes more of them than a buffer holds.
+    return part.to_iterable_dataset(num_shards=max(1, min(len(part), _SHARDS)))
 
 
 def choose_split(splits: Any, name: str, source: str) -> Any:

@@ -24,6 +24,8 @@ class Draw(IntEnum):
     SHARED_CAPTION_TEMPLATE = 3
     SHARED_SPURIOUS_TEMPLATE = 4
     OTHER_CLASSES = 5
+    CAPTION = 6
+    ORDER = 7
 
 
 def sample_generator(seed: int, epoch: int, sample: int, draw: Draw) -> np.random.Generator:

@@ -1,10 +1,12 @@
 """What is known about a dataset without reading it."""
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 
 def column_names(dataset: Any) -> list[str] | None:
@@ -19,6 +21,36 @@ def column_names(dataset: Any) -> list[str] | None:
             )
         names = list(first)
     return list(names) if names else None
+
+
+def check_dataset(dataset: Any, what: str) -> None:
+    """Check that `dataset` is a dataset rather than something that one is made of."""
+    kind = f"{type(dataset).__module__.partition('.')[0]} {type(dataset).__name__}"
+    images = ".cast_column('image', datasets.Image())"
+    advice = None
+    if isinstance(dataset, (str, PathLike)):
+        advice = f"load it: load_splits({str(dataset)!r}) from starft_hf.data.loading has its splits by name"
+    elif isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        kind, advice = f"dictionary with the splits {sorted(dataset)}", "pass one of them"
+    elif isinstance(dataset, Mapping):
+        kind, advice = f"dictionary with {sorted(map(str, dataset))}", f"pass Dataset.from_dict(...){images}"
+    elif hasattr(dataset, "iloc"):
+        advice = f"pass datasets.Dataset.from_pandas(frame){images}"
+    elif kind.startswith("polars"):
+        advice = f"pass datasets.Dataset.from_polars(frame){images}"
+    elif kind.startswith("pyarrow"):
+        advice = f"pass datasets.Dataset(table){images}"
+    if advice is not None:
+        raise ValueError(f"{what} is a {kind}; {advice}")
+
+
+def plain(value: Any) -> Any:
+    """A Python value for the scalars and arrays of torch, NumPy, JAX and others."""
+    if isinstance(value, (str, int, float, list)) or value is None:
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    return np.asarray(value).tolist() if hasattr(value, "__array__") else value
 
 
 def is_iterable(dataset: Any) -> bool:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.class_mapping import resolve_mapped_columns
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.columns import ColumnSettings, check_distinct, group_names, resolve_evaluation_columns
+from starft_hf.data.columns import ColumnSettings, group_names, resolve_evaluation_columns
 from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
@@ -29,7 +29,7 @@ from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.modes import evaluation_mode, floating_dtype
 from starft_hf.utils.collectives import NO_SAMPLE, shard_indices, world_size
-from starft_hf.utils.names import check_names
+from starft_hf.utils.names import check_distinct, check_names
 
 
 def evaluate_zero_shot(

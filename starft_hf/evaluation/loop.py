@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from starft_hf.data.columns import ImageColumns, read_column
 from starft_hf.data.decoding import SkippedImages
-from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
+from starft_hf.data.examples import IndexedExamples
 from starft_hf.evaluation.counts import ClassificationCounts
 from starft_hf.evaluation.mistakes import ConfidentMistakes
 from starft_hf.evaluation.results import EvaluationResult
@@ -41,6 +41,7 @@ class ClassifierEvaluation:
         self.encoder = encoder
         self.class_names = columns.classifier or columns.class_names or ()
         self.class_mapping = columns.class_mapping
+        self.has_groups = columns.groups is not None
         self.templates = templates
         self.head = head
         self.counts = ClassificationCounts()
@@ -73,6 +74,13 @@ class ClassifierEvaluation:
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
         """The result over all processes; a ValueError if there were no rows."""
         result = self.counts.gathered().result(training_shares)
+        if training_shares and self.has_groups and (other := result.group_accuracies.keys() ^ training_shares.keys()):
+            logger.warning_once(
+                f"The groups of the training set, {sorted(training_shares)[:8]}, and those of an evaluation set, "
+                f"{sorted(result.group_accuracies)[:8]}, are not the same: {min(other)!r} is in one of them only. "
+                "Groups that are not in both do not count in the group-adjusted accuracy. If they should be the same, "
+                "give their columns the same values."
+            )
         return replace(result, mistakes=self.mistakes.gathered().of(result.worst_group))
 
 
@@ -82,17 +90,22 @@ def labels_that_count(batch: Mapping[str, Any]) -> Tensor:
     return labels.masked_fill(~batch["valid"], -100) if "valid" in batch else labels
 
 
-def training_group_shares(examples: Any) -> dict[str, float] | None:
-    """The share of every group of a training set; None for iterable datasets, and if the group of a row is unknown."""
+def training_group_shares(examples: Any, evaluated: ImageColumns | None = None) -> dict[str, float] | None:
+    """The share of every group of a training set; None for iterable datasets, and if the group of a row is unknown.
+
+    Values that only an `evaluated` dataset names, by a ClassLabel column, have its names.
+    """
     if not isinstance(examples, IndexedExamples) or not hasattr(examples.dataset, "select_columns"):
         return None
     if (columns := examples.columns).label is None:
         return None
-    name = EvaluationExampleMaker(columns, examples.make.preprocessor).group
+    if columns.groups is not None and evaluated is not None and evaluated.groups is not None:
+        names = {**evaluated.groups.names, **columns.groups.names}
+        columns = replace(columns, groups=replace(columns.groups, names=names))
     used = [column for column in columns.used if column not in (columns.image, columns.caption)]
     values = zip(*(read_column(examples.dataset, column) for column in used), strict=True)
     try:
-        counts = Counter(name(dict(zip(used, row, strict=True))) for row in values)
+        counts = Counter(columns.group_of(dict(zip(used, row, strict=True))) for row in values)
     except ValueError as error:
         logger.warning("The shares of the groups of the training set are unknown: %s.", error)
         return None

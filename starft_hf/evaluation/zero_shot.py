@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from starft_hf.data.captions import class_caption
+from starft_hf.data.captions import check_class_prompts, class_caption
 from starft_hf.data.embedding import embedded_chunks
 from starft_hf.models.encoder import DualEncoder, logit_scale_of, unit_rows
 from starft_hf.models.heads import ClassificationHead, head_from_weights
@@ -33,9 +33,10 @@ def zero_shot_weights(
         chunk_size: texts per forward.
 
     Raises:
-        ValueError: if a class name is too long for the text tower.
+        ValueError: if the text tower cannot see a class name, or not tell two of them apart.
     """
     encode = encoder.encode_texts
+    check_class_prompts(class_names, templates, encode)
     texts = [class_caption(name, template, encoding=encode) for name in class_names for template in templates]
     count = len(templates)
     rows: list[Tensor] = []

@@ -16,7 +16,7 @@ from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor, nn
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
-from starft_hf.data.captions import check_caption_templates
+from starft_hf.data.captions import check_caption_templates, check_class_prompts
 from starft_hf.data.images import ImagePreprocessor, stack_features
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.publishable import publishable
@@ -75,6 +75,8 @@ class Classifier:
         self.templates = tuple(templates)
         self.head = head
         self.encoder = DualEncoder.of(model, processor)
+        if self.class_names and head is None:
+            check_class_prompts(self.class_names, self.templates, self.encoder.encode_texts)
 
     def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> "Classifier":
         """The same model as a zero-shot classifier of other classes."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from starft_hf.models.adapters import base_model_of
-from starft_hf.models.families import LEGACY_EOS, TEMPERATURES, family_of
+from starft_hf.models.families import LEGACY_EOS, TEMPERATURES, Family, family_of
 from starft_hf.utils.files import local_or_hub
 
 
@@ -99,6 +99,7 @@ def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
         )
     wrong = []
     family = family_of(model)
+    _check_sides(tokenizer, family)
     config: Any = model.config
     if len(tokenizer) > config.text_config.vocab_size:
         wrong.append(f"its tokenizer has {len(tokenizer)} entries, the model {config.text_config.vocab_size}")
@@ -116,3 +117,21 @@ def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
             "Load both from one checkpoint."
         )
     return tokenizer, image_processor
+
+
+def _check_sides(tokenizer: Any, family: Family) -> None:
+    """Check that a tokenizer pads and truncates at the end of texts."""
+    # A tower whose texts all have one length was trained with the padding of its tokenizer, on whichever side.
+    sides = ("truncation_side",) if family.fixed_length else ("padding_side", "truncation_side")
+    for side in sides:
+        if getattr(tokenizer, side, "right") != "right":
+            harm = (
+                "the text tower counts positions from the left, so the embedding of a text would depend on the others "
+                "in its batch"
+                if side == "padding_side"
+                else "captions that are too long would lose their beginning"
+            )
+            raise ValueError(
+                f"the tokenizer has {side}={getattr(tokenizer, side)!r}: {harm}; set "
+                f"processor.tokenizer.{side} = 'right'"
+            )

@@ -70,6 +70,16 @@ class TextEncoding:
             words = words[1:]
         return " ".join(words) + name + after
 
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text that the text tower sees."""
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
+        return list(encoded["input_ids"])
+
+    def has_unknown_words(self, text: str) -> bool:
+        """Whether the tokenizer does not know a word of `text`."""
+        unknown = self.tokenizer.unk_token_id
+        return unknown is not None and unknown in self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def check_name(self, name: str) -> None:
         """Raise ValueError if a class name, which is in every caption of the class, does not fit the text tower."""
         if not self.fits(name):
@@ -99,7 +109,7 @@ class TextEncoding:
         if not self._warned and (cut := next((text for text in texts if not self.fits(text)), None)) is not None:
             self._warn_of_cut(cut)
         if self._packed:
-            sequences = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
+            sequences = self.token_ids(texts)
             pooled = [self._pooled_position(sequence) for sequence in sequences]
             return pack(sequences, pooled, self.max_length, self.tokenizer.pad_token_id or 0)
         encoded = self.tokenizer(

@@ -10,9 +10,10 @@ import numpy as np
 from torch import nn
 from transformers.utils import logging
 
-from starft_hf.data.captions import CAPTION_FIELD, CLASS_FIELD
+from starft_hf.data.captions import CAPTION_FIELD, CLASS_FIELD, check_class_prompts
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
 from starft_hf.data.decoding import RAISE
+from starft_hf.data.shuffling import Shuffle
 from starft_hf.data.source import is_iterable
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.spuriosity.embedding import embed_images, embed_texts, load_encoder
@@ -64,7 +65,7 @@ def discover_spuriosity(
     Args:
         model: a dual encoder before fine-tuning, its Hub id or its path.
         processor: its processor, or None to load it from the source of the model.
-        dataset: labeled images; of an iterable dataset the first `max_samples` rows.
+        dataset: labeled images; of an iterable dataset `max_samples` of its rows, shuffled with a buffer of as many.
         pool: the candidate attributes: what `StarFTTrainer(spuriosity=...)` takes.
         class_names: names of the classes in label order; None reads them from the dataset.
         caption_template: the plain caption, with `{}` for the class name, or several.
@@ -120,9 +121,10 @@ def check_labeled(columns: ImageColumns, what: str) -> None:
 
 
 def _sample(dataset: Any, max_samples: int | None, seed: int) -> tuple[Any, list[int]]:
-    """The dataset, or the beginning of an iterable one, and the rows to search, in ascending order."""
+    """The dataset, or rows from the beginning of an iterable one, and the rows to search, in ascending order."""
     if is_iterable(dataset):
-        dataset = list(islice(dataset, max_samples))
+        # Those of a folder are sorted by class.
+        dataset = list(islice(Shuffle(seed, max_samples or 0).rows(dataset, 0), max_samples))
     if max_samples is None or max_samples >= len(dataset):
         return dataset, list(range(len(dataset)))
     chosen = np.random.default_rng(seed).choice(len(dataset), max_samples, replace=False)
@@ -162,6 +164,7 @@ def discover(
     """`discover_spuriosity` of a loaded model. Several processes share the work."""
     class_names = columns.class_names or ()
     pool = _understood(pool, encoder)
+    check_class_prompts(class_names, settings.caption_templates, encoder.encode_texts)
     dataset, indices = _sample(dataset, settings.max_samples, settings.seed)
     embed = partial(embed_texts, model, encoder)
     scorer = scorer_from(embed, encoder.encode_texts, class_names, pool, settings.caption_templates)

@@ -201,7 +201,7 @@ class DiscoveryResult:
             raise ValueError("pass the zero-shot model as well: it determines the groups of other images")
         model, encoder = load_encoder(model, processor)
         own = self.columns
-        settings = ColumnSettings(own.image, own.label or "label", default_class_names=own.class_names)
+        settings = ColumnSettings(own.image, own.label or "label", training=own)
         columns = resolve_columns(dataset, settings, what="dataset")
         names = tuple(readable(name) for name in columns.class_names or ())
         if names != self.class_names:

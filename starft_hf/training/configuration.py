@@ -18,6 +18,7 @@ from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.columns import ColumnSettings
 from starft_hf.data.decoding import RAISE
 from starft_hf.data.groups import GroupFunction
+from starft_hf.data.shuffling import Shuffle
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.objectives.regularizers import get_regularizer
 from starft_hf.training.inherited_settings import check_inherited_settings
@@ -95,7 +96,7 @@ class StarFTConfig(TrainingArguments):
         discovery_pool (`str`, defaults to `"all"`): name, path or Hub repository of the pool in which
             `spuriosity="auto"` searches.
         discovery_samples (`int`, defaults to `2000`): how many training images it searches, drawn at random; of an
-            iterable dataset the first ones.
+            iterable dataset from its beginning.
 
     Args: Parameters that control the reference
         reference_cache (`str`, defaults to `"auto"`): what is cached of the frozen reference. "text": the embeddings
@@ -120,6 +121,9 @@ class StarFTConfig(TrainingArguments):
         caption_column (`str`, *optional*): column with captions, used instead of `caption_template`.
         crop_scale (`tuple[float, float]`, defaults to `(0.9, 1.0)`): range of the fraction of the image's area that a
             random crop keeps; None disables random crops.
+        shuffle_buffer_size (`int`, defaults to `1000`): rows of an iterable training set that are held in memory to
+            shuffle it, beside the order of its files or other shards. 0 keeps its order, as
+            `train_sampling_strategy="sequential"` does; one on which `shuffle` was called keeps its own order.
         on_bad_image (`str`, defaults to `"raise"`): what to do with a row whose image is damaged, missing, without
             pixels, not an image or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" warns
             and leaves its place in the batch empty, so that all other rows are drawn, augmented and compared as
@@ -175,6 +179,7 @@ class StarFTConfig(TrainingArguments):
     crop_scale: list[float] | None = _setting(
         (0.9, 1.0), RUN, "Fraction of the area that a random crop keeps: two numbers.", is_list=True
     )
+    shuffle_buffer_size: int = _setting(1000, RUN, "Rows of the buffer that shuffles iterable datasets; 0: none.")
     on_bad_image: str = _setting(RAISE, RUN, "'raise' or 'skip' rows whose image is unreadable.")
     discovery_pool: str = _setting("all", IRRELEVANT, "What spuriosity='auto' searches for.")
     discovery_samples: int = _setting(2000, RECORDED, "Training images that spuriosity='auto' searches.")
@@ -217,6 +222,11 @@ class StarFTConfig(TrainingArguments):
         check_caption_templates("eval_templates", self.zero_shot_templates)
         if self.card_template is not None and not Path(self.card_template).is_file():
             raise ValueError(f"card_template is {self.card_template!r}, but there is no such file")
+        if self.include_num_input_tokens_seen not in (False, "no"):
+            raise ValueError(
+                f"include_num_input_tokens_seen={self.include_num_input_tokens_seen!r} would count wrongly: captions "
+                "share the computation of their common beginnings, and some are only known in the step; set it to 'no'"
+            )
         if self.remove_unused_columns:
             raise ValueError(
                 "remove_unused_columns=True would delete the image column before its use; keep it False, and choose "
@@ -300,6 +310,13 @@ class StarFTConfig(TrainingArguments):
         """Which columns of a dataset hold what; `group_function` takes the place of `group_column`."""
         names = (self.image_column, self.label_column, self.caption_column, self.group_column)
         return ColumnSettings(*names, self.class_names, group_function)
+
+    @property
+    def shuffle(self) -> Shuffle:
+        """How an iterable training set is shuffled."""
+        is_sequential = self.train_sampling_strategy == "sequential"
+        seed = self.seed if self.data_seed is None else self.data_seed
+        return Shuffle(seed, 0 if is_sequential else self.shuffle_buffer_size)
 
     @property
     def caption_templates(self) -> list[str]:

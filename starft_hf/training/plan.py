@@ -11,7 +11,7 @@ from torch import nn
 from transformers.utils import logging
 
 from starft_hf.data.class_mapping import check_mapped_sets
-from starft_hf.data.columns import ImageColumns, check_labels, resolve_columns
+from starft_hf.data.columns import ImageColumns, check_captions, check_labels, resolve_columns
 from starft_hf.data.decoding import RAISE, SKIP
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
@@ -122,6 +122,7 @@ class RunPlan:
             _check_candidates(args, regularizer, pool, columns.class_names)
         _check_schedule(args, regularizer, streamed=is_iterable(dataset))
         check_labels(dataset, columns, what="train_dataset", several=True)
+        check_captions(dataset, columns, what="train_dataset")
         _check_size(args, dataset, strategy)
         if args.save_strategy != "no" and args.should_save:
             check_writable(Path(str(args.output_dir)), "output_dir")

@@ -26,6 +26,7 @@ _NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "hub_timeout": (lambda value: 0 < value < math.inf, "a positive number of seconds"),
     "mini_batch_size": (lambda value: value is None or value >= 1, "a positive integer, or None for whole batches"),
     "reference_text_cache_gib": (lambda value: value >= 0, "a non-negative number; float('inf') sets no limit"),
+    "shuffle_buffer_size": (lambda value: value >= 0, "a number of rows; 0 keeps the order of the dataset"),
     "reg_max_classes": (lambda value: value >= 2, "at least 2, because classes are compared"),
     "reweight_clip": (lambda value: 1 <= value < math.inf, "a finite number of at least 1, or use reweight='none'"),
 }

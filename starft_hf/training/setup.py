@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from starft_hf.data.captions import CaptionBank
+from starft_hf.data.captions import CaptionBank, check_class_prompts
 from starft_hf.data.collator import StarFTCollator
-from starft_hf.data.examples import Epoch, TrainingExampleMaker, as_examples, evaluation_sets
+from starft_hf.data.examples import Epoch, IndexedExamples, TrainingExampleMaker, as_examples, evaluation_sets
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
@@ -26,7 +26,7 @@ from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import DiscoverySettings, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.settings import SearchSettings
-from starft_hf.training.batch_size import check_batch
+from starft_hf.training.batch_size import check_batch, check_retry
 from starft_hf.training.candidates import Candidates, NoCandidates
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.plan import RunInputs, RunPlan, reference_settings
@@ -107,11 +107,12 @@ class RunSetup:
         eval_dataset = evaluation_sets(
             given.eval_dataset,
             args.column_settings(given.group_function),
-            plan.class_names,
+            plan.columns,
             encoder.image_processor,
             class_mapping=given.class_mapping,
             on_bad_image=args.on_bad_image,
         )
+        _check_prompts(eval_dataset, args, encoder)
 
         reference = sample_weights = source = None
         if train_dataset is not None and (plan.cache is not None or args.reweight != "none"):
@@ -149,13 +150,18 @@ class RunSetup:
         """Do what has to be done once, before the first step, such as filling the reference's cache."""
         # One may have been added since the run was set up.
         check_adapters(self.model)
+        if isinstance(self.train_dataset, IndexedExamples) and not self.args.dataloader_num_workers:
+            # What is wrong with every row is found before anything is computed from all of them. With workers, a
+            # transform may need to be in one.
+            self.train_dataset[0]
         # The sample weights first: the reference may release the weights that both need.
         for part in (self.sample_weights, self.reference):
             if part is not None:
                 part.prepare(device)
 
-    def restart(self, batch_size: int) -> None:
-        """Start the run anew, with another number of images per device."""
+    def restart(self, batch_size: int, previous: int, steps: int) -> None:
+        """Start the run with a number of images per device, in place of the `previous` with which it took `steps`."""
+        check_retry(batch_size, previous, steps)
         check_batch(batch_size * self.args.world_size, self.args.base_loss, self.plan.strategy)
         set_seed(self.args.seed)
 
@@ -209,9 +215,9 @@ class RunSetup:
 
     def evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
-        names, processor, on_bad_image = self.class_names, self.encoder.image_processor, args.on_bad_image
+        processor, on_bad_image = self.encoder.image_processor, args.on_bad_image
         columns = args.column_settings(self.group_function)
-        return evaluation_sets(dataset, columns, names, processor, on_bad_image=on_bad_image)
+        return evaluation_sets(dataset, columns, self.plan.columns, processor, on_bad_image=on_bad_image)
 
 
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
@@ -237,7 +243,15 @@ def _training_examples(
     args = given.args
     preprocessor = ImagePreprocessor(encoder.image_processor, args.crop_scale, given.image_transform)
     maker = TrainingExampleMaker(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
-    return as_examples(given.train_dataset, maker, args.on_bad_image)
+    return as_examples(given.train_dataset, maker, args.on_bad_image, args.shuffle)
+
+
+def _check_prompts(eval_dataset: Any, args: StarFTConfig, encoder: DualEncoder) -> None:
+    """Check the prompts of the classes of evaluation sets, which are first needed after some training."""
+    for examples in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+        if examples is not None:
+            names = examples.columns.classifier or examples.columns.class_names
+            check_class_prompts(names, args.zero_shot_templates, encoder.encode_texts)
 
 
 def _reference_model(given: RunInputs, model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
@@ -32,7 +32,7 @@ from starft_hf.models.fsdp import forget_dataloader, forget_preparation, prepare
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
-from starft_hf.training.batch_size import check_retry
+from starft_hf.training.batch_check import OneClassCheck
 from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, name_progress_bars, resuming_callbacks
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
@@ -72,8 +72,9 @@ class StarFTTrainer(HubMixin, Trainer):
         peft_config: trains an adapter instead of the model: any PEFT configuration that fits, or "lora" (attention of
             both towers), "lora-vision" or "lora-text". A `PeftModel` may be given as `model` as well. The reference is
             then the model with its adapter switched off, without a second copy of the weights.
-        image_transform: from a PIL image to a PIL image or a tensor, in place of the random crop of training images.
-            What it draws from the global generators is keyed to the sample.
+        image_transform: replaces the random crop of training images: from a PIL image to a PIL image, which the image
+            processor prepares, or to a tensor `(3, H, W)` of floats that are normalized already. What it draws from
+            the global generators is keyed to the sample.
         data_collator: replaces `StarFTCollator`.
         compute_metrics: further metrics, from an `EvalPrediction` with the logits of the whole set. Without it no
             logits are kept.
@@ -104,8 +105,6 @@ class StarFTTrainer(HubMixin, Trainer):
     """
 
     args: StarFTConfig
-    control: TrainerControl
-    is_in_train: bool
     _evaluation: ClassifierEvaluation | None = None
     _scalars: Sequence[str] = ()
     _initial_global_step = 0
@@ -158,7 +157,7 @@ class StarFTTrainer(HubMixin, Trainer):
         check_trained(self.model, self.head, *optimizers)
         self.training_losses = setup.training_step(self.head)
         self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
-        self.checkpointer = Checkpointer()
+        self.checkpointer, self.one_class_check = Checkpointer(), OneClassCheck()
         name_progress_bars(self)
         self.interruption = replace_jit_checkpoint(self)
         self.reg_weight = setup.reg_weight
@@ -222,6 +221,7 @@ class StarFTTrainer(HubMixin, Trainer):
         self.measured.at_start = False
         self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, self._progress())
         batch = self.setup.candidates.add_to(inputs, self.state.global_step, self.batch_counter.advance())
+        self.one_class_check.check(inputs, self.args, self.train_dataset)
         losses = self.training_losses(model, batch, self.reg_weight)
         self.running_losses.add(losses)
         self.nan_check.add(losses.parts)
@@ -259,8 +259,7 @@ class StarFTTrainer(HubMixin, Trainer):
     # The hooks of Trainer's loop: one line each, to the component that is responsible.
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
-        check_retry(batch_size, self._train_batch_size, self.state.global_step - self._initial_global_step)
-        self.setup.restart(batch_size)
+        self.setup.restart(batch_size, self._train_batch_size, self.state.global_step - self._initial_global_step)
         self.running_losses.restore(None, self.args.device)
         super()._update_auto_batch_size(batch_size)
 
@@ -321,7 +320,7 @@ class StarFTTrainer(HubMixin, Trainer):
             )
         self._evaluation = None
         forget_dataloader(self.accelerator, dataloader)
-        result = evaluation.result(training_group_shares(self.train_dataset))
+        result = evaluation.result(training_group_shares(self.train_dataset, columns))
         name = metric_key_prefix.removeprefix("eval_")
         self.measured.record(name, result, self.model, data_key(dataloader.dataset, self.eval_dataset))
         self.evaluated_columns[name] = columns

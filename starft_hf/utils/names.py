@@ -31,6 +31,31 @@ def log_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+# Names that say nothing: numbers, WordNet ids, "class 3". CUB and others put a number and a full stop first.
+_NO_WORD = re.compile(r"[\d.]+|n\d{8}|(class|label|category|cluster|id)[ _-]?\d+|\d+\.[^\W\d].*", re.IGNORECASE)
+_NUMBERED = re.compile(r"\d+[ ._-]+\S")
+
+
+def not_words(class_names: Sequence[str]) -> list[str]:
+    """Those of the class names that are not words, such as "n02129604", "001.Black_footed_Albatross" and "0"."""
+    if all(_NUMBERED.match(name) for name in class_names):
+        return list(class_names)
+    return [name for name in class_names if _NO_WORD.fullmatch(name)]
+
+
+def distinct_names(names: Iterable[str]) -> tuple[str, ...]:
+    """`names`, with underscores appended to duplicates, such as "missile" and "sunglasses" in ImageNet.
+
+    Prompts drop underscores at the end, so that they stay the published ones.
+    """
+    seen: dict[str, None] = {}
+    for name in names:
+        while name in seen:
+            name += "_"
+        seen[name] = None
+    return tuple(seen)
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """A message with the name that was passed, the known names unless they are many, and the closest of them."""
     known = list(known)
@@ -79,3 +104,14 @@ def _names_of(content: Any) -> list[str]:
         content = {label: name for name, label in content.items()}
     by_label = {int(label): name for label, name in content.items()}
     return [by_label[label] for label in range(len(content))]
+
+
+def check_distinct(class_names: Sequence[str]) -> None:
+    """Check that no two classes have the same name, since a classifier made from names could not distinguish them."""
+    first: dict[str, int] = {}
+    for label, name in enumerate(class_names):
+        if first.setdefault(name, label) != label:
+            raise ValueError(
+                f"class_names contains duplicates: {name!r}, for labels {first[name]} and {label}; use distinct names "
+                "such as 'crane (bird)' and 'crane (machine)'"
+            )

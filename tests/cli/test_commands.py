@@ -19,7 +19,7 @@ from tests.support.tiny import CLASS_NAMES, TINY_CLIP, make_dataset, write_folde
 
 
 FAST = ["--per_device_train_batch_size", "8", "--num_train_epochs", "1", "--use_cpu", "--learning_rate", "1e-3"]
-NAMES = ("red fox", "blue_jay", "green frog", "grey owl")
+NAMES = ("red fox", "blue_jay", "green fern", "grey owl")
 
 
 @pytest.fixture(scope="module")
@@ -218,12 +218,12 @@ def test_the_head_of_a_cross_entropy_run_is_used(run, images):
     assert without["loss"] != pytest.approx(measured["loss"], rel=1e-5)
 
 
-def test_benchmarks_of_the_catalog_by_name(run, monkeypatch):
+def test_benchmarks_of_the_catalog_by_name(run, monkeypatch, spelling_clip):
     rows = make_dataset(16, class_names=["landbird", "waterbird"], group_names=("land", "water"))
     rows = rows.rename_column("group", "place")
     monkeypatch.setattr("starft_hf.evaluation.catalog.entry.load_dataset", lambda *args, **kwargs: rows)
     with pytest.warns(UserWarning, match="16 rows"):
-        content = json.loads(run("evaluate", TINY_CLIP, "--benchmark", "waterbirds", "--json"))
+        content = json.loads(run("evaluate", spelling_clip, "--benchmark", "waterbirds", "--json"))
     assert "waterbird x land" in content["group_accuracies"]
     assert "Did you mean 'waterbirds'" in run("evaluate", TINY_CLIP, "--benchmark", "waterbird", code=2)
 

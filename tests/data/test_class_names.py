@@ -31,7 +31,8 @@ def warned(caplog, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_names_of_every_script_train_and_evaluate(clip, processor, config, workers):
+def test_names_of_every_script_train_and_evaluate(config, workers):
+    clip, processor = family("clip")
     dataset = make_dataset(class_names=NAMES)
     args = config(dataloader_num_workers=workers)
     trainer = StarFTTrainer(clip, args, dataset, dataset, processing_class=processor)
@@ -125,12 +126,11 @@ def test_labels_out_of_range_in_an_iterable_dataset_and_a_dataset_without_column
             StarFTTrainer(clip, args, dataset, processing_class=processor).train()
 
 
-def test_class_names_may_be_the_same_in_training_but_not_in_evaluation(clip, processor, config, dataset):
+def test_no_two_classes_have_the_same_name(clip, processor, config, dataset):
     names = ["owl", "crane", "violin", "crane"]
     integers = dataset.cast_column("label", Value("int64"))
-    trainer = StarFTTrainer(clip, config(class_names=names), integers, processing_class=processor)
-    assert np.isfinite(trainer.train().training_loss)
     for call in (
+        lambda: StarFTTrainer(clip, config(class_names=names), integers, processing_class=processor),
         lambda: StarFTTrainer(clip, config(class_names=names), integers, integers, processing_class=processor),
         lambda: evaluate_zero_shot(clip, processor, integers, class_names=names, progress=False),
     ):

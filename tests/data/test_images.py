@@ -1,9 +1,11 @@
 """Images of every kind are read as the RGB images they show."""
 
+import logging
 import warnings
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
@@ -61,7 +63,124 @@ def test_images_are_upright_however_the_camera_was_held(orientation, tmp_path):
             assert np.array_equal(np.asarray(as_rgb(found)), COLORS)
 
 
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+GRAY = PIXELS[:, :, 0]
+ARRAYS = {
+    "(H, W, 3)": (PIXELS, PIXELS),
+    "(3, H, W)": (PIXELS.transpose(2, 0, 1), PIXELS),
+    "(H, W, 1)": (GRAY[:, :, None], GRAY[:, :, None].repeat(3, 2)),
+    "(1, H, W)": (GRAY[None], GRAY[:, :, None].repeat(3, 2)),
+    "(H, W)": (GRAY, GRAY[:, :, None].repeat(3, 2)),
+    "tensor (3, H, W)": (torch.from_numpy(PIXELS).permute(2, 0, 1), PIXELS),
+    "tensor (3, H, 3)": (torch.from_numpy(PIXELS[:, :3]).permute(2, 0, 1), PIXELS[:, :3]),
+    "tensor of floats from 0 to 1": (torch.from_numpy(PIXELS).permute(2, 0, 1) / 255, PIXELS),
+    "integers": (PIXELS.astype(np.int64), PIXELS),
+    "lists": (PIXELS.tolist(), PIXELS),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_and_tensors_of_every_layout_are_read_as_what_they_show(kind):
+    given, shown = ARRAYS[kind]
+    assert np.array_equal(np.asarray(as_rgb(given)), shown)
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "transform"])
+def test_formats_of_a_dataset_change_nothing(clip, processor, config, kind):
+    dataset = make_dataset()
+    if kind == "transform":
+        formatted = dataset.with_transform(
+            lambda rows: {**rows, "image": [torch.from_numpy(np.array(image)) for image in rows["image"]]}
+        )
+    else:
+        formatted = dataset.with_format(kind)
+    settings = {"group_column": "group", "progress": False}
+    assert evaluate_zero_shot(clip, processor, formatted, **settings) == evaluate_zero_shot(
+        clip, processor, dataset, **settings
+    )
+    args = config(max_steps=1, crop_scale=None)
+    runs = [StarFTTrainer(clip, args, rows, processing_class=processor).train_dataset for rows in (dataset, formatted)]
+    for plain, other in zip(*runs, strict=True):
+        assert plain["label"] == other["label"]
+        assert torch.equal(plain["image"]["pixel_values"], other["image"]["pixel_values"])
+
+
+FRAMES = {
+    "frame": (lambda rows: rows.remove_columns("image").to_pandas(), "pandas DataFrame.*Dataset.from_pandas"),
+    "columns": (lambda rows: {"image": rows["image"][:], "label": rows["label"][:]}, "dictionary with.*from_dict"),
+    "table": (lambda rows: rows.data.table, "pyarrow Table; pass datasets.Dataset"),
+    "path": (lambda rows: "photos", r"str; load it: load_splits\('photos'\)"),
+    "pairs": (lambda rows: [(row["image"], row["label"]) for row in rows], "rows must be mappings"),
+    "processed": (
+        lambda rows: rows.with_transform(lambda batch: {"pixel_values": [0] * len(batch["image"])}),
+        r"row 0 has no 'image' but \['pixel_values'\].*dataset.with_format\(None\)",
+    ),
+    "normalized": (
+        lambda rows: rows.with_transform(lambda batch: {"image": [np.full((3, 8, 8), -1.5)], "label": batch["label"]}),
+        "row 0: an image holds floating-point numbers from -1.5 to -1.5.*normalizes images itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_what_is_not_a_dataset_of_images_is_refused_before_training(clip, processor, config, dataset, kind):
+    make, match = FRAMES[kind]
+    with pytest.raises((TypeError, ValueError), match=match):
+        StarFTTrainer(clip, config(), make(dataset), processing_class=processor).train()
+
+
+def tensors(dtype, low, high):
+    return lambda image: torch.linspace(low, high, 3 * 16 * 16).reshape(3, 16, 16).to(dtype)
+
+
+TRANSFORMS = {
+    "bytes": (tensors(torch.uint8, 0, 255), "returns a tensor of torch.uint8.*Normalize"),
+    "integers": (tensors(torch.int64, 0, 255), "returns a tensor of torch.int64"),
+    "with a batch dimension": (lambda image: torch.zeros(1, 3, 16, 16), r"of shape \(1, 3, 16, 16\), not \(3, H, W\)"),
+    "a dictionary": (lambda image: {"image": image}, "does not return an image.*of type dict"),
+    "an array of normalized floats": (lambda image: np.full((16, 16, 3), -1.0), "does not return an image.*floating"),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
+def test_what_an_image_transform_may_not_return(clip, processor, config, dataset, kind):
+    transform, match = TRANSFORMS[kind]
+    with pytest.raises((TypeError, ValueError), match=match):
+        StarFTTrainer(clip, config(), dataset, processing_class=processor, image_transform=transform).train()
+
+
+@pytest.mark.parametrize(
+    ("transform", "warns"),
+    [
+        (tensors(torch.float32, 0, 1), True),
+        (tensors(torch.float32, -1.8, 2.1), False),
+        (lambda image: image, False),
+        (lambda image: np.asarray(image), False),
+        (lambda image: np.asarray(image) / 255, False),
+    ],
+    ids=["floats from 0 to 1", "normalized", "image", "array", "array of floats"],
+)
+def test_tensors_that_are_not_normalized_are_warned_of_once(
+    clip, processor, config, dataset, caplog, monkeypatch, transform, warns
+):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    StarFTTrainer(clip, config(), dataset, processing_class=processor, image_transform=transform).train()
+    assert caplog.text.count("do not seem to be normalized") == warns
+
+
+def test_arrays_that_a_transform_returns_are_prepared_as_images(clip, processor, config, dataset):
+    made = [
+        StarFTTrainer(clip, config(), dataset, processing_class=processor, image_transform=transform).train_dataset[3]
+        for transform in (lambda image: image, np.asarray, lambda image: np.asarray(image) / 255)
+    ]
+    for other in made[1:]:
+        assert torch.equal(made[0]["image"]["pixel_values"], other["image"]["pixel_values"])
+
+
 def test_what_is_not_an_image_is_refused():
+    for wrong in (PIXELS.astype(np.int64) * 9, PIXELS[None], np.array(["cat.png"]), PIXELS.astype(np.float32)):
+        with pytest.raises(TypeError, match="an image"):
+            as_rgb(wrong)
     with pytest.raises(TypeError, match="floating-point numbers"):
         as_rgb(PILImage.fromarray(np.zeros((4, 4), np.float32)))
     with pytest.raises(TypeError, match="of type str"):

@@ -53,10 +53,10 @@ def test_a_metadata_file_in_json_lines_with_labels_of_its_own(folder, clip, proc
         with (path / split / "metadata.jsonl").open("w") as file:
             for number, image in enumerate(sorted((path / split).rglob("*.png"))):
                 name = image.relative_to(path / split).as_posix()
-                print(json.dumps({"file_name": name, "label": "even" if number % 2 == 0 else "odd"}), file=file)
+                print(json.dumps({"file_name": name, "label": "fern" if number % 2 == 0 else "owl"}), file=file)
     splits = load_splits(path)
     trainer = check_trains(clip, processor, config, splits["train"], splits["test"], regularizer="kl")
-    assert trainer.class_names == ("even", "odd")
+    assert trainer.class_names == ("fern", "owl")
 
 
 def test_parquet(tmp_path, clip, processor, config):

@@ -78,10 +78,11 @@ def test_persistent_workers_see_the_epoch_move(clip, processor, config, dataset,
 
 def test_a_sample_of_an_iterable_dataset_does_not_depend_on_workers(clip, processor, config, dataset):
     iterable = dataset.to_iterable_dataset(num_shards=2)
-    alone = draws(clip, processor, config, iterable, max_steps=3)
-    with_workers = draws(clip, processor, config, iterable, max_steps=3, dataloader_num_workers=2)
+    # With more, a worker would be in its second pass.
+    alone = draws(clip, processor, config, iterable, max_steps=2)
+    with_workers = draws(clip, processor, config, iterable, max_steps=2, dataloader_num_workers=2)
     common = alone.keys() & with_workers.keys()
-    assert len(common) > len(dataset) / 2
+    assert len(common) > len(dataset) / 4
     assert same({key: alone[key] for key in common}, {key: with_workers[key] for key in common})
 
 

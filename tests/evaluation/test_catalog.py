@@ -19,9 +19,26 @@ from tests.support.benchmarks import (
     random_images,
     shards,
 )
+from tests.support.families import family
 
 
 SHORT = {"templates": "a photo of a {}.", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def spelling():
+    """A model whose tokenizer knows every word."""
+    return family("clip", max_length=96)
+
+
+@pytest.fixture
+def clip(spelling):
+    return spelling[0]
+
+
+@pytest.fixture
+def processor(spelling):
+    return spelling[1]
 
 
 def random_head(clip, classes):

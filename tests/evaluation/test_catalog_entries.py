@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 from starft_hf.data.captions import readable
+from starft_hf.data.imagenet import _open_clip_metadata
 from starft_hf.evaluation.catalog import (
     benchmark_names,
     catalog_table,
@@ -18,7 +19,6 @@ from starft_hf.evaluation.catalog import (
 )
 from starft_hf.evaluation.catalog import entry as entry_module
 from starft_hf.evaluation.catalog.columns import as_class_labels
-from starft_hf.evaluation.catalog.imagenet import _open_clip_metadata
 from tests.support.benchmarks import (
     IMAGENET_A,
     IMAGENET_R,

@@ -13,6 +13,7 @@ from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.models.adapters import with_adapter
 from starft_hf.models.heads import head_from_weights
+from tests.support.families import family
 from tests.support.tiny import CLASS_NAMES, TINY_CLIP, make_dataset
 
 
@@ -78,8 +79,8 @@ def test_results_survive_json(clip, processor, dataset):
 
 def test_classes_that_stand_for_several_count_their_best(clip, processor):
     """As ObjectNet's, each of which is several of ImageNet's."""
-    names = [*CLASS_NAMES, "lorry", "fiddle"]
-    dataset = make_dataset(class_names=["vehicle", "instrument"])
+    names = [*CLASS_NAMES, "blue truck", "striped violin"]
+    dataset = make_dataset(class_names=["harbor", "sky"])
     mapping = [[1, 4], [2, 5]]
     logits = predictions(clip, processor, dataset, names)
     best = torch.stack([logits[:, classes].amax(-1) for classes in mapping], -1)
@@ -190,8 +191,9 @@ def test_streams_and_other_models_are_refused(clip, processor, dataset):
             evaluate_zero_shot(clip, processor, several)
 
 
-def test_names_of_any_script_are_fine(clip, processor):
-    names = ["フクロウ", "crème brûlée", "🦉", "x" * 300]
+def test_names_of_any_script_are_fine():
+    clip, processor = family("clip")
+    names = ["フクロウ", "crème brûlée", "🦉", "x" * 40]
     dataset = make_dataset(class_names=names).remove_columns("group").add_column("group", ["Ä", "日本"] * 12)
     result = evaluate_zero_shot(clip, processor, dataset, group_column="group", keep_mistakes=3, progress=False)
     assert result.group_sizes == {"Ä": 12, "日本": 12}
@@ -331,7 +333,7 @@ def test_a_best_metric_of_no_evaluation_set_is_refused_at_once(clip, processor, 
 
 
 def test_retention_sets_measure_forgetting(clip, processor, config, dataset):
-    probe = make_dataset(class_names=["cup", "spoon", "plate"], seed=8)
+    probe = make_dataset(class_names=["kettle", "harbor", "sky"], seed=8)
     before = evaluate_zero_shot(clip, processor, probe, progress=False)
     trainer = StarFTTrainer(
         clip,

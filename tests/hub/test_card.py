@@ -333,12 +333,12 @@ def test_where_the_training_data_is_from(config, dataset, tmp_path):
     assert card_of(tmp_path / "run").data.datasets == ["someone/owls"]
 
 
-def test_names_that_would_break_the_card(config, tmp_path):
+def test_names_that_would_break_the_card(config, tmp_path, spelling_clip):
     names = ["a|b", "<script>alert(1)</script>", "```", "{{ 7777 * 7777 }}"]
     rows = make_dataset(class_names=names)
     args = config(output_dir=str(tmp_path / "run"), max_steps=1)
     trainer = StarFTTrainer(
-        str(TINY_CLIP), args, rows, {"x | y": rows}, spuriosity=["{} `in` the snow.\n\n<script>alert(2)</script>"]
+        str(spelling_clip), args, rows, {"x | y": rows}, spuriosity=["{} `in` the snow.\n\n<script>alert(2)</script>"]
     )
     trainer.train()
     trainer.evaluate()
@@ -377,8 +377,8 @@ def test_load_classifies_with_what_was_saved(train, dataset, tmp_path):
     assert sum(right) / len(right) == pytest.approx(trainer.evaluation_results["plain"].accuracy)
     assert all(sum(prediction.scores.values()) == pytest.approx(1) for prediction in predictions)
     assert all(prediction.score == max(prediction.scores.values()) for prediction in predictions)
-    others = classifier.with_classes(["red", "green"])(dataset[0]["image"])
-    assert set(others[0].scores) == {"red", "green"}
+    others = classifier.with_classes(["sky", "snow"])(dataset[0]["image"])
+    assert set(others[0].scores) == {"sky", "snow"}
     with pytest.raises(ValueError, match="no classes are known"):
         load(TINY_CLIP)(dataset[0]["image"])
     with pytest.raises(TypeError, match="of type str"):

@@ -113,3 +113,20 @@ def test_the_model_may_be_an_id_a_path_or_loaded(how, clip, config, dataset, tmp
     trainer.train()
     assert trainer.model.dtype == torch.float32
     assert trainer.processing_class.tokenizer.eos_token_id == 299
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_are_padded_and_truncated_on_the_right(name):
+    model, processor = family(name)
+    processor.tokenizer.truncation_side = "left"
+    with pytest.raises(ValueError, match=r"truncation_side='left': .*processor.tokenizer.truncation_side = 'right'"):
+        DualEncoder.of(model, processor)
+    processor.tokenizer.truncation_side = "right"
+    processor.tokenizer.padding_side = "left"
+    if name.startswith("siglip"):
+        # All texts have one length, whose padding the tower was trained with.
+        encode = DualEncoder.of(model, processor).encode_texts
+        assert encode(["owl"])["input_ids"].equal(encode(["owl", "a long text"])["input_ids"][:1])
+    else:
+        with pytest.raises(ValueError, match=r"padding_side='left': .*processor.tokenizer.padding_side = 'right'"):
+            DualEncoder.of(model, processor)

@@ -92,7 +92,7 @@ CHANGES = {
     "another seed changes nothing": ({"seed": 7}, {}, 0),
     "another pool": ({}, {"spuriosity": ["{} at noon."]}, 1),
     "another caption template": ({"caption_template": "a drawing of a {}."}, {}, 1),
-    "other classes": ({"class_names": ["a", "b", "c", "d"]}, {}, 1),
+    "other classes": ({"class_names": ["blue", "snow", "sky", "harbor"]}, {}, 1),
     "another dtype of the cache": ({"reference_cache_dtype": "float16"}, {}, 1),
     "another dtype of the reference": ({"reference_dtype": "bfloat16"}, {}, 2),
 }
@@ -194,7 +194,7 @@ def test_images_are_not_cached_where_they_are_random_or_the_run_is_short(clip, p
     assert kind(max_steps=2, crop_scale=None) == "cached texts"
     assert kind(max_steps=3, crop_scale=None, image_transform=lambda image: image) == "cached texts"
     assert kind(dataset.with_transform(lambda rows: rows), max_steps=3, crop_scale=None) == "cached texts"
-    assert kind(list(dataset), class_names=["a", "b", "c", "d"], crop_scale=None) == "cached texts"
+    assert kind(list(dataset), class_names=["owl", "truck", "violin", "fern"], crop_scale=None) == "cached texts"
 
 
 REFUSALS = {

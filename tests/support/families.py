@@ -1,7 +1,7 @@
 """Tiny random dual encoders of every family, with processors, built from configurations."""
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AlignConfig,
     AlignModel,
@@ -27,18 +27,19 @@ from transformers import (
 )
 
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz.,'"
 FAMILIES = ["clip", "siglip", "siglip2", "metaclip_2", "altclip", "chinese_clip", "align"]
 
 
 def letter_tokenizer(max_length=77, inputs=("input_ids", "attention_mask")):
-    """A tokenizer whose tokens are letters: any text can be written with it."""
+    """A tokenizer whose tokens are bytes: any text can be written with it."""
     vocabulary = {"<pad>": 0, "<unk>": 1, "<x>": 2}
-    for letter in LETTERS:
+    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[letter] = len(vocabulary)
     vocabulary |= {"<s>": len(vocabulary), "</s>": len(vocabulary) + 1}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([in_bytes, pre_tokenizers.Split("", "isolated")])
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[(token, vocabulary[token]) for token in ("<s>", "</s>")]
     )

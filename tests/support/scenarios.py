@@ -20,7 +20,7 @@ from starft_hf.models.fsdp import full_tensor
 from starft_hf.reference import FrozenReference
 from starft_hf.utils.collectives import rank, world_size
 from tests.support.launch import end_quietly
-from tests.support.tiny import TINY_CLIP, make_dataset
+from tests.support.tiny import MANY_NAMES, TINY_CLIP, make_dataset
 
 
 GLOBAL_BATCH = 12
@@ -90,7 +90,7 @@ def make_trainer(name, folder, **overrides):
     sharded = settings.pop("sharded", False)
     evaluated_before = settings.pop("evaluated_before", False)
     number = settings.pop("classes", None)
-    classes = {} if number is None else {"class_names": [f"class {index}" for index in range(number)]}
+    classes = {} if number is None else {"class_names": MANY_NAMES[:number]}
     args = StarFTConfig(
         **{
             "output_dir": str(folder / "output"),

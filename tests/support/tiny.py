@@ -20,6 +20,10 @@ from starft_hf.data.images import ImagePreprocessor
 
 TINY_CLIP = Path(__file__).parents[1] / "golden" / "contrastive_kl" / "model"
 CLASS_NAMES = ["owl", "truck", "violin", "fern"]
+# Of words that the tokenizer of TINY_CLIP knows.
+MANY_NAMES = [
+    f"{word} {name}" for word in ("blue", "striped", "under the", "in the") for name in (*CLASS_NAMES, "kettle", "sky")
+]
 # transformers 5.23 renamed it; the former name warns there.
 CHECKPOINTING = (
     "activation_checkpointing" if hasattr(StarFTConfig, "activation_checkpointing") else "gradient_checkpointing"

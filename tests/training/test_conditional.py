@@ -11,11 +11,11 @@ from starft_hf import SpuriosityPool, StarFTTrainer
 from starft_hf.data.collator import StarFTCollator
 from starft_hf.models.adapters import is_adapted
 from tests.support.runs import assert_same_weights, steps
-from tests.support.tiny import CLASS_NAMES, StopAt, make_dataset
+from tests.support.tiny import CLASS_NAMES, MANY_NAMES, StopAt, make_dataset
 
 
 POOL = ["{} in the snow.", "{} at night.", "{} on a beach.", "a striped {class}."]
-MANY = [f"class {number}" for number in range(12)]
+MANY = MANY_NAMES[:12]
 
 
 @pytest.fixture

@@ -200,3 +200,9 @@ def test_retention_sets_are_checked_before_a_model_is_loaded(refused, dataset):
     refused(dataset, match=r"zero_shot_probe 'scenes'.*no column 'label'", trainer=named)
     streamed = {"zero_shot_probe": dataset.to_iterable_dataset()}
     refused(dataset, match="zero_shot_probe 'probe' is an iterable dataset", trainer=streamed)
+
+
+@pytest.mark.parametrize("value", [True, "all", "non_padding"])
+def test_tokens_are_not_counted_wrongly(config, value):
+    with pytest.raises(ValueError, match=r"include_num_input_tokens_seen=.* would count wrongly"):
+        config(include_num_input_tokens_seen=value)

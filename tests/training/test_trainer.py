@@ -14,7 +14,7 @@ from starft_hf.hub.record import RunRecord
 from starft_hf.models.heads import HEAD_FILE, load_head
 from starft_hf.objectives.regularizers import Regularizer, get_regularizer
 from tests.support.runs import assert_same_weights, steps
-from tests.support.tiny import CHECKPOINTING, CLASS_NAMES, make_dataset
+from tests.support.tiny import CHECKPOINTING, CLASS_NAMES, MANY_NAMES, make_dataset
 
 
 def train(model, args, dataset, **kwargs):
@@ -93,7 +93,7 @@ def test_another_reference_model(clip, processor, config, dataset):
 @pytest.mark.parametrize(("regularizer", "weight"), [("star", 30), ("kl", 30), ("conditional", 30), ("none", 0)])
 @pytest.mark.parametrize(("number", "share"), [(2, 9), (3, 4), (4, 2.25), (6, 1), (8, 1)])
 def test_the_weight_that_was_measured(clip, processor, config, regularizer, weight, number, share, tmp_path):
-    expected, dataset = weight * share, make_dataset(16, class_names=[f"class {index}" for index in range(number)])
+    expected, dataset = weight * share, make_dataset(16, class_names=MANY_NAMES[:number])
     args = config(reg_weight="auto", reg_schedule="constant", regularizer=regularizer, max_steps=1)
     trainer = train(clip, args, dataset, processing_class=processor)
     assert steps(trainer)[0]["reg_weight"] == expected

@@ -9,9 +9,9 @@ Examples:
     >>> entry.score(result)  # doctest: +SKIP
 """
 
+from starft_hf.data.imagenet import imagenet_class_names, imagenet_templates
 from starft_hf.evaluation.catalog.classes import ClassSpace
 from starft_hf.evaluation.catalog.entry import BenchmarkEntry, HubSource
-from starft_hf.evaluation.catalog.imagenet import imagenet_class_names, imagenet_templates
 from starft_hf.evaluation.catalog.registry import (
     PUBLISHED_NOTE,
     benchmark_names,

@@ -1,6 +1,6 @@
 """The classes of a benchmark, and those of the classifiers that are used for it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from starft_hf.data.class_mapping import check_mapping
+from starft_hf.utils.names import distinct_names
 
 
 Mapped = tuple[tuple[int, ...], ...]
@@ -64,19 +65,6 @@ class ClassSpace:
             f"the head has {size} outputs, but the benchmark has {len(self.names)}{other} classes; pass a head over "
             "these, in their order"
         )
-
-
-def distinct_names(names: Iterable[str]) -> tuple[str, ...]:
-    """`names`, with underscores appended to duplicates, such as "missile" and "sunglasses" in ImageNet.
-
-    Prompts drop underscores at the end, so that they stay the published ones.
-    """
-    seen: dict[str, None] = {}
-    for name in names:
-        while name in seen:
-            name += "_"
-        seen[name] = None
-    return tuple(seen)
 
 
 def classes_from_names(classes: Any) -> ClassSpace:

@@ -1,14 +1,12 @@
-"""Class names and prompts of ImageNet, from open_clip, and the classes of test sets that share them."""
+"""The classes of ImageNet, and of test sets that share them."""
 
-import importlib.util
 import json
-import runpy
 from collections.abc import Mapping, Sequence
-from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from starft_hf.data.imagenet import imagenet_class_names
 from starft_hf.evaluation.catalog.classes import ClassSpace
 
 
@@ -24,32 +22,6 @@ NEEDS_MAPPING = (
     "folder 'mappings' of objectnet-1.0.zip (objectnet.dev). Pass load_benchmark('objectnet', "
     "classes='path/to/mappings'), or a dictionary from class name to ImageNet indices in label order."
 )
-
-
-@cache
-def _open_clip_metadata() -> dict[str, Any]:
-    package = importlib.util.find_spec("open_clip")
-    # Only this file: the whole package takes seconds to import, and needs torchvision.
-    path = Path(package.origin).with_name("zero_shot_metadata.py") if package and package.origin else None
-    if path is None or not path.is_file():
-        raise ImportError(
-            "the class names and prompts of ImageNet come from open_clip, which is missing or too old; install it "
-            "with: pip install 'starft_hf[catalog]'"
-        )
-    return runpy.run_path(str(path))
-
-
-def imagenet_class_names() -> tuple[str, ...]:
-    """The 1,000 class names of ImageNet as prompts use them, in the order of their WordNet ids.
-
-    Two occur twice, "missile" and "sunglasses". Raises an ImportError if open_clip is not installed.
-    """
-    return tuple(_open_clip_metadata()["IMAGENET_CLASSNAMES"])
-
-
-def imagenet_templates() -> tuple[str, ...]:
-    """The 80 prompts of CLIP for ImageNet, with `{}` for the class name; an ImportError without open_clip."""
-    return tuple(template("{}") for template in _open_clip_metadata()["OPENAI_IMAGENET_TEMPLATES"])
 
 
 def imagenet_classes() -> ClassSpace:

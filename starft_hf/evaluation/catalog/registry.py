@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import yaml
 
+from starft_hf.data import imagenet as imagenet_names
 from starft_hf.data.groups import SEPARATOR
 from starft_hf.evaluation.catalog import imagenet, steps
 from starft_hf.evaluation.catalog.classes import ClassSpace, classes_from_hub, classes_from_names
@@ -21,7 +22,7 @@ PUBLISHED_NOTE = (
 )
 
 # The data file refers to functions of these modules by name.
-FUNCTIONS: dict[str, Any] = {**vars(imagenet), **vars(steps)}
+FUNCTIONS: dict[str, Any] = {**vars(imagenet_names), **vars(imagenet), **vars(steps)}
 
 
 def _read(file: str) -> Any:

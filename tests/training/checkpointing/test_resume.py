@@ -34,6 +34,15 @@ QUICK_CASES = {
         1,
     ),
 }
+# Of an iterable dataset with 24 rows, in batches of 8.
+ITERABLE_CASES = {
+    "in the first pass": ({}, 2),
+    "in the second pass, with a worker": ({"dataloader_num_workers": 1, "shuffle_buffer_size": 6}, 5),
+    "between passes that do not fill a batch, accumulated": (
+        {"per_device_train_batch_size": 7, "gradient_accumulation_steps": 2, "train_sampling_strategy": "sequential"},
+        4,
+    ),
+}
 SLOW_CASES = {
     "full, cross-entropy, both caches": {"base_loss": "cross_entropy", "crop_scale": None, "reference_cache": "full"},
     "adapter with dropout": {"peft_config": LORA, "dataloader_num_workers": 2},
@@ -126,10 +135,11 @@ def trainer_of(clip, processor, config, dataset, tmp_path):
         peft_config = settings.pop("peft_config", None)
         # An adapter's first weights come from the global generator.
         torch.manual_seed(0)
+        train = dataset.to_iterable_dataset(num_shards=3) if settings.pop("iterable", False) else dataset
         return StarFTTrainer(
             copy.deepcopy(clip),
             config(output_dir=str(tmp_path / name), **{**SETTINGS, **settings}),
-            dataset,
+            train,
             make_dataset(12, seed=5),
             processing_class=processor,
             peft_config=peft_config and copy.deepcopy(peft_config),
@@ -164,6 +174,13 @@ def test_the_middle_and_the_end_of_an_epoch(trainer_of, case):
     assert whole.state.global_step == 6
     assert bool(whole.zero_shot_results) == settings.get("eval_on_start", False)
     assert all(math.isfinite(entry["loss"]) for entry in steps(whole))
+
+
+@pytest.mark.parametrize("case", ITERABLE_CASES)
+def test_an_iterable_dataset(trainer_of, case):
+    settings, stop = ITERABLE_CASES[case]
+    whole = assert_resumes(trainer_of, [stop], iterable=True, **{"max_steps": 7, **settings})
+    assert whole.state.global_step == 7
 
 
 @pytest.mark.slow

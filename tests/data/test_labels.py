@@ -1,0 +1,174 @@
+"""What labels and groups of an evaluation set mean, whatever their type and that of the training set's."""
+
+import logging
+
+import pytest
+from datasets import ClassLabel, Value
+
+from starft_hf import StarFTTrainer, evaluate_zero_shot
+from starft_hf.data.columns import ColumnSettings, resolve_columns, resolve_evaluation_columns
+from tests.support.tiny import make_dataset
+
+
+# Neither in the order of the alphabet nor as they are in other orders.
+NAMES = ["owl", "fern", "truck"]
+ROWS = [0, 1, 2, 2, 1, 0]
+
+
+def column(values, feature=None):
+    """Rows with these labels; neither their images nor those of any other test here are read."""
+    rows = make_dataset(len(values)).remove_columns("label").add_column("label", values)
+    return rows if feature is None else rows.cast_column("label", feature)
+
+
+def by_kind(kind, names=NAMES):
+    if kind == "strings":
+        return column([names[row] for row in ROWS])
+    if kind == "ClassLabel":
+        return column(ROWS, ClassLabel(names=names))
+    if kind == "ClassLabel, other order":
+        own = sorted(names)
+        return column([own.index(names[row]) for row in ROWS], ClassLabel(names=own))
+    return column(ROWS, Value(kind))
+
+
+def names_read(train, evaluated, class_names=None):
+    """The names of the classes that the rows of an evaluation set are taken for."""
+    training = resolve_columns(train, ColumnSettings(class_names=class_names), what="train_dataset")
+    settings = ColumnSettings(class_names=class_names, training=training)
+    columns = resolve_evaluation_columns(evaluated, settings, what="eval_dataset")
+    return [columns.class_names[columns.label_of(row)] for row in evaluated.select_columns(["label"])]
+
+
+KINDS = ["ClassLabel", "ClassLabel, other order", "strings", "int64", "float32"]
+
+
+@pytest.mark.parametrize("evaluated", KINDS)
+@pytest.mark.parametrize("train", KINDS)
+@pytest.mark.parametrize("given", [True, False])
+def test_labels_are_matched_by_name_or_refused(train, evaluated, given):
+    if not given and train in ("int64", "float32"):
+        return
+    numbers = evaluated in ("int64", "float32")
+    # What numbers are positions of: the class names, or else the classes of the training set.
+    order = NAMES if given or train == "ClassLabel" else sorted(NAMES)
+    call = (by_kind(train), by_kind(evaluated), NAMES if given else None)
+    if given and train == "ClassLabel, other order":
+        with pytest.raises(ValueError, match="put both in the same order"):
+            names_read(*call)
+    elif numbers and not given and train == "strings":
+        with pytest.raises(ValueError, match=r"numbers such as 0.*strings, which numbers are not positions of"):
+            names_read(*call)
+    else:
+        assert names_read(*call) == [(order if numbers else NAMES)[row] for row in ROWS]
+
+
+@pytest.mark.parametrize("kind", ["int64", "float64"])
+def test_numbers_that_are_names(kind):
+    train = column(["3", "7", "3", "11"])
+    assert names_read(train, column([11, 3, 7], Value(kind))) == ["11", "3", "7"]
+    folders = column([0, 1, 2], ClassLabel(names=["1", "2", "3"]))
+    assert names_read(folders, column([1, 2, 3], Value(kind))) == ["1", "2", "3"]
+    assert names_read(folders, column([0, 1], Value(kind))) == ["1", "2"]
+    with pytest.raises(ValueError, match="may be names or positions"):
+        names_read(folders, column([1, 2], Value(kind)))
+    digits = column([0, 1, 2], ClassLabel(names=["0", "1", "2"]))
+    assert names_read(digits, column([2, 1], Value(kind))) == ["2", "1"]
+    iterable = resolve_columns(train, ColumnSettings(), what="train_dataset")
+    settings = ColumnSettings(training=iterable)
+    columns = resolve_columns(column([11, 3]).to_iterable_dataset(), settings, what="eval_dataset")
+    assert columns.class_names[columns.label_index(11)] == "11"
+    with pytest.raises(ValueError, match="unknown label '0'"):
+        columns.label_index(0)
+
+
+def test_booleans():
+    two = column([0, 1], ClassLabel(names=["owl", "fern"]))
+    assert names_read(two, column([True, False])) == ["fern", "owl"]
+    assert names_read(column(["True", "False"]), column([True, False])) == ["True", "False"]
+    with pytest.raises(ValueError, match="holds booleans, but there are 3 classes"):
+        names_read(by_kind("ClassLabel"), column([True, False]))
+
+
+def test_renamed_classes_are_those_of_the_training_set():
+    """`class_names` in place of those of a ClassLabel, here WordNet ids of no ImageNet class."""
+    ids = ["n00000001", "n00000002", "n00000003"]
+    train, evaluated = by_kind("ClassLabel", ids), by_kind("ClassLabel, other order", ids[::-1])
+    assert names_read(train, train, NAMES) == [NAMES[row] for row in ROWS]
+    assert names_read(train, evaluated, NAMES) == [NAMES[::-1][row] for row in ROWS]
+    for other in (["cat", "dog"], ["owl", "dog"]):
+        with pytest.raises(ValueError, match=r"has the classes \['(cat|owl)', 'dog'\], and class_names has others"):
+            names_read(train, column([0, 1], ClassLabel(names=other)), NAMES)
+
+
+LABELS = {
+    "one-hot": ([[0, 1, 0], [1, 0, 0]], r"is one-hot: .*\[0, 1, 0\].*row\['label'\].index\(1\)"),
+    "multi-label": ([[0, 1], [2]], r"is multi-label: .*\[0, 1\].*row\['label'\]\[0\]"),
+    "CelebA's": ([-1, 1, 1], r"holds -1 and 1, as the attributes of CelebA do; .*\(row\['label'\] \+ 1\) // 2"),
+    "unlabeled": ([-1, 0, 1, 2], r"-1 often marks rows without a label; .*row\['label'\] >= 0"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_what_is_not_a_label_is_said_with_what_repairs_it(clip, processor, config, case):
+    values, match = LABELS[case]
+    rows = column(values)
+    for call in (
+        lambda: StarFTTrainer(clip, config(class_names=NAMES), rows, processing_class=processor),
+        lambda: evaluate_zero_shot(clip, processor, rows, class_names=NAMES, progress=False),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+    # The advice, as it is written.
+    repairs = {
+        "one-hot": lambda: rows.map(lambda row: {"label": row["label"].index(1)}),
+        "multi-label": lambda: rows.map(lambda row: {"label": row["label"][0]}),
+        "CelebA's": lambda: rows.map(lambda row: {"label": (row["label"] + 1) // 2}),
+        "unlabeled": lambda: rows.filter(lambda row: row["label"] >= 0),
+    }
+    resolve_evaluation_columns(repairs[case](), ColumnSettings(class_names=NAMES), what="dataset")
+
+
+@pytest.fixture
+def warned(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    return lambda: [r.getMessage() for r in caplog.records if "group-adjusted" in r.getMessage()]
+
+
+def grouped(kind):
+    rows = make_dataset(group_names=["land", "water"])
+    groups = rows["group"][:]
+    if kind == "ClassLabel":
+        return rows
+    values = {"strings": [["land", "water"][group] for group in groups], "bool": list(map(bool, groups))}
+    return rows.remove_columns("group").add_column(
+        "group", values.get(kind, [*map(eval(kind), groups)] if kind in ("int", "float", "str") else None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluated"),
+    [
+        ("ClassLabel", "int"),
+        ("int", "ClassLabel"),
+        ("ClassLabel", "bool"),
+        ("strings", "ClassLabel"),
+        ("float", "str"),
+    ],
+)
+def test_groups_are_matched_whatever_their_type(clip, processor, config, warned, train, evaluated):
+    args = config(group_column=["label", "group"])
+    of_run = (grouped(train), grouped(evaluated))
+    metrics = StarFTTrainer(clip, args, *of_run, processing_class=processor).evaluate()
+    same = StarFTTrainer(clip, args, grouped("ClassLabel"), grouped("ClassLabel"), processing_class=processor)
+    assert metrics["eval_group_adjusted_accuracy"] == same.evaluate()["eval_group_adjusted_accuracy"]
+    assert not warned()
+
+
+def test_groups_that_do_not_match_are_warned_of(clip, processor, config, warned):
+    args = config(group_column="group")
+    trainer = StarFTTrainer(clip, args, grouped("strings"), grouped("int"), processing_class=processor)
+    assert "eval_group_adjusted_accuracy" not in trainer.evaluate()
+    (message,) = warned()
+    assert "['land', 'water']" in message
+    assert "['0', '1']" in message
