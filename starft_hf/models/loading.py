@@ -20,16 +20,11 @@ from starft_hf.utils.files import local_or_hub
 def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
     """`model` itself, or the model of that Hub id or path, in float32 so that small updates are not lost.
 
-    FileNotFoundError if `model` looks like a path, and there is nothing; ValueError for the folder of an adapter.
+    FileNotFoundError if `model` looks like a path, and there is nothing.
     """
     if isinstance(model, nn.Module):
         return model
     model = local_or_hub(model, "model")
-    if Path(model, "adapter_config.json").is_file():
-        raise ValueError(
-            f"{str(model)!r} holds an adapter, not a model; merge it (starft merge) and pass the result, or pass "
-            "PeftModel.from_pretrained(base_model, folder, is_trainable=True) to train it further"
-        )
     loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
     # Transformers set it itself before 5.24.
     if getattr(loaded.config, "_commit_hash", None) is None and not Path(model).exists():

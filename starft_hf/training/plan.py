@@ -229,6 +229,11 @@ def _check_sources(given: RunInputs) -> None:
         source = getattr(given, name)
         if isinstance(source, (str, PathLike)):
             local_or_hub(source, name)
+            if name != "processing_class" and Path(source, "adapter_config.json").is_file():
+                raise ValueError(
+                    f"{str(source)!r} holds an adapter, not a model; merge it (starft merge) and pass the result, or "
+                    "pass PeftModel.from_pretrained(base_model, folder, is_trainable=True) to train it further"
+                )
     if (
         given.reference_model is not None
         and given.args.regularizer == NO_REGULARIZER
@@ -243,7 +248,9 @@ def _check_group_column(given: RunInputs) -> None:
     """Check that the group columns are in a dataset, of which those for evaluation need them."""
     sets = given.eval_dataset if isinstance(given.eval_dataset, dict) else {"eval_dataset": given.eval_dataset}
     named = {name: dataset for name, dataset in sets.items() if dataset is not None}
-    wanted = given.args.group_column or ()
+    wanted = given.args.group_column
+    if not wanted:
+        return
     for what, dataset in (named or {"train_dataset": given.train_dataset}).items():
         present = column_names(dataset) if not isinstance(dataset, Mapping) else None
         for name in [wanted] if isinstance(wanted, str) else wanted:

@@ -275,7 +275,6 @@ class StarFTTrainer(HubMixin, Trainer):
         return with_own_generator(super()._get_dataloader(*args, **kwargs), self.args.seed)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # The last thing Trainer does before the optimizer's step.
         norm, scaled = super()._get_grad_norm(model, grad_norm=grad_norm), self.accelerator.scaler is not None
         return self.nan_check.check(self.model, norm, self.state.global_step + 1, scaled=scaled)
 

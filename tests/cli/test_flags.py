@@ -13,6 +13,7 @@ from starft_hf.cli.main import COMMANDS, make_parser
 from starft_hf.cli.main import main as starft
 from starft_hf.cli.parser import ALIASES
 from starft_hf.evaluation.catalog import load_benchmark
+from starft_hf.report import Run
 from starft_hf.training.comparison import settings_of_methods
 from starft_hf.training.configuration import StarFTConfig
 
@@ -52,6 +53,7 @@ MODES = {
 
 # Another value of every flag than its default, by its name; of choices and numbers one is found.
 VALUES = {
+    "hub_include": ["notes/*.md"],
     "accelerate_config": ["fsdp2"],
     "api_key_file": ["key.txt"],
     "aspects": ["places", "light"],
@@ -177,7 +179,7 @@ def calls(monkeypatch, tmp_path):
 
         @staticmethod
         def from_json(text):
-            return SimpleNamespace(runs=[1])
+            return SimpleNamespace(runs=[Run("star", 0, {})], thumbnails={})
 
     result = SimpleNamespace(as_dict=dict, table=(), labels=(), attributes=(), rows=(), save=record("save"))
     pool = type("Pool", (list,), {"save": record("save")})
@@ -206,7 +208,7 @@ def calls(monkeypatch, tmp_path):
         "starft_hf.training.comparison.compare": compared,
         "starft_hf.training.setup.RunSetup.resolve": record("resolve", Stop),
         "starft_hf.weights.soups.interpolate_checkpoints": record("interpolate"),
-        "starft_hf.models.adapters.merge_and_save": record("merge"),
+        "starft_hf.weights.merging.merge_checkpoint": record("merge"),
         "starft_hf.hub.pushing.push_folder": record("push", SimpleNamespace(commit_url="u")),
         "starft_hf.hub.space.write_space": record("write_space"),
         "starft_hf.hub.space.build": record("build", SimpleNamespace(launch=record("launch"))),

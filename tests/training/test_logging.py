@@ -7,11 +7,11 @@ import pytest
 
 from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.utils.names import log_names
-from tests.support.tiny import CLASS_NAMES, make_dataset
+from tests.support.tiny import CLASS_NAMES, MANY_NAMES, make_dataset
 
 
-# One name has what W&B takes for a section, and two are one without their spaces.
-CLASSES = [f"class number {number}" for number in range(20)] + ["a/b", "a b", "a_b"]
+# One name has what W&B takes for a section.
+CLASSES = [*MANY_NAMES[:20], "owl/truck", "owl violin", "violin_owl"]
 
 
 def groups_in(metrics, prefix="eval"):

@@ -18,7 +18,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "
 
 @pytest.fixture(autouse=True)
 def without_figures(monkeypatch):
-    monkeypatch.setattr(hub_mixin, "_save_figures", lambda *args: [])
+    monkeypatch.setattr(hub_mixin, "save_figures", lambda *args: [])
 
 
 @pytest.fixture

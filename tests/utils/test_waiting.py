@@ -75,6 +75,7 @@ def start(silent_hub, tmp_path):
         process.wait()
 
 
+@pytest.mark.slow
 def test_training_neither_waits_for_it_nor_is_lost(start, tmp_path):
     out, errors = start(1).communicate(timeout=120)
     assert out.split()[-1] == "trained", errors[-3000:]
@@ -83,6 +84,7 @@ def test_training_neither_waits_for_it_nor_is_lost(start, tmp_path):
     assert (tmp_path / "run" / "output" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, -signal.SIGINT)])
 def test_signals_end_the_wait(start, tmp_path, number, code):
     """With the model on the disk."""
