@@ -13,9 +13,9 @@ from starft_hf.cli.main import COMMANDS, make_parser
 from starft_hf.cli.main import main as starft
 from starft_hf.cli.parser import ALIASES
 from starft_hf.evaluation.catalog import load_benchmark
-from starft_hf.report import Run
 from starft_hf.training.comparison import settings_of_methods
 from starft_hf.training.configuration import StarFTConfig
+from tests.support.report_runs import run
 
 
 # The command lines that every flag of a command is added to.
@@ -53,6 +53,7 @@ MODES = {
 
 # Another value of every flag than its default, by its name; of choices and numbers one is found.
 VALUES = {
+    "names": ["weak"],
     "hub_include": ["notes/*.md"],
     "accelerate_config": ["fsdp2"],
     "api_key_file": ["key.txt"],
@@ -179,7 +180,7 @@ def calls(monkeypatch, tmp_path):
 
         @staticmethod
         def from_json(text):
-            return SimpleNamespace(runs=[Run("star", 0, {})], thumbnails={})
+            return SimpleNamespace(runs=[run("star")], thumbnails={})
 
     result = SimpleNamespace(as_dict=dict, table=(), labels=(), attributes=(), rows=(), save=record("save"))
     pool = type("Pool", (list,), {"save": record("save")})
