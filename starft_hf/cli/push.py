@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, created if it does not exist (default: main)")
     parser.add_argument("--tag", help="tag of the commit")
     parser.add_argument("--message", default="Upload model", help="message of the commit")
+    parser.add_argument("--include", nargs="+", help="further files to publish, as paths or patterns in the folder")
+    parser.add_argument("--timeout", type=float, help="seconds that the Hub may take to answer (default: 60)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -27,6 +29,6 @@ def run(options: argparse.Namespace) -> None:
         )
     from starft_hf.hub.pushing import push_folder
 
-    settings = given(options, "private", "revision", "tag", "message")
+    settings = given(options, "private", "revision", "tag", "message", "include", "timeout")
     commit = push_folder(folder, options.repo_id or folder.resolve().name, **settings)
     show(options, {"commit_url": commit.commit_url}, f"Published: {commit.commit_url}")

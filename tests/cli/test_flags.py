@@ -55,6 +55,7 @@ MODES = {
 VALUES = {
     "names": ["weak"],
     "hub_include": ["notes/*.md"],
+    "include": ["notes/*.md"],
     "accelerate_config": ["fsdp2"],
     "api_key_file": ["key.txt"],
     "aspects": ["places", "light"],
