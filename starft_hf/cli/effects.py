@@ -1,7 +1,7 @@
 """Settings of commands that train which were passed and have no effect together with the others."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -20,15 +20,26 @@ def warn_of_no_effect(options: argparse.Namespace, runs: Iterable[Any], also: It
     """Warn of what was passed in vain: by the settings of the `runs` of a command, and `also` whatever they are."""
     runs = list(runs)
     idle = {name for name in also if name in options.passed}
-    reasons: dict[str, str] = {}
-    for names, needs, matters in _CONDITIONS:
-        if not any(matters(args, options) for args in runs):
-            reasons |= {name: f"without {needs}" for name in names if name in options.passed and name not in idle}
+    reasons = _unused_by_all(options, runs)
     if idle:
         passed = ", ".join(options.passed[name] for name in sorted(idle))
         warn(options, f"no effect in `starft {options.command_line[0]}`: {passed}")
-    for name, why in reasons.items():
-        warn(options, f"{options.passed[name]} has no effect {why}")
+    for name, why in reasons.items() if runs else ():
+        if name in options.passed and name not in idle:
+            warn(options, f"{options.passed[name]} has no effect {why}")
+
+
+def _unused_by_all(options: argparse.Namespace, runs: Iterable[Any]) -> dict[str, str]:
+    """What no run uses, by name, with the reason in one of them."""
+    from starft_hf.training.unused_settings import unused_names
+
+    found = []
+    for args in runs:
+        unused = unused_names(args, options.spuriosity)
+        if args.base_loss == "cross_entropy":
+            unused["eval_templates"] = "with base_loss='cross_entropy', whose head is evaluated"
+        found.append(unused)
+    return {name: why for name, why in found[0].items() if all(name in unused for unused in found)} if found else {}
 
 
 def no_effect_on_the_cache() -> list[str]:
@@ -52,52 +63,3 @@ def no_effect_on_a_comparison() -> list[str]:
     # The seeds are those of --seeds, and the regularizer is that of the method.
     chosen = ("seed", "regularizer", "card_template")
     return [*(name for name in inherited if name.startswith(prefixes)), *best, *resuming, *chosen]
-
-
-def _has_regularizer(args: Any, options: Any) -> bool:
-    from starft_hf.objectives.regularizers import get_regularizer
-
-    return get_regularizer(args.regularizer) is not None
-
-
-def _is_reweighted(args: Any, options: Any) -> bool:
-    return bool(args.reweight != "none")
-
-
-def _compares(args: Any, options: Any) -> bool:
-    from starft_hf.objectives.regularizers import get_regularizer
-    from starft_hf.training.candidates import strategy_of
-
-    return strategy_of(get_regularizer(args.regularizer)).needs_embeddings
-
-
-def _samples_classes(args: Any, options: Any) -> bool:
-    from starft_hf.objectives.regularizers import get_regularizer
-    from starft_hf.training.candidates import strategy_of
-
-    return strategy_of(get_regularizer(args.regularizer)).drawn_per_batch
-
-
-def _any_of(*tests: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    return lambda args, options: any(test(args, options) for test in tests)
-
-
-# The names of settings, what they need, and whether a run has it.
-_CONDITIONS: tuple[tuple[tuple[str, ...], str, Callable[[Any, Any], bool]], ...] = (
-    (("reg_weight", "reg_schedule"), "a regularizer", _has_regularizer),
-    (("spuriosity",), "a regularizer that uses a pool, or --reweight", _any_of(_compares, _is_reweighted)),
-    (
-        ("reference_cache", "reference_cache_dir", "reference_cache_dtype", "reference_dtype"),
-        "a regularizer that compares embeddings, or --reweight attribution",
-        _any_of(_compares, _is_reweighted),
-    ),
-    (("reference_text_cache_gib",), "a regularizer that compares embeddings", _compares),
-    (("reg_max_classes",), "--regularizer conditional", _samples_classes),
-    (("reweight_clip",), "--reweight attribution", _is_reweighted),
-    (("eval_templates",), "--base_loss contrastive", lambda args, options: args.base_loss == "contrastive"),
-    (
-        ("discovery_pool", "discovery_samples"),
-        "--spuriosity auto",
-        lambda args, options: options.spuriosity == "auto" and _any_of(_compares, _is_reweighted)(args, options),
-    ),
-)

@@ -20,10 +20,12 @@ def run(options: argparse.Namespace) -> None:
     from starft_hf.cli.data import load_training_data, run_arguments
     from starft_hf.training.plan import RunInputs
     from starft_hf.training.setup import RunSetup
+    from starft_hf.training.unused_settings import without_unused
 
     check_required(options)
     args, arguments = settings_of(options), run_arguments(options)
     warn_of_no_effect(options, [args], no_effect_on_the_cache())
+    args = without_unused(args, options.spuriosity)
     # Nothing is evaluated.
     options.eval_dataset, options.eval_split = None, [options.train_split]
     train, _ = load_training_data(options)

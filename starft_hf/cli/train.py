@@ -80,9 +80,11 @@ def _run(options: argparse.Namespace) -> None:
     # A function of its own, because nothing may refer to the trainer any more when the process group is destroyed.
     from starft_hf import StarFTTrainer
     from starft_hf.cli.data import load_training_data, run_arguments
+    from starft_hf.training.unused_settings import without_unused
 
     args, arguments = settings_of(options), run_arguments(options)
     warn_of_no_effect(options, [args])
+    args = without_unused(args, options.spuriosity)
     train, evaluation = load_training_data(options)
     if not evaluation:
         warn(options, _unevaluated(options))

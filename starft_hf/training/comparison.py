@@ -23,6 +23,7 @@ from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.plan import RunInputs, RunPlan
 from starft_hf.training.processes import map_in_processes
 from starft_hf.training.trainer import StarFTTrainer
+from starft_hf.training.unused_settings import without_unused
 from starft_hf.utils.names import unknown_name
 from starft_hf.weights.interpolation import check_alpha, mixed
 
@@ -141,7 +142,10 @@ def compare(
             that is not compared, methods or seeds contain duplicates or are empty, a dataset is missing, or the
             settings of a method are inconsistent or do not fit the training set.
     """
-    jobs = settings_of_methods(args, methods, seeds, settings)
+    jobs = [
+        (method, without_unused(own, spuriosity))
+        for method, own in settings_of_methods(args, methods, seeds, settings)
+    ]
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be a positive integer")
     if eval_dataset is None or (isinstance(eval_dataset, dict) and not eval_dataset):

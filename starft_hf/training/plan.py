@@ -102,7 +102,7 @@ class RunPlan:
         regularizer = get_regularizer(args.regularizer)
         strategy = strategy_of(regularizer)
         needs_pool = args.reweight != "none" or strategy.needs_embeddings
-        unused = unused_settings(args, strategy, given.spuriosity, given.image_transform)
+        unused = unused_settings(args, given.spuriosity, given.image_transform)
         for sentence in [*settings_without_effect(args), *unused]:
             # Once, since a comparison makes many runs with the same settings.
             logger.warning_once(sentence)

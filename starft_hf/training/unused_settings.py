@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from starft_hf.objectives.regularizers import NO_REGULARIZER
-from starft_hf.training.candidates import Candidates
+from starft_hf.objectives.regularizers import NO_REGULARIZER, get_regularizer
+from starft_hf.training.candidates import strategy_of
 
 
 # By name: what a value has no effect on. Only values that differ from the default are warned of.
@@ -54,29 +54,44 @@ def settings_without_effect(args: TrainingArguments) -> Iterator[str]:
         yield "learning_rate is 0, so the weights stay as they are."
 
 
-def unused_settings(args: Any, strategy: type[Candidates], spuriosity: Any, image_transform: Any) -> Iterator[str]:
-    """What was set or passed for a part that this run does not have, as sentences.
+def unused_names(args: Any, spuriosity: Any, image_transform: Any = None) -> dict[str, str]:
+    """The settings, and the argument `spuriosity`, of parts that a run does not have, with the reason as a clause.
 
     Args:
         args: the settings, a `StarFTConfig`.
-        strategy: what its regularizer compares images with.
         spuriosity: as `StarFTTrainer` gets it.
         image_transform: as well.
     """
+    strategy = strategy_of(get_regularizer(args.regularizer))
     regularized, reweighted = args.regularizer != NO_REGULARIZER, args.reweight != "none"
-    reference = ("reference_cache", "reference_cache_dtype", "reference_text_cache_gib")
+    compares = strategy.needs_embeddings or reweighted
+    without = f"with regularizer={args.regularizer!r}"
+    reference = ("reference_cache", "reference_cache_dir", "reference_cache_dtype", "reference_dtype", "spuriosity")
     parts: list[tuple[bool, str, tuple[str, ...]]] = [
-        (regularized, f"regularizer={NO_REGULARIZER!r}", ("reg_weight", "reg_schedule", *reference)),
-        (regularized or reweighted, f"regularizer={NO_REGULARIZER!r}", ("reference_dtype",)),
-        (strategy.bounds_classes or not regularized, f"regularizer={args.regularizer!r}", ("reg_max_classes",)),
-        (reweighted, "reweight='none'", ("reweight_clip",)),
-        (spuriosity == "auto", "a given spuriosity pool", ("discovery_pool", "discovery_samples")),
-        (image_transform is None, "an image_transform", ("crop_scale",)),
+        (regularized, without, ("reg_weight", "reg_schedule")),
+        (compares, without, reference),
+        (strategy.needs_embeddings, without, ("reference_text_cache_gib",)),
+        (strategy.bounds_classes, without, ("reg_max_classes",)),
+        (reweighted, "with reweight='none'", ("reweight_clip",)),
+        (compares and spuriosity == "auto", "without spuriosity='auto'", ("discovery_pool", "discovery_samples")),
+        (image_transform is None, "with an image_transform", ("crop_scale",)),
     ]
+    return {name: why for is_used, why, names in parts if not is_used for name in names}
+
+
+def unused_settings(args: Any, spuriosity: Any, image_transform: Any = None) -> Iterator[str]:
+    """What was set or passed for a part that this run does not have, as sentences."""
     defaults = defaults_of(args)
-    for is_used, why, names in parts:
-        for name in names if not is_used else ():
-            if getattr(args, name) != defaults[name]:
-                yield f"{name}={getattr(args, name)!r} has no effect with {why}."
-    if not (reweighted or strategy.needs_embeddings or isinstance(spuriosity, str)):
-        yield f"spuriosity has no effect with regularizer={args.regularizer!r}, which compares no spurious captions."
+    for name, why in unused_names(args, spuriosity, image_transform).items():
+        # A folder for a cache is set once for many runs.
+        is_set = not isinstance(spuriosity, str) if name == "spuriosity" else getattr(args, name) != defaults[name]
+        if is_set and name != "reference_cache_dir":
+            shown = name if name == "spuriosity" else f"{name}={getattr(args, name)!r}"
+            yield f"{shown} has no effect {why}."
+
+
+def without_unused(args: Any, spuriosity: Any) -> Any:
+    """`args` with the defaults of what has no effect: settings that several runs share are not warned of in each."""
+    defaults = defaults_of(args)
+    unused = {name: defaults[name] for name in unused_names(args, spuriosity) if name in defaults}
+    return dataclasses.replace(args, **unused) if unused else args
