@@ -142,10 +142,8 @@ def compare(
             that is not compared, methods or seeds contain duplicates or are empty, a dataset is missing, or the
             settings of a method are inconsistent or do not fit the training set.
     """
-    jobs = [
-        (method, without_unused(own, spuriosity))
-        for method, own in settings_of_methods(args, methods, seeds, settings)
-    ]
+    runs_asked = settings_of_methods(args, methods, seeds, settings)
+    jobs = [(method, without_unused(own, spuriosity)) for method, own in runs_asked]
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be a positive integer")
     if eval_dataset is None or (isinstance(eval_dataset, dict) and not eval_dataset):

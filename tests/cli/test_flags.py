@@ -345,7 +345,7 @@ def test_settings_of_a_comparison_without_effect_are_warned_of(calls, capsys):
     starft(["compare", *RUN, "--methods", "FLYP", "kl", "--reg_weight", "2"])
     assert "--reg_weight has no effect" not in capsys.readouterr().err
     starft(["compare", *RUN, "--methods", "FLYP", "CE", "--reg_weight", "2"])
-    assert "--reg_weight has no effect without a regularizer" in capsys.readouterr().err
+    assert "--reg_weight has no effect with regularizer='none'" in capsys.readouterr().err
     starft(["precompute", *RUN, "--learning_rate", "1", "--max_steps", "2", "--eval_split", "nothing"])
     assert "no effect in `starft precompute`: --eval_split, --learning_rate\n" in capsys.readouterr().err
 
