@@ -25,7 +25,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow --ignore tests/notebooks
+	$(BIN)/python -m pytest -n auto -m slow --ignore tests/notebooks
 
 notebooks: $(VENV)/.installed
 	$(BIN)/python notebooks/tidy.py --check

@@ -74,10 +74,21 @@ def run(options: argparse.Namespace) -> None:
         result, data = benchmark.evaluate(model, saved.processor, **settings), {"benchmark": options.benchmark}
     else:
         settings |= {**columns(options), "class_names": names, "group_column": groups}
+        if names is not None and given_names is None and _has_integers(rows, options.label_column or "label"):
+            warn(
+                options,
+                f"the labels are integers and are taken as positions in the classes of {options.model}: 0 is "
+                f"{names[0]!r}; pass --class_names in the order of the labels if that is not so",
+            )
         result = evaluate_zero_shot(model, saved.processor, rows, **settings)
         data = {"dataset": options.dataset, "split": split}
     title = f"{options.model} on {options.benchmark or f'{options.dataset}, split {split}'}"
     show(options, {**result.as_dict(), **data}, result_table(result, title))
+
+
+def _has_integers(rows: Any, column: str) -> bool:
+    feature = (rows.features or {}).get(column)
+    return not hasattr(feature, "names") and "int" in str(getattr(feature, "dtype", ""))
 
 
 def _take_columns(options: argparse.Namespace, own: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.families import LEGACY_EOS, TEMPERATURES, Family, family_of
 from starft_hf.utils.files import local_or_hub
+from starft_hf.utils.untrusted import read_json_object
 
 
 def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
@@ -25,11 +26,22 @@ def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     model = local_or_hub(model, "model")
+    check_config(Path(model))
     loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
     # Transformers set it itself before 5.24.
     if getattr(loaded.config, "_commit_hash", None) is None and not Path(model).exists():
         loaded.config._commit_hash = cached_commit(str(model))
     return loaded
+
+
+def check_config(folder: Path) -> None:
+    """Raise ValueError if `folder` has a configuration, perhaps somebody else's, that transformers cannot survive."""
+    for name in ("config.json", "adapter_config.json"):
+        if (folder / name).is_file():
+            try:
+                read_json_object(folder / name, {})
+            except ValueError as error:
+                raise ValueError(f"{str(folder / name)!r} cannot be read: {error}") from error
 
 
 def cached_commit(model_id: str, *, unambiguous: bool = False) -> str | None:

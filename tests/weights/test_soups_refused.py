@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from transformers import CLIPModel
 
 from starft_hf import greedy_soup, interpolate_checkpoints, uniform_soup
+from starft_hf.models.loading import load_model
 from starft_hf.utils.files import folder_in_place_of
 from starft_hf.weights import folders as checkpoints_module
 from tests.support.families import family
@@ -176,3 +177,13 @@ def test_a_failure_in_the_middle_leaves_nothing_half_written(runs, tmp_path, mon
         with pytest.raises(OSError, match="no space left"):
             call()
         assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "3", "\xff"])
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path, content):
+    folder = folder_of(tmp_path / "odd", {"weight": torch.zeros(2)})
+    (folder / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json' cannot be read"):
+        uniform_soup([folder, folder], tmp_path / "soup")
+    with pytest.raises(ValueError, match=r"config\.json' cannot be read"):
+        load_model(str(folder))

@@ -1,6 +1,7 @@
 """SIGTERM: a checkpoint, exit code 75, and the same command goes on as if nothing had been."""
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import pytest
 from transformers import TrainerCallback
 
 from starft_hf import TrainingInterrupted
+from starft_hf.reference.live import FrozenReference
 from starft_hf.training.checkpointing.files import last_valid_checkpoint
 from tests.support.resumed_run import make_trainer, outcome
-from tests.support.runs import SignalAt
+from tests.support.runs import SignalAt, assert_same_weights
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +191,37 @@ def test_every_process_of_a_group_is_told(tmp_path):
     assert done.returncode == 75, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     assert last_valid_checkpoint(tmp_path / "output")[0].name == "checkpoint-3"
+
+
+@pytest.mark.parametrize("moment", ["building the cache", "evaluating at the start", "measuring what is retained"])
+def test_before_the_first_step_nothing_is_waited_for(tmp_path, monkeypatch, moment):
+    """There is nothing to save, but what the cache holds already; the same command is the whole run."""
+    settings = {"max_steps": 2, "eval_on_start": True, "reference_cache": "full"}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    calls = []
+
+    def signal_at(owner, name):
+        compute = getattr(owner, name)
+
+        def computing(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return compute(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, computing)
+
+    trainer = make_trainer(tmp_path / "cut", per_device_eval_batch_size=4, **settings)
+    if moment == "building the cache":
+        signal_at(FrozenReference, "embed_images")
+    elif moment == "evaluating at the start":
+        signal_at(trainer, "prediction_step")
+    else:
+        signal_at(trainer, "measure_start")
+    with pytest.raises(TrainingInterrupted) as interrupted:
+        trainer.train(resume_from_checkpoint=True)
+    assert (interrupted.value.code, interrupted.value.checkpoint, len(calls)) == (75, None, 1)
+    again = make_trainer(tmp_path / "cut", per_device_eval_batch_size=4, **settings)
+    again.train(resume_from_checkpoint=True)
+    assert_same_weights(again, whole)
