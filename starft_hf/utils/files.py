@@ -47,7 +47,7 @@ def file_in_place_of(path: Path) -> Iterator[Path]:
     """A temporary file in the folder of `path`, renamed to it on exit, or removed on an exception.
 
     Flushed to disk before the rename and its folder after it: otherwise a power cut could leave an empty file under
-    the final name.
+    the final name. Temporary files for `path` that were left long ago are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, f"{glob.escape(path.name)}.*")

@@ -44,6 +44,7 @@ ROWS = [
     ],
     [{"eval_on_start": True}, {"eval_on_start": False}],
     [{}, {"average": False}],
+    [{}, {"logging_steps": 2}],
 ]
 MIXES = 12
 
