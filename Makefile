@@ -75,12 +75,12 @@ lowest:
 	$(VENV)-lowest/$(SCRIPTS)/$(PIP) install --constraint $(VENV)-lowest/versions.txt -e ".[dev]"
 	$(VENV)-lowest/$(SCRIPTS)/python -m pytest -n auto
 
-# long ones by hand: files from strangers for ten minutes, and 2,000 steps of training
+# long ones by hand: files from strangers for ten minutes; 2,000 steps of training, and 50 runs that are killed
 fuzz: $(VENV)/.installed
 	STARFT_FUZZ_SECONDS=600 $(BIN)/python -m pytest -m slow -s tests/fuzz
 
 soak: $(VENV)/.installed
-	$(BIN)/python -m pytest -m soak -s tests/training/test_soak.py
+	$(BIN)/python -m pytest -m soak -s tests/training
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from starft_hf.utils.collectives import all_processes_agree, is_local_main_process, rank, world_size
-from starft_hf.utils.files import file_in_place_of
+from starft_hf.utils.files import file_in_place_of, remove_abandoned
 from starft_hf.utils.hashing import tensors_digest
 
 
@@ -63,21 +63,18 @@ class FeatureStore:
             embeds = self.load(kind, key, rows)
             return embeds if embeds is None or is_up_to_date is None or is_up_to_date(embeds) else None
 
-        embeds = from_file()
+        embeds, pieces = from_file(), FeaturePieces(self, kind, key)
         # Processes may see different files, on machines of their own or while another run is writing them.
         if not all_processes_agree(embeds is not None, device):
             # Autocast would make them less exact than their key says.
-            pieces = FeaturePieces(self, kind, key)
             with torch.autocast(device.type, enabled=False):
                 built = build(pieces).cpu()
             written = not is_local_main_process() or self.save(kind, key, built)
             all_processes_agree(True, device)
-            pieces.remove()
             embeds = from_file() if written else None
-            if embeds is None:
-                return built, None
-        assert embeds is not None
-        return embeds, self.path(kind, key)
+        # Where nothing was built, those of a process that was killed before it could.
+        pieces.remove()
+        return (built, None) if embeds is None else (embeds, self.path(kind, key))
 
     def load(self, kind: str, key: str, rows: int | None) -> Tensor | None:
         """The features `(rows, D)`, memory-mapped, or None, with a warning if their file is damaged or another's.
@@ -139,7 +136,7 @@ class FeaturePieces:
 
     def __init__(self, store: FeatureStore, kind: str, key: str):
         self._store = store
-        self._names = f"{kind}-piece", f"{key}-{rank()}of{world_size()}"
+        self._kind, self._key, self._whole = f"{kind}-piece", key, store.path(kind, key).name
         self._can_write = True
 
     def load(self) -> list[Tensor]:
@@ -154,24 +151,28 @@ class FeaturePieces:
     def save(self, number: int, rows: Tensor) -> None:
         """Keep the piece of this number; a folder that cannot be written to is warned of once."""
         if self._can_write:
-            self._can_write = self._store.save(self._names[0], f"{self._names[1]}-{number}", rows.cpu())
+            self._can_write = self._store.save(self._kind, self._key_of(number), rows.cpu())
 
     def remove(self) -> None:
-        """Remove all pieces of this process."""
-        number = 0
+        """Remove all pieces of these features, which nothing needs any more, and what killed processes have left."""
+        folder = self._store.folder
         # A folder that cannot be read has been warned of.
         with suppress(OSError):
-            while (path := self._path(number)).is_file():
-                path.unlink()
-                number += 1
+            for path in folder.glob(f"{self._kind}-{self._key}-*.safetensors"):
+                path.unlink(missing_ok=True)
+            for pattern in (f"{self._kind}-{self._key}-*", f"{self._whole}.*"):
+                remove_abandoned(folder, pattern)
 
     def _load(self, number: int) -> Tensor | None:
-        piece = self._store.load(self._names[0], f"{self._names[1]}-{number}", None)
+        piece = self._store.load(self._kind, self._key_of(number), None)
         # Rows of zeros are images that could not be read, which may have changed.
         return None if piece is None or bool((piece == 0).all(-1).any()) else piece
 
     def _path(self, number: int) -> Path:
-        return self._store.path(self._names[0], f"{self._names[1]}-{number}")
+        return self._store.path(self._kind, self._key_of(number))
+
+    def _key_of(self, number: int) -> str:
+        return f"{self._key}-{rank()}of{world_size()}-{number}"
 
 
 def _file_state(path: Path) -> tuple[int, ...] | None:

@@ -211,11 +211,7 @@ class StarFTTrainer(HubMixin, Trainer):
         return output
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a training batch, by one forward of `model`."""
         self.measured.at_start = False
@@ -393,6 +389,10 @@ class StarFTTrainer(HubMixin, Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         restore_head(self.head, resume_from_checkpoint)
         self._resume_state.load(resume_from_checkpoint)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        with self.checkpointer.ending(self.args, self.state):
+            return super()._finalize_training(*args, **kwargs)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -1,9 +1,11 @@
 """Atomic files and folders: a reader never sees half of one, not even after a power cut."""
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
@@ -12,6 +14,8 @@ from pathlib import Path
 
 # Pools, records and settings are far smaller.
 MOST_BYTES = 32 * 2**20
+# Seconds since a temporary file was last written to.
+ABANDONED = 24 * 3600.0
 
 
 def check_size(path: Path, most: int = MOST_BYTES) -> None:
@@ -43,9 +47,10 @@ def file_in_place_of(path: Path) -> Iterator[Path]:
     """A temporary file in the folder of `path`, renamed to it on exit, or removed on an exception.
 
     Flushed to disk before the rename and its folder after it: otherwise a power cut could leave an empty file under
-    the final name.
+    the final name. Temporary files for `path` that were left long ago are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, f"{glob.escape(path.name)}.*")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -59,6 +64,18 @@ def file_in_place_of(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove the temporary files of `file_in_place_of` that processes have left which were killed a while ago.
+
+    `pattern` is of their names in `folder`, without the dot that they begin with.
+    """
+    for path in folder.glob(f".{pattern}"):
+        # Another process may remove them too, or may remove its own.
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 @contextmanager

@@ -83,6 +83,23 @@ def test_a_file_of_something_else_under_the_right_name_is_not_used(store, caplog
     ]
 
 
+@pytest.mark.parametrize("is_built", [True, False])
+def test_what_a_killed_process_has_left_is_removed(store, is_built):
+    """Its pieces, whatever the number of its processes, and old temporary files; others' are left."""
+    if is_built:
+        store.save("texts", "k", EMBEDS)
+    pieces = [f"texts-piece-k-{part}.safetensors" for part in ("0of1-0", "0of1-1", "1of2-0")]
+    temporary = [".texts-k.safetensors.abc", ".texts-piece-k-0of1-2.safetensors.abc"]
+    others = ["texts-piece-k2-0of1-0.safetensors", ".texts-k2.safetensors.abc", ".texts-k.safetensors.new"]
+    store.folder.mkdir(exist_ok=True)
+    for name in (*pieces, *temporary, *others):
+        (store.folder / name).write_bytes(b"")
+        if not name.endswith(".new"):
+            os.utime(store.folder / name, (1e9, 1e9))
+    store.load_or_build("texts", "k", 6, torch.device("cpu"), lambda _: EMBEDS)
+    assert sorted(path.name for path in store.folder.iterdir()) == sorted(["texts-k.safetensors", *others])
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"reference_cache_dir is .*file', which is a file"):

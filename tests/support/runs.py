@@ -17,6 +17,16 @@ def steps(trainer):
     return [entry for entry in trainer.state.log_history if "base_loss" in entry]
 
 
+def without_timing(log):
+    """What a log says of training and evaluation."""
+    timing = ("runtime", "per_second", "preparation_time", "flos", "train_loss")
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(timing)}
+        for entry in log
+        if "train_runtime" not in entry
+    ]
+
+
 def assert_same_weights(left, right, **tolerance):
     for name, value in left.model.state_dict().items():
         torch.testing.assert_close(

@@ -1,5 +1,6 @@
 """Atomic writes reach the disk before they have their final name; paths that lead nowhere are told from ids."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,17 @@ def test_a_file_is_flushed_before_and_its_folder_after_the_rename(tmp_path, monk
     expected = [("fsync", temporary.name), ("replace", temporary.name, "record.json"), ("fsync", tmp_path.name)]
     assert calls == expected
     assert (tmp_path / "record.json").read_text() == "{}"
+
+
+def test_temporary_files_of_processes_that_were_killed_long_ago_are_removed(tmp_path):
+    for name in (".[record].json.old", ".[record].json.new", ".record.json.old", "[record].json.old"):
+        (tmp_path / name).write_text("{")
+        if name.endswith("old"):
+            os.utime(tmp_path / name, (1e9, 1e9))
+    with file_in_place_of(tmp_path / "[record].json"):
+        pass
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".[record].json.new", ".record.json.old", "[record].json", "[record].json.old"]
 
 
 def test_all_of_a_folder_is_flushed_before_and_its_parent_after_the_rename(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
 from starft_hf.training.checkpointing.files import (
+    STATE_FILE,
     CheckpointError,
     Flaw,
     flaw_of,
@@ -22,6 +23,8 @@ from starft_hf.training.checkpointing.files import (
     name_of,
     read_content,
     remove_from_rotation,
+    remove_left,
+    remove_oldest,
     rotate,
 )
 from starft_hf.training.checkpointing.lock import exclusive
@@ -42,6 +45,8 @@ class Checkpointer:
     def __init__(self) -> None:
         self._settings: dict[str, Any] | None = None
         self._flaws: Sequence[Flaw] = ()
+        # Of output_dir, if that is where a run resumes from.
+        self._last: Path | None = None
         self._postponed: list[Callable[[], None]] | None = None
 
     # Finding
@@ -71,6 +76,7 @@ class Checkpointer:
         `run_settings` computes what a resumed run must share with the one that wrote it.
         """
         path, self._flaws = run_on_main_process(lambda: self._find(args, wanted, run_settings))
+        self._last = path if wanted is True else None
         for flaw in self._flaws:
             logger.warning("The checkpoint %s is skipped.", flaw)
         if wanted is True and path is None:
@@ -82,11 +88,24 @@ class Checkpointer:
         return path
 
     def remove_flawed(self, args: Any) -> None:
-        """Keep what `find` skipped out of rotation, and remove copies of unfinished uploads; in all processes."""
+        """Keep what `find` skipped out of rotation, and remove what a killed run would have; in all processes."""
         if rank() == 0:
             remove_from_rotation(self._flaws)
+            remove_left(Path(str(args.output_dir)))
             remove_copies(Path(str(args.output_dir)))
+            if self._last is not None:
+                remove_oldest(self._last, args.save_total_limit, _best_of(self._last))
         _wait(args)
+
+    @contextmanager
+    def ending(self, args: Any, state: TrainerState) -> Iterator[None]:
+        """Keep the best checkpoint alone with `save_total_limit=1`, as `Trainer` does at the end of a run; on exit."""
+        with _without_limit(args):
+            yield
+        if args.should_save and args.save_total_limit == 1 and state.best_model_checkpoint is not None:
+            best = Path(str(args.output_dir)) / name_of(state.best_model_checkpoint)
+            if best.is_dir():
+                remove_oldest(best, 1, keep=[])
 
     def _find(
         self, args: Any, wanted: str | PathLike[str] | bool | None, run_settings: Callable[[], dict[str, Any]]
@@ -159,7 +178,8 @@ class Checkpointer:
         try:
             with marked_incomplete(folder) if writes else nullcontext():
                 _wait(args)
-                with self._postponing(args):
+                self._postponed = []
+                with _without_limit(args):
                     save()
                 content = more(folder)
                 _wait(args)
@@ -186,14 +206,21 @@ class Checkpointer:
         else:
             self._postponed.append(partial(action, *arguments))
 
-    @contextmanager
-    def _postponing(self, args: Any) -> Iterator[None]:
-        limit, args.save_total_limit = args.save_total_limit, None
-        self._postponed = []
-        try:
-            yield
-        finally:
-            args.save_total_limit = limit
+
+@contextmanager
+def _without_limit(args: Any) -> Iterator[None]:
+    """Let `Trainer` remove no checkpoints until exit."""
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        yield
+    finally:
+        args.save_total_limit = limit
+
+
+def _best_of(checkpoint: Path) -> list[str]:
+    """The name of the best checkpoint so far, if there is one."""
+    best = TrainerState.load_from_json(str(checkpoint / STATE_FILE)).best_model_checkpoint
+    return [] if best is None else [name_of(best)]
 
 
 def _wait(args: Any) -> None:

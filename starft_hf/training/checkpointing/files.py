@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -31,6 +31,7 @@ STATE_FILE = "trainer_state.json"
 _UNLISTED = (MARK, CHECKPOINT_FILE, "training_args.bin")
 _FORMAT = 1
 _DAMAGED = f"damaged-{PREFIX_CHECKPOINT_DIR}"
+_REMOVED = ".removing-"
 
 # What the system says of a full disk and of an exhausted quota.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -60,14 +61,15 @@ def marked_incomplete(folder: Path) -> Iterator[None]:
     """
     try:
         if (folder / MARK).exists():
-            shutil.rmtree(folder)
+            _remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).write_text("This checkpoint is being written, or was when its process ended.\n")
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         # Measured before what was written is removed, since the space may be needed.
         cause = _cause_of(error, shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free)
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            _remove(folder)
         last = last_valid_checkpoint(folder.parent)[0]
         kept = f"the last valid checkpoint is {last}" if last else "there is no earlier checkpoint"
         raise CheckpointError(
@@ -175,7 +177,7 @@ def remove_from_rotation(flaws: Sequence[Flaw]) -> None:
     """
     for flaw in flaws:
         if (flaw.folder / MARK).exists() or not any(flaw.folder.iterdir()):
-            shutil.rmtree(flaw.folder, ignore_errors=True)
+            _remove(flaw.folder)
         else:
             flaw.folder.rename(
                 unused_folder(
@@ -185,7 +187,14 @@ def remove_from_rotation(flaws: Sequence[Flaw]) -> None:
 
 
 def rotate(folder: Path, limit: int | None, keep: Collection[str]) -> None:
-    """Remove the oldest checkpoints beside `folder`, the latest one, so that `limit` are left, and all damaged ones.
+    """Remove all damaged checkpoints beside `folder`, the latest one, and as `remove_oldest` does."""
+    for path in folder.parent.glob(f"{_DAMAGED}-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    remove_oldest(folder, limit, keep)
+
+
+def remove_oldest(folder: Path, limit: int | None, keep: Collection[str]) -> None:
+    """Remove the oldest checkpoints beside `folder`, the latest one, so that `limit` are left.
 
     Their age is that of their steps, since clocks may have been wrong. What has a later step than `folder` was written
     by an earlier run, so it goes first.
@@ -195,14 +204,19 @@ def rotate(folder: Path, limit: int | None, keep: Collection[str]) -> None:
         limit: how many to leave; None or 0 removes none.
         keep: the names of further ones that stay, even beyond the limit.
     """
-    for path in folder.parent.glob(f"{_DAMAGED}-*"):
-        shutil.rmtree(path, ignore_errors=True)
     if not limit or limit < 0:
         return
     found = _checkpoints(folder.parent)
     late = [path for path in found if step_of(path) > step_of(folder)]
     removable = [path for path in (*late, *found) if path != folder and path.name not in keep]
     for path in list(dict.fromkeys(removable))[: max(len(found) - limit, 0)]:
+        with suppress(OSError):
+            _remove(path)
+
+
+def remove_left(output_dir: Path) -> None:
+    """Remove what is left of checkpoints that a process was removing when it ended."""
+    for path in output_dir.glob(f"{_REMOVED}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -220,6 +234,14 @@ def _checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run in the order of their steps."""
     found = output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if output_dir.is_dir() else ()
     return sorted((path for path in found if path.is_dir() and path.name.rpartition("-")[2].isdecimal()), key=step_of)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint all at once: what is left of one in which its list went first could be another trainer's."""
+    target = folder.with_name(f"{_REMOVED}{folder.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+    shutil.rmtree(target, ignore_errors=True)
 
 
 def _state_of(file: Path) -> dict[str, Any]:

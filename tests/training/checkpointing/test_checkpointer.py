@@ -1,6 +1,7 @@
 """The component that finds, writes and reads checkpoints, without a trainer."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,71 @@ def test_the_best_checkpoint_stays_wherever_it_was_written(make, tmp_path):
     for step in (1, 2, 3):
         run.write(step)
     assert left(tmp_path) == ["checkpoint-1", "checkpoint-3"]
+
+
+def end(run, best):
+    with run.checkpointer.ending(run.args, TrainerState(best_model_checkpoint=best)):
+        assert run.args.save_total_limit is None
+
+
+REMOVALS = {
+    "rotated": lambda run: run.write(1),
+    "written anew": lambda run: run.write(8),
+    "unfinished": lambda run: run.checkpointer.remove_flawed(run.args),
+    "not the best": lambda run: end(run, "checkpoint-1"),
+}
+
+
+@pytest.mark.parametrize("what", REMOVALS)
+def test_a_removal_that_is_interrupted_leaves_nothing_to_resume_from(make, tmp_path, monkeypatch, what):
+    """Without its list, what is left of a checkpoint would pass for another trainer's."""
+    run = make(save_total_limit=1)
+    late = run.write(8)
+    if what == "not the best":
+        (tmp_path / "checkpoint-1").mkdir()
+    elif what != "rotated":
+        (late / MARK).write_text("")
+        assert run.find() is None
+
+    def half(path, *args, **kwargs):
+        for name in (MARK, "starft_checkpoint.json", "weights"):
+            (Path(path) / name).unlink(missing_ok=True)
+        if Path(path).is_dir():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", half)
+        with pytest.raises(KeyboardInterrupt):
+            REMOVALS[what](run)
+    expected = ["checkpoint-1"] if what == "rotated" else []
+    assert run.find() == (tmp_path / "checkpoint-1" if expected else None)
+    run.checkpointer.remove_flawed(run.args)
+    assert left(tmp_path) == expected
+    assert run.args.save_total_limit == 1
+
+
+def test_a_rotation_that_was_not_reached_is_made_up_for(make, tmp_path):
+    """Of a run that resumes at its end, there is no later one."""
+    run = make()
+    for run.best, step in ((None, 1), ("checkpoint-1", 2), ("checkpoint-1", 3), ("checkpoint-1", 4)):
+        run.write(step)
+    run = make(save_total_limit=2)
+    run.find(tmp_path / "checkpoint-3")
+    run.checkpointer.remove_flawed(run.args)
+    assert len(left(tmp_path)) == 4
+    run.find()
+    run.checkpointer.remove_flawed(run.args)
+    assert left(tmp_path) == ["checkpoint-1", "checkpoint-4"]
+
+
+def test_the_best_checkpoint_is_left_alone_in_the_end(make, tmp_path):
+    run = make(save_total_limit=1)
+    for best in ("checkpoint-1", "elsewhere/checkpoint-9"):
+        run.best = "checkpoint-1"
+        for step in (1, 2):
+            run.write(step)
+        end(run, best)
+        assert left(tmp_path) == (["checkpoint-1"] if best == run.best else ["checkpoint-1", "checkpoint-2"])
 
 
 def left(folder):

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from starft_hf import StarFTTrainer
-from tests.support.runs import assert_same_weights, steps
+from tests.support.runs import assert_same_weights, steps, without_timing
 from tests.support.tiny import make_dataset
 
 
@@ -115,16 +115,6 @@ class CutAt(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise CutError
-
-
-def without_timing(log):
-    """What a log says of training and evaluation."""
-    timing = ("runtime", "per_second", "preparation_time", "flos", "train_loss")
-    return [
-        {key: value for key, value in entry.items() if not key.endswith(timing)}
-        for entry in log
-        if "train_runtime" not in entry
-    ]
 
 
 @pytest.fixture
