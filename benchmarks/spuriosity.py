@@ -1,6 +1,7 @@
 """What discovery finds and costs, and what its pools are worth: `python -m benchmarks.spuriosity`.
 
-Writes SPURIOSITY.md, spuriosity.json and spuriosity.png. `--only` measures some parts anew and keeps the others.
+Writes SPURIOSITY.md, spuriosity.json and spuriosity.png. `--only` measures some parts anew and keeps the others;
+`--pools` measures some pools of the part "pools" anew.
 """
 
 import argparse
@@ -26,16 +27,14 @@ from benchmarks.metrics import median_seconds
 from benchmarks.setup import class_names, make_scene
 from benchmarks.spuriosity_report import as_markdown, draw
 from starft_hf import SpuriosityPool, compare, discover_spuriosity, evaluate_zero_shot
-from starft_hf.data.columns import ImageColumns
 from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES, make_split
 from starft_hf.models.encoder import DualEncoder, unit_rows
 from starft_hf.report import Run
 from starft_hf.spuriosity.answers import TemplateCheck, are_near, parse_answer
-from starft_hf.spuriosity.embedding import embed_images, embed_texts
+from starft_hf.spuriosity.embedding import embed_texts
 from starft_hf.spuriosity.scorer import scorer_from
-from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.spuriosity.statistics import measure_associations
 
 
@@ -48,6 +47,14 @@ COMPARISON_SEEDS = 5
 # Groups of the demo whose images have what usually goes together with their label.
 HOME = ("grass class on grass", "water class on water")
 BUILT_IN = ("background", "texture", "resolution", "objects", "style", "all")
+POOLS: dict[str, Any] = {
+    "no pool (FLYP)": None,
+    "unrelated": list(UNRELATED_TEMPLATES),
+    **{f"built-in: {name}": name for name in BUILT_IN},
+    "auto, of the built-in pools": "auto",
+    "auto, of the demo's templates": "auto",
+    "the demo's backgrounds": list(BACKGROUND_TEMPLATES),
+}
 IMAGES = 10_000
 
 
@@ -112,21 +119,15 @@ def train_split(seed: int) -> Dataset:
     return make_split("train", seed=seed)
 
 
-def measure_pools(seeds: int = COMPARISON_SEEDS) -> list[dict[str, Any]]:
-    """Fine-tuning on the demo with every pool: accuracies by pool and seed."""
+def measure_pools(names: Sequence[str] = tuple(POOLS), seeds: int = COMPARISON_SEEDS) -> list[dict[str, Any]]:
+    """Fine-tuning on the demo with pools: accuracies by pool and seed."""
     with tempfile.TemporaryDirectory() as folder:
         candidates = str(Path(folder) / "world.json")
         WORLD.save(candidates)
-        pools: dict[str, tuple[Any, dict[str, Any]]] = {
-            "no pool (FLYP)": (None, {}),
-            "unrelated": (list(UNRELATED_TEMPLATES), {}),
-            **{f"built-in: {name}": (name, {}) for name in BUILT_IN},
-            "auto, of the built-in pools": ("auto", {}),
-            "auto, of the demo's templates": ("auto", {"discovery_pool": candidates}),
-            "the demo's backgrounds": (list(BACKGROUND_TEMPLATES), {}),
-        }
         rows = []
-        for name, (pool, settings) in pools.items():
+        for name in names:
+            pool = POOLS[name]
+            settings = {"discovery_pool": candidates} if name == "auto, of the demo's templates" else {}
             start = time.monotonic()
             args = run_settings(Setting(), folder, disable_tqdm=True, **settings)
             sets = {split: make_split(split, seed=1000) for split in ("test", "held_out")}
@@ -158,6 +159,14 @@ def _accuracies(pool: str, run: Run) -> dict[str, Any]:
         "average": test.accuracy,
         "held_out": held_out.accuracy,
     }
+
+
+def with_others(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `measure_pools`, and those of the other pools from before, in the order that they had."""
+    measured = {row["pool"] for row in rows}
+    order = list(dict.fromkeys(row["pool"] for row in [*before, *rows]))
+    kept = [row for row in before if row["pool"] not in measured]
+    return sorted([*kept, *rows], key=lambda row: order.index(row["pool"]))
 
 
 def give_words(processor: Any, texts: Sequence[str]) -> None:
@@ -203,21 +212,6 @@ def measure_costs() -> dict[str, Any]:
     return costs
 
 
-def measure_whole() -> dict[str, float]:
-    """Discovery on 10,000 pictures of the demo from beginning to end, and the forwards alone."""
-    model, processor = CLIPModel.from_pretrained(MODEL_FOLDER), AutoProcessor.from_pretrained(MODEL_FOLDER)
-    train = make_split("train", size=IMAGES + 2)
-    columns = ImageColumns("image", "label", None, None, tuple(train.features["label"].names))
-    encoder = DualEncoder.of(model, processor)
-    look = partial(embed_images, settings=SearchSettings(progress=False))
-    times = {
-        "forwards": median_seconds(lambda: look(model, encoder, train, range(len(train)), columns)),
-        "discovery": median_seconds(lambda: discover_spuriosity(model, processor, train, "all", progress=False)),
-    }
-    print(times, flush=True)
-    return times
-
-
 def measure_parsing(number: int = 1000, items: int = 20) -> dict[str, float]:
     """Reading answers, and making pools of what they hold: JSON, JSON with words around it, cut off, and lists."""
     rng = np.random.default_rng(0)
@@ -249,7 +243,6 @@ PARTS: dict[str, Callable[[], Any]] = {
     "discovery": measure_discovery,
     "pools": measure_pools,
     "costs": measure_costs,
-    "whole": measure_whole,
     "parsing": measure_parsing,
 }
 
@@ -258,14 +251,22 @@ def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.spuriosity")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="parts to measure anew")
+    parser.add_argument(
+        "--pools", nargs="+", choices=POOLS, metavar="NAME", help="pools to measure anew, of that part"
+    )
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of SPURIOSITY.md")
     options = parser.parse_args()
+    if options.pools and "pools" not in options.only:
+        parser.error(f"--pools has no effect on the parts {options.only}")
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     file = options.output / "spuriosity.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     for part in options.only:
-        results[part] = PARTS[part]()
+        if part == "pools" and options.pools:
+            results[part] = with_others(measure_pools(options.pools), results.get(part, []))
+        else:
+            results[part] = PARTS[part]()
         file.write_text(json.dumps(results, indent=1) + "\n")
     text = as_markdown(results)
     (options.output / "SPURIOSITY.md").write_text(text)

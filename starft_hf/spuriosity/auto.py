@@ -113,15 +113,15 @@ def pool_of_run(
 
 
 def _chosen(result: DiscoveryResult) -> SpuriosityPool:
-    """What was found, if it has a template for every class, or a copy of the whole pool of candidates."""
+    """What was found, if it has a template for every class, or a copy of all candidates that the model understands."""
     pool, found = result.candidates, result.pool() if result.found else None
-    outcome = f"the whole pool {pool.name!r}: nothing in the sample is correlated with a label"
+    outcome = f"all {len(pool)} candidates of the pool {pool.name!r}: nothing in the sample is correlated with a label"
     if found is not None and all(map(found.eligible, result.class_names)):
         rows = [str(row) for row in result.table if row.found]
         pool, outcome = found, f"{len(found)} templates of the pool {pool.name!r}: {'; '.join(rows[:10])}"
     elif found is not None:
         why = "what was found is restricted to some classes, and the others would have no template"
-        outcome = f"the whole pool {pool.name!r}: {why}"
+        outcome = f"all {len(pool)} candidates of the pool {pool.name!r}: {why}"
     if rank() == 0:
         logger.warning("spuriosity='auto' searched %d images and trains with %s.", len(result.labels), outcome)
     # It is saved with the run, and published with it.

@@ -107,10 +107,14 @@ def test_a_pool_of_the_users_own_is_not_overwritten(make, tmp_path, caplog):
     assert "is not overwritten" in caplog.text
 
 
-def test_where_nothing_is_found_the_whole_pool_is_used(make, caplog):
+def test_where_nothing_is_found_all_understood_candidates_are_used(make, tmp_path, caplog):
     trainer = make(make_split("train", size=240, correlation=0.5))
     assert len(trainer.bank.pool) == 30
-    assert "trains with the whole pool 'world': nothing in the sample" in caplog.text
+    assert "trains with all 30 candidates of the pool 'world': nothing in the sample" in caplog.text
+    SpuriosityPool([*BACKGROUND_TEMPLATES, "{} under green neon light."], name="partly").save(tmp_path / "partly.json")
+    trainer = make(make_split("train", size=240, correlation=0.5), discovery_pool=str(tmp_path / "partly.json"))
+    assert set(trainer.bank.pool) == set(BACKGROUND_TEMPLATES)
+    assert "trains with all 15 candidates of the pool 'partly': nothing in the sample" in caplog.text
 
 
 def test_only_a_sample_is_looked_at_and_of_a_stream_the_beginning(make, caplog):
