@@ -115,7 +115,7 @@ def cards(folder, browser):
 
 def discovery(folder, browser):
     """What a discovery saves."""
-    found = discover_spuriosity(MODEL_FOLDER, None, make_split("train"), progress=False)
+    found = discover_spuriosity(MODEL_FOLDER, None, make_split("train"), list(BACKGROUND_TEMPLATES), progress=False)
     saved = Path(mkdtemp()) / "found"
     found.save(saved)
     for path in saved.glob("*.png"):
