@@ -65,16 +65,21 @@ def check_output(folder: Path, flag: str = "--output", instead: str = "") -> Non
 
 def read_class_names(names: Any) -> Any:
     """The values of `--class_names`: names in label order, or those in a file of one per line or of JSON."""
-    names = [names] if isinstance(names, str) else names
-    if names is None or len(names) != 1:
+    from starft_hf.utils.names import names_in, read_names
+
+    if names is None:
+        return None
+    try:
+        names = names_in([names] if isinstance(names, str) else names, "class_names")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if len(names) != 1:
         return names
     path = Path(names[0]).expanduser()
     if not path.is_file():
         if path.suffix in (".txt", ".json") or len(path.parts) > 1:
             raise argparse.ArgumentTypeError(f"there is no file {names[0]} of class names")
         return names
-    from starft_hf.utils.names import read_names
-
     return read_names(path)
 
 

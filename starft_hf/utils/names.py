@@ -1,13 +1,13 @@
 """Class names as words, their checks and files, and error messages for unknown names."""
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from starft_hf.utils.files import read_text
+from starft_hf.utils.untrusted import read_json
 
 
 _MOST_LISTED = 40
@@ -82,28 +82,28 @@ def read_names(path: Path) -> list[str]:
     Raises:
         ValueError: if it does not hold a name for every label.
     """
-    text = read_text(path)
-    if path.suffix != ".json":
-        names = [line.strip() for line in text.strip().splitlines()]
-    else:
-        try:
-            names = _names_of(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"{str(path)!r} does not hold class names: expected a list of them, or a mapping such as "
-                f'{{"0": "owl", "1": "truck"}} ({error!r})'
-            ) from error
-    check_names(names)
-    return names
+    if path.suffix == ".json":
+        return names_in(read_json(path), repr(str(path)))
+    return names_in([line.strip() for line in read_text(path).strip().splitlines()], repr(str(path)))
 
 
-def _names_of(content: Any) -> list[str]:
-    if isinstance(content, list):
-        return content
-    if all(isinstance(label, int) for label in content.values()):
-        content = {label: name for name, label in content.items()}
-    by_label = {int(label): name for label, name in content.items()}
-    return [by_label[label] for label in range(len(content))]
+def names_in(content: Any, what: str) -> list[str]:
+    """The class names in a list, or in a mapping between labels and names; ValueError if `what` holds none."""
+    try:
+        if isinstance(content, dict):
+            if all(isinstance(label, int) for label in content.values()):
+                content = {label: name for name, label in content.items()}
+            by_label = {int(label): name for label, name in content.items()}
+            content = [by_label[label] for label in range(len(content))]
+        if not isinstance(content, list):
+            raise TypeError(f"it is a {type(content).__name__}")
+        check_names(content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{what} does not hold class names: expected a list of them, or a mapping such as "
+            f'{{"0": "owl", "1": "truck"}} ({error})'
+        ) from error
+    return content
 
 
 def check_distinct(class_names: Sequence[str]) -> None:
