@@ -12,14 +12,14 @@ from starft_hf import evaluate_zero_shot
 from starft_hf.models.heads import head_from_weights
 from starft_hf.utils.collectives import rank, world_size
 from tests.support.launch import end_quietly
-from tests.support.tiny import TINY_CLIP, make_dataset
+from tests.support.tiny import MANY_NAMES, TINY_CLIP, make_dataset
 
 
 # Arguments of `evaluate_zero_shot`, and the number of images: 1 leaves a process without any.
 CASES = {
     "groups": ({"group_column": "group", "keep_mistakes": 5, "batch_size": 4}, 23),
     "one image": ({"keep_mistakes": 2}, 1),
-    "mapping": ({"class_names": ["a", "b", "c", "d", "e"], "class_mapping": [[0, 4], [1], [2], [3]]}, 9),
+    "mapping": ({"class_names": MANY_NAMES[:5], "class_mapping": [[0, 4], [1], [2], [3]]}, 9),
     "head": ({"keep_mistakes": 3}, 13),
 }
 
