@@ -17,7 +17,6 @@ from starft_hf.utils.plotting import SERIES
 from tests.support.figures import pixels_of
 from tests.support.hub_server import TOKEN, USER, serve
 from tests.support.notebooks import FOLDER, NAMES, run
-from tests.support.tiny import TINY_CLIP
 
 
 # Stands in for the Hub where a notebook is told to take real data.
@@ -67,8 +66,8 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.slow
-def test_quickstart_with_the_switch_for_real_models_and_data(tmp_path):
-    changes = {"REAL = False": "REAL = True", "openai/clip-vit-base-patch16": str(TINY_CLIP)}
+def test_quickstart_with_the_switch_for_real_models_and_data(tmp_path, spelling_clip):
+    changes = {"REAL = False": "REAL = True", "openai/clip-vit-base-patch16": str(spelling_clip)}
     worst = check_outputs(run("quickstart", tmp_path, changes, STAND_IN))
     assert set(worst) == {"zero-shot", "FLYP", "StarFT"}
 
