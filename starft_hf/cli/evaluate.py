@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _has_integers(rows: Any, column: str) -> bool:
-    feature = (rows.features or {}).get(column)
+    feature = (getattr(rows, "features", None) or {}).get(column)
     return not hasattr(feature, "names") and "int" in str(getattr(feature, "dtype", ""))
 
 
