@@ -17,7 +17,7 @@ _OF_THE_CACHE = (
 
 
 def warn_of_no_effect(options: argparse.Namespace, runs: Iterable[Any], also: Iterable[str] = ()) -> None:
-    """Warn of what was passed in vain: by the settings of the `runs` of a command, and `also` whatever they are."""
+    """Warn of flags without effect: those that none of the `runs` of a command uses, and those in `also`."""
     runs = list(runs)
     idle = {name for name in also if name in options.passed}
     reasons = _unused_by_all(options, runs)

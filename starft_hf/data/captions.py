@@ -120,13 +120,13 @@ def check_class_prompts(class_names: Sequence[str], templates: Sequence[str], en
         if other.rstrip("_") == name.rstrip("_"):
             logger.warning_once(f"The classes {other!r} and {name!r} have the same prompts: those of one name.")
             continue
-        unknown = encoding.has_unknown_words(readable(name))
+        unknown = not encoding.knows(readable(name))
         why = "its tokenizer does not know the words" if unknown else "its tokenizer reads both names alike"
         raise ValueError(
             f"the text tower cannot tell the classes {other!r} and {name!r} apart: their prompts have the same tokens "
             f"({why}); pass class_names=[...], in label order, with names that differ in words it knows"
         )
-    unknown_words = (name for name in class_names if encoding.has_unknown_words(readable(name)))
+    unknown_words = (name for name in class_names if not encoding.knows(readable(name)))
     if odd := not_words(class_names) or list(unknown_words):
         logger.warning_once(
             f"{len(odd)} of {len(class_names)} class names are not words that the text tower can know, such as "

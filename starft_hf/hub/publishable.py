@@ -24,7 +24,13 @@ MODEL_FILES = (
 )
 
 # What every run leaves beside its model, so that it need not be mentioned.
-_OF_THE_RUN = ("checkpoint-*", "damaged-checkpoint-*", "runs", "training_args.bin", ".starft_*", ".*ing-*")
+_OF_THE_RUN = (
+    "checkpoint-*",
+    "damaged-checkpoint-*",
+    "runs",
+    "training_args.bin",
+    *(".starft_*", ".uploading-*", ".removing-*"),
+)
 
 
 def publishable(folder: Path, include: Iterable[str] = ()) -> tuple[list[str], list[str]]:

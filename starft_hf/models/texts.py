@@ -75,11 +75,6 @@ class TextEncoding:
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
         return list(encoded["input_ids"])
 
-    def has_unknown_words(self, text: str) -> bool:
-        """Whether the tokenizer does not know a word of `text`."""
-        unknown = self.tokenizer.unk_token_id
-        return unknown is not None and unknown in self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
     def check_name(self, name: str) -> None:
         """Raise ValueError if a class name, which is in every caption of the class, does not fit the text tower."""
         if not self.fits(name):

@@ -23,7 +23,7 @@ from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.plan import RunInputs, RunPlan
 from starft_hf.training.processes import map_in_processes
 from starft_hf.training.trainer import StarFTTrainer
-from starft_hf.training.unused_settings import without_unused
+from starft_hf.training.unused_settings import unused_names, without_unused
 from starft_hf.utils.names import unknown_name
 from starft_hf.weights.interpolation import check_alpha, mixed
 
@@ -63,7 +63,7 @@ class _Runner:
             shared.train_dataset(args.seed) if callable(shared.train_dataset) else shared.train_dataset,
             shared.eval_dataset,
             processing_class=load_processor(model, shared.processing_class),
-            spuriosity=shared.spuriosity,
+            spuriosity=_used_pool(args, shared.spuriosity),
             # Plain fine-tuning and the zero-shot model have no reference.
             reference_model=shared.reference_model if _has_reference(args) and method != ZERO_SHOT else None,
             peft_config=copy.deepcopy(shared.peft_config) if method != ZERO_SHOT else None,
@@ -169,7 +169,8 @@ def compare(
     for method, own in jobs:
         if method != ZERO_SHOT:
             reference = reference_model if _has_reference(own) else None
-            plan = RunPlan.check(dataclasses.replace(checked, args=own, reference_model=reference))
+            pool = _used_pool(own, spuriosity)
+            plan = RunPlan.check(dataclasses.replace(checked, args=own, spuriosity=pool, reference_model=reference))
             plan.check_adapter(own, adapted)
     if processes == 1:
         model = load_model(model)
@@ -212,6 +213,11 @@ def settings_of_methods(
         for seed in seeds if method != ZERO_SHOT else seeds[:1]:
             runs.append((method, dataclasses.replace(args, **{**own, "seed": seed})))
     return runs
+
+
+def _used_pool(args: StarFTConfig, spuriosity: Any) -> Any:
+    """The pool of a run, or the default for one that uses none, which would warn of another."""
+    return "background" if "spuriosity" in unused_names(args, spuriosity) else spuriosity
 
 
 def _has_reference(args: StarFTConfig) -> bool:

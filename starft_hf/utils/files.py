@@ -204,7 +204,7 @@ def local_or_hub(source: str | os.PathLike[str], what: str) -> str:
         what: what it names in the error, such as "model".
 
     Raises:
-        FileNotFoundError: if it looks like a path, and nothing is there. The Hub would be asked for it in vain.
+        FileNotFoundError: if it looks like a path and nothing is there, so that asking the Hub would not help.
     """
     text = os.fspath(source)
     path = Path(text).expanduser()

@@ -1,6 +1,25 @@
-"""The order in which a test's subject writes to the disk."""
+"""File systems of a test's own, and the order in which its subject writes to the disk."""
 
 import os
+import shutil
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+
+
+@contextmanager
+def mounted(folder, device, options, *more):
+    """A file system at `folder`, where mounting is allowed."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", *more, "-o", options, str(device), str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip(f"may not mount {device}")
+    try:
+        yield folder
+    finally:
+        # Features of the reference may still be mapped into memory.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def recorded(monkeypatch):

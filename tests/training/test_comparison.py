@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, interpolate
 from starft_hf.models.adapters import with_adapter
@@ -16,11 +17,12 @@ def sets(dataset):
     return {"plain": dataset, "shifted": make_dataset(seed=4)}
 
 
-def test_every_method_is_run_with_every_seed_and_interpolated(clip, processor, config, dataset, sets):
+def test_every_method_is_run_with_every_seed_and_interpolated(clip, processor, config, dataset, sets, caplog):
+    logging.warning_once.cache_clear()
     before = copy.deepcopy(clip.state_dict())
     report = compare(
         clip,
-        config(max_steps=2, learning_rate=1e-2, group_column="group"),
+        config(max_steps=2, learning_rate=1e-2, group_column="group", reg_weight=2.0, reg_max_classes=3),
         dataset,
         sets,
         methods=["zero-shot", *METHODS],
@@ -29,6 +31,8 @@ def test_every_method_is_run_with_every_seed_and_interpolated(clip, processor, c
         spuriosity=["{} in the snow.", "{} at night."],
     )
     assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
+    # What all methods share, some of them do not use.
+    assert "no effect" not in caplog.text
     runs = {(run.method, run.seed, run.interpolated) for run in report.runs}
     assert runs == {("zero-shot", 0, None)} | {
         (method, seed, alpha) for method in METHODS for seed in (0, 1) for alpha in (None, 0.5)

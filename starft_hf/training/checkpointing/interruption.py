@@ -113,7 +113,9 @@ class InterruptionCallback(TrainerCallback):
                 yield
         finally:
             give_up(False)
-        if not all_processes_agree(not self.requested, args.device):
+            # A later evaluation is not part of this training.
+            requested, self.requested = self.requested, False
+        if not all_processes_agree(not requested, args.device):
             raise TrainingInterrupted(last_valid_checkpoint(str(args.output_dir))[0])
 
     @contextmanager

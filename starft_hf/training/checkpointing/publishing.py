@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from starft_hf.training.checkpointing.files import (
-    CHECKPOINT_FILE,
     STATE_FILE,
     CheckpointError,
     list_files,
@@ -23,7 +22,7 @@ PREFIX = ".uploading-"
 def copy_to_publish(checkpoint: Path) -> Path:
     """A copy of a valid checkpoint beside it, of the files it lists, which stays when that is removed.
 
-    Of the best checkpoint it names the folder, and not the path, which tells of a machine.
+    It names the best checkpoint by its folder alone, because a path reveals the machine.
 
     Raises:
         CheckpointError: if the list of the checkpoint cannot be read.
@@ -41,7 +40,6 @@ def copy_to_publish(checkpoint: Path) -> Path:
         text = json.dumps({**state, "best_model_checkpoint": name_of(best)}, indent=2) + "\n"
         write_text_atomically(target / STATE_FILE, text)
     list_files(target, {name: value for name, value in content.items() if name not in ("format", "files")})
-    assert (target / CHECKPOINT_FILE).is_file()
     return target
 
 

@@ -60,7 +60,7 @@ class ResumeCheck(ResumingCallback):
         self._files, self._step = list(content["files"]), content["step"]
 
     def save_to(self, folder: Path, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
-        pass
+        """Nothing: a checkpoint is checked by its own list."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -80,6 +80,12 @@ class ResumeCheck(ResumingCallback):
             self._check_files()
             self._checkpoint = None
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        # A run that resumes at its end takes no step.
+        self._checkpoint = None
+
     def _check_files(self) -> None:
         assert self._checkpoint is not None
         missing = [name for name in self._files if not (self._checkpoint / name).is_file()]
@@ -89,8 +95,10 @@ class ResumeCheck(ResumingCallback):
     def _best(self, args: TrainingArguments) -> str | None:
         assert self._checkpoint is not None
         saved = read_json(self._checkpoint / STATE_FILE)["best_model_checkpoint"]
-        if saved is None or Path(saved).is_dir():
-            return None if saved is None else str(saved)
+        if saved is None:
+            return None
+        if Path(saved).is_dir():
+            return str(saved)
         name = name_of(saved)
         for folder in (Path(str(args.output_dir)), self._checkpoint.parent):
             if (folder / name).is_dir():

@@ -1,6 +1,5 @@
 """Disks without room, folders that cannot be written to, and checkpoints that are not what they were."""
 
-import contextlib
 import errno
 import os
 import re
@@ -18,23 +17,11 @@ from starft_hf.training.checkpointing.files import (
     last_valid_checkpoint,
     marked_incomplete,
 )
+from tests.support.disk import mounted
 from tests.support.resumed_run import make_trainer, outcome
 
 
 STEPS = {"eval_strategy": "no", "save_total_limit": None, "max_steps": 4, "num_train_epochs": 1}
-
-
-@contextlib.contextmanager
-def mounted(folder, options):
-    """A file system in memory at `folder`, where that is allowed."""
-    folder.mkdir(exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("may not mount a tmpfs")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +40,7 @@ def run(tmp_path_factory):
 def test_a_full_disk_ends_the_run_and_the_last_valid_checkpoint_is_used(tmp_path, run, room):
     """At 3 MB not even the first checkpoint of 5 fits; at more, different files of later ones do not."""
     output = tmp_path / "output"
-    with mounted(output, f"size={room}"):
+    with mounted(output, "tmpfs", f"size={room}", "-t", "tmpfs"):
         with pytest.raises(CheckpointError, match="could not be written") as error:
             make_trainer(tmp_path, save_steps=1, **STEPS).train(resume_from_checkpoint=True)
         assert re.search(r"with [0-2]\.\d MiB left on the disk", str(error.value))
@@ -99,7 +86,7 @@ def test_only_an_error_about_space_is_explained_so(tmp_path, error, full):
 
 
 def test_a_read_only_folder_is_refused_before_anything_is_computed(tmp_path):
-    with mounted(tmp_path / "disk", "size=1m,ro"):
+    with mounted(tmp_path / "disk", "tmpfs", "size=1m,ro", "-t", "tmpfs"):
         for name in (".", "new/output"):
             with pytest.raises(PermissionError, match=r"output_dir is .*, and nothing can be written to '.*disk'"):
                 make_trainer(tmp_path, output_dir=str(tmp_path / "disk" / name))

@@ -2,27 +2,13 @@
 
 import shutil
 import subprocess
-from contextlib import contextmanager
 
 import pytest
 from transformers import TrainerCallback
 
 from starft_hf.training.checkpointing.files import last_valid_checkpoint
+from tests.support.disk import mounted
 from tests.support.resumed_run import make_trainer
-
-
-@contextmanager
-def mounted(image, folder, options="loop"):
-    """The file system in an image, where that is allowed."""
-    folder.mkdir(exist_ok=True)
-    command = ["mount", "-o", options, str(image), str(folder)]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("may not mount a loop device")
-    try:
-        yield folder
-    finally:
-        # Features of the reference may still be mapped into memory.
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 class CopyDisk(TrainerCallback):
@@ -47,10 +33,10 @@ def test_at_every_moment_a_power_cut_leaves_the_last_checkpoint(tmp_path):
         file.truncate(400 * 2**20)
     subprocess.run(["mkfs.xfs", "-q", str(image)], check=True)
     settings = {"save_steps": 1, "save_total_limit": 1, "max_steps": 5, "eval_strategy": "no"}
-    with mounted(image, tmp_path / "disk") as disk:
+    with mounted(tmp_path / "disk", image, "loop") as disk:
         trainer = make_trainer(disk, callbacks=[CopyDisk(image)], **settings)
         trainer.train()
     for step in range(1, 5):
-        with mounted(tmp_path / f"{step}.img", tmp_path / f"after {step}", "loop,nouuid") as after:
+        with mounted(tmp_path / f"after {step}", tmp_path / f"{step}.img", "loop,nouuid") as after:
             found, flaws = last_valid_checkpoint(after / "output")
             assert (found and found.name, flaws) == (f"checkpoint-{step}", [])

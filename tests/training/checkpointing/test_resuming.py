@@ -63,3 +63,12 @@ def test_the_best_checkpoint_is_found_in_a_folder_that_was_moved(tmp_path):
     shutil.rmtree(tmp_path / "there" / "output" / best)
     with pytest.raises(CheckpointError, match=rf"{best}, is neither in .* put it back, or set load_best_model_at_end"):
         make_trainer(tmp_path / "there", **BEST).train(resume_from_checkpoint=True)
+
+
+def test_after_a_run_that_resumed_at_its_end_another_may_begin(tmp_path, started):
+    """From the beginning, which is not a checkpoint that lost its state."""
+    shutil.copytree(started, tmp_path, dirs_exist_ok=True)
+    trainer = make_trainer(tmp_path, **STEPS)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.train()
+    assert trainer.state.global_step == 4

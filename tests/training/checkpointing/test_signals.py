@@ -222,6 +222,8 @@ def test_before_the_first_step_nothing_is_waited_for(tmp_path, monkeypatch, mome
     with pytest.raises(TrainingInterrupted) as interrupted:
         trainer.train(resume_from_checkpoint=True)
     assert (interrupted.value.code, interrupted.value.checkpoint, len(calls)) == (75, None, 1)
+    # The request was about that training.
+    assert "eval_accuracy" in trainer.evaluate()
     again = make_trainer(tmp_path / "cut", per_device_eval_batch_size=4, **settings)
     again.train(resume_from_checkpoint=True)
     assert_same_weights(again, whole)
