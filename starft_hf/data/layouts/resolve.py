@@ -1,0 +1,10 @@
+"""The layout of a folder of images."""
+
+from collections.abc import Callable
+
+from starft_hf.data.layouts.layout import Layout
+from starft_hf.data.layouts.tree import FileTree
+
+
+# Tried in this order; the first that recognizes the files decides.
+LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = ()

@@ -1,0 +1,73 @@
+"""The files below a folder, listed once."""
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+
+HIDDEN = "hidden"
+BROKEN_LINK = "a link to nothing"
+
+# Formats that Pillow registers for reading and that need a program or a handler of their own.
+_NOT_READ = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "PDF", "WMF"}
+# Seconds before listing files shows a progress bar.
+_PATIENCE = 3
+
+
+class FileTree:
+    """All files below a folder, by their paths relative to it with forward slashes, in order.
+
+    Links to folders are followed, except to one that is already being listed. What is hidden, with a name that starts
+    with "." or "__", is not in `files` but in `left_out`, where a folder counts once.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        OSError: if a folder cannot be listed.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.left_out: dict[str, str] = {}
+        with tqdm(desc="Listing files", unit=" files", delay=_PATIENCE, leave=False) as bar:
+            self.files = tuple(self._walk(root, "", (os.path.realpath(root),), bar))
+
+    def _walk(self, folder: Path, prefix: str, above: tuple[str, ...], bar: "tqdm[None]") -> Iterator[str]:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            path = prefix + entry.name
+            if entry.name.startswith((".", "__")):
+                self.left_out[path] = HIDDEN
+            elif entry.is_dir():
+                real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
+                if real not in above:
+                    yield from self._walk(Path(entry.path), f"{path}/", (*above, real), bar)
+            elif entry.is_file():
+                bar.update()
+                yield path
+            else:
+                self.left_out[path] = BROKEN_LINK
+
+    @cached_property
+    def images(self) -> tuple[str, ...]:
+        """The files that Pillow can open, by the ends of their names."""
+        return tuple(path for path in self.files if is_image(path))
+
+    def path(self, file: str) -> str:
+        """The absolute path of a file."""
+        return os.path.join(self.root, *file.split("/"))
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is one that Pillow can open, by the end of its name."""
+    return os.path.splitext(path)[1].lower() in _endings()
+
+
+def _endings() -> set[str]:
+    # Plugins such as that of pillow-heif add to these.
+    known = Image.registered_extensions()
+    return {ending for ending, kind in known.items() if kind in Image.OPEN and kind not in _NOT_READ}
