@@ -41,7 +41,8 @@ def read_table(path: str | Path, **settings: Any) -> pd.DataFrame:
 def _with_numbers(column: pd.Series) -> pd.Series:
     column = column.map(str.strip)
     filled = column[column != ""]
-    for pattern, kind in ((_WHOLE, "int64"), (_NUMBER, "float64")):
+    for pattern, kind in ((_WHOLE, "Int64"), (_NUMBER, "Float64")):
         if len(filled) and filled.str.fullmatch(pattern).all():
-            return column.astype(kind) if len(filled) == len(column) else pd.to_numeric(column.replace("", None))
+            # Of these types, empty values are missing rather than NaN.
+            return pd.to_numeric(column.where(column != "", None)).astype(kind)
     return column.astype(object).where(column != "", None)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -37,7 +38,7 @@ class FileTree:
         with tqdm(desc="Listing files", unit=" files", delay=_PATIENCE, leave=False) as bar:
             self.files = tuple(self._walk(root, "", (os.path.realpath(root),), bar))
 
-    def _walk(self, folder: Path, prefix: str, above: tuple[str, ...], bar: "tqdm[None]") -> Iterator[str]:
+    def _walk(self, folder: Path, prefix: str, above: tuple[str, ...], bar: Any) -> Iterator[str]:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             path = prefix + entry.name
             if entry.name.startswith((".", "__")):
