@@ -6,15 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm.auto import tqdm
+
+from starft_hf.data.image_formats import is_image
 
 
 HIDDEN = "it is hidden"
 BROKEN_LINK = "it is a link to nothing"
 
-# Formats that Pillow registers for reading and that need a program or a handler of their own.
-_NOT_READ = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "PDF", "WMF"}
 # Seconds before listing files shows a progress bar.
 _PATIENCE = 3
 
@@ -65,14 +64,3 @@ class FileTree:
     def path(self, file: str) -> str:
         """The absolute path of a file."""
         return os.path.join(self.root, *file.split("/"))
-
-
-def is_image(path: str) -> bool:
-    """Whether a file is one that Pillow can open, by the end of its name."""
-    return os.path.splitext(path)[1].lower() in _endings()
-
-
-def _endings() -> set[str]:
-    # Plugins such as that of pillow-heif add to these.
-    known = Image.registered_extensions()
-    return {ending for ending, kind in known.items() if kind in Image.OPEN and kind not in _NOT_READ}
