@@ -12,6 +12,7 @@ import starft_hf
 from starft_hf.cli.main import COMMANDS, make_parser
 from starft_hf.cli.main import main as starft
 from starft_hf.cli.parser import ALIASES
+from starft_hf.data.files import DataFound
 from starft_hf.evaluation.catalog import load_benchmark
 from starft_hf.training.comparison import settings_of_methods
 from starft_hf.training.configuration import StarFTConfig
@@ -22,6 +23,7 @@ from tests.support.report_runs import run
 RUN = ["--model", "m", "--dataset", "d"]
 MODES = {
     "demo": [[], ["--quick"]],
+    "inspect": [["d"], ["d", "--json"]],
     "train": [
         RUN,
         [*RUN, "--regularizer", "none"],
@@ -184,6 +186,8 @@ def calls(monkeypatch, tmp_path):
             return SimpleNamespace(runs=[run("star")], thumbnails={})
 
     result = SimpleNamespace(as_dict=dict, table=(), labels=(), attributes=(), rows=(), save=record("save"))
+    columns = SimpleNamespace(caption=None, class_names=("owl",))
+    inspection = SimpleNamespace(columns=columns, as_dict=dict, lines=list)
     pool = type("Pool", (list,), {"save": record("save")})
 
     def loaded(folder, **settings):
@@ -191,8 +195,9 @@ def calls(monkeypatch, tmp_path):
         model = SimpleNamespace(to=lambda device: "model")
         return SimpleNamespace(model=model, processor="p", head=head, class_names=("x", "y"), templates=("own {}",))
 
-    def splits(source, *args, **settings):
-        return {name: Rows(source, name, args, settings) for name in ("train", "validation", "test")}
+    def found_data(source, *args, **settings):
+        names = ("train", "validation", "test")
+        return DataFound({name: Rows(source, name, args, settings) for name in names})
 
     def benchmark(name, **settings):
         entry = load_benchmark(name, **settings)
@@ -202,7 +207,8 @@ def calls(monkeypatch, tmp_path):
 
     for name, stub in {
         "starft_hf.demo.command.demo": record("demo", result),
-        "starft_hf.data.loading.load_splits": splits,
+        "starft_hf.data.loading.read_data": found_data,
+        "starft_hf.data.inspection.inspect_splits": record("inspect", inspection),
         "starft_hf.hub.classifier.load": loaded,
         "starft_hf.models.loading.load_model": loaded,
         "starft_hf.hub.classifier.local_folder": lambda name, **settings: SimpleNamespacePath(name),
