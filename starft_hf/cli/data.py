@@ -54,7 +54,7 @@ def load_split(options: argparse.Namespace, preferred: str | None = None) -> tup
 
     By default that is `preferred`, or else the split for evaluation. Nothing is held out of a dataset without splits.
     """
-    from starft_hf.data.loading import choose_split, evaluation_split
+    from starft_hf.data.loading import choose_split, evaluation_split, left_out
 
     found = read(options, options.dataset)
     splits = found.splits
@@ -66,7 +66,10 @@ def load_split(options: argparse.Namespace, preferred: str | None = None) -> tup
         if name == shown and preferred is None:
             warn(options, f"{options.dataset} has no split for evaluation, only {name!r}, which is used")
     rows = choose_split(splits, name, options.dataset)
-    warn_of_left_out(options, found)
+    if preferred is not None:
+        summarize(options, found, name)
+    elif found.left_out:
+        warn(options, left_out(found.left_out, options.dataset))
     return rows, shown or _shown(name, found, options.dataset)
 
 
@@ -90,7 +93,7 @@ def load_training_data(options: argparse.Namespace) -> TrainingData:
         options.train_split = next(iter(found.splits))
         warn(options, f"{options.dataset} has only the split {options.train_split!r}, which is trained on")
     train = choose_split(found.splits, options.train_split, options.dataset)
-    summarize(options, found)
+    summarize(options, found, options.train_split)
     source, evaluated = options.eval_dataset or options.dataset, found
     if options.eval_dataset is not None:
         evaluated = read(options, source)
@@ -123,12 +126,12 @@ def read(options: argparse.Namespace, source: str, *, share: float = 0.0, stream
     )
 
 
-def summarize(options: argparse.Namespace, found: Any) -> None:
+def summarize(options: argparse.Namespace, found: Any, train_split: str) -> None:
     """Print what was found on standard error, on one of several processes."""
     from starft_hf.data.inspection import inspect_splits
 
     if os.environ.get("RANK", "0") == "0":
-        inspection = inspect_splits(found, column_settings(options), options.train_split)
+        inspection = inspect_splits(found, column_settings(options), train_split)
         print(f"{options.dataset}:", *inspection.lines(), sep="\n  ", file=sys.stderr, flush=True)
 
 
@@ -136,19 +139,8 @@ def column_settings(options: argparse.Namespace) -> Any:
     """The columns that were asked for, as the package's functions take them."""
     from starft_hf.data.columns import ColumnSettings
 
-    names = given(options, "image_column", "label_column", "caption_column", "group_column")
-    return ColumnSettings(**names, **class_names(options))
-
-
-def warn_of_left_out(options: argparse.Namespace, found: Any) -> None:
-    """Warn of files that were not read."""
-    if found.left_out:
-        path, why = next(iter(found.left_out.items()))
-        warn(
-            options,
-            f"{len(found.left_out)} files of {options.dataset} are left out, such as {path}: {why}; `starft inspect` "
-            "names them",
-        )
+    present = [name for name in ("image_column", "label_column", "caption_column", "group_column") if name in options]
+    return ColumnSettings(**given(options, *present), **class_names(options))
 
 
 def _only_split(splits: Mapping[str, Any], source: str, flag: str) -> str:
