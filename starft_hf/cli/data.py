@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from starft_hf.cli.command import count, given, positive_int, read_class_names, warn
+from starft_hf.cli.messages import in_flags
 
 
 CLASS_NAMES_HELP = "names in label order, or a file of them: one per line, or JSON"
@@ -126,13 +127,19 @@ def read(options: argparse.Namespace, source: str, *, share: float = 0.0, stream
     )
 
 
+def described(options: argparse.Namespace, inspection: Any) -> list[str]:
+    """An inspection in lines of text, in the words of the command line."""
+    lines = [in_flags(line, {"validation_split": "--validation_split"}) for line in inspection.lines()]
+    return [f"{options.dataset}:", *(f"  {line}" for line in lines)]
+
+
 def summarize(options: argparse.Namespace, found: Any, train_split: str) -> None:
     """Print what was found on standard error, on one of several processes."""
     from starft_hf.data.inspection import inspect_splits
 
     if os.environ.get("RANK", "0") == "0":
         inspection = inspect_splits(found, column_settings(options), train_split)
-        print(f"{options.dataset}:", *inspection.lines(), sep="\n  ", file=sys.stderr, flush=True)
+        print("\n".join(described(options, inspection)), file=sys.stderr, flush=True)
 
 
 def column_settings(options: argparse.Namespace) -> Any:
