@@ -4,7 +4,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import datasets
@@ -20,11 +20,11 @@ from starft_hf.utils.collectives import world_size
 
 Step = Callable[[], None]
 
-VARIANTS = ("paper", "plain", "none", "text", "full", "no regularizer")
-# On GPUs alone, where they are what one would use.
-GPU_VARIANTS = ("full, bf16", "full, bf16, compiled")
-# The others are so far apart that one step of each will do.
-NEARLY_EQUAL = ("full", "no regularizer")
+VARIANTS = ("paper", "plain", "none", "text", "full", "no regularizer", "full, bf16", "no regularizer, bf16")
+# On GPUs alone: on CPUs compiling takes minutes.
+GPU_VARIANTS = ("full, bf16, compiled",)
+# Rounds before those that are measured.
+WARM_UP = 1
 
 
 def make_trainer(scene: Scene, folder: str, peft_config: str | None = None, **settings: Any) -> StarFTTrainer:
@@ -82,6 +82,7 @@ def our_step(scene: Scene, batch_size: int, compiled: bool = False, **settings: 
         if "peft_config" in settings:
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = make_optimizer(trained)
+        forward = _prepared_forward(trainer, model)
         if compiled:
             model = cast(torch.nn.Module, torch.compile(model))
         if world_size() > 1:
@@ -89,11 +90,31 @@ def our_step(scene: Scene, batch_size: int, compiled: bool = False, **settings: 
 
         def step() -> None:
             optimizer.zero_grad()
-            with trainer.compute_loss_context_manager():
+            with trainer.compute_loss_context_manager(), forward():
                 trainer.training_losses(model, batch, 0.5).loss.backward()
             optimizer.step()
 
         yield step
+
+
+def _prepared_forward(trainer: StarFTTrainer, model: torch.nn.Module) -> Callable[[], Any]:
+    """A context in which a model has the forward that Trainer gives it, under autocast if its settings ask for that."""
+    if trainer.accelerator.mixed_precision == "no":
+        return nullcontext
+    plain = model.forward
+    prepared = trainer.accelerator.prepare_model(model, device_placement=False).forward
+    model.forward = plain
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        # All variants train one model.
+        model.forward = prepared
+        try:
+            yield
+        finally:
+            model.forward = plain
+
+    return context
 
 
 def _texts(scene: Scene, batch_size: int) -> tuple[list[str], list[str], torch.Tensor, torch.Tensor]:
@@ -178,13 +199,13 @@ def open_step(variant: str, scene: Scene, batch_size: int, cache: str) -> Any:
         return paper_step(scene, batch_size)
     if variant == "plain":
         return plain_step(scene, batch_size)
+    kind, _, rest = variant.partition(", ")
     settings: dict[str, Any] = {"reference_cache_dir": cache}
-    if variant == "no regularizer":
+    if "bf16" in rest:
+        settings |= {"bf16": True, "compiled": rest.endswith("compiled")}
+    if kind == "no regularizer":
         return our_step(scene, batch_size, regularizer="none", **settings)
-    if variant in GPU_VARIANTS:
-        settings |= {"compiled": variant.endswith("compiled"), "bf16": True}
-        return our_step(scene, batch_size, reference_cache="full", **settings)
-    return our_step(scene, batch_size, reference_cache=variant, **settings)
+    return our_step(scene, batch_size, reference_cache=kind, **settings)
 
 
 def measure_steps(rows: Iterable[tuple[str, int, int, int]]) -> dict[str, dict[str, list[float]]]:
@@ -207,15 +228,20 @@ def _measure_steps(shape: str, num_classes: int, batch_size: int, repetitions: i
         # One folder for all variants, so that what several of them remember is computed once.
         cache = stack.enter_context(tempfile.TemporaryDirectory())
         steps = {variant: stack.enter_context(open_step(variant, scene, batch_size, cache)) for variant in variants}
-        # What is compiled is compiled in the first step: no part of what a run of thousands costs.
-        for variant in variants[len(VARIANTS) :]:
-            steps[variant]()
-        for repetition in range(repetitions):
-            # Every other time the other way round, lest the second profit from what the first has left behind.
-            for variant in variants if repetition == 0 else NEARLY_EQUAL[:: -1 if repetition % 2 else 1]:
-                seconds[variant].append(seconds_of(steps[variant]))
-                print(f"{shape}, {num_classes} classes: {variant} {seconds[variant][-1]:.2f} s", flush=True)
+        for repetition in range(-WARM_UP, repetitions):
+            # In another order each time, since a step may profit from what the one before it has left behind.
+            for variant in _in_turn(variants, repetition):
+                taken = seconds_of(steps[variant])
+                if repetition >= 0:
+                    seconds[variant].append(taken)
+                print(f"{shape}, {num_classes} classes, round {repetition}: {variant} {taken:.2f} s", flush=True)
     return seconds
+
+
+def _in_turn(variants: Sequence[str], repetition: int) -> Sequence[str]:
+    start = repetition % len(variants)
+    order = [*variants[start:], *variants[:start]]
+    return order[:: -1 if repetition % 2 else 1]
 
 
 def seconds_of(step: Step) -> float:

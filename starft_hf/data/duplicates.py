@@ -16,6 +16,8 @@ from starft_hf.data.source import is_iterable
 # Bytes at each end of an image that are compared before all of it is.
 _END = 2**12
 _PATIENCE = 3
+# Rows that are read at once.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def _images(split: str, dataset: Any, column: str, bar: Any) -> list[_Image]:
         return []
     found = []
     raw = dataset.select_columns([column]).with_format(None).cast_column(column, Image(decode=False))
-    for row, value in enumerate(raw[column]):
+    batches = raw.with_format("arrow").iter(batch_size=_ROWS)
+    for row, value in enumerate(value for batch in batches for value in batch[column].to_pylist()):
         bar.update()
         path, content = (value or {}).get("path"), (value or {}).get("bytes")
         if content is not None:
