@@ -36,9 +36,10 @@ class RunArguments:
     """The model and the data of a run. Its settings are those of `StarFTConfig`."""
 
     model: str | None = option(None, "Model: a Hub id or a folder.")
-    dataset: str | None = option(None, "Dataset: a Hub id, or a folder of class folders, of *.parquet or of *.tar.")
+    dataset: str | None = option(None, "Dataset: a Hub id, a folder of images or shards, or a table of images.")
     dataset_config: str | None = option(None, "Configuration of the dataset, if it has several.")
     train_split: str = option("train", "Split to train on.")
+    validation_split: float = option(0.15, "Share of a dataset without splits that is held out to evaluate; 0: none.")
     eval_split: list[str] | None = option(None, "Split(s) to evaluate on; by default test or validation, if any.")
     eval_dataset: str | None = option(None, "Another dataset to evaluate on.")
     streaming: bool = option(False, "Load the training data as an iterable dataset.")

@@ -49,7 +49,9 @@ def run(options: argparse.Namespace) -> None:
         warn(options, "adapters are not interpolated, so there are no WiSE-FT models")
     runs = [args for _, args in settings_of_methods(args, own.methods, own.seeds)]
     warn_of_no_effect(options, runs, no_effect_on_a_comparison())
-    train, evaluation = load_training_data(options)
+    data = load_training_data(options)
+    # The data may say which groups are usual.
+    args, train, evaluation = settings_of(options), data.train, data.evaluation
     if not evaluation:
         raise argparse.ArgumentTypeError("no split to evaluate on was found; pass --eval_split or --eval_dataset")
     report = compare(arguments.pop("model"), args, train, evaluation, **arguments, **asdict(own))

@@ -1,7 +1,10 @@
 """The datasets that a command's options name, how to read them, and the arguments of a run."""
 
 import argparse
+import os
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, split: str, **dataset
 
     `split` describes the default split.
     """
-    parser.add_argument("dataset", help="a Hub id, or a folder of class folders, of *.parquet or of *.tar", **dataset)
+    parser.add_argument("dataset", help="a Hub id, a folder of images or shards, or a table of images", **dataset)
     parser.add_argument("--dataset_config", help="configuration of the dataset, if it has several")
     parser.add_argument("--split", help=f"split of the dataset (default: {split})")
     parser.add_argument("--image_column", help="column with the images (default: image)")
@@ -49,43 +52,103 @@ def class_names(options: argparse.Namespace) -> dict[str, Any]:
 def load_split(options: argparse.Namespace, preferred: str | None = None) -> tuple[Any, str]:
     """The rows that the options of `add_data_arguments` name, and the name of their split.
 
-    By default that is `preferred`, or else the split for evaluation.
+    By default that is `preferred`, or else the split for evaluation. Nothing is held out of a dataset without splits.
     """
     from starft_hf.data.loading import choose_split, evaluation_split
 
-    splits = _load(options, options.dataset)
+    found = read(options, options.dataset)
+    splits = found.splits
     name = options.split or preferred or evaluation_split(splits)
-    if name is None:
+    shown = options.split
+    if name is None or (name not in splits and options.split is None):
         name = _only_split(splits, options.dataset, "--split")
-        if name == _shown(name, splits, options.dataset):
+        shown = _shown(name, found, options.dataset)
+        if name == shown and preferred is None:
             warn(options, f"{options.dataset} has no split for evaluation, only {name!r}, which is used")
-    return choose_split(splits, name, options.dataset), _shown(name, splits, options.dataset)
+    rows = choose_split(splits, name, options.dataset)
+    warn_of_left_out(options, found)
+    return rows, shown or _shown(name, found, options.dataset)
 
 
-def load_training_data(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The training set, and the evaluation sets by name, if there are any."""
+@dataclass(frozen=True)
+class TrainingData:
+    """The training set, the evaluation sets by name, if there are any, and how their dataset was found."""
+
+    train: Any
+    evaluation: dict[str, Any]
+    found: Any
+
+
+def load_training_data(options: argparse.Namespace) -> TrainingData:
+    """The datasets of a run, of which a summary is printed; groups are those usual for the data if none were asked for."""
     from starft_hf.data.loading import choose_split, evaluation_split
 
-    splits = _load(options, options.dataset, streaming=options.streaming)
-    train = choose_split(splits, options.train_split, options.dataset)
-    source, evaluated = options.eval_dataset or options.dataset, splits
-    if options.eval_dataset is not None or options.streaming:
+    found = read(options, options.dataset, share=options.validation_split, streaming=options.streaming)
+    if options.group_column is None and found.group_columns:
+        options.group_column = list(found.group_columns)
+    if options.train_split not in found.splits and "train_split" not in options.passed and len(found.splits) == 1:
+        options.train_split = next(iter(found.splits))
+        warn(options, f"{options.dataset} has only the split {options.train_split!r}, which is trained on")
+    train = choose_split(found.splits, options.train_split, options.dataset)
+    summarize(options, found)
+    source, evaluated = options.eval_dataset or options.dataset, found
+    if options.eval_dataset is not None:
+        evaluated = read(options, source)
+    elif options.streaming:
         # An iterable dataset has no length; evaluation needs one.
-        evaluated = _load(options, source)
+        evaluated = read(options, source, share=options.validation_split)
+    splits = evaluated.splits
     names = [options.eval_split] if isinstance(options.eval_split, str) else list(options.eval_split or ())
     if not names:
-        name = evaluation_split(evaluated)
+        name = evaluation_split(splits)
         if name is None and options.eval_dataset is not None:
-            name = _only_split(evaluated, source, "--eval_split")
+            name = _only_split(splits, source, "--eval_split")
         names = [] if name is None else [name]
-    return train, {_shown(name, evaluated, source): choose_split(evaluated, name, source) for name in names}
+    evaluation = {_shown(name, evaluated, source): choose_split(splits, name, source) for name in names}
+    return TrainingData(train, evaluation, found)
 
 
-def _load(options: argparse.Namespace, source: str, *, streaming: bool = False) -> Any:
-    from starft_hf.data.loading import load_splits
+def read(options: argparse.Namespace, source: str, *, share: float = 0.0, streaming: bool = False) -> Any:
+    """What `read_data` finds in `source`, of which the share `share` is held out if there is one split only."""
+    from starft_hf.data.loading import read_data
 
-    config = options.dataset_config if source == options.dataset else None
-    return load_splits(source, config, streaming=streaming, **columns(options))
+    group = getattr(options, "group_column", None) or ()
+    return read_data(
+        source,
+        options.dataset_config if source == options.dataset else None,
+        streaming=streaming,
+        validation_split=share,
+        group_columns=[group] if isinstance(group, str) else group,
+        **columns(options),
+    )
+
+
+def summarize(options: argparse.Namespace, found: Any) -> None:
+    """Print what was found on standard error, on one of several processes."""
+    from starft_hf.data.inspection import inspect_splits
+
+    if os.environ.get("RANK", "0") == "0":
+        inspection = inspect_splits(found, column_settings(options), options.train_split)
+        print(f"{options.dataset}:", *inspection.lines(), sep="\n  ", file=sys.stderr, flush=True)
+
+
+def column_settings(options: argparse.Namespace) -> Any:
+    """The columns that were asked for, as the package's functions take them."""
+    from starft_hf.data.columns import ColumnSettings
+
+    names = given(options, "image_column", "label_column", "caption_column", "group_column")
+    return ColumnSettings(**names, **class_names(options))
+
+
+def warn_of_left_out(options: argparse.Namespace, found: Any) -> None:
+    """Warn of files that were not read."""
+    if found.left_out:
+        path, why = next(iter(found.left_out.items()))
+        warn(
+            options,
+            f"{len(found.left_out)} files of {options.dataset} are left out, such as {path}: {why}; `starft inspect` "
+            "names them",
+        )
 
 
 def _only_split(splits: Mapping[str, Any], source: str, flag: str) -> str:
@@ -97,13 +160,12 @@ def _only_split(splits: Mapping[str, Any], source: str, flag: str) -> str:
     return next(iter(splits))
 
 
-def _shown(name: str, splits: Mapping[str, Any], source: str) -> str:
-    """The name of a split in results: that of the folder where `datasets` calls images without splits "train"."""
+def _shown(name: str, found: Any, source: str) -> str:
+    """The name of a split in results: that of the folder if it has no splits."""
     folder = Path(source).expanduser()
-    if name != "train" or len(splits) > 1 or not folder.is_dir():
+    if name != "train" or len(found.splits) > 1 or not folder.is_dir():
         return name
-    # `datasets` finds splits by words in the names of files and folders.
-    named = any("train" in part.name for part in (folder.resolve(), *folder.iterdir()))
+    named = any("train" in part.name.lower() for part in (folder.resolve(), *folder.iterdir()))
     return name if named else folder.resolve().name
 
 

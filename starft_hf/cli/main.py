@@ -19,6 +19,7 @@ from starft_hf.cli.parser import CommandParser
 # In the order of `starft --help`; `starft_hf.cli.command` says what the module of a command contains.
 COMMANDS = (
     "demo",
+    "inspect",
     "train",
     "evaluate",
     "compare",

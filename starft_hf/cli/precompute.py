@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     args = without_unused(args, options.spuriosity)
     # Nothing is evaluated.
     options.eval_dataset, options.eval_split = None, [options.train_split]
-    train, _ = load_training_data(options)
+    train = load_training_data(options).train
     setup = RunSetup.resolve(RunInputs(args=args, train_dataset=train, **arguments))
     weights, reference = setup.sample_weights, setup.reference
     if reference is None and weights is None:

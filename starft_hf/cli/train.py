@@ -84,8 +84,10 @@ def _run(options: argparse.Namespace) -> None:
 
     args, arguments = settings_of(options), run_arguments(options)
     warn_of_no_effect(options, [args])
-    args = without_unused(args, options.spuriosity)
-    train, evaluation = load_training_data(options)
+    data = load_training_data(options)
+    # The data may say which groups are usual.
+    args = without_unused(settings_of(options), options.spuriosity)
+    train, evaluation = data.train, data.evaluation
     if not evaluation:
         warn(options, _unevaluated(options))
     try:

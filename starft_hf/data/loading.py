@@ -1,26 +1,30 @@
-"""Datasets from the Hub or from a folder, with the columns that the trainer expects."""
+"""Datasets from the Hub, a folder or a file, with the columns that the trainer expects, and what was not read."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import PIL.Image
-from datasets import ClassLabel, DatasetDict, Image, IterableDatasetDict, load_dataset, load_from_disk
-from transformers.utils import logging
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+from huggingface_hub import DatasetCard
 
-from starft_hf.data.imagenet import names_of_ids
+from starft_hf.data.files import DataFound, read_files
+from starft_hf.data.holdout import VALIDATION_SPLIT, check_share, held_out
+from starft_hf.data.layouts.listed import Wanted
+from starft_hf.data.layouts.split_names import TRAIN, VALIDATION
 from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.names import unknown_name
 
 
-logger = logging.get_logger(__name__)
+# Of an iterable dataset that is made from one in memory.
+_SHARDS = 128
 
 # The names of an image and its label in WebDataset shards.
 _WEB_IMAGES = ("jpg", "jpeg", "png", "webp")
 _WEB_LABEL = "cls"
 
-# Of an iterable dataset that is made from one in memory.
-_SHARDS = 128
+Splits: TypeAlias = DatasetDict | IterableDatasetDict
 
 
 def load_splits(
@@ -30,78 +34,136 @@ def load_splits(
     image_column: str = "image",
     label_column: str = "label",
     streaming: bool = False,
-) -> DatasetDict | IterableDatasetDict:
+    validation_split: float = VALIDATION_SPLIT,
+) -> Splits:
     """All splits of a dataset, by name.
 
     Args:
-        source: a dataset on the Hub, or a folder: of images in one folder per class (`train/owl/1.jpg`, with further
-            columns such as groups in a `metadata.csv`), of Parquet files, of WebDataset shards, or one that
-            `save_to_disk` has written.
+        source: a dataset on the Hub; a folder, of images in one folder per class, of images that a table lists, of
+            Parquet files, of WebDataset shards, of a benchmark as it is distributed, or that `save_to_disk` has
+            written; or a single table or shard. The guide "Your data" shows them all.
         config: the configuration, if there are several.
-        image_column: the name for the column with the images of WebDataset shards.
-        label_column: the name for the column with their labels, or with the names of the folders as labels if a
-            metadata file has none.
-        streaming: read rows as they are needed instead of all in advance. Of images in folders, the paths are.
+        image_column: the name for the column with the images, or the column of a table that has their paths.
+        label_column: the name for the column with the labels, or the column of a table that has them.
+        streaming: read rows as they are needed instead of all in advance. Of image files, the paths are.
+        validation_split: the share of the rows of a folder or file that is held out as the split "validation" if there
+            is only one split, for training; 0: none. It is stratified by class.
 
     Raises:
-        FileNotFoundError: if neither a folder nor, unless `source` looks like a path, a dataset on the Hub is found.
-        ValueError: if nothing in the folder can be read as a dataset.
+        FileNotFoundError: if neither a file nor, unless `source` looks like a path, a dataset on the Hub is found.
+        ValueError: if nothing can be read as a dataset, or images have neither classes nor a table.
     """
-    folder = Path(local_or_hub(source, "dataset"))
-    if not folder.exists():
-        try:
-            splits = load_dataset(str(source), config, streaming=streaming)
-        except (FileNotFoundError, ConnectionError) as error:
-            raise FileNotFoundError(
-                f"there is no folder {str(source)!r} here, and no such dataset could be loaded from the Hub ({error})"
-            ) from error
-        return _with_standard_columns(splits, image_column, label_column, local=False)
-    if folder.is_file():
-        raise ValueError(f"{str(source)!r} is a file; pass its folder")
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        if config is not None:
-            raise ValueError(
-                f"{str(source)!r} was written by save_to_disk and has no configurations, but {config!r} was chosen; "
-                "leave it out"
-            )
-        loaded = load_from_disk(str(folder))
-        splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
-        if streaming:
-            splits = IterableDatasetDict({name: part.to_iterable_dataset() for name, part in splits.items()})
-    else:
-        if streaming and _has_image_files(folder):
-            # Of these only the paths are read in advance, so that their labels are known and they can be mixed.
-            whole = load_splits(folder, config, image_column=image_column, label_column=label_column)
-            return IterableDatasetDict({name: _as_iterable(part) for name, part in whole.items()})
-        try:
-            splits = load_dataset(str(folder), config, streaming=streaming)
-        except Exception as error:
-            found = sorted({path.suffix or "no ending" for path in folder.rglob("*") if path.is_file()})
-            raise ValueError(
-                f"no dataset could be read from {str(source)!r} ({error}); expected images in one folder per class, "
-                f"*.parquet, *.tar or what save_to_disk writes, found files with {', '.join(found) or 'nothing'}"
-            ) from error
-    splits = _with_standard_columns(splits, image_column, label_column, local=True)
-    return _with_names_of_ids(splits, label_column, folder)
+    return read_data(
+        source,
+        config,
+        image_column=image_column,
+        label_column=label_column,
+        streaming=streaming,
+        validation_split=validation_split,
+    ).splits
 
 
-def _has_image_files(folder: Path) -> bool:
-    files = [path for path in folder.rglob("*") if path.stem != "metadata"]
-    if any(path.suffix in (".parquet", ".tar") for path in files):
+def read_data(
+    source: str | PathLike[str],
+    config: str | None = None,
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+    streaming: bool = False,
+    validation_split: float = VALIDATION_SPLIT,
+    group_columns: Sequence[str] = (),
+) -> DataFound:
+    """`load_splits`, with where the rows are from and what was not read.
+
+    Args:
+        group_columns: columns by which rows are held out as well as by their classes; empty: those that are usual.
+    """
+    check_share(validation_split)
+    wanted = Wanted(image_column, label_column)
+    path = Path(local_or_hub(source, "dataset"))
+    if not path.exists():
+        return DataFound(_from_hub(str(source), config, streaming, wanted))
+    if path.is_dir() and _is_saved(path):
+        return DataFound(_from_disk(path, config, streaming, str(source)))
+    if path.is_dir() and (config is not None or _has_configurations(path)):
+        return DataFound(_with_standard_columns(load_dataset(str(path), config, streaming=streaming), wanted))
+    if config is not None:
+        raise ValueError(f"{str(source)!r} is a file and has no configurations, but {config!r} was chosen; omit it")
+    found = read_files(path, wanted, streaming=streaming)
+    found = _with_validation(found, wanted.label, validation_split, group_columns)
+    if streaming and isinstance(found.splits, DatasetDict):
+        # Of images in files only the paths are read in advance, so that their labels are known and they can be mixed.
+        iterable = {name: _as_iterable(part) for name, part in found.splits.items()}
+        found = replace(found, splits=IterableDatasetDict(iterable))
+    return found
+
+
+def _from_hub(source: str, config: str | None, streaming: bool, wanted: Wanted) -> Splits:
+    try:
+        splits = load_dataset(source, config, streaming=streaming)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"there is no folder or file {source!r} here, and no such dataset could be loaded from the Hub ({error})"
+        ) from error
+    return _with_standard_columns(splits, wanted)
+
+
+def _with_standard_columns(splits: Any, wanted: Wanted) -> Any:
+    """Splits of shards on the Hub with their images and labels under the names that were asked for."""
+    first = next(iter(splits.values()))
+    columns = list(first.features or first.column_names or ())
+    images = [name for name in _WEB_IMAGES if name in columns]
+    if wanted.image not in columns and images:
+        splits = splits.rename_column(images[0], wanted.image)
+        if wanted.label not in columns and _WEB_LABEL in columns:
+            splits = splits.rename_column(_WEB_LABEL, wanted.label)
+    return splits
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def _from_disk(folder: Path, config: str | None, streaming: bool, source: str) -> Splits:
+    if config is not None:
+        raise ValueError(
+            f"{source!r} was written by save_to_disk and has no configurations, but {config!r} was chosen; omit it"
+        )
+    loaded = load_from_disk(str(folder))
+    splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+    if streaming:
+        return IterableDatasetDict({name: part.to_iterable_dataset() for name, part in splits.items()})
+    return splits
+
+
+def _has_configurations(folder: Path) -> bool:
+    """Whether the card of a copied repository says which files are in which split."""
+    card = folder / "README.md"
+    if not card.is_file() or not card.read_text(encoding="utf-8", errors="replace").startswith("---"):
         return False
-    return any(path.suffix.lower() in PIL.Image.registered_extensions() for path in files)
+    return bool(DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs"))
 
 
-def _with_names_of_ids(splits: Any, label_column: str, folder: Path) -> Any:
-    """Splits whose classes are WordNet ids with the names of these, as far as they are known."""
-    feature = (next(iter(splits.values())).features or {}).get(label_column)
-    if not isinstance(feature, ClassLabel) or (names := names_of_ids(feature.names, folder)) is None:
-        return splits
-    logger.info("Class names are WordNet ids, named as %r for %r, and so on.", names[0], feature.names[0])
-    return splits.cast_column(label_column, ClassLabel(names=list(names)))
+def _with_validation(found: DataFound, label: str, share: float, group_columns: Sequence[str]) -> DataFound:
+    """The same with rows held out of its only split, if that is for training."""
+    train = found.splits.get(TRAIN)
+    if share == 0 or not isinstance(train, Dataset) or len(found.splits) > 1 or len(train) < 2:
+        return found
+    stratify = dict.fromkeys((label, *(group_columns or found.group_columns)))
+    kept, chosen = held_out(train, share, [column for column in stratify if column in train.features])
+    if not chosen:
+        return found
+    note = (
+        f"There is only one split: {len(chosen)} of its {len(train)} images, chosen at random and stratified by class"
+        f"{' and group' if len(stratify) > 1 else ''}, are held out as the split {VALIDATION!r}; validation_split "
+        "says how many, 0 none."
+    )
+    splits = DatasetDict({TRAIN: train.select(kept), VALIDATION: train.select(chosen)})
+    sources = {name: found.sources.get(TRAIN, ()) for name in splits}
+    return replace(found, splits=splits, sources=sources, notes=(*found.notes, note))
 
 
-def _as_iterable(part: Any) -> Any:
+def _as_iterable(part: Dataset) -> IterableDataset:
     # Images in folders are sorted by class: in several shards, shuffling mixes more of them than a buffer holds.
     return part.to_iterable_dataset(num_shards=max(1, min(len(part), _SHARDS)))
 
@@ -116,37 +178,3 @@ def choose_split(splits: Any, name: str, source: str) -> Any:
 def evaluation_split(splits: Any) -> str | None:
     """The name of the split for evaluation, or None if no split has such a name."""
     return next((name for name in ("test", "validation", "valid", "val", "dev") if name in splits), None)
-
-
-def _with_standard_columns(splits: Any, image_column: str, label_column: str, *, local: bool) -> Any:
-    columns = _columns(splits)
-    if image_column not in columns and (images := [name for name in _WEB_IMAGES if name in columns]):
-        splits = splits.rename_column(images[0], image_column)
-        if label_column not in columns and _WEB_LABEL in columns:
-            splits = splits.rename_column(_WEB_LABEL, label_column)
-    if local and image_column in columns and label_column not in columns and isinstance(splits, DatasetDict):
-        splits = _with_folders_as_labels(splits, image_column, label_column)
-    return splits
-
-
-def _columns(splits: Any) -> list[str]:
-    first = next(iter(splits.values()))
-    return list(first.features or first.column_names or ())
-
-
-def _with_folders_as_labels(splits: DatasetDict, image_column: str, label_column: str) -> DatasetDict:
-    """The labels that `datasets` omits if there is a metadata file: the folders of the images."""
-    folders = {}
-    for name, part in splits.items():
-        images = part.select_columns([image_column]).cast_column(image_column, Image(decode=False))[image_column]
-        folders[name] = [Path(image["path"] or "").parent.name for image in images]
-    names = sorted({folder for part in folders.values() for folder in part})
-    # Images in one folder have no classes.
-    if len(names) < 2 or any(len(set(part)) < 2 for part in folders.values()):
-        return splits
-    logger.info("Labels are the names of the folders of the images: %s.", ", ".join(names))
-    label = ClassLabel(names=names)
-    labels = {name: [label.str2int(folder) for folder in part] for name, part in folders.items()}
-    return DatasetDict(
-        {name: part.add_column(label_column, labels[name], feature=label) for name, part in splits.items()}
-    )

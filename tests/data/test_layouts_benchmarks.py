@@ -29,7 +29,7 @@ from tests.support.layouts import (
 
 
 BIRDS = {"00": "landbird land", "01": "landbird water", "10": "waterbird land", "11": "waterbird water"}
-LISTED = "missing, though metadata.csv lists it"
+LISTED = "metadata.csv lists it, but there is no such image"
 
 
 def read(root):
@@ -120,7 +120,7 @@ def test_celeba_in_part(tmp_path):
     write_table(tmp_path / "list_eval_partition.csv", ("image_id", "partition"), ("000001.jpg", 0), ("000006.jpg", 2))
     found = read(tmp_path)
     assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 1, "test": 1}
-    assert found.left_out["img_align_celeba/000002.jpg"] == "not listed in list_eval_partition.csv"
+    assert found.left_out["img_align_celeba/000002.jpg"] == "list_eval_partition.csv does not list it"
     (tmp_path / "list_eval_partition.csv").unlink()
     with pytest.raises(ValueError, match=r"has list_attr_celeba.csv, but neither list_eval_partition.csv nor "):
         read(tmp_path)
@@ -164,10 +164,10 @@ def test_fmow(tmp_path):
         "id_val": Counter(["zoo Other 2012"]),
         "id_test": Counter(["dam Africa 2010"]),
     }
-    assert {Path(path).name: why.split(",")[0] for path, why in found.left_out.items()} == {
-        "rgb_img_2.png": "of a later year than its split",
-        "rgb_img_4.png": "sequestered",
-        "rgb_img_9.png": "of a later year than its split",
+    assert {Path(path).name: why for path, why in found.left_out.items()} == {
+        "rgb_img_2.png": "WILDS does not use images of its split and year",
+        "rgb_img_4.png": "WILDS does not use sequestered images",
+        "rgb_img_9.png": "WILDS does not use images of its split and year",
     }
     (tmp_path / "fmow_v1.1" / "country_code_mapping.csv").unlink()
     with pytest.raises(ValueError, match=r"country_code_mapping.csv, with the regions of countries, is missing"):
@@ -196,7 +196,7 @@ def test_imagenet(tmp_path, monkeypatch, flat, inner, start):
     }
     (unlabeled,) = found.left_out.items()
     assert unlabeled[0].endswith("test/ILSVRC2012_test_00000001.JPEG")
-    assert unlabeled[1] == "without a label"
+    assert unlabeled[1] == "it has no label"
     assert "test" in found.notes[0]
 
 
@@ -229,10 +229,10 @@ def test_roboflow(tmp_path):
         "test": Counter(owl=1),
     }
     assert found.left_out == {
-        "export/train/2_png.rf.abc.jpg": "of several classes",
-        "export/train/3_png.rf.abc.jpg": "of none of the classes",
+        "export/train/2_png.rf.abc.jpg": "it is of several classes",
+        "export/train/3_png.rf.abc.jpg": "it is of none of the classes",
     }
-    assert found.notes == ("Left out: 1 of several classes, 1 of none of the classes.",)
+    assert found.notes == ("Left out: 1 are of several classes, 1 are of none of the classes.",)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_roboflow(tmp_path):
         (
             {"train": ["11", "00"]},
             {},
-            "no image of train/_classes.csv has exactly one class: 1 of several classes, 1 of",
+            "no image of train/_classes.csv has exactly one class: 1 are of several classes, 1 are",
         ),
         ({"train": ["10", "02"]}, {}, "column 'fern' of train/_classes.csv holds 2; expected one of 0, 1"),
         (
@@ -281,7 +281,7 @@ def test_captions_of_coco(tmp_path, images, ending):
         "validation": [["a fern"]],
     }
     assert Path(found.splits["validation"]["image"][0]) == tmp_path / f"{images}val2017" / f"{0:012}{ending}"
-    why = "without a caption in annotations/captions_train2017.json"
+    why = "it has no caption in annotations/captions_train2017.json"
     assert found.left_out == {f"{images}train2017/{2:012}{ending}": why}
     # Many download the images of one split alone.
     shutil.rmtree(tmp_path / images / "train2017")

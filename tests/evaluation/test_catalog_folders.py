@@ -140,7 +140,7 @@ def test_splits_of_the_hub(monkeypatch, tmp_path):
             entry.load(split=split)
     assert calls == ["train", "validation", "test"]
     assert sum(entry.training_sizes.values()) == entry.split_rows["train"]
-    with pytest.raises(ValueError, match="unknown split of 'fmow' on the Hub 'train'. Known: 'test'"):
+    with pytest.raises(ValueError, match=r"unknown split of 'fmow' on the Hub 'train'. Known: 'test'"):
         load_benchmark("fmow").load(split="train")
 
 
@@ -203,7 +203,7 @@ def test_iwildcam_by_other_names(tmp_path):
     assert rows.features["label"].names == ["nothing", "an owl", "a fern"]
     assert rows["label"][:] == [0, 2, 1]
     (tmp_path / "categories.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="has no categories.csv"):
+    with pytest.raises(FileNotFoundError, match=r"has no categories.csv"):
         load_benchmark("iwildcam", root=tmp_path)
 
 

@@ -38,7 +38,7 @@ def read(tree: FileTree) -> Layout | None:
     split_of = _partition(tree, partitions[0])
     folder = _folder(tree, attributes.index)
     left_out = {
-        joined(folder, name): f"not listed in {partitions[0]}" for name in attributes.index if name not in split_of
+        joined(folder, name): f"{partitions[0]} does not list it" for name in attributes.index if name not in split_of
     }
     attributes = attributes[attributes.index.isin(split_of.keys())]
     rows = pd.DataFrame(
@@ -49,7 +49,7 @@ def read(tree: FileTree) -> Layout | None:
             **{name: attributes[name].to_numpy() for name in attributes},
         }
     )
-    rows, missing = with_images(tree, rows, [joined(folder, name) for name in attributes.index], tables[0])
+    rows, missing = with_images(tree, rows, [joined(folder, stem(name)) for name in attributes.index], tables[0])
     parts = by_split(rows)
     return Layout(
         kind="CelebA",

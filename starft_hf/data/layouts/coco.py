@@ -53,7 +53,7 @@ def read(tree: FileTree) -> Layout | None:
         rows, missing = with_images(tree, pd.DataFrame({CAPTION: [*captions.values()], "split": split}), files, source)
         left_out |= missing
         empty = [not several for several in captions.values()]
-        left_out |= {file: f"without a caption in {source}" for file, none in zip(files, empty, strict=True) if none}
+        left_out |= {file: f"it has no caption in {source}" for file, none in zip(files, empty, strict=True) if none}
         parts.append(rows[rows[CAPTION].map(bool)])
         sources[split] = (source, folder or ".")
     if not parts:

@@ -48,10 +48,10 @@ def read(tree: FileTree) -> Layout | None:
         solution = _solution(tree, place) if flat and split == VALIDATION else None
         label_of = _read_solution(solution) if solution is not None else {}
         if solution is not None:
-            sources[split] += (SOLUTION,)
+            sources[split] += (os.path.relpath(solution, tree.root).replace(os.sep, "/"),)
         found |= {file: label_of[stem(file)] for file in flat if stem(file) in label_of}
         if unlabeled := [file for file in flat if file not in found]:
-            why = f"{SOLUTION} does not have its label" if split == VALIDATION else "without a label"
+            why = f"{SOLUTION} does not have its label" if split == VALIDATION else "it has no label"
             left_out |= dict.fromkeys(unlabeled, why)
             notes.append(f"Left out of {place}{folder}: {len(unlabeled)}, {why}.")
         if found:
@@ -83,7 +83,7 @@ def _rows(tree: FileTree, ids: Mapping[str, str], name_of: Mapping[str, str]) ->
 
 def _place(tree: FileTree) -> str | None:
     """The path of the folder CLS-LOC, with a slash at its end if it is not the root; None if there is none."""
-    if Path(os.path.abspath(tree.root)).name == _FOLDER:
+    if tree.root.name == _FOLDER:
         return ""
     for file in tree.images:
         above, found, _ = f"/{file}".partition(f"/{_FOLDER}/")
@@ -96,7 +96,7 @@ def _solution(tree: FileTree, place: str) -> Path | None:
     """The table of the labels of the validation set, in the tree or up to three folders above CLS-LOC."""
     if found := find_files(tree, SOLUTION):
         return Path(tree.path(found[0]))
-    folder = Path(os.path.abspath(tree.path(place or ".")))
+    folder = Path(tree.path(place or "."))
     return next((path for above in folder.parents[:3] if (path := above / SOLUTION).is_file()), None)
 
 

@@ -24,6 +24,7 @@ class Layout:
         left_out: why files were not read, by path relative to the folder. Images that are neither in a split nor here
             are added by `resolve`, as not listed.
         notes: what was decided, in sentences for the user.
+        is_metadata: whether a metadata file, as for `imagefolder`, lists the images.
     """
 
     kind: str
@@ -33,3 +34,4 @@ class Layout:
     group_columns: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    is_metadata: bool = False

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from starft_hf.data.layouts.image_index import ImageIndex
 from starft_hf.data.layouts.layout import IMAGE
 from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION
 from starft_hf.data.layouts.tables import read_table
-from starft_hf.data.layouts.tree import FileTree, is_image
+from starft_hf.data.layouts.tree import FileTree
 from starft_hf.data.source import plain
 
 
@@ -29,25 +30,8 @@ def read_columns(path: str, columns: Sequence[str], **settings: Any) -> pd.DataF
 
 
 def joined(folder: str, name: str) -> str:
-    """The path of a file below a folder of a tree, "" for its root, as the tree has it."""
+    """The path of a file in a folder of a tree, "" for its root, as the tree has it."""
     return posixpath.normpath(posixpath.join(folder, name.replace("\\", "/")))
-
-
-def locate(tree: FileTree, files: Iterable[str]) -> list[str | None]:
-    """The files of a tree for paths as they are listed; None where there is none.
-
-    Names may differ in case, and images in their endings, if nothing else fits.
-    """
-    present = set(tree.files)
-    loose = {file.lower(): file for file in reversed(tree.files)}
-    stems = {os.path.splitext(file)[0].lower(): file for file in reversed(tree.files) if is_image(file)}
-
-    def find(file: str) -> str | None:
-        if file in present:
-            return file
-        return loose.get(file.lower()) or stems.get(os.path.splitext(file)[0].lower())
-
-    return [find(file) for file in files]
 
 
 def with_images(
@@ -64,7 +48,7 @@ def with_images(
     Raises:
         ValueError: if most of the images are missing.
     """
-    found = locate(tree, files)
+    found = ImageIndex(tree).find(files, "")
     missing = [file for file, path in zip(files, found, strict=True) if path is None]
     if 2 * len(missing) > len(found):
         raise ValueError(
@@ -73,7 +57,7 @@ def with_images(
         )
     kept = rows[[path is not None for path in found]].reset_index(drop=True)
     kept.insert(0, IMAGE, [tree.path(path) for path in found if path is not None])
-    return kept, dict.fromkeys(missing, f"missing, though {listed_in} lists it")
+    return kept, dict.fromkeys(missing, f"{listed_in} lists it, but there is no such image")
 
 
 def decode(values: Iterable[Any], meanings: Mapping[Any, Any], column: str, table: str) -> list[Any]:

@@ -1,10 +1,26 @@
-"""The layout of a folder of images."""
+"""The layout of a folder of images: which of its files is in which split."""
 
+import posixpath
 from collections.abc import Callable
+from dataclasses import replace
 
-from starft_hf.data.layouts import celeba, coco, imagenet_tree, roboflow, waterbirds, wilds
-from starft_hf.data.layouts.layout import Layout
-from starft_hf.data.layouts.tree import FileTree
+import pandas as pd
+
+from starft_hf.data.layouts import (
+    celeba,
+    class_folders,
+    coco,
+    imagenet_tree,
+    listed,
+    roboflow,
+    waterbirds,
+    wilds,
+)
+from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
+from starft_hf.data.layouts.listed import Wanted
+from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION
+from starft_hf.data.layouts.tables import TABLES
+from starft_hf.data.layouts.tree import FileTree, is_image
 
 
 # Tried in this order; the first that recognizes the files decides.
@@ -17,3 +33,91 @@ LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = (
     roboflow.read,
     coco.read,
 )
+
+_UNLABELED = "it has no label"
+# What lies beside data and is none.
+_DOCUMENTS = {"", ".txt", ".md", ".rst", ".json", ".yaml", ".yml", ".html", ".log", ".py", ".ipynb", ".xml"}
+
+
+def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
+    """The layout of the images of `tree`, with the columns called as `wanted`; None if it is none that is known."""
+    layout = next((found for read in LAYOUTS if (found := read(tree)) is not None), None)
+    layout = layout or _by_tables_or_folders(tree, wanted)
+    if layout is None:
+        return None
+    left_out = {**tree.left_out, **layout.left_out}
+    splits = {}
+    for split, rows in layout.splits.items():
+        named = _named(rows, wanted)
+        if wanted.label in named:
+            unlabeled = named[wanted.label].isna()
+            left_out |= {_relative(tree, path): _UNLABELED for path in named[wanted.image][unlabeled]}
+            named = named[~unlabeled].reset_index(drop=True)
+        if len(named):
+            splits[split] = named
+    left_out |= _unread(tree, layout, left_out)
+    first = [split for split in (TRAIN, VALIDATION, TEST) if split in splits]
+    splits = {split: splits[split] for split in (*first, *sorted(splits.keys() - set(first)))}
+    sources = {split: layout.sources[split] for split in splits}
+    names = layout.class_names if wanted.label == LABEL or LABEL not in next(iter(splits.values()), ()) else None
+    return replace(layout, splits=splits, sources=sources, class_names=names, left_out=left_out)
+
+
+def _by_tables_or_folders(tree: FileTree, wanted: Wanted) -> Layout | None:
+    by_tables = listed.read(tree, wanted, any_column=False)
+    by_folders = None if by_tables is not None and by_tables.is_metadata else class_folders.read(tree)
+    if by_tables is None or by_folders is None:
+        return by_tables or by_folders or listed.read(tree, wanted, any_column=True)
+    # Some other table beside folders of splits and classes may list a few of their images only.
+    fewer = _size(by_tables) < _size(by_folders)
+    return by_folders if fewer and class_folders.split_folders(tree.images) else by_tables
+
+
+def _size(layout: Layout) -> int:
+    return sum(map(len, layout.splits.values()))
+
+
+def _named(rows: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
+    """`rows` with the columns of images and labels called as is wanted, unless a column is called so already."""
+    names = {IMAGE: wanted.image, LABEL: wanted.label}
+    return rows.rename(columns={own: name for own, name in names.items() if name not in rows})
+
+
+def _relative(tree: FileTree, path: str) -> str:
+    return posixpath.relpath(path.replace("\\", "/"), str(tree.root).replace("\\", "/"))
+
+
+def _unread(tree: FileTree, layout: Layout, left_out: dict[str, str]) -> dict[str, str]:
+    """Why the other files were not read."""
+    used = {path for rows in layout.splits.values() for path in rows[IMAGE]}
+    sources = {source for names in layout.sources.values() for source in names}
+    by_tables = not sources.isdisjoint(tree.files)
+    found = {}
+    for file in tree.files:
+        ending = posixpath.splitext(file)[1].lower()
+        if file in left_out or file in sources or tree.path(file) in used or ending in _DOCUMENTS:
+            continue
+        if is_image(file):
+            found[file] = "no table lists it" if by_tables else class_folders.NO_CLASS
+        elif ending in TABLES:
+            found[file] = "it is a table that does not list images with labels"
+        else:
+            found[file] = "it is not an image"
+    return found
+
+
+def no_classes(tree: FileTree) -> str:
+    """Why images in no layout that is known are refused."""
+    folders = sorted({posixpath.dirname(image) or "." for image in tree.images})
+    beside = [
+        file for file in tree.files if posixpath.splitext(file)[1].lower() in (*TABLES, ".txt", ".json", ".xlsx")
+    ]
+    shown = ", ".join(repr(folder) for folder in folders[:4]) + (", ..." if len(folders) > 4 else "")
+    advice = (
+        f"Beside them lies {', '.join(map(repr, beside[:3]))}: if it has the labels, name their column with "
+        "label_column and that of the file names with image_column, or pass that file as the dataset"
+        if beside
+        else "Put every class into a folder of its own, as in train/owl/1.jpg, or list the images in a metadata.csv "
+        "with the columns file_name and label"
+    )
+    return f"the {len(tree.images)} images in {shown} have no classes: they lie in no class folders. {advice}."

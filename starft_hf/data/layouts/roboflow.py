@@ -13,7 +13,7 @@ from starft_hf.data.layouts.tree import FileTree
 
 TABLE = "_classes.csv"
 _FILE = "filename"
-_NONE, _SEVERAL = "of none of the classes", "of several classes"
+_NONE, _SEVERAL = "it is of none of the classes", "it is of several classes"
 
 
 def read(tree: FileTree) -> Layout | None:
@@ -66,7 +66,7 @@ def read(tree: FileTree) -> Layout | None:
 
 def _counted(left_out: dict[str, str]) -> str:
     reasons = list(left_out.values())
-    return ", ".join(f"{reasons.count(why)} {why}" for why in (_SEVERAL, _NONE) if why in reasons)
+    return ", ".join(f"{reasons.count(why)} are {why[6:]}" for why in (_SEVERAL, _NONE) if why in reasons)
 
 
 def _flags(tree: FileTree, source: str) -> pd.DataFrame:

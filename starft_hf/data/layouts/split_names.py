@@ -1,5 +1,7 @@
 """The names that people give to splits."""
 
+import re
+from pathlib import PurePosixPath
 from typing import Any
 
 
@@ -11,6 +13,7 @@ _WORDS = {
     TEST: ("test", "testing", "testset", "eval", "holdout"),
 }
 _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
+_NUMBERED_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 _NUMBERED = (TRAIN, VALIDATION, TEST)
 
 
@@ -25,3 +28,25 @@ def split_of_value(value: Any) -> str:
     if text in ("0", "1", "2"):
         return _NUMBERED[int(text)]
     return split_of(text) or text
+
+
+def names_a_split(name: str) -> bool:
+    """Whether a word in a name is that of a split, as in "id_test" and "Train-2"."""
+    return any(split_of(word) for word in _words(name))
+
+
+def split_of_file(path: str, default: str = TRAIN) -> str:
+    """The split of a table or a shard, by its folder or its name, such as "train-00000-of-00002.parquet"."""
+    *folders, name = PurePosixPath(path).parts
+    for folder in folders:
+        if names_a_split(folder):
+            return split_of(folder) or folder
+    stem = name.partition(".")[0]
+    numbered = _NUMBERED_SHARD.fullmatch(stem)
+    if numbered:
+        return split_of(numbered[1]) or numbered[1]
+    return next((split for word in _words(stem) if (split := split_of(word)) is not None), default)
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[\W_]+", name)

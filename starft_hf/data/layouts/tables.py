@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 
 # Endings of the tables that are read, with how values are separated.
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*SEPARATORS, ".jsonl", ".ndjson", ".parquet")
 
+_BYTES = (pa.binary(), pa.large_binary())
 _WHOLE = r"-?(?:0|[1-9]\d*)"
 _NUMBER = rf"{_WHOLE}(?:\.\d+)?(?:[eE][-+]?\d+)?"
 
@@ -27,7 +30,9 @@ def read_table(path: str | Path, **settings: Any) -> pd.DataFrame:
     ending = path.suffix.lower()
     try:
         if ending == ".parquet":
-            return pd.read_parquet(path)
+            # Images that a table holds itself may be large.
+            fields = [field for field in pq.read_schema(path) if not _holds_bytes(field.type)]
+            return pd.read_parquet(path, columns=[field.name for field in fields])
         if ending in (".jsonl", ".ndjson"):
             return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
         own = {"sep": SEPARATORS.get(ending, ","), "encoding": "utf-8-sig", "skipinitialspace": True}
@@ -36,6 +41,10 @@ def read_table(path: str | Path, **settings: Any) -> pd.DataFrame:
         # Errors of pandas' parsers and of decoding are of ValueError.
         raise ValueError(f"the table {str(path)!r} cannot be read: {error}") from error
     return written.apply(_with_numbers)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return kind in _BYTES or (pa.types.is_struct(kind) and any(_holds_bytes(field.type) for field in kind))
 
 
 def _with_numbers(column: pd.Series) -> pd.Series:

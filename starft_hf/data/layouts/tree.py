@@ -1,20 +1,19 @@
 """The files below a folder, listed once."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm.auto import tqdm
 
+from starft_hf.data.image_formats import is_image
 
-HIDDEN = "hidden"
-BROKEN_LINK = "a link to nothing"
 
-# Formats that Pillow registers for reading and that need a program or a handler of their own.
-_NOT_READ = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "PDF", "WMF"}
+HIDDEN = "it is hidden"
+BROKEN_LINK = "it is a link to nothing"
+
 # Seconds before listing files shows a progress bar.
 _PATIENCE = 3
 
@@ -27,16 +26,20 @@ class FileTree:
 
     Args:
         root: the folder.
+        files: its files, where they are known; None: all that lie below it.
 
     Raises:
         OSError: if a folder cannot be listed.
     """
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, files: Sequence[str] | None = None):
+        self.root = root.absolute()
         self.left_out: dict[str, str] = {}
+        if files is not None:
+            self.files = tuple(files)
+            return
         with tqdm(desc="Listing files", unit=" files", delay=_PATIENCE, leave=False) as bar:
-            self.files = tuple(self._walk(root, "", (os.path.realpath(root),), bar))
+            self.files = tuple(self._walk(self.root, "", (os.path.realpath(root),), bar))
 
     def _walk(self, folder: Path, prefix: str, above: tuple[str, ...], bar: Any) -> Iterator[str]:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -61,14 +64,3 @@ class FileTree:
     def path(self, file: str) -> str:
         """The absolute path of a file."""
         return os.path.join(self.root, *file.split("/"))
-
-
-def is_image(path: str) -> bool:
-    """Whether a file is one that Pillow can open, by the end of its name."""
-    return os.path.splitext(path)[1].lower() in _endings()
-
-
-def _endings() -> set[str]:
-    # Plugins such as that of pillow-heif add to these.
-    known = Image.registered_extensions()
-    return {ending for ending, kind in known.items() if kind in Image.OPEN and kind not in _NOT_READ}

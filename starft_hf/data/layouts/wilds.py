@@ -49,7 +49,7 @@ def read_iwildcam(tree: FileTree) -> Layout | None:
     return Layout(
         kind="iWildCam (WILDS)",
         splits=parts,
-        sources=dict.fromkeys(parts, (source, joined(folder, TRAIN))),
+        sources=dict.fromkeys(parts, (source, classes, joined(folder, TRAIN))),
         class_names=names,
         left_out=left_out,
         notes=("Splits are those of WILDS: id_val and id_test are of the camera traps of train, the others are not.",),
@@ -105,15 +105,15 @@ def read_fmow(tree: FileTree) -> Layout | None:
     own = list(map(_fmow_split, table["split"], table["year"]))
     sequestered, unused = table["split"] == _SEQUESTERED, pd.Series([split is None for split in own])
     table["split"] = own
-    left_out = dict.fromkeys(files[sequestered], "sequestered, which WILDS does not use")
-    left_out |= dict.fromkeys(files[unused & ~sequestered], "of a later year than its split, which WILDS does not use")
+    left_out = dict.fromkeys(files[sequestered], "WILDS does not use sequestered images")
+    left_out |= dict.fromkeys(files[unused & ~sequestered], "WILDS does not use images of its split and year")
     kept = table.loc[~unused, [LABEL, "region", "year", "country_code", "split"]].reset_index(drop=True)
     rows, missing = with_images(tree, kept, list(files[~unused]), source)
     parts = by_split(rows)
     return Layout(
         kind="FMoW (WILDS)",
         splits=parts,
-        sources=dict.fromkeys(parts, (source, joined(folder, "images"))),
+        sources=dict.fromkeys(parts, (source, countries, joined(folder, "images"))),
         class_names=names,
         group_columns=("region",),
         left_out={**left_out, **missing},

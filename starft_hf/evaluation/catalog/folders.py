@@ -100,9 +100,7 @@ def _class_folders(tree: FileTree, index_of: Mapping[str, int]) -> Splits | None
     if not above:
         return None
     if len(above) > 1:
-        raise ValueError(
-            f"there are folders of classes in {' and in '.join(sorted(above))}; pass one of these folders"
-        )
+        raise ValueError(f"there are folders of classes in {' and in '.join(sorted(above))}; pass one")
     labels = {file: _index(posixpath.basename(folder), index_of) for file, folder in folders.items()}
     return {TEST: pd.DataFrame({IMAGE: list(map(tree.path, labels)), LABEL: list(labels.values())})}
 

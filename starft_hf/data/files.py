@@ -1,0 +1,118 @@
+"""Datasets in files: folders of images in any of the known layouts, tables and shards."""
+
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import DatasetDict, IterableDatasetDict
+
+from starft_hf.data.layouts import FileTree
+from starft_hf.data.layouts.build import as_datasets
+from starft_hf.data.layouts.listed import Wanted
+from starft_hf.data.layouts.resolve import no_classes, resolve
+from starft_hf.data.layouts.split_names import split_of_file
+from starft_hf.data.layouts.tables import TABLES, read_table
+from starft_hf.data.layouts.tree import is_image
+from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
+
+
+# Paths of a table that are tried before all that lies beside it is listed.
+_TRIED = 20
+
+_EXPECTED = (
+    "expected images in one folder per class, images listed in a table (csv, tsv, jsonl or parquet), *.parquet with "
+    "images, *.tar or what save_to_disk writes"
+)
+
+
+@dataclass(frozen=True)
+class DataFound:
+    """A dataset as it was found.
+
+    Attributes:
+        splits: its splits, by name.
+        sources: for every split the files or folders that it was read from, as far as known.
+        left_out: why files were not read, by their paths relative to the folder.
+        group_columns: the columns that usually name the groups of this kind of data; empty if there are none.
+        notes: what was decided in reading it, in sentences.
+    """
+
+    splits: DatasetDict | IterableDatasetDict
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    group_columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_files(path: Path, wanted: Wanted, *, streaming: bool) -> DataFound:
+    """The dataset in a folder or a single file. With `streaming`, shards are read as they are needed.
+
+    Raises:
+        ValueError: if there is none, or none whose images have classes.
+    """
+    tree = FileTree(path) if path.is_dir() else _around(path)
+    layout = resolve(tree, wanted)
+    if layout is not None:
+        splits = as_datasets(layout, wanted, tree.root)
+        return DataFound(splits, layout.sources, layout.left_out, layout.group_columns, layout.notes)
+    data, left_out = without_metadata_of_shards(tree.files)
+    for ending, read in ((".tar", read_webdataset), (".parquet", read_parquet)):
+        files = [file for file in data if file.lower().endswith(ending)]
+        if files:
+            return _of_shards(tree, files, left_out, read, wanted, streaming)
+    if tree.images:
+        raise ValueError(no_classes(tree))
+    found = sorted({posixpath.splitext(file)[1] or "no ending" for file in tree.files})
+    raise ValueError(
+        f"no dataset could be read from {str(path)!r}: {_EXPECTED}, found files with {', '.join(found) or 'nothing'}"
+    )
+
+
+def _of_shards(
+    tree: FileTree, files: Sequence[str], left_out: Mapping[str, str], read: Any, wanted: Wanted, streaming: bool
+) -> DataFound:
+    sources: dict[str, list[str]] = {}
+    for file in files:
+        sources.setdefault(split_of_file(file), []).append(file)
+    shards = read(
+        {split: [tree.path(file) for file in own] for split, own in sources.items()},
+        image_column=wanted.image,
+        label_column=wanted.label,
+        streaming=streaming,
+    )
+    others = {file: "it is not a shard" for file in tree.files if file not in left_out and file not in files}
+    return DataFound(
+        shards.splits,
+        {split: tuple(own) for split, own in sources.items()},
+        {**tree.left_out, **left_out, **others, **shards.left_out},
+        notes=shards.notes,
+    )
+
+
+def _around(file: Path) -> FileTree:
+    """A table with the images that it lists, or with all that lie beside it if it does not list paths; or a shard."""
+    if file.suffix.lower() not in (".tar", *TABLES):
+        raise ValueError(f"{str(file)!r} is not a table ({', '.join(TABLES)}) or a shard (.tar); pass its folder")
+    if file.suffix.lower() == ".tar":
+        return FileTree(file.parent, [file.name])
+    named = paths_in(read_table(file), file.parent)
+    if named:
+        return FileTree(file.parent, [file.name, *named])
+    beside = FileTree(file.parent)
+    # Other tables there are not asked for.
+    others = [path for path in beside.files if path == file.name or not path.lower().endswith(TABLES)]
+    return FileTree(file.parent, others)
+
+
+def paths_in(rows: pd.DataFrame, folder: Path) -> list[str]:
+    """The paths of images, relative to `folder`, in the first column that holds paths of files there."""
+    for name in rows:
+        values = [value for value in rows[name].dropna().unique() if isinstance(value, str) and is_image(value)]
+        if values and all((folder / value.replace("\\", "/")).is_file() for value in values[:_TRIED]):
+            paths = [os.path.relpath(folder / value.replace("\\", "/"), folder) for value in values]
+            return [path.replace(os.sep, "/") for path in paths if (folder / path).is_file()]
+    return []

@@ -1,0 +1,46 @@
+"""Datasets of the rows of a layout."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from starft_hf.data.imagenet import names_of_ids
+from starft_hf.data.layouts.layout import Layout
+from starft_hf.data.layouts.listed import Wanted
+
+
+def as_datasets(layout: Layout, wanted: Wanted, root: Path) -> DatasetDict:
+    """The splits of a layout, whose images `datasets` opens; class names are words where they are WordNet ids."""
+    names = _class_names(layout, wanted.label)
+    indices = {name: index for index, name in enumerate(names or ())}
+    splits = {}
+    for split, rows in layout.splits.items():
+        columns = {str(name): [None if value is pd.NA else value for value in rows[name]] for name in rows}
+        features = Features.from_arrow_schema(pa.Table.from_pandas(rows, preserve_index=False).schema)
+        # Other datasets, with which these may be joined, have strings of the usual size.
+        features = Features({name: _usual(feature) for name, feature in features.items()})
+        features[wanted.image] = Image()
+        if names is not None:
+            columns[wanted.label] = [
+                value if isinstance(value, int) else indices[value] for value in columns[wanted.label]
+            ]
+            features[wanted.label] = ClassLabel(names=list(names_of_ids(names, root) or names))
+        splits[split] = Dataset.from_dict(columns, features=features)
+    return DatasetDict(splits)
+
+
+def _usual(feature: object) -> object:
+    return Value("string") if feature == Value("large_string") else feature
+
+
+def _class_names(layout: Layout, label: str) -> tuple[str, ...] | None:
+    """The class names in label order, of all splits; None for labels that are numbers without names."""
+    if layout.class_names is not None:
+        return layout.class_names
+    columns = [rows[label] for rows in layout.splits.values() if label in rows]
+    if len(columns) < len(layout.splits):
+        return None
+    values = pd.concat(columns).drop_duplicates().tolist()
+    return tuple(sorted(values)) if all(isinstance(value, str) for value in values) else None

@@ -1,0 +1,80 @@
+"""Finds the images that a table names, however it names them."""
+
+import os
+import posixpath
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from starft_hf.data.layouts.tree import FileTree
+
+
+# Values of a column that are tried before all of them are.
+_TRIED = 100
+
+
+class ImageIndex:
+    """The images of a tree by the ends of their paths: with or without folders and ending, in any case.
+
+    Args:
+        tree: the files.
+    """
+
+    def __init__(self, tree: FileTree):
+        self.tree = tree
+        self._by_parts: dict[int, dict[str, list[str]]] = {}
+
+    def share(self, values: Sequence[Any], table: str) -> float:
+        """The share of the first values of a column that name images."""
+        tried = [value for value in values if value is not None][:_TRIED]
+        return sum(image is not None for image in self.find(tried, table)) / len(tried) if tried else 0.0
+
+    def find(self, values: Sequence[Any], table: str) -> list[str | None]:
+        """The image that every value names, None for those that name none.
+
+        A path is relative to the folder of `table`, else to the root, else to whatever folder most of the values are
+        found in, else it is the only one with that end.
+        """
+        names = [None if value is None else self._plain(str(value)) for value in values]
+        found = [[] if name is None else self._ending_with(name) for name in names]
+        folder = posixpath.dirname(table)
+        prefixes: Counter[str] = Counter()
+        for name, images in zip(names, found, strict=True):
+            prefixes.update({_prefix(image, name or "") for image in images})
+        first = [prefix for prefix in dict.fromkeys((f"{folder}/" if folder else "", "")) if prefix in prefixes]
+        order = [*first, *(prefix for prefix, _ in prefixes.most_common() if prefix not in first)]
+        rank = {prefix: place for place, prefix in enumerate(order)}
+        return [
+            min(images, key=lambda image: rank[_prefix(image, name or "")]) if images else self._outside(name, folder)
+            for name, images in zip(names, found, strict=True)
+        ]
+
+    def _plain(self, value: str) -> str:
+        path = value.strip().replace("\\", "/")
+        if os.path.isabs(path):
+            path = os.path.relpath(path, self.tree.root).replace(os.sep, "/")
+        return posixpath.normpath(path) if path else path
+
+    def _ending_with(self, name: str) -> list[str]:
+        parts = name.count("/") + 1
+        if parts not in self._by_parts:
+            index = defaultdict(list)
+            for image in self.tree.images:
+                tail = "/".join(image.rsplit("/", parts)[-parts:]).casefold()
+                index[tail].append(image)
+                index[os.path.splitext(tail)[0]].append(image)
+            self._by_parts[parts] = dict(index)
+        return self._by_parts[parts].get(name.casefold(), [])
+
+    def _outside(self, name: str | None, folder: str) -> str | None:
+        """A file that lies outside of the tree."""
+        if name is None or not name.startswith("../"):
+            return None
+        path = posixpath.normpath(posixpath.join(folder, name))
+        return path if os.path.isfile(self.tree.path(path)) else None
+
+
+def _prefix(image: str, name: str) -> str:
+    """The folder that a name is relative to, with a slash at its end."""
+    parts = name.count("/") + 1
+    return image[: len(image) - len("/".join(image.rsplit("/", parts)[-parts:]))]
