@@ -68,7 +68,6 @@ def read(tree: FileTree) -> Layout | None:
         splits=by_split(pd.concat(parts, ignore_index=True)),
         sources=sources,
         left_out=left_out,
-        notes=tuple(f"{file} was left out: {why}." for file, why in left_out.items() if file.endswith(".json")),
     )
 
 

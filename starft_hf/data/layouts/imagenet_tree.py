@@ -35,45 +35,47 @@ def read(tree: FileTree) -> Layout | None:
     ids_of: dict[str, dict[str, str]] = {}
     sources: dict[str, tuple[str, ...]] = {}
     left_out: dict[str, str] = {}
-    notes: list[str] = []
     for folder, split in _SPLITS.items():
-        below = [file for file in tree.images if file.startswith(f"{place}{folder}/")]
-        depth = f"{place}{folder}/".count("/")
-        found = {file: file.split("/")[depth] for file in below if file.count("/") == depth + 1}
-        if found and not are_wordnet_ids([*{*found.values()}]):
+        ids, flat = _by_folder(tree, f"{place}{folder}/")
+        if ids and not are_wordnet_ids([*{*ids.values()}]):
             # Classes with other names, which are those of the folders.
             return None
-        sources[split] = (f"{place}{folder}",)
-        flat = [file for file in below if file.count("/") == depth]
-        solution = _solution(tree, place) if flat and split == VALIDATION else None
-        label_of = _read_solution(solution) if solution is not None else {}
-        if solution is not None:
-            sources[split] += (os.path.relpath(solution, tree.root).replace(os.sep, "/"),)
-        found |= {file: label_of[stem(file)] for file in flat if stem(file) in label_of}
-        if unlabeled := [file for file in flat if file not in found]:
-            why = f"{SOLUTION} does not have its label" if split == VALIDATION else "it has no label"
-            left_out |= dict.fromkeys(unlabeled, why)
-            notes.append(f"Left out of {place}{folder}: {len(unlabeled)}, {why}.")
-        if found:
-            ids_of[split] = found
+        sources[split], why = (f"{place}{folder}",), "it has no label"
+        if flat and split == VALIDATION:
+            why = f"there is no {SOLUTION}, which has its label"
+            if (solution := _solution(tree, place)) is not None:
+                why = f"{SOLUTION} does not have its label"
+                label_of = _read_solution(solution)
+                ids |= {file: label_of[stem(file)] for file in flat if stem(file) in label_of}
+                sources[split] += (os.path.relpath(solution, tree.root).replace(os.sep, "/"),)
+        left_out |= {file: why for file in flat if file not in ids}
+        if ids:
+            ids_of[split] = ids
     if not ids_of:
         if left_out:
-            raise ValueError(f"no image in {str(tree.root)!r} has a label: {' '.join(notes)}")
+            file, why = next(iter(left_out.items()))
+            raise ValueError(f"no image in {str(tree.root)!r} has a label: of {file}, {why}")
         return None
-    ids = sorted({wordnet_id for found in ids_of.values() for wordnet_id in found.values()})
-    names = names_of_ids(ids, Path(tree.path(place or ".")))
-    if names is None:
-        names = tuple(ids)
-        notes.append(f"Classes have their WordNet ids as names: there is no {SYNSET_FILE}, which names all of them.")
-    name_of = dict(zip(ids, names, strict=True))
+    names = sorted({wordnet_id for ids in ids_of.values() for wordnet_id in ids.values()})
+    words = names_of_ids(names, Path(tree.path(place or ".")))
+    unnamed = f"Classes have their WordNet ids as names: there is no {SYNSET_FILE}, which names all of them."
+    name_of = dict(zip(names, words or names, strict=True))
     return Layout(
         kind="ImageNet (ILSVRC)",
-        splits={split: _rows(tree, found, name_of) for split, found in ids_of.items()},
+        splits={split: _rows(tree, ids, name_of) for split, ids in ids_of.items()},
         sources={split: sources[split] for split in ids_of},
-        class_names=names,
+        class_names=tuple(name_of.values()),
         left_out=left_out,
-        notes=tuple(notes),
+        notes=() if words else (unnamed,),
     )
+
+
+def _by_folder(tree: FileTree, split: str) -> tuple[dict[str, str], list[str]]:
+    """The images in the class folders of a split with the names of these, and those beside such folders."""
+    depth = split.count("/")
+    below = [file for file in tree.images if file.startswith(split)]
+    named = {file: file.split("/")[depth] for file in below if file.count("/") == depth + 1}
+    return named, [file for file in below if file.count("/") == depth]
 
 
 def _rows(tree: FileTree, ids: Mapping[str, str], name_of: Mapping[str, str]) -> pd.DataFrame:

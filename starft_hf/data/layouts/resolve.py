@@ -59,8 +59,10 @@ def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
     first = [split for split in (TRAIN, VALIDATION, TEST) if split in splits]
     splits = {split: splits[split] for split in (*first, *sorted(splits.keys() - set(first)))}
     sources = {split: layout.sources[split] for split in splits}
-    names = layout.class_names if wanted.label == LABEL or LABEL not in next(iter(splits.values()), ()) else None
-    return replace(layout, splits=splits, sources=sources, class_names=names, left_out=left_out)
+    is_renamed = LABEL not in next(iter(splits.values()), ())
+    names = layout.class_names if wanted.label == LABEL or is_renamed else None
+    groups = tuple(wanted.label if column == LABEL and is_renamed else column for column in layout.group_columns)
+    return replace(layout, splits=splits, sources=sources, class_names=names, group_columns=groups, left_out=left_out)
 
 
 def _by_tables_or_folders(tree: FileTree, wanted: Wanted) -> Layout | None:

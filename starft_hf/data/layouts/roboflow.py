@@ -50,8 +50,9 @@ def read(tree: FileTree) -> Layout | None:
             parts.append(rows)
             sources[split] = (*sources.get(split, ()), source)
     if not parts:
+        several = list(left_out.values()).count(_SEVERAL)
         raise ValueError(
-            f"no image of {', '.join(found)} has exactly one class: {_counted(left_out)}. Classes must exclude each "
+            f"no image of {', '.join(found)} has exactly one class: {several} have several. Classes must exclude each "
             "other: export a project of single-label classification, as a folder structure"
         )
     return Layout(
@@ -60,13 +61,7 @@ def read(tree: FileTree) -> Layout | None:
         sources=sources,
         class_names=tuple(classes),
         left_out=left_out,
-        notes=() if not {_NONE, _SEVERAL} & {*left_out.values()} else (f"Left out: {_counted(left_out)}.",),
     )
-
-
-def _counted(left_out: dict[str, str]) -> str:
-    reasons = list(left_out.values())
-    return ", ".join(f"{reasons.count(why)} are {why[6:]}" for why in (_SEVERAL, _NONE) if why in reasons)
 
 
 def _flags(tree: FileTree, source: str) -> pd.DataFrame:
