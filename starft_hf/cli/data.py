@@ -80,7 +80,7 @@ class TrainingData:
 
 
 def load_training_data(options: argparse.Namespace) -> TrainingData:
-    """The datasets of a run, of which a summary is printed; groups are those usual for the data if none were asked for."""
+    """The datasets of a run, of which a summary is printed; by default groups are those usual for the data."""
     from starft_hf.data.loading import choose_split, evaluation_split
 
     found = read(options, options.dataset, share=options.validation_split, streaming=options.streaming)

@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 from datasets import DatasetDict, IterableDatasetDict
 
+from starft_hf.data.image_formats import is_image
 from starft_hf.data.layouts import FileTree
 from starft_hf.data.layouts.build import as_datasets
 from starft_hf.data.layouts.listed import Wanted
 from starft_hf.data.layouts.resolve import no_classes, resolve
 from starft_hf.data.layouts.split_names import split_of_file
 from starft_hf.data.layouts.tables import TABLES, read_table
-from starft_hf.data.layouts.tree import is_image
 from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
+from starft_hf.data.urls import check_no_urls
 
 
 # Paths of a table that are tried before all that lies beside it is listed.
@@ -66,6 +67,9 @@ def read_files(path: Path, wanted: Wanted, *, streaming: bool) -> DataFound:
             return _of_shards(tree, files, left_out, read, wanted, streaming)
     if tree.images:
         raise ValueError(no_classes(tree))
+    for file in tree.files:
+        if file.lower().endswith(TABLES):
+            check_no_urls(read_table(tree.path(file)), file)
     found = sorted({posixpath.splitext(file)[1] or "no ending" for file in tree.files})
     raise ValueError(
         f"no dataset could be read from {str(path)!r}: {_EXPECTED}, found files with {', '.join(found) or 'nothing'}"

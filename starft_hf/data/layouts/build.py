@@ -1,6 +1,7 @@
 """Datasets of the rows of a layout."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -23,9 +24,8 @@ def as_datasets(layout: Layout, wanted: Wanted, root: Path) -> DatasetDict:
         features = Features({name: _usual(feature) for name, feature in features.items()})
         features[wanted.image] = Image()
         if names is not None:
-            columns[wanted.label] = [
-                value if isinstance(value, int) else indices[value] for value in columns[wanted.label]
-            ]
+            labels: list[Any] = columns[wanted.label]
+            columns[wanted.label] = [label if isinstance(label, int) else indices[label] for label in labels]
             features[wanted.label] = ClassLabel(names=list(names_of_ids(names, root) or names))
         splits[split] = Dataset.from_dict(columns, features=features)
     return DatasetDict(splits)

@@ -6,21 +6,13 @@ from dataclasses import replace
 
 import pandas as pd
 
-from starft_hf.data.layouts import (
-    celeba,
-    class_folders,
-    coco,
-    imagenet_tree,
-    listed,
-    roboflow,
-    waterbirds,
-    wilds,
-)
+from starft_hf.data.image_formats import is_image, needs_plugin
+from starft_hf.data.layouts import celeba, class_folders, coco, imagenet_tree, listed, roboflow, waterbirds, wilds
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
 from starft_hf.data.layouts.listed import Wanted
 from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION
 from starft_hf.data.layouts.tables import TABLES
-from starft_hf.data.layouts.tree import FileTree, is_image
+from starft_hf.data.layouts.tree import FileTree
 
 
 # Tried in this order; the first that recognizes the files decides.
@@ -104,7 +96,7 @@ def _unread(tree: FileTree, layout: Layout, left_out: dict[str, str]) -> dict[st
         elif ending in TABLES:
             found[file] = "it is a table that does not list images with labels"
         else:
-            found[file] = "it is not an image"
+            found[file] = needs_plugin(file) or "it is not an image"
     return found
 
 

@@ -1,5 +1,6 @@
 """Tables of text files and Parquet, with values as they are written."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def read_table(path: str | Path, **settings: Any) -> pd.DataFrame:
             fields = [field for field in pq.read_schema(path) if not _holds_bytes(field.type)]
             return pd.read_parquet(path, columns=[field.name for field in fields])
         if ending in (".jsonl", ".ndjson"):
-            return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+            # pandas would take some strings for dates and numbers.
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
         own = {"sep": SEPARATORS.get(ending, ","), "encoding": "utf-8-sig", "skipinitialspace": True}
         written = pd.read_csv(path, **{**own, **settings}, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:

@@ -1,7 +1,6 @@
 """Parquet files with images: their bytes, or paths to files."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from datasets.table import table_cast
 
 from starft_hf.data.image_formats import is_image
 from starft_hf.data.shards.sets import LABELS, Shards
+from starft_hf.data.urls import holds_urls, is_url
 
 
 # The names under which people keep images, in order of preference.
@@ -24,7 +24,6 @@ _IMAGES = (
     *("image_path", "img_path", "path", "file_path", "file_name", "filename", "img_filename", "file", "image_bytes"),
     *("bytes", "image_url", "url"),
 )
-_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 # Of an iterable dataset of paths.
 _SHARDS = 128
 # So many rows are looked at where the type of a column does not say what it holds.
@@ -150,7 +149,7 @@ def _may_be_images(file: str, field: pa.Field) -> bool:
     if not _is_text(field.type):
         return _is_binary(field.type) or _is_struct(field.type)
     first = next((str(value) for value in _first(file, field.name).to_pylist() if value is not None), "")
-    return is_image(first) or _URL.match(first) is not None
+    return is_image(first) or is_url(first)
 
 
 def _first(file: str, column: str) -> pa.Array:
@@ -240,10 +239,6 @@ def _resolved(path: str | None, file: str, column: str) -> str | None:
     """An absolute path; raises ValueError for an URL."""
     if path is None:
         return None
-    if _URL.match(path):
-        raise ValueError(
-            f"column {column!r} of {file!r} holds URLs such as {path!r}: images would be downloaded in every epoch, "
-            "and runs could not be repeated once one is gone. Download them first, for example with img2dataset "
-            f"--url_list {os.path.basename(file)} --input_format parquet --url_col {column} --output_format webdataset"
-        )
+    if is_url(path):
+        raise ValueError(holds_urls(file, column, path))
     return os.path.join(os.path.dirname(file), os.path.expanduser(path))
