@@ -51,14 +51,11 @@ def read_benchmark(options: argparse.Namespace) -> Any:
     if TRAIN not in entry.splits:
         raise argparse.ArgumentTypeError(_untrained(options))
     source = str(entry.root) if entry.root is not None else entry.hub[0].hub_id
-    ignored = (
-        f"Of the groups of {entry.title}, its measure skips {' and '.join(entry.ignored_groups)}; runs count all."
-    )
     return DataFound(
         DatasetDict({name: entry.load(split=name) for name in entry.splits}),
         dict.fromkeys(entry.splits, (source,)),
         group_columns=entry.group_columns,
-        notes=(ignored,) if entry.ignored_groups else (),
+        notes=tuple(f"Runs count the group {name!r}, which the measure skips." for name in entry.ignored_groups),
     )
 
 

@@ -15,7 +15,7 @@ from starft_hf.data.layouts import FileTree
 from starft_hf.data.layouts.build import as_datasets
 from starft_hf.data.layouts.listed import Wanted
 from starft_hf.data.layouts.resolve import no_classes, resolve
-from starft_hf.data.layouts.split_names import split_of_file
+from starft_hf.data.layouts.split_names import in_order, split_of_file
 from starft_hf.data.layouts.tables import TABLES, read_table
 from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
 from starft_hf.data.urls import check_no_urls
@@ -83,7 +83,7 @@ def _of_shards(
     for file in files:
         sources.setdefault(split_of_file(file), []).append(file)
     shards = read(
-        {split: [tree.path(file) for file in own] for split, own in sources.items()},
+        {split: [tree.path(file) for file in sources[split]] for split in in_order(sources)},
         image_column=wanted.image,
         label_column=wanted.label,
         streaming=streaming,

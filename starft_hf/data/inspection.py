@@ -102,7 +102,7 @@ def inspect_splits(
     first = train_split if train_split in found.splits else next(iter(found.splits))
     training = resolve_columns(found.splits[first], settings, what=f"the split {first!r}")
     summaries, notes = {}, list(found.notes)
-    for name, rows in found.splits.items():
+    for name, rows in sorted(found.splits.items(), key=lambda pair: pair[0] != first):
         what = f"the split {name!r}"
         columns = training
         if name != first:

@@ -115,7 +115,7 @@ def test_wrong_use_ends_with_2_and_one_line(arguments, match, run):
 
 def test_data_that_cannot_be_used(run, images, tmp_path):
     error = run("train", "--model", TINY_CLIP, "--dataset", images, "--image_column", "picture", *FAST, code=2)
-    assert "no column 'picture'; its columns are ['image', 'place']" in error
+    assert "no column 'picture'; its columns are ['image', 'place', 'label']" in error
     assert "unknown split 'dev'" in run("evaluate", TINY_CLIP, images, "--split", "dev", code=2)
     assert "there is no folder" in run("evaluate", TINY_CLIP, "./nothing", code=2)
     (tmp_path / "empty").mkdir()

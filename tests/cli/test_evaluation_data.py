@@ -25,7 +25,7 @@ def photos(tmp_path, run):
 def test_several_splits_and_another_dataset_to_evaluate_on(run, photos):
     def loaded(*arguments):
         options = make_parser("train").parse_args(["--model", "m", "--dataset", "photos", *arguments])
-        return {name: len(rows) for name, rows in load_training_data(options)[1].items()}
+        return {name: len(rows) for name, rows in load_training_data(options).evaluation.items()}
 
     train = ["train", *RUN, *FAST, "--json"]
     found = json.loads(run(*train, "--eval_split", "validation", "test", "--output_dir", "a"))["results"]["star"]
@@ -43,10 +43,11 @@ def test_several_splits_and_another_dataset_to_evaluate_on(run, photos):
 
 def test_nothing_to_evaluate_on(run, tmp_path, capsys, monkeypatch):
     write_folder(tmp_path / "photos")
-    shown = run("train", *RUN, *FAST, "--output_dir", "out")
+    alone = ["--validation_split", "0"]
+    shown = run("train", *RUN, *FAST, *alone, "--output_dir", "out")
     assert "photos has no split for evaluation (test or validation), so that nothing is evaluated" in shown
     assert "pass --eval_split or --eval_dataset" in shown
-    error = run("train", *RUN, *FAST, "--output_dir", "other", "--eval_strategy", "epoch", code=2)
+    error = run("train", *RUN, *FAST, *alone, "--output_dir", "other", "--eval_strategy", "epoch", code=2)
     assert "starft train: warning: photos has no split for evaluation" in error
     assert not (tmp_path / "other").exists()
 
@@ -62,7 +63,9 @@ def test_a_misspelt_group_column_is_refused_before_a_model_is_loaded(run, photos
 
 def test_a_misspelt_group_column_of_a_training_set_alone(run, tmp_path):
     write_folder(tmp_path / "photos")
-    assert "--dataset has no column 'plcae'" in run("train", *RUN, *FAST, "--group_column", "plcae", code=2)
+    assert "--dataset has no column 'plcae'" in run(
+        "train", *RUN, *FAST, "--validation_split", "0", "--group_column", "plcae", code=2
+    )
 
 
 @pytest.mark.parametrize("splits", [["test"], ["validation", "test"]])

@@ -12,6 +12,7 @@ import starft_hf
 from starft_hf.cli.main import COMMANDS, make_parser
 from starft_hf.cli.main import main as starft
 from starft_hf.cli.parser import ALIASES
+from starft_hf.data.files import DataFound
 from starft_hf.evaluation.catalog import load_benchmark
 from starft_hf.training.comparison import settings_of_methods
 from starft_hf.training.configuration import StarFTConfig
@@ -20,8 +21,10 @@ from tests.support.report_runs import run
 
 # The command lines that every flag of a command is added to.
 RUN = ["--model", "m", "--dataset", "d"]
+BENCHMARK = ["--model", "m", "--benchmark", "waterbirds"]
 MODES = {
     "demo": [[], ["--quick"]],
+    "inspect": [["d"], ["d", "--json"]],
     "train": [
         RUN,
         [*RUN, "--regularizer", "none"],
@@ -29,6 +32,7 @@ MODES = {
         [*RUN, "--resume"],
         [*RUN, "--processes", "2"],
         [*RUN, "--accelerate_config", "ddp"],
+        BENCHMARK,
     ],
     "evaluate": [["m", "d"], ["m", "--benchmark", "waterbirds"], ["with-head", "d"], ["m", "d", "--json"]],
     "compare": [RUN, [*RUN, "--methods", "FLYP"], [*RUN, "--methods", "zero-shot"], [*RUN, "--peft", "lora"]],
@@ -67,6 +71,7 @@ VALUES = {
     "card_template": ["card.md"],
     "class_names": ["names.txt"],
     "crop_scale": ["none"],
+    "data_dir": ["d"],
     "curve_alphas": ["0.1", "0.9"],
     "dataset_config": ["other"],
     "discovery_pool": ["texture"],
@@ -148,6 +153,7 @@ def calls(monkeypatch, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     (tmp_path / "names.txt").write_text("fern\nowl\n")
+    (tmp_path / "d").mkdir()
     found = []
 
     def record(name, result=None):
@@ -184,6 +190,8 @@ def calls(monkeypatch, tmp_path):
             return SimpleNamespace(runs=[run("star")], thumbnails={})
 
     result = SimpleNamespace(as_dict=dict, table=(), labels=(), attributes=(), rows=(), save=record("save"))
+    columns = SimpleNamespace(caption=None, class_names=("owl",))
+    inspection = SimpleNamespace(columns=columns, as_dict=dict, lines=list)
     pool = type("Pool", (list,), {"save": record("save")})
 
     def loaded(folder, **settings):
@@ -191,18 +199,26 @@ def calls(monkeypatch, tmp_path):
         model = SimpleNamespace(to=lambda device: "model")
         return SimpleNamespace(model=model, processor="p", head=head, class_names=("x", "y"), templates=("own {}",))
 
-    def splits(source, *args, **settings):
-        return {name: Rows(source, name, args, settings) for name in ("train", "validation", "test")}
+    def found_data(source, *args, **settings):
+        names = ("train", "validation", "test")
+        return DataFound({name: Rows(source, name, args, settings) for name in names})
 
     def benchmark(name, **settings):
         entry = load_benchmark(name, **settings)
+        of = (name, str(entry.class_space()), entry.root)
         return SimpleNamespace(
-            evaluate=lambda *args, **more: record(f"benchmark {entry.class_space()}", result)(*args, **more)
+            load=lambda *, split: Rows(*of, split),
+            evaluate=record("benchmark", result),
+            prompts=entry.prompts,
+            root=entry.root,
+            splits=("train", "validation", "test"),
+            **{name: getattr(entry, name) for name in ("hub", "evaluation_split", "group_columns", "ignored_groups")},
         )
 
     for name, stub in {
         "starft_hf.demo.command.demo": record("demo", result),
-        "starft_hf.data.loading.load_splits": splits,
+        "starft_hf.data.loading.read_data": found_data,
+        "starft_hf.data.inspection.inspect_splits": record("inspect", inspection),
         "starft_hf.hub.classifier.load": loaded,
         "starft_hf.models.loading.load_model": loaded,
         "starft_hf.hub.classifier.local_folder": lambda name, **settings: SimpleNamespacePath(name),

@@ -10,11 +10,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from starft_hf.data.imagenet import names_of_ids
 from starft_hf.data.layouts.layout import Layout
 from starft_hf.data.layouts.listed import Wanted
+from starft_hf.data.layouts.resolve import image_column, label_column
 
 
 def as_datasets(layout: Layout, wanted: Wanted, root: Path) -> DatasetDict:
     """The splits of a layout, whose images `datasets` opens; class names are words where they are WordNet ids."""
-    names = _class_names(layout, wanted.label)
+    names = _class_names(layout, wanted)
     indices = {name: index for index, name in enumerate(names or ())}
     splits = {}
     for split, rows in layout.splits.items():
@@ -22,11 +23,12 @@ def as_datasets(layout: Layout, wanted: Wanted, root: Path) -> DatasetDict:
         features = Features.from_arrow_schema(pa.Table.from_pandas(rows, preserve_index=False).schema)
         # Other datasets, with which these may be joined, have strings of the usual size.
         features = Features({name: _usual(feature) for name, feature in features.items()})
-        features[wanted.image] = Image()
-        if names is not None:
-            labels: list[Any] = columns[wanted.label]
-            columns[wanted.label] = [label if isinstance(label, int) else indices[label] for label in labels]
-            features[wanted.label] = ClassLabel(names=list(names_of_ids(names, root) or names))
+        features[image_column(rows, wanted)] = Image()
+        label = label_column(rows, wanted)
+        if names is not None and label is not None:
+            values: list[Any] = columns[label]
+            columns[label] = [value if isinstance(value, int) else indices[value] for value in values]
+            features[label] = ClassLabel(names=list(names_of_ids(names, root) or names))
         splits[split] = Dataset.from_dict(columns, features=features)
     return DatasetDict(splits)
 
@@ -35,12 +37,13 @@ def _usual(feature: object) -> object:
     return Value("string") if feature == Value("large_string") else feature
 
 
-def _class_names(layout: Layout, label: str) -> tuple[str, ...] | None:
+def _class_names(layout: Layout, wanted: Wanted) -> tuple[str, ...] | None:
     """The class names in label order, of all splits; None for labels that are numbers without names."""
     if layout.class_names is not None:
         return layout.class_names
-    columns = [rows[label] for rows in layout.splits.values() if label in rows]
-    if len(columns) < len(layout.splits):
+    labels = [label_column(rows, wanted) for rows in layout.splits.values()]
+    columns = [rows[label] for rows, label in zip(layout.splits.values(), labels, strict=True) if label is not None]
+    if not columns or None in labels:
         return None
     values = pd.concat(columns).drop_duplicates().tolist()
     return tuple(sorted(values)) if all(isinstance(value, str) for value in values) else None

@@ -125,8 +125,9 @@ def _read(tree: FileTree, index: ImageIndex, file: str, wanted: Wanted, any_colu
     label, names = _label_column(rows, wanted, any_column)
     if label is not None and label != wanted.label:
         rows = rows.rename(columns={label: LABEL})
-    rows = rows.drop(columns=[IMAGE], errors="ignore")
-    rows.insert(0, IMAGE, [tree.path(image) for image in images])
+    name = wanted.image if column == wanted.image else IMAGE
+    rows = rows.drop(columns=[name], errors="ignore")
+    rows.insert(0, name, [tree.path(image) for image in images])
     return _Table(file, rows, images, label, names, missing)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from starft_hf.data.layouts.image_index import ImageIndex
 from starft_hf.data.layouts.layout import IMAGE
-from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION
+from starft_hf.data.layouts.split_names import in_order
 from starft_hf.data.layouts.tables import read_table
 from starft_hf.data.layouts.tree import FileTree
 from starft_hf.data.source import plain
@@ -75,9 +75,7 @@ def decode(values: Iterable[Any], meanings: Mapping[Any, Any], column: str, tabl
 def by_split(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of every split, by the column "split", which they lose; the usual splits first."""
     parts = {str(name): part for name, part in rows.groupby("split", sort=False)}
-    names = [name for name in (TRAIN, VALIDATION, TEST) if name in parts]
-    names += [name for name in parts if name not in names]
-    return {name: parts[name].drop(columns="split").reset_index(drop=True) for name in names}
+    return {name: parts[name].drop(columns="split").reset_index(drop=True) for name in in_order(parts)}
 
 
 def stem(file: str) -> str:

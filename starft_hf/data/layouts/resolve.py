@@ -10,7 +10,7 @@ from starft_hf.data.image_formats import is_image, needs_plugin
 from starft_hf.data.layouts import celeba, class_folders, coco, imagenet_tree, listed, roboflow, waterbirds, wilds
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
 from starft_hf.data.layouts.listed import Wanted
-from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION
+from starft_hf.data.layouts.split_names import in_order
 from starft_hf.data.layouts.tables import TABLES
 from starft_hf.data.layouts.tree import FileTree
 
@@ -32,7 +32,7 @@ _DOCUMENTS = {"", ".txt", ".md", ".rst", ".json", ".yaml", ".yml", ".html", ".lo
 
 
 def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
-    """The layout of the images of `tree`, with the columns called as `wanted`; None if it is none that is known."""
+    """The layout of the images of `tree`, where `wanted` names columns of tables; None if it is none that is known."""
     layout = next((found for read in LAYOUTS if (found := read(tree)) is not None), None)
     layout = layout or _by_tables_or_folders(tree, wanted)
     if layout is None:
@@ -40,21 +40,30 @@ def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
     left_out = {**tree.left_out, **layout.left_out}
     splits = {}
     for split, rows in layout.splits.items():
-        named = _named(rows, wanted)
-        if wanted.label in named:
-            unlabeled = named[wanted.label].isna()
-            left_out |= {_relative(tree, path): _UNLABELED for path in named[wanted.image][unlabeled]}
-            named = named[~unlabeled].reset_index(drop=True)
-        if len(named):
-            splits[split] = named
-    left_out |= _unread(tree, layout, left_out)
-    first = [split for split in (TRAIN, VALIDATION, TEST) if split in splits]
-    splits = {split: splits[split] for split in (*first, *sorted(splits.keys() - set(first)))}
+        label = label_column(rows, wanted)
+        if label is not None:
+            unlabeled = rows[label].isna()
+            left_out |= {_relative(tree, path): _UNLABELED for path in rows[image_column(rows, wanted)][unlabeled]}
+            rows = rows[~unlabeled].reset_index(drop=True)
+        if len(rows):
+            splits[split] = rows
+    left_out |= _unread(tree, layout, left_out, wanted)
+    splits = {split: splits[split] for split in in_order(splits)}
     sources = {split: layout.sources[split] for split in splits}
-    is_renamed = LABEL not in next(iter(splits.values()), ())
-    names = layout.class_names if wanted.label == LABEL or is_renamed else None
-    groups = tuple(wanted.label if column == LABEL and is_renamed else column for column in layout.group_columns)
-    return replace(layout, splits=splits, sources=sources, class_names=names, group_columns=groups, left_out=left_out)
+    own = all(label_column(rows, wanted) == LABEL for rows in splits.values())
+    return replace(
+        layout, splits=splits, sources=sources, class_names=layout.class_names if own else None, left_out=left_out
+    )
+
+
+def image_column(rows: pd.DataFrame, wanted: Wanted) -> str:
+    """The column with the paths of images."""
+    return wanted.image if wanted.image in rows else IMAGE
+
+
+def label_column(rows: pd.DataFrame, wanted: Wanted) -> str | None:
+    """The column with the labels: the one that was asked for, else the one that the layout has, if any."""
+    return next((name for name in (wanted.label, LABEL) if name in rows), None)
 
 
 def _by_tables_or_folders(tree: FileTree, wanted: Wanted) -> Layout | None:
@@ -71,19 +80,13 @@ def _size(layout: Layout) -> int:
     return sum(map(len, layout.splits.values()))
 
 
-def _named(rows: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
-    """`rows` with the columns of images and labels called as is wanted, unless a column is called so already."""
-    names = {IMAGE: wanted.image, LABEL: wanted.label}
-    return rows.rename(columns={own: name for own, name in names.items() if name not in rows})
-
-
 def _relative(tree: FileTree, path: str) -> str:
     return posixpath.relpath(path.replace("\\", "/"), str(tree.root).replace("\\", "/"))
 
 
-def _unread(tree: FileTree, layout: Layout, left_out: dict[str, str]) -> dict[str, str]:
+def _unread(tree: FileTree, layout: Layout, left_out: dict[str, str], wanted: Wanted) -> dict[str, str]:
     """Why the other files were not read."""
-    used = {path for rows in layout.splits.values() for path in rows[IMAGE]}
+    used = {path for rows in layout.splits.values() for path in rows[image_column(rows, wanted)]}
     sources = {source for names in layout.sources.values() for source in names}
     by_tables = not sources.isdisjoint(tree.files)
     found = {}

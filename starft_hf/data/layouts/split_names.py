@@ -1,6 +1,7 @@
 """The names that people give to splits."""
 
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -46,6 +47,11 @@ def split_of_file(path: str, default: str = TRAIN) -> str:
     if numbered:
         return split_of(numbered[1]) or numbered[1]
     return next((split for word in _words(stem) if (split := split_of(word)) is not None), default)
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Names of splits with those of training, validation and test first."""
+    return sorted(splits, key=lambda name: (_NUMBERED.index(name) if name in _NUMBERED else len(_NUMBERED), name))
 
 
 def _words(name: str) -> list[str]:
