@@ -71,8 +71,8 @@ def _attributes(tree: FileTree, file: str) -> pd.DataFrame:
     for name in (_LABEL, _SEX):
         if name not in table:
             raise ValueError(f"{file} has no attribute {name!r}; its columns are {', '.join(map(str, table))}")
-    columns = {str(name): decode(table[name], _ATTRIBUTE, str(name), file) for name in table}
-    return pd.DataFrame(columns, index=table.index)
+    columns = {str(name): decode(table, name, _ATTRIBUTE, file) for name in table}
+    return pd.DataFrame(columns)
 
 
 def _partition(tree: FileTree, file: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -60,16 +60,15 @@ def with_images(
     return kept, dict.fromkeys(missing, f"{listed_in} lists it, but there is no such image")
 
 
-def decode(values: Iterable[Any], meanings: Mapping[Any, Any], column: str, table: str) -> list[Any]:
+def decode(table: pd.DataFrame, column: Any, meanings: Mapping[Any, Any], source: str) -> pd.Series:
     """What the values of a column stand for; a ValueError if one is not among `meanings`."""
-    try:
-        return [meanings[value] for value in values]
-    except (KeyError, TypeError):
-        other = next(value for value in values if pd.isna(value) or value not in meanings)
-        known = ", ".join(str(value) for value in list(meanings)[:4])
-        more = ", ..." if len(meanings) > 4 else ""
-        held = "an empty value" if pd.isna(other) else repr(plain(other))
-        raise ValueError(f"column {column!r} of {table} holds {held}; expected one of {known}{more}") from None
+    for value in table[column].unique():
+        if pd.isna(value) or value not in meanings:
+            known = ", ".join(str(value) for value in list(meanings)[:4])
+            more = ", ..." if len(meanings) > 4 else ""
+            held = "an empty value" if pd.isna(value) else repr(plain(value))
+            raise ValueError(f"column {str(column)!r} of {source} holds {held}; expected one of {known}{more}")
+    return table[column].map(dict(meanings))
 
 
 def by_split(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

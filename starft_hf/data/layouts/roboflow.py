@@ -73,5 +73,5 @@ def _flags(tree: FileTree, source: str) -> pd.DataFrame:
             "the classes"
         )
     names = [str(name) for name in table.pop(_FILE)]
-    flags = {str(name): decode(table[name], {0: 0, 1: 1}, str(name), source) for name in table}
-    return pd.DataFrame(flags, index=names)
+    flags = {str(name): decode(table, name, {0: 0, 1: 1}, source) for name in table}
+    return pd.DataFrame(flags).set_axis(names, axis="index")

@@ -23,8 +23,8 @@ def read(tree: FileTree) -> Layout | None:
         # Another benchmark in the form of this one.
         return None
     source = found[0]
-    table[LABEL] = decode(table["y"], dict(enumerate(CLASSES)), "y", source)
-    table["place"] = decode(table["place"], dict(enumerate(PLACES)), "place", source)
+    table[LABEL] = decode(table, "y", dict(enumerate(CLASSES)), source)
+    table["place"] = decode(table, "place", dict(enumerate(PLACES)), source)
     table["split"] = [split_of_value(value) for value in table["split"]]
     files = [joined(posixpath.dirname(source), name) for name in table["img_filename"]]
     rows, left_out = with_images(tree, table[[LABEL, "place", "split"]], files, source)

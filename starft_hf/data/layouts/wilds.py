@@ -40,7 +40,7 @@ def read_iwildcam(tree: FileTree) -> Layout | None:
     if classes not in tree.files:
         raise ValueError(f"{source} is that of iWildCam, but {classes}, with the names of its classes, is missing")
     names = iwildcam_classes(tree.path(classes))
-    table[LABEL] = decode(table["y"], dict(enumerate(names)), "y", source)
+    table[LABEL] = decode(table, "y", dict(enumerate(names)), source)
     table["split"] = [split_of_value(value) for value in table["split"]]
     # All of them are in one folder, those of the other splits too.
     files = [joined(folder, f"train/{name}") for name in table["filename"]]
