@@ -88,6 +88,12 @@ def test_tables_that_are_not_those_of_waterbirds(tmp_path):
     write_waterbirds(tmp_path, rows=[(0, 0, 0), (0, "", 1)])
     with pytest.raises(ValueError, match=r"column 'y' of metadata.csv holds an empty value; expected one of 0, 1"):
         read(tmp_path)
+    write_waterbirds(tmp_path, rows=[(0, 0, 0), ("", 1, 1)])
+    with pytest.raises(ValueError, match=r"'split' of metadata.csv holds an empty value; expected the split of every"):
+        read(tmp_path)
+    write_table(tmp_path / "metadata.csv", ("img_filename", "y", "split", "place"))
+    with pytest.raises(ValueError, match=r"metadata.csv lists no images"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,8 @@ IWILDCAM_CLASSES = ("empty", "owl", "fern")
 
 def write_iwildcam(root):
     """iWildCam as `wilds` has it."""
-    rows = [
-        (split, number % 4, number, f"2013-06-0{number + 1} 12:00:00.000", y, y + 7, f"A{number}.jpg")
-        for number, (split, y) in enumerate(IWILDCAM)
-    ]
-    header = ("split", "location_remapped", "sequence_remapped", "datetime", "y", "category_id", "filename")
+    rows = [(split, number % 4, y, y + 7, f"A{number}.jpg") for number, (split, y) in enumerate(IWILDCAM)]
+    header = ("split", "location_remapped", "y", "category_id", "filename")
     write_table(Path(root) / "metadata.csv", header, *rows)
     categories = [(99999, 99, "unknown"), *((y, y + 7, name) for y, name in enumerate(IWILDCAM_CLASSES))]
     write_table(Path(root) / "categories.csv", ("y", "category_id", "name"), *categories)

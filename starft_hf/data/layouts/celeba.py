@@ -7,8 +7,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from starft_hf.data.layouts.layout import LABEL, Layout
-from starft_hf.data.layouts.lookup import by_split, decode, find_files, joined, stem, with_images
-from starft_hf.data.layouts.split_names import split_of_value
+from starft_hf.data.layouts.lookup import by_split, decode, find_files, joined, splits_of, stem, with_images
 from starft_hf.data.layouts.tables import read_table
 from starft_hf.data.layouts.tree import FileTree
 
@@ -78,7 +77,7 @@ def _attributes(tree: FileTree, file: str) -> pd.DataFrame:
 def _partition(tree: FileTree, file: str) -> dict[str, str]:
     """The split of every image."""
     table = _read(tree, file, names=["image_id", "partition"])
-    return {str(name): split_of_value(value) for name, value in table.iloc[:, 0].items()}
+    return dict(zip(map(str, table.index), splits_of(table.iloc[:, 0], file), strict=True))
 
 
 def _read(tree: FileTree, file: str, *, names: list[str] | None = None) -> pd.DataFrame:

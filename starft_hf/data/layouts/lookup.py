@@ -9,7 +9,7 @@ import pandas as pd
 
 from starft_hf.data.layouts.image_index import ImageIndex
 from starft_hf.data.layouts.layout import IMAGE
-from starft_hf.data.layouts.split_names import in_order
+from starft_hf.data.layouts.split_names import in_order, split_of_value
 from starft_hf.data.layouts.tables import read_table
 from starft_hf.data.layouts.tree import FileTree
 from starft_hf.data.source import plain
@@ -46,8 +46,10 @@ def with_images(
         listed_in: what lists them, for messages.
 
     Raises:
-        ValueError: if most of the images are missing.
+        ValueError: if there are no images, or most of them are missing.
     """
+    if not files:
+        raise ValueError(f"{listed_in} lists no images of any split; download it again")
     found = ImageIndex(tree).find(files, "")
     missing = [file for file, path in zip(files, found, strict=True) if path is None]
     if 2 * len(missing) > len(found):
@@ -69,6 +71,13 @@ def decode(table: pd.DataFrame, column: Any, meanings: Mapping[Any, Any], source
             held = "an empty value" if pd.isna(value) else repr(plain(value))
             raise ValueError(f"column {str(column)!r} of {source} holds {held}; expected one of {known}{more}")
     return table[column].map(dict(meanings))
+
+
+def splits_of(values: pd.Series, source: str) -> list[str]:
+    """The split of every row of a table, by its column of these; a ValueError if a value is missing."""
+    if values.isna().any():
+        raise ValueError(f"column {values.name!r} of {source} holds an empty value; expected the split of every row")
+    return [split_of_value(value) for value in values]
 
 
 def by_split(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -3,8 +3,7 @@
 import posixpath
 
 from starft_hf.data.layouts.layout import LABEL, Layout
-from starft_hf.data.layouts.lookup import by_split, decode, find_files, joined, read_columns, with_images
-from starft_hf.data.layouts.split_names import split_of_value
+from starft_hf.data.layouts.lookup import by_split, decode, find_files, joined, read_columns, splits_of, with_images
 from starft_hf.data.layouts.tree import FileTree
 
 
@@ -25,7 +24,7 @@ def read(tree: FileTree) -> Layout | None:
     source = found[0]
     table[LABEL] = decode(table, "y", dict(enumerate(CLASSES)), source)
     table["place"] = decode(table, "place", dict(enumerate(PLACES)), source)
-    table["split"] = [split_of_value(value) for value in table["split"]]
+    table["split"] = splits_of(table["split"], source)
     files = [joined(posixpath.dirname(source), name) for name in table["img_filename"]]
     rows, left_out = with_images(tree, table[[LABEL, "place", "split"]], files, source)
     parts = by_split(rows)

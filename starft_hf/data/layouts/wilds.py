@@ -5,8 +5,8 @@ import posixpath
 import pandas as pd
 
 from starft_hf.data.layouts.layout import LABEL, Layout
-from starft_hf.data.layouts.lookup import by_split, decode, find_files, joined, read_columns, with_images
-from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION, split_of_value
+from starft_hf.data.layouts.lookup import by_split, decode, find_files, joined, read_columns, splits_of, with_images
+from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION
 from starft_hf.data.layouts.tables import read_table
 from starft_hf.data.layouts.tree import FileTree
 from starft_hf.utils.names import distinct_names
@@ -31,7 +31,7 @@ def read_iwildcam(tree: FileTree) -> Layout | None:
     Raises:
         ValueError: if a table is damaged, the names of the classes or most of the images are missing.
     """
-    columns = ("split", "filename", "y", "location_remapped", "datetime")
+    columns = ("split", "filename", "y", "location_remapped")
     found = find_files(tree, IWILDCAM_TABLE)
     if len(found) != 1 or (table := read_columns(tree.path(found[0]), columns)) is None:
         return None
@@ -41,10 +41,10 @@ def read_iwildcam(tree: FileTree) -> Layout | None:
         raise ValueError(f"{source} is that of iWildCam, but {classes}, with the names of its classes, is missing")
     names = iwildcam_classes(tree.path(classes))
     table[LABEL] = decode(table, "y", dict(enumerate(names)), source)
-    table["split"] = [split_of_value(value) for value in table["split"]]
+    table["split"] = splits_of(table["split"], source)
     # All of them are in one folder, those of the other splits too.
     files = [joined(folder, f"train/{name}") for name in table["filename"]]
-    rows, left_out = with_images(tree, table[[LABEL, "location_remapped", "datetime", "split"]], files, source)
+    rows, left_out = with_images(tree, table[[LABEL, "location_remapped", "split"]], files, source)
     parts = by_split(rows)
     return Layout(
         kind="iWildCam (WILDS)",
@@ -100,13 +100,15 @@ def read_fmow(tree: FileTree) -> Layout | None:
     except ValueError as error:
         raise ValueError(f"column 'timestamp' of {source} holds something else than times: {error}") from error
     table = table.rename(columns={"category": LABEL})
-    names = tuple(sorted(set(table[LABEL])))
+    names = tuple(sorted(set(table[LABEL].dropna())))
     files = pd.Series([joined(folder, f"images/rgb_img_{row}.png") for row in range(len(table))])
     own = list(map(_fmow_split, table["split"], table["year"]))
     sequestered, unused = table["split"] == _SEQUESTERED, pd.Series([split is None for split in own])
+    present = files.isin(tree.images)
     table["split"] = own
-    left_out = dict.fromkeys(files[sequestered], "WILDS does not use sequestered images")
-    left_out |= dict.fromkeys(files[unused & ~sequestered], "WILDS does not use images of its split and year")
+    left_out = dict.fromkeys(files[present & sequestered], "WILDS does not use sequestered images")
+    late = present & unused & ~sequestered
+    left_out |= dict.fromkeys(files[late], "WILDS does not use images of its split and year")
     kept = table.loc[~unused, [LABEL, "region", "year", "country_code", "split"]].reset_index(drop=True)
     rows, missing = with_images(tree, kept, list(files[~unused]), source)
     parts = by_split(rows)
