@@ -10,6 +10,7 @@ from typing import Any
 
 from starft_hf.cli.benchmark import read_benchmark
 from starft_hf.cli.command import count, given, positive_int, read_class_names, warn
+from starft_hf.cli.messages import in_flags
 
 
 CLASS_NAMES_HELP = "names in label order, or a file of them: one per line, or JSON"
@@ -55,7 +56,7 @@ def load_split(options: argparse.Namespace, preferred: str | None = None) -> tup
 
     By default that is `preferred`, or else the split for evaluation. Nothing is held out of a dataset without splits.
     """
-    from starft_hf.data.loading import choose_split, evaluation_split
+    from starft_hf.data.loading import choose_split, evaluation_split, left_out
 
     found = read(options, options.dataset)
     splits = found.splits
@@ -67,7 +68,10 @@ def load_split(options: argparse.Namespace, preferred: str | None = None) -> tup
         if name == shown and preferred is None:
             warn(options, f"{options.dataset} has no split for evaluation, only {name!r}, which is used")
     rows = choose_split(splits, name, options.dataset)
-    warn_of_left_out(options, found)
+    if preferred is not None:
+        summarize(options, found, name)
+    elif found.left_out:
+        warn(options, left_out(found.left_out, options.dataset))
     return rows, shown or _shown(name, found, options.dataset)
 
 
@@ -91,7 +95,7 @@ def load_training_data(options: argparse.Namespace) -> TrainingData:
         options.train_split = next(iter(found.splits))
         warn(options, f"{options.dataset} has only the split {options.train_split!r}, which is trained on")
     train = choose_split(found.splits, options.train_split, options.dataset)
-    summarize(options, found)
+    summarize(options, found, options.train_split)
     source, evaluated = options.eval_dataset or options.dataset, found
     if options.eval_dataset is not None:
         evaluated = read(options, source)
@@ -126,32 +130,27 @@ def read(options: argparse.Namespace, source: str, *, share: float = 0.0, stream
     )
 
 
-def summarize(options: argparse.Namespace, found: Any) -> None:
+def described(options: argparse.Namespace, inspection: Any) -> list[str]:
+    """An inspection in lines of text, in the words of the command line."""
+    lines = [in_flags(line, {"validation_split": "--validation_split"}) for line in inspection.lines()]
+    return [f"{options.dataset}:", *(f"  {line}" for line in lines)]
+
+
+def summarize(options: argparse.Namespace, found: Any, train_split: str) -> None:
     """Print what was found on standard error, on one of several processes."""
     from starft_hf.data.inspection import inspect_splits
 
     if os.environ.get("RANK", "0") == "0":
-        inspection = inspect_splits(found, column_settings(options), options.train_split)
-        print(f"{options.dataset}:", *inspection.lines(), sep="\n  ", file=sys.stderr, flush=True)
+        inspection = inspect_splits(found, column_settings(options), train_split)
+        print("\n".join(described(options, inspection)), file=sys.stderr, flush=True)
 
 
 def column_settings(options: argparse.Namespace) -> Any:
     """The columns that were asked for, as the package's functions take them."""
     from starft_hf.data.columns import ColumnSettings
 
-    names = given(options, "image_column", "label_column", "caption_column", "group_column")
-    return ColumnSettings(**names, **class_names(options))
-
-
-def warn_of_left_out(options: argparse.Namespace, found: Any) -> None:
-    """Warn of files that were not read."""
-    if found.left_out:
-        path, why = next(iter(found.left_out.items()))
-        warn(
-            options,
-            f"{len(found.left_out)} files of {options.dataset} are left out, such as {path}: {why}; `starft inspect` "
-            "names them",
-        )
+    present = [name for name in ("image_column", "label_column", "caption_column", "group_column") if name in options]
+    return ColumnSettings(**given(options, *present), **class_names(options))
 
 
 def _only_split(splits: Mapping[str, Any], source: str, flag: str) -> str:

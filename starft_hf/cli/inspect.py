@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from starft_hf.cli.command import check_sources
-from starft_hf.cli.data import CLASS_NAMES_HELP, column_settings, read
+from starft_hf.cli.data import CLASS_NAMES_HELP, column_settings, described, read
 from starft_hf.cli.output import show
 
 
@@ -43,8 +43,7 @@ def run(options: argparse.Namespace) -> None:
     found = read(options, options.dataset, share=options.validation_split, streaming=options.streaming)
     inspection = inspect_splits(found, column_settings(options), options.train_split, compares=True)
     captions = _captions(options, found.splits, inspection)
-    lines = [f"{options.dataset}:", *(f"  {line}" for line in inspection.lines())]
-    lines += ["captions:", *(f"  {caption}" for caption in captions)]
+    lines = [*described(options, inspection), "captions:", *(f"  {caption}" for caption in captions)]
     show(options, {**inspection.as_dict(), "captions": captions}, *lines)
 
 

@@ -48,7 +48,9 @@ def duplicates_across(splits: Mapping[str, Any], column: str) -> list[Duplicate]
             same = [part for images in same for part in _apart(images, key) if len({one.split for one in part}) > 1]
     duplicates = []
     for images in same:
-        first, *others = {image.split: image for image in reversed(images)}.values()
+        # The last one assigned is the first of its split.
+        by_split = {image.split: image for image in reversed(images)}
+        first, *others = [by_split[name] for name in splits if name in by_split]
         duplicates += [Duplicate((first.split, one.split), (first.name, one.name)) for one in others]
     return sorted(duplicates, key=lambda one: (one.splits, one.images))
 

@@ -11,6 +11,7 @@ from starft_hf.data.columns import read_column
 
 # The share that is held out by default.
 VALIDATION_SPLIT = 0.15
+_SMALL = 4
 
 
 def held_out(dataset: Any, share: float, stratify: Sequence[str], seed: int = 0) -> tuple[list[int], list[int]]:
@@ -18,8 +19,8 @@ def held_out(dataset: Any, share: float, stratify: Sequence[str], seed: int = 0)
 
     Args:
         dataset: a `datasets` Dataset.
-        share: the share to hold out, of every stratum and in all. Of a stratum of several rows, at least one is held
-            out and one kept.
+        share: the share to hold out, of every stratum: at least one row, and not all. Strata of fewer than four rows
+            are too small for that; of all of them together, the same share is held out, no more than one row of each.
         stratify: the columns whose values together make the strata, such as class and group.
         seed: of the choice.
 
@@ -33,14 +34,17 @@ def held_out(dataset: Any, share: float, stratify: Sequence[str], seed: int = 0)
         strata.setdefault(key, []).append(row)
     generator = np.random.default_rng(seed)
     chosen: list[int] = []
-    owed = 0.0
+    small = []
     for _, rows in sorted(strata.items()):
-        # Rounding is carried over, so that many small strata do not add up to another share. One row of each is held
-        # out at least, because a class without any could not be evaluated, and one is kept.
-        owed += share * len(rows)
-        number = min(max(math.floor(owed + 0.5), 1), len(rows) - 1) if share else 0
-        owed -= number
-        chosen += generator.permutation(rows)[:number].tolist()
+        if len(rows) < _SMALL:
+            small.append(int(generator.choice(rows)))
+        elif share:
+            number = max(1, min(math.floor(share * len(rows) + 0.5), len(rows) - 1))
+            chosen += generator.permutation(rows)[:number].tolist()
+    # A row of each would be too many: one of as many small strata as make up the share of all their rows.
+    several = [row for row in small if len(strata[keys[row] if keys else ()]) > 1]
+    size = sum(len(rows) for rows in strata.values() if len(rows) < _SMALL)
+    chosen += generator.permutation(several)[: math.floor(share * size + 0.5)].tolist()
     kept = set(range(len(dataset))) - set(chosen)
     return sorted(kept), sorted(chosen)
 

@@ -1,6 +1,6 @@
 """Datasets from the Hub, a folder or a file, with the columns that the trainer expects, and what was not read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
 from huggingface_hub import DatasetCard
+from transformers.utils import logging
 
 from starft_hf.data.files import DataFound, read_files
 from starft_hf.data.holdout import VALIDATION_SPLIT, check_share, held_out
@@ -16,6 +17,8 @@ from starft_hf.data.layouts.split_names import TRAIN, VALIDATION
 from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.names import unknown_name
 
+
+logger = logging.get_logger(__name__)
 
 # Of an iterable dataset that is made from one in memory.
 _SHARDS = 128
@@ -53,14 +56,25 @@ def load_splits(
         FileNotFoundError: if neither a file nor, unless `source` looks like a path, a dataset on the Hub is found.
         ValueError: if nothing can be read as a dataset, or images have neither classes nor a table.
     """
-    return read_data(
+    found = read_data(
         source,
         config,
         image_column=image_column,
         label_column=label_column,
         streaming=streaming,
         validation_split=validation_split,
-    ).splits
+    )
+    for note in found.notes:
+        logger.warning("%s: %s", source, note)
+    if found.left_out:
+        logger.warning(left_out(found.left_out, str(source)))
+    return found.splits
+
+
+def left_out(files: Mapping[str, str], source: str) -> str:
+    """A warning of files that were not read, of which there are some."""
+    path, why = next(iter(files.items()))
+    return f"{len(files)} files of {source} are left out, such as {path}: {why}. `starft inspect {source}` lists them."
 
 
 def read_data(

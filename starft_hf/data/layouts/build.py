@@ -27,7 +27,7 @@ def as_datasets(layout: Layout, wanted: Wanted, root: Path) -> DatasetDict:
         label = label_column(rows, wanted)
         if names is not None and label is not None:
             values: list[Any] = columns[label]
-            columns[label] = [value if isinstance(value, int) else indices[value] for value in values]
+            columns[label] = [indices[value] if isinstance(value, str) else int(value) for value in values]
             features[label] = ClassLabel(names=list(names_of_ids(names, root) or names))
         splits[split] = Dataset.from_dict(columns, features=features)
     return DatasetDict(splits)

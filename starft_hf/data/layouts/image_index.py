@@ -41,13 +41,16 @@ class ImageIndex:
         prefixes: Counter[str] = Counter()
         for name, images in zip(names, found, strict=True):
             prefixes.update({_prefix(image, name or "") for image in images})
-        first = [prefix for prefix in dict.fromkeys((f"{folder}/" if folder else "", "")) if prefix in prefixes]
-        order = [*first, *(prefix for prefix, _ in prefixes.most_common() if prefix not in first)]
+        own = next((prefix for prefix in (f"{folder}/" if folder else "", "") if prefix in prefixes), None)
+        # Paths relative to the table are not looked for elsewhere: an image of that name there is another one.
+        order = [own] if own is not None else [prefix for prefix, _ in prefixes.most_common()]
         rank = {prefix: place for place, prefix in enumerate(order)}
-        return [
-            min(images, key=lambda image: rank[_prefix(image, name or "")]) if images else self._outside(name, folder)
-            for name, images in zip(names, found, strict=True)
-        ]
+        chosen: list[str | None] = []
+        for name, images in zip(names, found, strict=True):
+            here = [image for image in images if _prefix(image, name or "") in rank]
+            first = min(here, key=lambda image: rank[_prefix(image, name or "")], default=None)
+            chosen.append(first or self._outside(name, folder))
+        return chosen
 
     def _plain(self, value: str) -> str:
         path = value.strip().replace("\\", "/")

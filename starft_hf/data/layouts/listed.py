@@ -38,7 +38,9 @@ _LABELS = (
 _SPLITS = ("split", "subset", "partition")
 # Tables of what a model predicts.
 _OUTPUTS = re.compile(r"submission|prediction|result", re.IGNORECASE)
+# The share of values that must name images for a column to be one of paths.
 _ENOUGH = 0.5
+_NO_SPLIT = "it is listed without a split"
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,21 @@ def read(tree: FileTree, wanted: Wanted, *, any_column: bool) -> Layout | None:
     if any(table.label is not None for table in tables) and not any(table.is_metadata for table in tables):
         tables = [table for table in tables if table.label is not None]
     tables = _with_folders_as_labels(tree, tables)
-    _check_apart(tables)
     names = next((table.class_names for table in tables if table.class_names is not None), None)
+    missing = {path: why for table in tables for path, why in table.missing.items()}
     parts: dict[str, list[pd.DataFrame]] = {}
     sources: dict[str, list[str]] = {}
+    listed: dict[Any, str] = {}
     for table in tables:
-        for split, rows in table.rows.groupby(_splits(tree, table), sort=False):
+        splits = pd.Series(list(_splits(tree, table)), index=table.rows.index, dtype="object")
+        missing |= {table.images[row]: _NO_SPLIT for row in splits.index[splits.isna()]}
+        for split, rows in table.rows.groupby(splits, sort=False):
+            for image in dict.fromkeys(table.images[row] for row in rows.index):
+                if (other := listed.setdefault((split, image), table.file)) != table.file:
+                    raise ValueError(
+                        f"both {other} and {table.file} list the image {image}; pass the right one of them as the "
+                        "dataset, or remove the other"
+                    )
             parts.setdefault(str(split), []).append(rows)
             sources.setdefault(str(split), []).append(table.file)
     notes = [
@@ -95,7 +106,7 @@ def read(tree: FileTree, wanted: Wanted, *, any_column: bool) -> Layout | None:
         {split: pd.concat(rows, ignore_index=True) for split, rows in parts.items()},
         {split: tuple(dict.fromkeys(files)) for split, files in sources.items()},
         names,
-        left_out={path: why for table in tables for path, why in table.missing.items()},
+        left_out=missing,
         notes=tuple(dict.fromkeys(notes)),
         is_metadata=any(table.is_metadata for table in tables),
     )
@@ -202,24 +213,13 @@ def _with_folders_as_labels(tree: FileTree, tables: Sequence[_Table]) -> list[_T
     ]
 
 
-def _check_apart(tables: Sequence[_Table]) -> None:
-    """Check that no two tables list the same image."""
-    listed: dict[str, str] = {}
-    for table in tables:
-        for image in table.images:
-            if listed.setdefault(image, table.file) != table.file:
-                raise ValueError(
-                    f"both {listed[image]} and {table.file} list the image {image}; pass the right one of them as the "
-                    "dataset, or remove the other"
-                )
-
-
-def _splits(tree: FileTree, table: _Table) -> list[str]:
+def _splits(tree: FileTree, table: _Table) -> Sequence[str | None]:
     """The split of every row: by a column, the name or folder of the table, or the folder of the image."""
     columns = {str(name).lower(): name for name in table.rows}
     for name in _SPLITS:
         if name in columns:
-            return [split_of_value(value) for value in table.rows[columns[name]]]
+            values = _values(table.rows[columns[name]])
+            return [None if value is None else split_of_value(value) for value in values]
     own = split_of_file(table.file, default="")
     if own:
         return [own] * len(table.rows)

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import ClassLabel, Features
 
 
 # Endings of the tables that are read, with how values are separated.
@@ -33,17 +34,30 @@ def read_table(path: str | Path, **settings: Any) -> pd.DataFrame:
         if ending == ".parquet":
             # Images that a table holds itself may be large.
             fields = [field for field in pq.read_schema(path) if not _holds_bytes(field.type)]
-            return pd.read_parquet(path, columns=[field.name for field in fields])
+            rows = pd.read_parquet(path, columns=[field.name for field in fields])
+            features = Features.from_arrow_schema(pq.read_schema(path))
+            for name in rows:
+                if isinstance(kind := features[name], ClassLabel):
+                    rows[name] = rows[name].map(dict(enumerate(kind.names)))
+            return rows
         if ending in (".jsonl", ".ndjson"):
             # pandas would take some strings for dates and numbers.
             lines = path.read_text(encoding="utf-8-sig").splitlines()
             return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
-        own = {"sep": SEPARATORS.get(ending, ","), "encoding": "utf-8-sig", "skipinitialspace": True}
+        own = {"sep": _separator(path, ending), "encoding": "utf-8-sig", "skipinitialspace": True}
         written = pd.read_csv(path, **{**own, **settings}, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:
         # Errors of pandas' parsers and of decoding are of ValueError.
         raise ValueError(f"the table {str(path)!r} cannot be read: {error}") from error
     return written.apply(_with_numbers)
+
+
+def _separator(path: Path, ending: str) -> str:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        heading = file.readline()
+    # Spreadsheets write semicolons where a comma is a decimal point.
+    own = SEPARATORS.get(ending, ",")
+    return ";" if own not in heading and ";" in heading else own
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
