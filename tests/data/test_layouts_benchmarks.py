@@ -9,6 +9,7 @@ import pytest
 from starft_hf.data import imagenet
 from starft_hf.data.layouts import FileTree
 from starft_hf.data.layouts.resolve import LAYOUTS
+from starft_hf.data.loading import read_data
 from tests.support import layouts
 from tests.support.layouts import (
     GOLDFISH,
@@ -326,3 +327,29 @@ def test_captions_of_coco_of_two_years(tmp_path):
     )
     with pytest.raises(ValueError, match=r"captions_train2014.json and .*2017.json are both of the split 'train'"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "names", "groups"),
+    [
+        (write_waterbirds, ["landbird", "waterbird"], ("label", "place")),
+        (write_celeba, ["dark", "blond"], ("label", "sex")),
+        (write_iwildcam, ["empty", "owl", "fern"], ()),
+        (write_fmow, ["airport", "dam", "zoo"], ("region",)),
+        (write_imagenet, ["tench", "goldfish", "great grey owl"], ()),
+        (lambda root: write_roboflow(root, {"train": ["01"], "valid": ["10"], "test": ["10"]}), ["owl", "fern"], ()),
+        (lambda root: write_coco(root, {"train": [["an owl", "a bird"]], "val": [["a fern"]]}), None, ()),
+    ],
+)
+def test_each_is_loaded_by_its_folder_alone(tmp_path, write, names, groups):
+    write(tmp_path)
+    found = read_data(tmp_path)
+    assert found.group_columns == groups
+    # Every image is in a split, or there is a reason.
+    assert sum(map(len, found.splits.values())) + len(found.left_out) == len(FileTree(tmp_path).images)
+    for rows in found.splits.values():
+        assert rows[0]["image"].size == (24, 24)
+        if names is None:
+            assert all(isinstance(caption, str) for caption in rows[0]["caption"])
+        else:
+            assert rows.features["label"].names == names
