@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from starft_hf.cli.benchmark import choose_benchmark
 from starft_hf.cli.command import check_sources, read_class_names
 from starft_hf.cli.parser import CommandParser
 
@@ -37,6 +38,8 @@ class RunArguments:
 
     model: str | None = option(None, "Model: a Hub id or a folder.")
     dataset: str | None = option(None, "Dataset: a Hub id, a folder of images or shards, or a table of images.")
+    benchmark: str | None = option(None, "Benchmark of the catalog, such as waterbirds, instead of a dataset.")
+    data_dir: str | None = option(None, "Folder with the benchmark as it is distributed, instead of the Hub.")
     dataset_config: str | None = option(None, "Configuration of the dataset, if it has several.")
     train_split: str = option("train", "Split to train on.")
     validation_split: float = option(0.15, "Share of a dataset without splits that is held out to evaluate; 0: none.")
@@ -201,6 +204,7 @@ def adapter_of(options: argparse.Namespace) -> Any:
 
 def check_required(options: argparse.Namespace) -> None:
     """Check that model and dataset were passed, on the command line or in the file, and exist if they are paths."""
+    choose_benchmark(options)
     for name in ("model", "dataset"):
         if getattr(options, name) is None:
             raise argparse.ArgumentTypeError(f"--{name} is missing; pass it, or put `{name}: ...` into --config")

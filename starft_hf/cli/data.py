@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starft_hf.cli.benchmark import read_benchmark
 from starft_hf.cli.command import count, given, positive_int, read_class_names, warn
 from starft_hf.cli.messages import in_flags
 
@@ -116,6 +117,8 @@ def read(options: argparse.Namespace, source: str, *, share: float = 0.0, stream
     """What `read_data` finds in `source`, of which the share `share` is held out if there is one split only."""
     from starft_hf.data.loading import read_data
 
+    if source == options.dataset and hasattr(options, "entry"):
+        return read_benchmark(options)
     group = getattr(options, "group_column", None) or ()
     return read_data(
         source,

@@ -3,20 +3,20 @@
 import argparse
 from typing import Any
 
+from starft_hf.cli.benchmark import OF_A_BENCHMARK
 from starft_hf.cli.command import check_sources, refuse, warn
 from starft_hf.cli.data import add_data_arguments, class_names, columns, load_split, reading
 from starft_hf.cli.output import show
 
 
 SUMMARY = "classify a labeled dataset zero-shot or with a trained head, group by group"
-# What a benchmark of the catalog chooses itself.
-_OF_A_BENCHMARK = ("dataset_config", "split", "image_column", "label_column")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a Hub id or a folder; its linear head is used if it has one")
     add_data_arguments(parser, split="test or validation, if there is one", nargs="?")
     parser.add_argument("--benchmark", help="one of the catalog, such as waterbirds, instead of a dataset")
+    parser.add_argument("--data_dir", help="folder with the benchmark as it is distributed, instead of the Hub")
     parser.add_argument(
         "--group_column",
         nargs="+",
@@ -33,7 +33,9 @@ def run(options: argparse.Namespace) -> None:
     if (options.dataset is None) == (options.benchmark is None):
         raise argparse.ArgumentTypeError("pass either a dataset or --benchmark")
     if options.benchmark is not None:
-        refuse(options, _OF_A_BENCHMARK, f"--benchmark {options.benchmark} chooses it")
+        refuse(options, OF_A_BENCHMARK, f"--benchmark {options.benchmark} decides it")
+    else:
+        refuse(options, ["data_dir"], "it is the folder of a benchmark, and --benchmark does not name one")
     check_sources(options, "model", "dataset")
     given_names = class_names(options).get("class_names")
     import torch
@@ -47,7 +49,9 @@ def run(options: argparse.Namespace) -> None:
 
     if options.templates is not None:
         check_caption_templates("templates", options.templates)
-    benchmark = load_benchmark(options.benchmark, classes=given_names) if options.benchmark is not None else None
+    benchmark = None
+    if options.benchmark is not None:
+        benchmark = load_benchmark(options.benchmark, classes=given_names, root=options.data_dir)
     folder = local_folder(options.model)
     own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
     if benchmark is None:
@@ -71,7 +75,10 @@ def run(options: argparse.Namespace) -> None:
         if options.group_column is not None:
             # Shares of the training set are known for the benchmark's own groups.
             settings |= {"group_column": options.group_column, "training_shares": None}
-        result, data = benchmark.evaluate(model, saved.processor, **settings), {"benchmark": options.benchmark}
+        split = options.split or benchmark.evaluation_split
+        rows = benchmark.load(split=split)
+        result = benchmark.evaluate(model, saved.processor, rows, **settings)
+        data = {"benchmark": options.benchmark, "split": split}
     else:
         settings |= {**columns(options), "class_names": names, "group_column": groups}
         if names is not None and given_names is None and _has_integers(rows, options.label_column or "label"):
@@ -82,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
             )
         result = evaluate_zero_shot(model, saved.processor, rows, **settings)
         data = {"dataset": options.dataset, "split": split}
-    title = f"{options.model} on {options.benchmark or f'{options.dataset}, split {split}'}"
+    title = f"{options.model} on {options.benchmark or options.dataset}, split {split}"
     show(options, {**result.as_dict(), **data}, result_table(result, title))
 
 

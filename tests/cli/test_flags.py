@@ -21,6 +21,7 @@ from tests.support.report_runs import run
 
 # The command lines that every flag of a command is added to.
 RUN = ["--model", "m", "--dataset", "d"]
+BENCHMARK = ["--model", "m", "--benchmark", "waterbirds"]
 MODES = {
     "demo": [[], ["--quick"]],
     "inspect": [["d"], ["d", "--json"]],
@@ -31,6 +32,7 @@ MODES = {
         [*RUN, "--resume"],
         [*RUN, "--processes", "2"],
         [*RUN, "--accelerate_config", "ddp"],
+        BENCHMARK,
     ],
     "evaluate": [["m", "d"], ["m", "--benchmark", "waterbirds"], ["with-head", "d"], ["m", "d", "--json"]],
     "compare": [RUN, [*RUN, "--methods", "FLYP"], [*RUN, "--methods", "zero-shot"], [*RUN, "--peft", "lora"]],
@@ -69,6 +71,7 @@ VALUES = {
     "card_template": ["card.md"],
     "class_names": ["names.txt"],
     "crop_scale": ["none"],
+    "data_dir": ["d"],
     "curve_alphas": ["0.1", "0.9"],
     "dataset_config": ["other"],
     "discovery_pool": ["texture"],
@@ -150,6 +153,7 @@ def calls(monkeypatch, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     (tmp_path / "names.txt").write_text("fern\nowl\n")
+    (tmp_path / "d").mkdir()
     found = []
 
     def record(name, result=None):
@@ -201,8 +205,14 @@ def calls(monkeypatch, tmp_path):
 
     def benchmark(name, **settings):
         entry = load_benchmark(name, **settings)
+        of = (name, str(entry.class_space()), entry.root)
         return SimpleNamespace(
-            evaluate=lambda *args, **more: record(f"benchmark {entry.class_space()}", result)(*args, **more)
+            load=lambda *, split: Rows(*of, split),
+            evaluate=record("benchmark", result),
+            prompts=entry.prompts,
+            root=entry.root,
+            splits=("train", "validation", "test"),
+            **{name: getattr(entry, name) for name in ("hub", "evaluation_split", "group_columns", "ignored_groups")},
         )
 
     for name, stub in {

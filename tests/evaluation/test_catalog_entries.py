@@ -38,7 +38,7 @@ def test_loading_takes_the_split_alone_and_counts_its_rows(monkeypatch, tmp_path
         return dataset
 
     monkeypatch.setattr(entry_module, "load_dataset", from_hub)
-    with pytest.warns(UserWarning, match="has 2 rows for 'fmow', which has 22108"):
+    with pytest.warns(UserWarning, match="the Hub has 2 rows for 'fmow', whose test split has 22108"):
         prepared = load_benchmark("fmow").load(tmp_path)
     assert prepared["label"][:] == [0, 3]
     files = {"data_files": {"test": "test/*.tar"}, "split": "test", "cache_dir": str(tmp_path)}

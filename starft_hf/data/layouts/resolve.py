@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 
 from starft_hf.data.image_formats import is_image, needs_plugin
-from starft_hf.data.layouts import class_folders, listed
+from starft_hf.data.layouts import celeba, class_folders, coco, imagenet_tree, listed, roboflow, waterbirds, wilds
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
 from starft_hf.data.layouts.listed import Wanted
 from starft_hf.data.layouts.split_names import in_order
@@ -16,7 +16,15 @@ from starft_hf.data.layouts.tree import FileTree
 
 
 # Tried in this order; the first that recognizes the files decides.
-LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = ()
+LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = (
+    waterbirds.read,
+    celeba.read,
+    wilds.read_iwildcam,
+    wilds.read_fmow,
+    imagenet_tree.read,
+    roboflow.read,
+    coco.read,
+)
 
 _UNLABELED = "it has no label"
 # What lies beside data and is none.

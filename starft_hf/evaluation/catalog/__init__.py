@@ -7,6 +7,7 @@ Examples:
     'worst_group_accuracy'
     >>> result = entry.evaluate("openai/clip-vit-base-patch16")  # doctest: +SKIP
     >>> entry.score(result)  # doctest: +SKIP
+    >>> load_benchmark("waterbirds", root="data/waterbirds").load(split="train")  # doctest: +SKIP
 """
 
 from starft_hf.data.imagenet import imagenet_class_names, imagenet_templates

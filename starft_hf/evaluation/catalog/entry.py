@@ -2,16 +2,20 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from datasets import Dataset, Image, Value, concatenate_datasets, load_dataset
 from torch import nn
 
+from starft_hf.data.layouts.split_names import TEST
 from starft_hf.evaluation.catalog.classes import ClassSpace, classes_from_names
 from starft_hf.evaluation.catalog.columns import as_class_labels, as_group_names, rename_first, with_values
+from starft_hf.evaluation.catalog.folders import FOLDERS, Splits
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.utils.names import unknown_name
@@ -52,7 +56,10 @@ class BenchmarkEntry:
     Attributes:
         name: its name for `load_benchmark`.
         title: its name in papers.
-        hub: where its images are; several sources are concatenated.
+        hub: where the images of its evaluation split are; several sources are concatenated.
+        evaluation_split: the split that it is measured on.
+        hub_splits: its other splits, and what the repository calls them.
+        root: the folder to read it from, instead of the Hub.
         classes: its classes, or a function that looks them up or raises an error that says what is missing.
         num_classes: how many.
         templates: prompts of the zero-shot classifier, or a function that looks them up.
@@ -64,7 +71,8 @@ class BenchmarkEntry:
         group_names: names of the values of group columns.
         ignored_groups: groups that the measure skips.
         training_sizes: rows of every group in the training set, where group-adjusted accuracy is usual.
-        rows: how many images there are.
+        rows: how many images the evaluation split has.
+        split_rows: how many the others have.
         read_classes: makes the class space from the argument `classes` of `load_benchmark`.
         license_note: on what terms the images can be had, as far as seen.
         sources: the paper and other sources of these facts.
@@ -82,6 +90,9 @@ class BenchmarkEntry:
     num_classes: int
     templates: tuple[str, ...] | Callable[[], tuple[str, ...]]
     metric: str
+    evaluation_split: str = TEST
+    hub_splits: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
     image_columns: tuple[str, ...] = ("image",)
     label_columns: tuple[str, ...] = ("label",)
     steps: tuple[Callable[[Any, "BenchmarkEntry"], Any], ...] = ()
@@ -90,6 +101,7 @@ class BenchmarkEntry:
     ignored_groups: tuple[str, ...] = ()
     training_sizes: Mapping[str, int] = field(default_factory=dict)
     rows: int | None = None
+    split_rows: Mapping[str, int] = field(default_factory=dict)
     read_classes: Callable[[Any], ClassSpace] = classes_from_names
     license_note: str = ""
     sources: tuple[str, ...] = ()
@@ -111,23 +123,56 @@ class BenchmarkEntry:
         """The prompts of the zero-shot classifier; an ImportError if they need a missing library."""
         return self.templates() if callable(self.templates) else self.templates
 
-    def load(self, cache_dir: str | PathLike[str] | None = None) -> Any:
-        """Download and `prepare` the benchmark, with a warning if the number of rows is not that of the benchmark.
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits that `load` can read."""
+        if self.root is None:
+            return (*self.hub_splits, self.evaluation_split)
+        return tuple(self._in_folder)
+
+    def load(self, cache_dir: str | PathLike[str] | None = None, *, split: str | None = None) -> Any:
+        """Read and `prepare` a split, with a warning if the number of its rows is not that of the benchmark.
 
         Args:
             cache_dir: where downloads are kept; None: where `datasets` keeps them.
+            split: one of `splits`; None: the one that the benchmark is measured on. All have the same classes.
+
+        Raises:
+            ValueError: if there is no such split, or the folder of the benchmark holds something else.
         """
         # Raises for missing classes before gigabytes are downloaded.
         self.class_space()
-        parts = {source.part: source.load(cache_dir) for source in self.hub}
-        found = sum(map(len, parts.values()))
-        if self.rows not in (None, found):
+        split = split or self.evaluation_split
+        if split not in self.splits:
+            where = "on the Hub" if self.root is None else f"in {str(self.root)!r}"
+            raise ValueError(unknown_name(f"split of {self.name!r} {where}", split, self.splits))
+        if self.root is not None:
+            rows = Dataset.from_pandas(self._in_folder[split], preserve_index=False).cast_column("image", Image())
+            self._check_rows(len(rows), split, str(self.root))
+            return self._prepared(rows, self.hub[0])
+        sources = self.hub
+        if split != self.evaluation_split:
+            sources = tuple(replace(source, split=self.hub_splits[split]) for source in sources)
+        parts = {source.part: source.load(cache_dir) for source in sources}
+        self._check_rows(sum(map(len, parts.values())), split, "the Hub")
+        return self.prepare(parts if len(sources) > 1 else parts[sources[0].part])
+
+    @cached_property
+    def _in_folder(self) -> Splits:
+        assert self.root is not None
+        try:
+            return FOLDERS[self.name].splits(self.root, self.class_space())
+        except ValueError as error:
+            raise ValueError(f"{self.name!r} cannot be read from {str(self.root)!r}: {error}") from error
+
+    def _check_rows(self, found: int, split: str, where: str) -> None:
+        expected = self.rows if split == self.evaluation_split else self.split_rows.get(split)
+        if expected not in (None, found):
             warnings.warn(
-                f"the Hub has {found} rows for {self.name!r}, which has {self.rows}; figures on other rows cannot be "
-                "compared with published ones",
-                stacklevel=2,
+                f"{where} has {found} rows for {self.name!r}, whose {split} split has {expected}; figures on other "
+                "rows cannot be compared with published ones",
+                stacklevel=3,
             )
-        return self.prepare(parts if len(self.hub) > 1 else parts[self.hub[0].part])
 
     def prepare(self, dataset: Any) -> Any:
         """Bring the benchmark, as the Hub has it, to the columns that evaluation reads. Prepare it once: crops add up.

@@ -10,8 +10,9 @@ from starft_hf.data.imagenet import imagenet_class_names
 from starft_hf.evaluation.catalog.classes import ClassSpace
 
 
+FOLDER_LABELS = "folder_to_objectnet_label.json"
 OBJECTNET_FILES = (
-    "folder_to_objectnet_label.json",
+    FOLDER_LABELS,
     "objectnet_to_imagenet_1k.json",
     "pytorch_to_imagenet_2012_id.json",
     "imagenet_to_label_2012_v2",

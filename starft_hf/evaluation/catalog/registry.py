@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from starft_hf.data.groups import SEPARATOR
 from starft_hf.evaluation.catalog import imagenet, steps
 from starft_hf.evaluation.catalog.classes import ClassSpace, classes_from_hub, classes_from_names
 from starft_hf.evaluation.catalog.entry import BenchmarkEntry, HubSource
+from starft_hf.evaluation.catalog.folders import FOLDERS
 from starft_hf.utils.names import unknown_name
 
 
@@ -67,7 +69,11 @@ def benchmark_names() -> list[str]:
 
 
 def load_benchmark(
-    name: str, *, classes: Any = None, group_names: Mapping[str, Sequence[str]] | None = None
+    name: str,
+    *,
+    classes: Any = None,
+    group_names: Mapping[str, Sequence[str]] | None = None,
+    root: str | PathLike[str] | None = None,
 ) -> BenchmarkEntry:
     """A benchmark of the catalog. Nothing is downloaded before its `load` or `evaluate`.
 
@@ -76,18 +82,37 @@ def load_benchmark(
         classes: its classes, where this package does not have them; the entry's notes say what to pass, if not names
             in label order or a file of them, one per line.
         group_names: the names of the values 0, 1, ... of group columns, where this package does not have them.
+        root: the folder to read it from, as it is distributed, or one above; None: the Hub.
 
     Raises:
-        ValueError: if the name or a group column is unknown, or the classes do not fit.
+        FileNotFoundError: if there is no such folder, or it lacks the names of the classes.
+        ValueError: if the name or a group column is unknown, the classes do not fit, or the benchmark is not
+            distributed as a folder of images.
     """
     entries = _entries()
     if name not in entries:
         raise ValueError(unknown_name("benchmark", name, entries))
     entry = entries[name]
+    if root is not None:
+        folder = _folder(name, Path(root).expanduser())
+        entry = replace(entry, root=folder)
+        if classes is None and (read := FOLDERS[name].classes) is not None:
+            classes = read(folder)
     if classes is not None:
         space = classes if isinstance(classes, ClassSpace) else entry.read_classes(classes)
         entry = replace(entry, classes=space)
     return replace(entry, group_names={**entry.group_names, **(group_names or {})})
+
+
+def _folder(name: str, root: Path) -> Path:
+    if name not in FOLDERS:
+        raise ValueError(
+            f"{name!r} is distributed as arrays and cannot be read from a folder; without root, it is downloaded from "
+            f"the Hub. Those that can be read from one are {', '.join(FOLDERS)}"
+        )
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(root)!r}; pass one with {FOLDERS[name].holds}")
+    return root
 
 
 def catalog_table() -> str:
