@@ -98,7 +98,7 @@ def our_step(scene: Scene, batch_size: int, compiled: bool = False, **settings: 
 
 
 def _prepared_forward(trainer: StarFTTrainer, model: torch.nn.Module) -> Callable[[], Any]:
-    """A context in which a model has the forward that Trainer gives it, under autocast if its settings ask for that."""
+    """A context in which a model has the forward that Trainer gives it, under autocast if that is a setting."""
     if trainer.accelerator.mixed_precision == "no":
         return nullcontext
     plain = model.forward

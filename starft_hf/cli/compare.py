@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     runs = [args for _, args in settings_of_methods(args, own.methods, own.seeds)]
     warn_of_no_effect(options, runs, no_effect_on_a_comparison())
     data = load_training_data(options)
-    # The data may say which groups are usual.
+    # The data may say which columns have groups or captions.
     args, train, evaluation = settings_of(options), data.train, data.evaluation
     if not evaluation:
         raise argparse.ArgumentTypeError("no split to evaluate on was found; pass --eval_split or --eval_dataset")

@@ -13,6 +13,7 @@ from starft_hf.cli.command import count, given, positive_int, read_class_names, 
 from starft_hf.cli.messages import in_flags
 
 
+_CAPTION = "caption"
 CLASS_NAMES_HELP = "names in label order, or a file of them: one per line, or JSON"
 
 
@@ -89,8 +90,7 @@ def load_training_data(options: argparse.Namespace) -> TrainingData:
     from starft_hf.data.loading import choose_split, evaluation_split
 
     found = read(options, options.dataset, share=options.validation_split, streaming=options.streaming)
-    if options.group_column is None and found.group_columns:
-        options.group_column = list(found.group_columns)
+    take_usual_columns(options, found)
     if options.train_split not in found.splits and "train_split" not in options.passed and len(found.splits) == 1:
         options.train_split = next(iter(found.splits))
         warn(options, f"{options.dataset} has only the split {options.train_split!r}, which is trained on")
@@ -108,7 +108,7 @@ def load_training_data(options: argparse.Namespace) -> TrainingData:
         name = evaluation_split(splits)
         if name is None and options.eval_dataset is not None:
             name = _only_split(splits, source, "--eval_split")
-        names = [] if name is None else [name]
+        names = [] if name is None or _unlabeled(options, splits[name]) else [name]
     evaluation = {_shown(name, evaluated, source): choose_split(splits, name, source) for name in names}
     return TrainingData(train, evaluation, found)
 
@@ -128,6 +128,21 @@ def read(options: argparse.Namespace, source: str, *, share: float = 0.0, stream
         group_columns=[group] if isinstance(group, str) else group,
         **columns(options),
     )
+
+
+def take_usual_columns(options: argparse.Namespace, found: Any) -> None:
+    """Take the groups that are usual for the data, and captions where there are no labels, unless others are given."""
+    if options.group_column is None and found.group_columns:
+        options.group_column = list(found.group_columns)
+    features = [getattr(rows, "features", None) or {} for rows in found.splits.values()]
+    has_labels = any((options.label_column or "label") in own for own in features)
+    if options.caption_column is None and not has_labels and all(_CAPTION in own for own in features):
+        options.caption_column = _CAPTION
+
+
+def _unlabeled(options: argparse.Namespace, rows: Any) -> bool:
+    label = options.label_column or "label"
+    return options.caption_column is not None and label not in (getattr(rows, "features", None) or {label: None})
 
 
 def described(options: argparse.Namespace, inspection: Any) -> list[str]:

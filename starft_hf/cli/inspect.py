@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
+from starft_hf.cli.benchmark import choose_benchmark
 from starft_hf.cli.command import check_sources
-from starft_hf.cli.data import CLASS_NAMES_HELP, column_settings, described, read
+from starft_hf.cli.data import CLASS_NAMES_HELP, column_settings, described, read, take_usual_columns
 from starft_hf.cli.output import show
 
 
@@ -15,7 +16,9 @@ _CLASSES_SHOWN = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from starft_hf.data.holdout import VALIDATION_SPLIT
 
-    parser.add_argument("dataset", help="a Hub id, a folder of images or shards, or a table of images")
+    parser.add_argument("dataset", nargs="?", help="a Hub id, a folder of images or shards, or a table of images")
+    parser.add_argument("--benchmark", help="one of the catalog, such as waterbirds, instead of a dataset")
+    parser.add_argument("--data_dir", help="folder with the benchmark as it is distributed, instead of the Hub")
     parser.add_argument("--dataset_config", help="configuration of the dataset, if it has several")
     parser.add_argument("--train_split", default="train", help="split to train on")
     parser.add_argument(
@@ -35,12 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    choose_benchmark(options)
+    if options.dataset is None:
+        raise argparse.ArgumentTypeError("pass a dataset or --benchmark")
     check_sources(options, "dataset")
     from starft_hf.data.captions import check_caption_templates
     from starft_hf.data.inspection import inspect_splits
 
+    if isinstance(options.caption_template, str):
+        options.caption_template = [options.caption_template]
     check_caption_templates("caption_template", options.caption_template)
     found = read(options, options.dataset, share=options.validation_split, streaming=options.streaming)
+    take_usual_columns(options, found)
     inspection = inspect_splits(found, column_settings(options), options.train_split, compares=True)
     captions = _captions(options, found.splits, inspection)
     lines = [*described(options, inspection), "captions:", *(f"  {caption}" for caption in captions)]

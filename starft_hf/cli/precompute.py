@@ -25,10 +25,11 @@ def run(options: argparse.Namespace) -> None:
     check_required(options)
     args, arguments = settings_of(options), run_arguments(options)
     warn_of_no_effect(options, [args], no_effect_on_the_cache())
-    args = without_unused(args, options.spuriosity)
     # Nothing is evaluated.
     options.eval_dataset, options.eval_split = None, [options.train_split]
     train = load_training_data(options).train
+    # The data may say which column has captions.
+    args = without_unused(settings_of(options), options.spuriosity)
     setup = RunSetup.resolve(RunInputs(args=args, train_dataset=train, **arguments))
     weights, reference = setup.sample_weights, setup.reference
     if reference is None and weights is None:

@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace) -> None:
     args, arguments = settings_of(options), run_arguments(options)
     warn_of_no_effect(options, [args])
     data = load_training_data(options)
-    # The data may say which groups are usual.
+    # The data may say which columns have groups or captions.
     args = without_unused(settings_of(options), options.spuriosity)
     train, evaluation = data.train, data.evaluation
     if not evaluation:
@@ -102,8 +102,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _unevaluated(options: argparse.Namespace) -> str:
     return (
-        f"{options.dataset} has no split for evaluation (test or validation), so that nothing is evaluated and no "
-        "report is written; pass --eval_split or --eval_dataset"
+        f"{options.dataset} has no labeled split for evaluation (test or validation), so nothing is evaluated and "
+        "no report is written; pass --eval_split or --eval_dataset"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+from tests.support.layouts import write_coco, write_waterbirds
 from tests.support.tiny import TINY_CLIP, write_folder
 
 
@@ -65,3 +66,22 @@ def test_discovery_and_evaluation_read_all_of_a_folder_without_splits(run, tmp_p
     found = json.loads(run("evaluate", TINY_CLIP, "photos/train", "--json"))
     assert sum(found["group_sizes"].values()) == 16
     assert json.loads(run("discover", TINY_CLIP, "photos", "--json"))["images"] == 16
+
+
+def test_a_benchmark_is_inspected_as_it_is_trained_on(run, tmp_path):
+    write_waterbirds(tmp_path / "birds")
+    of_benchmark = json.loads(run("inspect", "--benchmark", "waterbirds", "--data_dir", "birds", "--json"))
+    of_folder = json.loads(run("inspect", "birds", "--json"))
+    assert of_folder["columns"] == {"image": "image", "label": "label", "group": ["label", "place"], "caption": None}
+    for name, split in of_folder["splits"].items():
+        assert {**of_benchmark["splits"][name], "sources": split["sources"]} == split
+    assert "pass a dataset or --benchmark" in run("inspect", code=2)
+
+
+def test_captions_without_labels_are_taken_as_captions(run, tmp_path):
+    write_coco(tmp_path / "coco", {"train": [["an owl", "a bird"], ["a truck"]], "val": [["a fern"]]})
+    found = json.loads(run("inspect", "coco", "--json"))
+    assert found["columns"] == {"image": "image", "label": None, "group": None, "caption": "caption"}
+    assert found["captions"][:2] == ["an owl", "a truck"]
+    shown = run("train", "--model", TINY_CLIP, "--dataset", "coco", *FAST, "--regularizer", "kl", "--output_dir", "a")
+    assert "coco has no labeled split for evaluation" in shown
