@@ -72,8 +72,14 @@ class TextEncoding:
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text that the text tower sees."""
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
-        return list(encoded["input_ids"])
+        # One call for many texts: one for each takes far longer than a small tower needs to encode them.
+        whole = list(self.tokenizer(list(texts), verbose=False)["input_ids"])
+        if all(len(tokens) <= self.max_length for tokens in whole):
+            return whole
+        self._warn_of_cut(
+            next(text for text, tokens in zip(texts, whole, strict=True) if len(tokens) > self.max_length)
+        )
+        return list(self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"])
 
     def check_name(self, name: str) -> None:
         """Raise ValueError if a class name, which is in every caption of the class, does not fit the text tower."""
@@ -101,12 +107,12 @@ class TextEncoding:
             )
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        if not self._warned and (cut := next((text for text in texts if not self.fits(text)), None)) is not None:
-            self._warn_of_cut(cut)
         if self._packed:
             sequences = self.token_ids(texts)
             pooled = [self._pooled_position(sequence) for sequence in sequences]
             return pack(sequences, pooled, self.max_length, self.tokenizer.pad_token_id or 0)
+        if not self._warned and (cut := next((text for text in texts if not self.fits(text)), None)) is not None:
+            self._warn_of_cut(cut)
         encoded = self.tokenizer(
             list(texts),
             padding="max_length" if self.fixed_length else "longest",
