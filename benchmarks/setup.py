@@ -13,7 +13,9 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 from starft_hf import SpuriosityPool
 
 
-PATCH_SIZES = {"ViT-B/32": 32, "ViT-B/16": 16}
+# Shapes with their patches in pixels; the toy is for tests of the benchmarks.
+TOY = "toy"
+PATCH_SIZES = {"ViT-B/32": 32, "ViT-B/16": 16, TOY: 112}
 MAX_LENGTH = 77
 MOST_CLASSES = 1000
 CAPTION_TEMPLATE = "a photo of a {}."
@@ -44,12 +46,13 @@ def make_scene(shape: str, num_classes: int, num_images: int, image_size: int = 
     """CLIP of a real shape (a key of `PATCH_SIZES`) with random weights, and noisy pictures of made-up classes."""
     torch.manual_seed(0)
     processor = _make_processor()
+    layers, width = (1, 8) if shape == TOY else (12, 1)
     config = CLIPConfig(
         text_config={
             "vocab_size": 49408,
-            "hidden_size": 512,
-            "intermediate_size": 2048,
-            "num_hidden_layers": 12,
+            "hidden_size": 512 // width,
+            "intermediate_size": 2048 // width,
+            "num_hidden_layers": layers,
             "num_attention_heads": 8,
             "max_position_embeddings": MAX_LENGTH,
             "eos_token_id": processor.tokenizer.eos_token_id,
@@ -59,9 +62,9 @@ def make_scene(shape: str, num_classes: int, num_images: int, image_size: int = 
         vision_config={
             "image_size": 224,
             "patch_size": PATCH_SIZES[shape],
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
+            "hidden_size": 768 // width,
+            "intermediate_size": 3072 // width,
+            "num_hidden_layers": layers,
             "num_attention_heads": 12,
         },
         projection_dim=512,

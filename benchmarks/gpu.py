@@ -1,0 +1,260 @@
+"""`make gpu`: tests and figures of one CUDA GPU in at most 8 minutes, as RESULTS-GPU.md and results-gpu.json.
+
+It needs no network and nothing but the packages. With `--toy` it runs on a CPU at toy size, which is how it is tested.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from transformers import TrainerCallback
+
+import starft_hf
+from benchmarks.images import make_photos
+from benchmarks.setup import TOY, make_scene, make_state
+from benchmarks.steps import GPU_VARIANTS, VARIANTS, make_trainer, open_step, seconds_of
+
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        steps: shapes, and images per step.
+        classes: of the made-up data.
+        rounds: measured steps of every variant.
+        fed: the shape, images per step and steps of training fed from JPEGs.
+        photo: width and height of the JPEGs.
+        workers: processes that load.
+        evaluated: images that are evaluated.
+        minutes: after which nothing further is begun.
+    """
+
+    steps: tuple[tuple[str, int], ...] = (("ViT-B/16", 512), ("ViT-B/32", 1024))
+    classes: int = 1000
+    rounds: int = 5
+    fed: tuple[str, int, int] = ("ViT-B/32", 256, 24)
+    photo: tuple[int, int] = (500, 375)
+    workers: int = 8
+    evaluated: int = 4096
+    minutes: float = 7.5
+
+
+SMALL = Size(((TOY, 4),), 3, 2, (TOY, 4, 5), (60, 45), 1, 8)
+
+
+class Clock:
+    """Tells when there is no time left to begin something."""
+
+    def __init__(self, minutes: float):
+        self.start, self.seconds = time.monotonic(), 60 * minutes
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.start
+
+    def allows(self, what: str) -> bool:
+        """Whether something may begin; it is said if not."""
+        if self.elapsed > self.seconds:
+            print(f"no time left for: {what}", flush=True)
+        return self.elapsed <= self.seconds
+
+
+def run_tests(clock: Clock) -> dict[str, Any]:
+    """Run the tests that need a GPU, and return how they ended."""
+    if not torch.cuda.is_available():
+        return {"passed": True, "summary": "not run without one"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        "tests/training/test_gpu.py",
+    ]
+    left = max(30.0, clock.seconds - clock.elapsed)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left / 2, check=False)
+    except subprocess.TimeoutExpired:
+        return {"passed": False, "summary": "not finished in time"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
+    print(summary, flush=True)
+    return {"passed": done.returncode == 0, "summary": summary, "failures": lines}
+
+
+def measure_steps(shape: str, batch_size: int, size: Size, clock: Clock) -> dict[str, dict[str, Any]]:
+    """Seconds of a step and peak memory of every variant, one after the other."""
+    found: dict[str, dict[str, Any]] = {}
+    scene = make_scene(shape, size.classes, min(batch_size, 64))
+    make_state(scene.optimizer)
+    with tempfile.TemporaryDirectory() as cache:
+        for variant in (*VARIANTS, *GPU_VARIANTS * torch.cuda.is_available()):
+            if not clock.allows(f"{shape}, {variant}"):
+                break
+            found[variant] = _measure_step(lambda v=variant: open_step(v, scene, batch_size, cache), size.rounds)
+            print(f"{shape}, {batch_size}: {variant} {found[variant]}", flush=True)
+    return found
+
+
+def _measure_step(make: Callable[[], Any], rounds: int) -> dict[str, Any]:
+    try:
+        with make() as step:
+            for _ in range(WARM_UP):
+                step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            seconds = [seconds_of(step) for _ in range(rounds)]
+            peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+            return {"seconds": seconds, "peak_gib": peak}
+    except torch.OutOfMemoryError:
+        return {"seconds": None, "peak_gib": None}
+    finally:
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+
+class _Times(TrainerCallback):
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def measure_fed(size: Size, clock: Clock) -> dict[str, float]:
+    """Images per second of training fed from JPEGs, without and with image_cache, and of evaluation."""
+    found: dict[str, float] = {}
+    shape, batch_size, steps = size.fed
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for kind in ("decoded", "image_cache"):
+            if not clock.allows(f"training fed by {size.workers} workers, {kind}"):
+                return found
+            scene = make_scene(shape, 10, 1)
+            photos = make_photos(folder, size.photo, 32, batch_size * steps)
+            scene = type(scene)(scene.model, scene.optimizer, scene.processor, photos)
+            trainer = make_trainer(
+                scene,
+                str(folder / kind),
+                crop_scale=(0.9, 1.0),
+                image_cache=str(folder / "images") if kind == "image_cache" else None,
+                bf16=torch.cuda.is_available(),
+                max_steps=steps,
+                per_device_train_batch_size=batch_size,
+                per_device_eval_batch_size=batch_size,
+                dataloader_num_workers=size.workers,
+                dataloader_pin_memory=torch.cuda.is_available(),
+            )
+            times = _Times()
+            trainer.add_callback(times)
+            trainer.train()
+            # The first steps wait for the processes that load.
+            begin = steps // 4
+            found[kind] = (len(times.ends) - 1 - begin) * batch_size / (times.ends[-1] - times.ends[begin])
+            print(f"training, {kind}: {found[kind]:,.0f} images/s", flush=True)
+        if clock.allows("evaluation"):
+            rows = photos.select(index % len(photos) for index in range(size.evaluated))
+            trainer.evaluate(rows.select(range(min(len(rows), batch_size))))
+            start = time.perf_counter()
+            trainer.evaluate(rows)
+            found["evaluation"] = len(rows) / (time.perf_counter() - start)
+            print(f"evaluation: {found['evaluation']:,.0f} images/s", flush=True)
+    return found
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """The results for people."""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    lines = [
+        "# On a GPU",
+        "",
+        f"By `make gpu`, on {results['device']}; {versions}; {results['seconds']} s in all.",
+        "",
+        "Random weights of real shapes, 224 x 224 pixels, fused AdamW; every variant alone, after two steps that are",
+        "not counted: the median of the next ones, and the peak of allocated memory. RESULTS.md says what",
+        "the variants are; a dash means that the memory did not suffice.",
+        "",
+        f"Tests that need a GPU: {results['tests']['summary']}",
+    ]
+    for name, variants in results["steps"].items():
+        lines += ["", f"## A training step, {name}", "", "| Variant | Seconds | Images/s | GiB | of paper |"]
+        lines.append("| --- | ---: | ---: | ---: | ---: |")
+        batch_size = int(name.rpartition(" ")[2])
+        paper = _median(variants.get("paper"))
+        for variant, measured in variants.items():
+            seconds, peak = _median(measured), measured["peak_gib"]
+            cells = [
+                "-" if seconds is None else f"{seconds:.3f}",
+                "-" if seconds is None else f"{batch_size / seconds:,.0f}",
+            ]
+            cells.append("-" if peak is None else f"{peak:.1f}")
+            cells.append("-" if seconds is None or paper is None else f"{seconds / paper:.2f}")
+            lines.append(f"| {variant} | {' | '.join(cells)} |")
+    lines += ["", "## Fed from JPEGs", "", results["about_fed"], "", "| What | Images/s |", "| --- | ---: |"]
+    lines += [f"| {what} | {rate:,.0f} |" for what, rate in results["fed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _median(measured: dict[str, Any] | None) -> float | None:
+    return statistics.median(measured["seconds"]) if measured and measured["seconds"] else None
+
+
+def main() -> int:
+    """Run and measure; returns 1 if a test has failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
+    parser.add_argument("--toy", action="store_true", help="at toy size, on whatever there is")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of RESULTS-GPU.md")
+    options = parser.parse_args()
+    if not options.toy and not torch.cuda.is_available():
+        parser.error("there is no CUDA device; --toy runs at toy size without one")
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    size = SMALL if options.toy else Size()
+    clock = Clock(size.minutes)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
+    packages = (("starft_hf", starft_hf), ("torch", torch), ("transformers", transformers))
+    shape, batch_size, _ = size.fed
+    photos = f"{size.photo[0]} x {size.photo[1]}"
+    results: dict[str, Any] = {
+        "device": device,
+        "versions": {name: package.__version__ for name, package in packages},
+        "size": asdict(size),
+        "tests": run_tests(clock),
+        "steps": {f"{name}, batch {batch}": measure_steps(name, batch, size, clock) for name, batch in size.steps},
+        "about_fed": f"{shape}, batch {batch_size}, JPEGs of {photos}, {size.workers} workers.",
+        "fed": measure_fed(size, clock),
+    }
+    results["seconds"] = round(clock.elapsed)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "results-gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.output / "RESULTS-GPU.md").write_text(as_markdown(results))
+    print(as_markdown(results))
+    return 0 if results["tests"]["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
