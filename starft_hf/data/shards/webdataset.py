@@ -6,10 +6,12 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
 import pyarrow as pa
 from datasets import (
+    ArrowBasedBuilder,
     ClassLabel,
     Dataset,
     DatasetDict,
@@ -18,8 +20,10 @@ from datasets import (
     Image,
     IterableDataset,
     IterableDatasetDict,
+    SplitGenerator,
     Value,
 )
+from datasets.builder import Key
 from tqdm.auto import tqdm
 
 from starft_hf.data.image_formats import is_image, needs_plugin
@@ -33,10 +37,13 @@ _CLASS, _TEXTS, _JSON = "cls", ("txt", "text", "caption"), "json"
 _CAPTIONS = ("caption", "text")
 _WHOLE = re.compile(r"0|-?[1-9]\d*")
 _SUCCESS = "success"
+# Rows of a table of an iterable dataset.
+_AT_ONCE = 256
 # Seconds before listing shards shows a progress bar.
 _PATIENCE = 3
 
-IMAGE, LABEL, CAPTION, KEY = "image", "label", "caption", "__key__"
+# Of a sample, before its columns get their names; fields of `json` may be called "image" and "label".
+IMAGE, LABEL, CAPTION, KEY = "__image__", "__label__", "caption", "__key__"
 
 _INTEGER, _FLOAT, _BOOLEAN, _STRING, _LIST = "int64", "float64", "bool", "string", "list"
 
@@ -78,8 +85,8 @@ def read_webdataset(
     files_by_split: Mapping[str, Sequence[str]],
     *,
     streaming: bool = False,
-    image_column: str = IMAGE,
-    label_column: str = LABEL,
+    image_column: str = "image",
+    label_column: str = "label",
 ) -> Shards:
     """Read WebDataset shards: an image, and its label and captions, in files of one name.
 
@@ -110,21 +117,38 @@ def read_webdataset(
     columns = _columns([row for rows in listed.values() for row in rows], image_column, label_column, streaming)
     notes = _notes(left_out, streaming)
     if streaming:
-        streams = {
-            split: IterableDataset.from_generator(
-                iterate, columns.features, gen_kwargs={"shards": list(files_by_split[split]), "columns": columns}
-            )
-            for split in listed
-        }
+        streams = {split: TarSamples.stream(files_by_split[split], columns) for split in listed}
         return Shards(IterableDatasetDict(streams), left_out, notes)
     return Shards(DatasetDict({split: _table(rows, columns) for split, rows in listed.items()}), left_out, notes)
 
 
-def iterate(shards: Sequence[str], columns: Columns) -> Iterator[Row]:
-    """The rows of tar files, one after the other."""
-    for shard in shards:
-        for found in _samples(shard, columns.label, {}):
-            yield columns.row(found)
+class TarSamples(ArrowBasedBuilder):
+    """The reader of tar files for iterable datasets."""
+
+    shards: Sequence[str]
+    columns: Columns
+
+    @classmethod
+    def stream(cls, shards: Sequence[str], columns: Columns) -> IterableDataset:
+        """An iterable dataset of the samples of `shards`."""
+        builder = cls(features=columns.features)
+        builder.shards, builder.columns = list(shards), columns
+        return builder.as_streaming_dataset(split="train")
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo()
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        return [SplitGenerator(name="train", gen_kwargs={"shards": self.shards})]
+
+    def _generate_tables(self, shards: Sequence[str]) -> Iterator[tuple[Any, pa.Table]]:
+        for number, shard in enumerate(shards):
+            found = _samples(shard, self.columns.label, {})
+            for start in count():
+                rows = [self.columns.row(row) for row in islice(found, _AT_ONCE)]
+                if not rows:
+                    break
+                yield Key(number, start), pa.Table.from_pylist(rows, schema=self.columns.features.arrow_schema)
 
 
 def _table(rows: list[Row], columns: Columns) -> Dataset:
@@ -197,8 +221,7 @@ def _of_json(text: str, where: str, label_column: str) -> Row:
     if not isinstance(content, dict):
         return {}
     row = {name: value for name, value in content.items() if isinstance(value, (str, int, float))}
-    for name in (IMAGE, KEY):
-        row.pop(name, None)
+    row.pop(KEY, None)
     for name in (label_column, *LABELS):
         if isinstance(content.get(name), (list, dict)):
             raise ValueError(f"{where!r} has several labels under {name!r}, and classes must exclude each other")
@@ -218,7 +241,7 @@ def _columns(rows: Iterable[Row], image_column: str, label_column: str, streamin
     kinds: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row.items():
-            if name != IMAGE and value is not None:
+            if name not in (IMAGE, image_column) and value is not None:
                 kinds.setdefault(label_column if name == LABEL else name, set()).add(_kind_of(value))
     types = {name: _common(found) for name, found in kinds.items()}
     class_names = None
