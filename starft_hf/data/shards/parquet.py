@@ -34,7 +34,7 @@ _FIRST_ROWS = 100
 
 
 class ArrowParquet(Parquet):
-    """The reader of `datasets`, which takes categories and large strings as well, and renames columns by `names`."""
+    """The reader of `datasets`, which takes categories and large values as well, and renames columns by `names`."""
 
     names: Mapping[str, str] = {}
 
@@ -124,7 +124,7 @@ def _schema(file: str) -> pa.Schema:
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """A schema without categories and large strings."""
+    """A schema without categories, large strings and large bytes."""
     return pa.schema([field.with_type(_plain_type(field.type)) for field in schema], metadata=schema.metadata)
 
 
@@ -142,7 +142,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return _plain_type(kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.string()
-    return kind
+    return pa.binary() if pa.types.is_large_binary(kind) else kind
 
 
 def _image_of(file: str, schema: pa.Schema, image_column: str) -> str:

@@ -1,7 +1,5 @@
 """WebDataset shards: tar files in which files of one name are a sample."""
 
-import json
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,35 +21,25 @@ from datasets import (
     SplitGenerator,
     Value,
 )
-from datasets.builder import Key
 from tqdm.auto import tqdm
 
 from starft_hf.data.image_formats import is_image, needs_plugin
-from starft_hf.data.shards.sets import LABELS, Shards
+from starft_hf.data.shards.fields import CAPTION, IMAGE, LABEL, NoSampleError, Row, fields_of_json, label_of_text
+from starft_hf.data.shards.sets import Shards
 from starft_hf.data.shards.tars import Sample, samples, slice_path
 
 
 # Which of several images of a sample is the one, before others.
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _CLASS, _TEXTS, _JSON = "cls", ("txt", "text", "caption"), "json"
-_CAPTIONS = ("caption", "text")
-_WHOLE = re.compile(r"0|-?[1-9]\d*")
-_SUCCESS = "success"
 # Rows of a table of an iterable dataset.
 _AT_ONCE = 256
 # Seconds before listing shards shows a progress bar.
 _PATIENCE = 3
 
-# Of a sample, before its columns get their names; fields of `json` may be called "image" and "label".
-IMAGE, LABEL, CAPTION, KEY = "__image__", "__label__", "caption", "__key__"
+KEY = "__key__"
 
 _INTEGER, _FLOAT, _BOOLEAN, _STRING, _LIST = "int64", "float64", "bool", "string", "list"
-
-Row = dict[str, Any]
-
-
-class NoSampleError(ValueError):
-    """Files of one name that are left out; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +136,7 @@ class TarSamples(ArrowBasedBuilder):
                 rows = [self.columns.row(row) for row in islice(found, _AT_ONCE)]
                 if not rows:
                     break
-                yield Key(number, start), pa.Table.from_pylist(rows, schema=self.columns.features.arrow_schema)
+                yield f"{number}_{start}", pa.Table.from_pylist(rows, schema=self.columns.features.arrow_schema)
 
 
 def _table(rows: list[Row], columns: Columns) -> Dataset:
@@ -174,19 +162,16 @@ def _samples(shard: str, label_column: str, left_out: dict[str, str]) -> Iterato
 
 def _sample(shard: str, key: str, members: Sample, tar: tarfile.TarFile, label_column: str) -> Row:
     """What is known of a sample, with the path of its image."""
-    row = (
-        _of_json(_text(tar, members[_JSON]), f"{shard}/{members[_JSON].name}", label_column)
-        if _JSON in members
-        else {}
-    )
-    if row.get("status", _SUCCESS) != _SUCCESS:
-        raise NoSampleError(f"its status is {row['status']!r}")
+    row: Row = {}
+    if _JSON in members:
+        row = fields_of_json(_text(tar, members[_JSON]), f"{shard}/{members[_JSON].name}", label_column)
+    row.pop(KEY, None)
     image = _image_of(members)
     if image is None:
         plugins = [reason for ending in members if (reason := needs_plugin(f"0.{ending}"))]
         raise NoSampleError(plugins[0] if plugins else "it has no image")
     if _CLASS in members:
-        row[LABEL] = _label_of(_text(tar, members[_CLASS]))
+        row[LABEL] = label_of_text(_text(tar, members[_CLASS]))
     texts = [members[ending] for ending in _TEXTS if ending in members]
     if texts:
         row[CAPTION] = _text(tar, texts[0])
@@ -207,34 +192,6 @@ def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
         return file.read().decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{member.name!r} in {tar.name!r} is not text in UTF-8 ({error}); write it anew") from error
-
-
-def _label_of(text: str) -> int | str | None:
-    return int(text) if _WHOLE.fullmatch(text) else text or None
-
-
-def _of_json(text: str, where: str, label_column: str) -> Row:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where!r} is not JSON ({error}); write it anew") from error
-    if not isinstance(content, dict):
-        return {}
-    row = {name: value for name, value in content.items() if isinstance(value, (str, int, float))}
-    row.pop(KEY, None)
-    for name in (label_column, *LABELS):
-        if isinstance(content.get(name), (list, dict)):
-            raise ValueError(f"{where!r} has several labels under {name!r}, and classes must exclude each other")
-        if name in row:
-            row[LABEL] = row.pop(name)
-            break
-    for name in _CAPTIONS:
-        captions = content.get(name)
-        if captions is not None and all(isinstance(caption, str) for caption in captions):
-            row.pop(name, None)
-            row[CAPTION] = captions
-            break
-    return row
 
 
 def _columns(rows: Iterable[Row], image_column: str, label_column: str, streaming: bool) -> Columns:
