@@ -1,20 +1,25 @@
 """How processes share the rows of iterable datasets: every row once in a pass, however shards are cut."""
 
+import os
 from collections import Counter
 from itertools import islice
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from datasets import Dataset, concatenate_datasets, load_dataset
+from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from starft_hf import StarFTTrainer
 from starft_hf.data import streams
-from starft_hf.data.examples import IterableExamples
+from starft_hf.data.columns import ImageColumns
+from starft_hf.data.examples import ImageExampleMaker, IterableExamples
+from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.shards import read_parquet, read_webdataset
 from starft_hf.data.shuffling import Shuffle
 from starft_hf.data.streams import Share, are_rows_cheap
-from tests.support.shards import write_uneven
+from tests.support.shards import encoded, write_tar, write_uneven
 
 
 ROWS = 23
@@ -115,3 +120,30 @@ def test_words_as_labels_of_tar_files_need_names_before_anything_is_loaded(tmp_p
         ValueError, match=r"'label' of an iterable dataset are not known in advance; pass class_names="
     ):
         StarFTTrainer("nowhere", config(), shards_of("webdataset", tmp_path), processing_class=processor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_memory_is_flat_over_100_000_rows(kind, tmp_path, processor):
+    """That of the process and of each of its workers, from a fifth of the rows on."""
+    blobs = [encoded(PILImage.new("RGB", (8, 8), (number, 0, 0))) for number in range(256)]
+    suffix = {"parquet": "parquet", "webdataset": "tar"}[kind]
+    first = tmp_path / f"0.{suffix}"
+    if kind == "parquet":
+        Dataset.from_dict({"image": [blobs[row % 256] for row in range(10_000)]}).to_parquet(first)
+    else:
+        write_tar(first, {f"{row}.png": blobs[row % 256] for row in range(10_000)})
+    for number in range(1, 10):
+        os.link(first, tmp_path / f"{number}.{suffix}")
+    read = {"parquet": read_parquet, "webdataset": read_webdataset}[kind]
+    rows = read({"train": sorted(map(str, tmp_path.glob(f"*.{suffix}")))}, streaming=True).splits["train"]
+    columns = ImageColumns("image", None, None, None, None)
+    make = ImageExampleMaker(columns, ImagePreprocessor(processor.image_processor))
+    examples = IterableExamples(rows, make, shuffle=Shuffle(0, 1000))
+    examples.share = Share(100)
+    memory = []
+    for _ in islice(DataLoader(examples, batch_size=100, num_workers=2, collate_fn=len), 1000):
+        own = psutil.Process()
+        memory.append([process.memory_info().rss for process in (own, *own.children())])
+    for early, late in zip(zip(*memory[100:200], strict=True), zip(*memory[200:], strict=True), strict=True):
+        assert max(late) < 1.02 * max(early) + 2**23
