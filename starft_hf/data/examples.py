@@ -21,7 +21,7 @@ from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
 from starft_hf.data.shuffling import Shuffle
 from starft_hf.data.source import is_iterable
-from starft_hf.data.streams import Share
+from starft_hf.data.streams import Share, are_rows_cheap
 from starft_hf.data.workers import spare_worker
 from starft_hf.utils.collectives import NO_SAMPLE
 
@@ -264,20 +264,20 @@ class IterableExamples(IterableDataset[Example]):
             for index, row in enumerate(self.dataset):
                 yield self._example(row, index, self.make)
             return
-        share, place, unused = self.share.of_this_worker(self.dataset), count(), None
+        share, first, size = self.share.of_this_worker(self.dataset), 0, None
+        unused = tiny(self._blank(self.make)) if share.start else {}
         for number in count():
-            rows = self.shuffle.rows(self.dataset, number, self.columns.used)
+            # Nothing of a pass is needed if it ends before the start and is as long as the last one.
+            is_over = size is not None and are_rows_cheap(self.dataset) and first + size <= share.first_row
+            rows = range(size or 0) if is_over else self.shuffle.rows(self.dataset, number, self.columns.used)
             make, index = self.make.in_epoch(number), -1
             for index, row in enumerate(rows):
-                step = share.step_of(next(place))
-                if step is None:
-                    continue
-                if step < share.start:
-                    unused = unused or self._blank(make)
-                    yield unused
-                else:
-                    yield self._example(row, index, make)
-            if index < 0:
+                step = share.step_of(first + index)
+                if step is not None:
+                    yield unused if step < share.start else self._example(row, index, make)
+            size = index + 1
+            first += size
+            if size == 0:
                 return
 
     def _example(self, row: Row, index: int, make: ImageExampleMaker) -> Example:
@@ -293,6 +293,12 @@ class IterableExamples(IterableDataset[Example]):
 
     def _blank(self, make: ImageExampleMaker) -> Example:
         return {**make.blank(0), "valid": True} if self.on_bad_image == SKIP else make.blank(0)
+
+
+def tiny(example: Example) -> Example:
+    """An example whose tensors are cut to one number each, for batches that are thrown away."""
+    image = {name: value[(slice(1),) * value.dim()] for name, value in example["image"].items()}
+    return {**example, "image": image}
 
 
 def content_hash(image: Any) -> int:

@@ -51,6 +51,11 @@ class Share:
     workers: int = 1
     start: int = 0
 
+    @property
+    def first_row(self) -> int:
+        """The first row of the step that is the start, in the order of all processes."""
+        return self.start * self.batch_size * self.world_size
+
     def of_this_worker(self, dataset: Any) -> "Share":
         """The share of the worker process that calls this.
 

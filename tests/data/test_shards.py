@@ -141,7 +141,12 @@ class Bomb:
 @STREAMING
 def test_nothing_is_unpickled(streaming, tmp_path):
     bomb = pickle.dumps(Bomb())
-    members = {"0.png": BYTES[0], "0.cls": "0", **{f"0.{ending}": bomb for ending in ("pkl", "pyd", "pth", "npy")}}
+    members = {
+        "._0.png": b"",
+        "./0.png": BYTES[0],
+        "./0.cls": "0",
+        **{f"./0.{ending}": bomb for ending in ("pkl", "pyd", "pth", "npy")},
+    }
     shards = read_webdataset({"train": [write_tar(tmp_path / "a.tar", members)]}, streaming=streaming)
     assert set(rows_of(shards)[0]) == {"image", "label", "__key__"}
 
@@ -167,6 +172,8 @@ BAD_SHARDS = {
     "json": ({"0.png": BYTES[0], "0.json": "{"}, r"0\.json' is not JSON"),
     "not text": ({"0.png": BYTES[0], "0.cls": b"\xff\xfe\xff"}, r"'0\.cls' in .* is not text in UTF-8"),
     "labels": ({"0.png": BYTES[0], "0.json": {"label": [0, 1]}}, "several labels under 'label'"),
+    "in order of type": ({"0.png": BYTES[0], "1.png": BYTES[1], "0.cls": "0"}, "files of sample '0' do not follow"),
+    "labels first": ({"0.cls": "0", "1.cls": "0", "0.png": BYTES[0]}, "files of sample '0' do not follow .*sort=name"),
     "no image": ({"0.txt": "a"}, r"of split 'train' such as .* have no sample with an image.*it has no image"),
 }
 

@@ -41,7 +41,7 @@ class Rows(IterableExamples):
         return row["row"]
 
     def _blank(self, make):
-        return -1
+        return {"image": {}, "row": -1}
 
 
 def steps(dataset, share, workers, number=20, **settings):
@@ -65,8 +65,10 @@ def test_processes_and_workers_share_one_order(shards, buffer_size):
 
 def test_steps_before_the_start_are_not_read():
     whole = steps(in_memory(), Share(3, 1, 2), 2)
-    resumed = steps(in_memory(), Share(3, 1, 2, start=7), 2)
-    assert resumed == [[-1] * 3] * 7 + whole[7:]
+    # In the first pass, and in the fifth: after the first, those before it are not even gone through.
+    for start in (2, 17):
+        resumed = steps(in_memory(), Share(3, 1, 2, start=start), 2)
+        assert resumed == [[{"image": {}, "row": -1}] * 3] * start + whole[start:]
 
 
 def shards_of(kind, folder, number=3):

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,8 @@ _IMAGES = (
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 # Of an iterable dataset of paths.
 _SHARDS = 128
-# Rows that are read at a time: a row group may be as large as its file.
-_AT_ONCE = 32
+# Rows, and bytes of each column, that are read at a time.
+_AT_ONCE, _BUFFER = 32, 2**20
 # So many rows are looked at where the type of a column does not say what it holds.
 _FIRST_ROWS = 100
 
@@ -37,6 +37,15 @@ class ArrowParquet(Parquet):
     """The reader of `datasets`, which takes categories and large values as well, and renames columns by `names`."""
 
     names: Mapping[str, str] = {}
+
+    def _generate_tables(
+        self, files: Sequence[str], row_groups_list: Sequence[Any] | None = None
+    ) -> Iterator[tuple[str, pa.Table]]:
+        # That of `datasets` reads a row group at once, which may be as large as its file.
+        for place, (file, groups) in enumerate(zip(files, row_groups_list or [None] * len(files), strict=True)):
+            with _opened(file) as opened:
+                for number, batch in enumerate(opened.iter_batches(_AT_ONCE, row_groups=groups)):
+                    yield f"{place}_{number}", self._cast_table(pa.Table.from_batches([batch]))
 
     def _cast_table(self, pa_table: pa.Table) -> pa.Table:
         table = _as_plain(pa_table)
@@ -115,6 +124,10 @@ def _table_of(files: tuple[str, ...], image_column: str, label_column: str) -> _
     return _Table(files, schema, image, has_paths, label, names)
 
 
+def _opened(file: str) -> pq.ParquetFile:
+    return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+
+
 def _schema(file: str) -> pa.Schema:
     try:
         schema = pq.read_schema(file)
@@ -173,7 +186,7 @@ def _may_be_images(file: str, field: pa.Field) -> bool:
 
 def _first(file: str, column: str) -> pa.Array:
     """The values of a column in the first rows."""
-    with pq.ParquetFile(file) as opened:
+    with _opened(file) as opened:
         batch = next(opened.iter_batches(_FIRST_ROWS, columns=[column]), None)
     return pa.array([]) if batch is None else batch.column(0)
 
@@ -201,7 +214,7 @@ def _class_names(tables: Iterable[_Table]) -> list[str]:
     for table in tables:
         if table.label is not None and _is_text(table.schema.field(table.label).type):
             for file in table.files:
-                with pq.ParquetFile(file) as opened:
+                with _opened(file) as opened:
                     column = opened.read(columns=[table.label]).column(0)
                 names |= set(column.unique().to_pylist()) - {None}
     return sorted(names)
@@ -220,7 +233,7 @@ def _of_bytes(table: _Table, features: Features, streaming: bool, left_out: dict
     # Given as such, the files are not taken for patterns, which brackets in their names would make them.
     states = [(str(os.stat(file).st_mtime_ns), str(os.stat(file).st_size)) for file in table.files]
     given = DataFilesDict(train=DataFilesList(list(table.files), states))
-    builder = ArrowParquet(data_files=given, features=features, batch_size=_AT_ONCE)
+    builder = ArrowParquet(data_files=given, features=features)
     builder.names = table.names
     if streaming:
         return builder.as_streaming_dataset(split="train")
@@ -231,7 +244,7 @@ def _of_bytes(table: _Table, features: Features, streaming: bool, left_out: dict
 def _of_paths(table: _Table, features: Features, streaming: bool, left_out: dict[str, str]) -> Any:
     parts = []
     for file in table.files:
-        with pq.ParquetFile(file) as opened:
+        with _opened(file) as opened:
             rows = opened.read()
         rows = _as_plain(rows).select(table.schema.names)
         paths = rows.column(table.image)

@@ -153,29 +153,36 @@ def _rows(files: Sequence[str], label_column: str, left_out: dict[str, str]) -> 
 
 
 def _samples(shard: str, label_column: str, left_out: dict[str, str]) -> Iterator[Row]:
+    """What is known of every sample of a shard, with the path of its image; the others are added to `left_out`."""
+    has_image: dict[str, bool] = {}
     for key, members, tar in samples(shard):
+        image = _image_of(members)
+        if has_image.setdefault(key, image is not None) != (image is not None):
+            raise ValueError(
+                f"the files of sample {key!r} do not follow each other in the shard {shard!r}; write it in order of "
+                "name, as tar --sort=name does"
+            )
         try:
-            yield _sample(shard, key, members, tar, label_column)
+            row = _fields(shard, members, tar, label_column)
+            if image is None:
+                plugins = [reason for ending in members if (reason := needs_plugin(f"0.{ending}"))]
+                raise NoSampleError(plugins[0] if plugins else "it has no image")
         except NoSampleError as reason:
             left_out[f"{shard}/{key}"] = str(reason)
+        else:
+            yield {**row, IMAGE: slice_path(shard, image), KEY: key}
 
 
-def _sample(shard: str, key: str, members: Sample, tar: tarfile.TarFile, label_column: str) -> Row:
-    """What is known of a sample, with the path of its image."""
+def _fields(shard: str, members: Sample, tar: tarfile.TarFile, label_column: str) -> Row:
     row: Row = {}
     if _JSON in members:
         row = fields_of_json(_text(tar, members[_JSON]), f"{shard}/{members[_JSON].name}", label_column)
-    row.pop(KEY, None)
-    image = _image_of(members)
-    if image is None:
-        plugins = [reason for ending in members if (reason := needs_plugin(f"0.{ending}"))]
-        raise NoSampleError(plugins[0] if plugins else "it has no image")
     if _CLASS in members:
         row[LABEL] = label_of_text(_text(tar, members[_CLASS]))
     texts = [members[ending] for ending in _TEXTS if ending in members]
     if texts:
         row[CAPTION] = _text(tar, texts[0])
-    return {**row, IMAGE: slice_path(shard, image), KEY: key}
+    return row
 
 
 def _image_of(members: Sample) -> tarfile.TarInfo | None:
