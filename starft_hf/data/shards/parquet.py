@@ -44,7 +44,7 @@ class ArrowParquet(Parquet):
         # That of `datasets` reads a row group at once, which may be as large as its file.
         for place, (file, groups) in enumerate(zip(files, row_groups_list or [None] * len(files), strict=True)):
             with _opened(file) as opened:
-                for number, batch in enumerate(opened.iter_batches(_AT_ONCE, row_groups=groups)):
+                for number, batch in enumerate(opened.iter_batches(_AT_ONCE, row_groups=groups and list(groups))):
                     yield f"{place}_{number}", self._cast_table(pa.Table.from_batches([batch]))
 
     def _cast_table(self, pa_table: pa.Table) -> pa.Table:
