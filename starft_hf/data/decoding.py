@@ -1,5 +1,6 @@
 """Rows with their images opened, and rows that are skipped because their image cannot be."""
 
+import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
+from starft_hf.data.image_formats import needs_plugin
 from starft_hf.data.images import ImagePreprocessor, as_rgb
 from starft_hf.data.source import is_iterable
 from starft_hf.utils.names import unknown_name
@@ -83,7 +85,7 @@ class ImageReader:
             # Values that are not images rarely occur in one row only.
             raise TypeError(f"{where}: {error}") from error
         except Exception as error:
-            raise _bad(where, error) from error
+            raise _bad(where, error, raw) from error
         return {**row, self.column: image}
 
 
@@ -121,12 +123,23 @@ def _is_plain(dataset: Any) -> bool:
     return bool(dataset.format["type"] is None)
 
 
-def _bad(where: str, error: Exception) -> BadImageError:
+def _bad(where: str, error: Exception, raw: Any = None) -> BadImageError:
     reason = " ".join(str(error).split()) or type(error).__name__
     advice = f"repair or remove it, or set on_bad_image={SKIP!r} to skip such rows"
     if isinstance(error, UnidentifiedImageError):
-        reason = "it is not an image in a format that Pillow knows"
+        reason = _needed(raw) or "it is not an image in a format that Pillow knows"
     elif isinstance(error, Image.DecompressionBombError):
         advice += "; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
         reason = reason.rstrip(".")
     return BadImageError(f"the image of {where} cannot be used: {reason}; {advice}")
+
+
+def _needed(raw: Any) -> str | None:
+    """The package without which an image, as `datasets` holds it, cannot be opened."""
+    if not isinstance(raw, Mapping):
+        return None
+    content, path = raw.get("bytes"), raw.get("path") or ""
+    if content is None and os.path.isfile(path):
+        with open(path, "rb") as file:
+            content = file.read(12)
+    return needs_plugin(path.partition("::")[0], content or b"")

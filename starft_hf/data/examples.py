@@ -1,7 +1,7 @@
 """Datasets of examples: rows of a user's dataset, preprocessed, with everything random about them drawn."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -21,6 +21,7 @@ from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
 from starft_hf.data.shuffling import Shuffle
 from starft_hf.data.source import is_iterable
+from starft_hf.data.streams import Share, are_rows_cheap
 from starft_hf.data.workers import spare_worker
 from starft_hf.utils.collectives import NO_SAMPLE
 
@@ -242,7 +243,8 @@ class IterableExamples(IterableDataset[Example]):
     """Examples of a dataset that can only be read in order; a sample is identified by a hash of its pixels.
 
     The number of a row would not do: it depends on shards, workers and the shuffle buffer. With `shuffle`, as for
-    training, pass follows on pass without end, so that a resumed run skips what was seen in earlier passes as well.
+    training, pass follows on pass without end, so that a resumed run skips what was seen in earlier passes as well,
+    and the examples are those of `share`.
     """
 
     def __init__(
@@ -254,33 +256,49 @@ class IterableExamples(IterableDataset[Example]):
         self.on_bad_image = on_bad_image
         self.reader = ImageReader(dataset, self.columns.image, make.preprocessor)
         self.dataset = self.reader.dataset
+        self.share = Share()
 
     def __iter__(self) -> Iterator[Example]:
         spare_worker()
         if self.shuffle is None:
-            yield from self._examples(self.dataset, self.make)
+            for index, row in enumerate(self.dataset):
+                yield self._example(row, index, self.make)
             return
+        share, first, size = self.share.of_this_worker(self.dataset), 0, None
+        unused = tiny(self._blank(self.make)) if share.start else {}
         for number in count():
-            rows = self.shuffle.rows(self.dataset, number, self.columns.used)
-            is_empty = True
-            for example in self._examples(rows, self.make.in_epoch(number)):
-                is_empty = False
-                yield example
-            if is_empty:
+            # Nothing of a pass is needed if it ends before the start and is as long as the last one.
+            is_over = size is not None and are_rows_cheap(self.dataset) and first + size <= share.first_row
+            rows = range(size or 0) if is_over else self.shuffle.rows(self.dataset, number, self.columns.used)
+            make, index = self.make.in_epoch(number), -1
+            for index, row in enumerate(rows):
+                step = share.step_of(first + index)
+                if step is not None:
+                    yield unused if step < share.start else self._example(row, index, make)
+            size = index + 1
+            first += size
+            if size == 0:
                 return
 
-    def _examples(self, rows: Iterable[Row], make: ImageExampleMaker) -> Iterator[Example]:
-        for index, row in enumerate(rows):
-            where = f"row {index} of the iterable dataset"
-            try:
-                opened = self.reader.opened(row, where)
-            except BadImageError as error:
-                if self.on_bad_image != SKIP:
-                    raise
-                yield {**make.blank(0), "valid": False, "bad_image": str(error)}
-                continue
-            example = make([opened], [content_hash(opened[self.columns.image])], [where])[0]
-            yield {**example, "valid": True} if self.on_bad_image == SKIP else example
+    def _example(self, row: Row, index: int, make: ImageExampleMaker) -> Example:
+        where = f"row {index} of the iterable dataset"
+        try:
+            opened = self.reader.opened(row, where)
+        except BadImageError as error:
+            if self.on_bad_image != SKIP:
+                raise
+            return {**self._blank(make), "valid": False, "bad_image": str(error)}
+        example = make([opened], [content_hash(opened[self.columns.image])], [where])[0]
+        return {**example, "valid": True} if self.on_bad_image == SKIP else example
+
+    def _blank(self, make: ImageExampleMaker) -> Example:
+        return {**make.blank(0), "valid": True} if self.on_bad_image == SKIP else make.blank(0)
+
+
+def tiny(example: Example) -> Example:
+    """An example whose tensors are cut to one number each, for batches that are thrown away."""
+    image = {name: value[(slice(1),) * value.dim()] for name, value in example["image"].items()}
+    return {**example, "image": image}
 
 
 def content_hash(image: Any) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import IterableDataset
 
 from starft_hf.data.randomness import Draw, sample_generator
+from starft_hf.data.streams import all_rows, all_rows_mixed, are_rows_cheap, is_shuffled
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,15 @@ class Shuffle:
             return dataset if keeps_order else _shuffled(dataset, generator, self.buffer_size)
         # This makes a new dataset. Setting the epoch of the given one would set that of other worker processes.
         dataset = dataset.select_columns(columns) if columns else dataset
+        if are_rows_cheap(dataset) and keeps_order:
+            return all_rows(dataset)
+        if are_rows_cheap(dataset):
+            return _shuffled(all_rows_mixed(dataset, generator), generator, self.buffer_size)
         if not keeps_order:
             return dataset.shuffle(generator=generator, buffer_size=self.buffer_size)
         if columns and has_own_order:
             dataset.set_epoch(number)
         return dataset
-
-
-def is_shuffled(dataset: Any) -> bool:
-    """Whether `shuffle` was called on a `datasets` IterableDataset, as far as can be seen."""
-    part = getattr(dataset, "_ex_iterable", None)
-    while part is not None and "Shuffled" not in type(part).__name__:
-        part = getattr(part, "ex_iterable", None)
-    return part is not None
 
 
 def _shuffled(rows: Iterable[Any], generator: np.random.Generator, buffer_size: int) -> Iterator[Any]:

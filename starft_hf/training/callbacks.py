@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,25 @@ from torch import nn
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from starft_hf.data.examples import Epoch
+from starft_hf.training.sampling import training_stream
 
 
 class EpochCallback(TrainerCallback):
-    """Sets the epoch that the draws of the training examples depend on.
+    """Sets the epoch that the draws of the training examples depend on, and where a resumed iterable one starts.
 
     Not every wrapper of data loaders forwards the epoch to the dataset.
     """
 
     def __init__(self, epoch: Epoch):
         self.epoch = epoch
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        examples = training_stream(kwargs.get("train_dataloader"))
+        if examples is not None:
+            seen = 0 if args.ignore_data_skip else state.global_step * args.gradient_accumulation_steps
+            examples.share = replace(examples.share, start=seen)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -16,6 +16,7 @@ from starft_hf.data.decoding import RAISE, SKIP
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.source import column_names, is_iterable
+from starft_hf.data.streams import warn_of_shards
 from starft_hf.evaluation.retention import named_retention_sets
 from starft_hf.models.adapters import check_preset, is_adapted
 from starft_hf.models.modes import has_batch_statistics
@@ -124,6 +125,7 @@ class RunPlan:
         check_labels(dataset, columns, what="train_dataset", several=True)
         check_captions(dataset, columns, what="train_dataset")
         _check_size(args, dataset, strategy)
+        warn_of_shards(dataset, args.dataloader_num_workers)
         if args.save_strategy != "no" and args.should_save:
             check_writable(Path(str(args.output_dir)), "output_dir")
         cache = _plan_cache(given, regularizer, columns)

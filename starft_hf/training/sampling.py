@@ -1,14 +1,16 @@
 """The order of samples over several processes, with the last batch padded by no samples at all."""
 
 from collections.abc import Callable, Iterator, Sized
+from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler
+from accelerate.data_loader import IterableDatasetShard, SeedableRandomSampler
 from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
 from transformers import TrainingArguments
 
-from starft_hf.data.examples import IndexedExamples
+from starft_hf.data.examples import IndexedExamples, IterableExamples
+from starft_hf.data.streams import Share
 from starft_hf.utils.collectives import NO_SAMPLE
 
 
@@ -63,6 +65,28 @@ def with_own_generator(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
     """
     getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(seed)
     return loader
+
+
+def share_of_process(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader that makes, of an iterable training set, the examples of its own process only.
+
+    Accelerate's wrapper would make those of all processes, to keep its own.
+    """
+    examples = training_stream(loader)
+    if examples is not None:
+        wrapper = loader.dataset
+        examples.share = Share(loader.batch_size or 1)
+        if isinstance(wrapper, IterableDatasetShard):
+            examples.share = replace(examples.share, rank=wrapper.process_index, world_size=wrapper.num_processes)
+            wrapper.num_processes, wrapper.process_index = 1, 0
+    return loader
+
+
+def training_stream(loader: Any) -> IterableExamples | None:
+    """The examples of a loader, if they are those of an iterable training set."""
+    examples = getattr(loader, "dataset", None)
+    examples = examples.dataset if isinstance(examples, IterableDatasetShard) else examples
+    return examples if isinstance(examples, IterableExamples) and examples.shuffle is not None else None
 
 
 def _length(sampler: Any) -> int:

@@ -7,7 +7,17 @@ from dataclasses import replace
 import pandas as pd
 
 from starft_hf.data.image_formats import is_image, needs_plugin
-from starft_hf.data.layouts import celeba, class_folders, coco, imagenet_tree, listed, roboflow, waterbirds, wilds
+from starft_hf.data.layouts import (
+    celeba,
+    class_folders,
+    coco,
+    imagenet_tree,
+    img2dataset,
+    listed,
+    roboflow,
+    waterbirds,
+    wilds,
+)
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
 from starft_hf.data.layouts.listed import Wanted
 from starft_hf.data.layouts.split_names import in_order
@@ -24,6 +34,7 @@ LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = (
     imagenet_tree.read,
     roboflow.read,
     coco.read,
+    img2dataset.read,
 )
 
 _UNLABELED = "it has no label"

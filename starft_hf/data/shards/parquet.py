@@ -1,7 +1,7 @@
 """Parquet files with images: their bytes, or paths to files."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,26 +26,47 @@ _IMAGES = (
 )
 # Of an iterable dataset of paths.
 _SHARDS = 128
+# Rows, and bytes of each column, that are read at a time.
+_AT_ONCE, _BUFFER = 32, 2**20
 # So many rows are looked at where the type of a column does not say what it holds.
 _FIRST_ROWS = 100
 
 
 class ArrowParquet(Parquet):
-    """The reader of `datasets`, for categories and large strings as well, which its casts do not take."""
+    """The reader of `datasets`, which takes categories and large values as well, and renames columns by `names`."""
+
+    names: Mapping[str, str] = {}
+
+    def _generate_tables(
+        self, files: Sequence[str], row_groups_list: Sequence[Any] | None = None
+    ) -> Iterator[tuple[str, pa.Table]]:
+        # That of `datasets` reads a row group at once, which may be as large as its file.
+        for place, (file, groups) in enumerate(zip(files, row_groups_list or [None] * len(files), strict=True)):
+            with _opened(file) as opened:
+                for number, batch in enumerate(opened.iter_batches(_AT_ONCE, row_groups=groups and list(groups))):
+                    yield f"{place}_{number}", self._cast_table(pa.Table.from_batches([batch]))
 
     def _cast_table(self, pa_table: pa.Table) -> pa.Table:
-        return super()._cast_table(pa_table.cast(_plain(pa_table.schema)))
+        table = _as_plain(pa_table)
+        return super()._cast_table(table.rename_columns([self.names.get(name, name) for name in table.column_names]))
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The Parquet files of a split: their columns, those of images and labels, and whether images are paths."""
+    """The Parquet files of a split: their columns, those of images and labels and their new names."""
 
     files: tuple[str, ...]
     schema: pa.Schema
     image: str
     has_paths: bool
     label: str | None
+    names: Mapping[str, str]
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The columns that get another name, by what they hold."""
+        columns = {"Images": self.image, "Labels": self.label}
+        return {what: name for what, name in columns.items() if name is not None and self.names[name] != name}
 
 
 def read_parquet(
@@ -80,12 +101,8 @@ def read_parquet(
     notes: dict[str, None] = {}
     for split, table in tables.items():
         read = _of_paths if table.has_paths else _of_bytes
-        part = read(table, _features(table, class_names), streaming, left_out)
-        for what, old, new in (("Images", table.image, image_column), ("Labels", table.label, label_column)):
-            if old is not None and old != new:
-                notes[f"{what} are those of column {old!r}."] = None
-                part = part.rename_column(old, new)
-        splits[split] = part
+        splits[split] = read(table, _features(table, class_names), streaming, left_out)
+        notes |= {f"{what} are those of column {column!r}.": None for what, column in table.renamed.items()}
     return Shards((IterableDatasetDict if streaming else DatasetDict)(splits), left_out, tuple(notes))
 
 
@@ -102,7 +119,12 @@ def _table_of(files: tuple[str, ...], image_column: str, label_column: str) -> _
     label = label_column if label_column in schema.names else next((x for x in LABELS if x in schema.names), None)
     kind = schema.field(image).type
     has_paths = _is_text(kind) or (pa.types.is_struct(kind) and not _has_bytes(files[0], image))
-    return _Table(files, schema, image, has_paths, label)
+    names = {image: image_column, **({} if label is None else {label: label_column})}
+    return _Table(files, schema, image, has_paths, label, names)
+
+
+def _opened(file: str) -> pq.ParquetFile:
+    return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
 
 
 def _schema(file: str) -> pa.Schema:
@@ -114,8 +136,17 @@ def _schema(file: str) -> pa.Schema:
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """A schema without categories and large strings."""
+    """A schema without categories, large strings and large bytes."""
     return pa.schema([field.with_type(_plain_type(field.type)) for field in schema], metadata=schema.metadata)
+
+
+def _as_plain(table: pa.Table) -> pa.Table:
+    """A table of that schema; other columns are left alone, since casts of sliced structs fail."""
+    for place, field in enumerate(table.schema):
+        kind = _plain_type(field.type)
+        if kind != field.type:
+            table = table.set_column(place, field.with_type(kind), table.column(place).cast(kind))
+    return table
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
@@ -123,7 +154,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return _plain_type(kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.string()
-    return kind
+    return pa.binary() if pa.types.is_large_binary(kind) else kind
 
 
 def _image_of(file: str, schema: pa.Schema, image_column: str) -> str:
@@ -154,7 +185,7 @@ def _may_be_images(file: str, field: pa.Field) -> bool:
 
 def _first(file: str, column: str) -> pa.Array:
     """The values of a column in the first rows."""
-    with pq.ParquetFile(file) as opened:
+    with _opened(file) as opened:
         batch = next(opened.iter_batches(_FIRST_ROWS, columns=[column]), None)
     return pa.array([]) if batch is None else batch.column(0)
 
@@ -182,7 +213,7 @@ def _class_names(tables: Iterable[_Table]) -> list[str]:
     for table in tables:
         if table.label is not None and _is_text(table.schema.field(table.label).type):
             for file in table.files:
-                with pq.ParquetFile(file) as opened:
+                with _opened(file) as opened:
                     column = opened.read(columns=[table.label]).column(0)
                 names |= set(column.unique().to_pylist()) - {None}
     return sorted(names)
@@ -194,13 +225,15 @@ def _features(table: _Table, class_names: list[str]) -> Features:
     features[table.image] = Image(mode=written.mode if isinstance(written, Image) else None)
     if table.label is not None and _is_text(table.schema.field(table.label).type):
         features[table.label] = ClassLabel(names=class_names)
-    return features
+    return Features({table.names.get(name, name): feature for name, feature in features.items()})
 
 
 def _of_bytes(table: _Table, features: Features, streaming: bool, left_out: dict[str, str]) -> Any:
     # Given as such, the files are not taken for patterns, which brackets in their names would make them.
     states = [(str(os.stat(file).st_mtime_ns), str(os.stat(file).st_size)) for file in table.files]
-    builder = ArrowParquet(data_files=DataFilesDict(train=DataFilesList(list(table.files), states)), features=features)
+    given = DataFilesDict(train=DataFilesList(list(table.files), states))
+    builder = ArrowParquet(data_files=given, features=features)
+    builder.names = table.names
     if streaming:
         return builder.as_streaming_dataset(split="train")
     builder.download_and_prepare()
@@ -210,9 +243,9 @@ def _of_bytes(table: _Table, features: Features, streaming: bool, left_out: dict
 def _of_paths(table: _Table, features: Features, streaming: bool, left_out: dict[str, str]) -> Any:
     parts = []
     for file in table.files:
-        with pq.ParquetFile(file) as opened:
+        with _opened(file) as opened:
             rows = opened.read()
-        rows = rows.cast(_plain(rows.schema))
+        rows = _as_plain(rows).select(table.schema.names)
         paths = rows.column(table.image)
         if pa.types.is_struct(paths.type):
             paths = pc.struct_field(paths, "path")
@@ -223,15 +256,18 @@ def _of_paths(table: _Table, features: Features, streaming: bool, left_out: dict
             for path, is_there in zip(found, exists, strict=True)
             if not is_there
         }
+        if not any(exists):
+            continue
         rows = rows.set_column(rows.schema.get_field_index(table.image), table.image, pa.array(found, pa.string()))
-        parts.append(table_cast(rows.filter(pa.array(exists)), features.arrow_schema))
-    whole = pa.concat_tables(parts)
-    if not len(whole) and left_out:
+        rows = rows.filter(pa.array(exists, pa.bool_())).rename_columns(list(features))
+        parts.append(table_cast(rows, features.arrow_schema))
+    if not parts:
+        example = next((f", such as {path!r}" for path in left_out), "")
         raise ValueError(
-            f"none of the images that column {table.image!r} of {table.files[0]!r} lists exists, such as "
-            f"{next(iter(left_out))!r}; paths are relative to the folder of the file"
+            f"none of the images that column {table.image!r} of {table.files[0]!r} lists exists{example}; paths are "
+            "relative to the folder of the file"
         )
-    part = Dataset(whole, info=DatasetInfo(features=features))
+    part = Dataset(pa.concat_tables(parts), info=DatasetInfo(features=features))
     return part.to_iterable_dataset(num_shards=max(1, min(len(part), _SHARDS))) if streaming else part
 
 

@@ -1,7 +1,6 @@
 """Samples of tar files, and images that stay there: a path says where in its tar file an image lies."""
 
 import io
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from fsspec.spec import AbstractFileSystem
 
 PROTOCOL = "tarslice"
 _BLOCK = 512
-# The folder and the name up to its first dot, and all that follows.
+# The folder and the name up to its first dot, and all that follows; hidden files have none.
 _KEY_AND_ENDING = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 
 Sample = dict[str, tarfile.TarInfo]
@@ -68,7 +67,7 @@ def samples(path: str) -> Iterator[tuple[str, Sample, tarfile.TarFile]]:
             members: Sample = {}
             for member in _members(tar, path):
                 match = _KEY_AND_ENDING.fullmatch(member.name) if member.isreg() else None
-                if match is None or os.path.basename(match[1]).startswith("."):
+                if match is None:
                     continue
                 if match[1] != key:
                     if members:

@@ -1,15 +1,15 @@
 """WebDataset shards: tar files in which files of one name are a sample."""
 
-import json
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
 import pyarrow as pa
 from datasets import (
+    ArrowBasedBuilder,
     ClassLabel,
     Dataset,
     DatasetDict,
@@ -18,33 +18,28 @@ from datasets import (
     Image,
     IterableDataset,
     IterableDatasetDict,
+    SplitGenerator,
     Value,
 )
 from tqdm.auto import tqdm
 
 from starft_hf.data.image_formats import is_image, needs_plugin
-from starft_hf.data.shards.sets import LABELS, Shards
+from starft_hf.data.shards.fields import CAPTION, IMAGE, LABEL, NoSampleError, Row, fields_of_json, label_of_text
+from starft_hf.data.shards.sets import Shards
 from starft_hf.data.shards.tars import Sample, samples, slice_path
 
 
 # Which of several images of a sample is the one, before others.
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _CLASS, _TEXTS, _JSON = "cls", ("txt", "text", "caption"), "json"
-_CAPTIONS = ("caption", "text")
-_WHOLE = re.compile(r"0|-?[1-9]\d*")
-_SUCCESS = "success"
+# Rows of a table of an iterable dataset.
+_AT_ONCE = 256
 # Seconds before listing shards shows a progress bar.
 _PATIENCE = 3
 
-IMAGE, LABEL, CAPTION, KEY = "image", "label", "caption", "__key__"
+KEY = "__key__"
 
 _INTEGER, _FLOAT, _BOOLEAN, _STRING, _LIST = "int64", "float64", "bool", "string", "list"
-
-Row = dict[str, Any]
-
-
-class NoSampleError(ValueError):
-    """Files of one name that are left out; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +73,8 @@ def read_webdataset(
     files_by_split: Mapping[str, Sequence[str]],
     *,
     streaming: bool = False,
-    image_column: str = IMAGE,
-    label_column: str = LABEL,
+    image_column: str = "image",
+    label_column: str = "label",
 ) -> Shards:
     """Read WebDataset shards: an image, and its label and captions, in files of one name.
 
@@ -110,21 +105,38 @@ def read_webdataset(
     columns = _columns([row for rows in listed.values() for row in rows], image_column, label_column, streaming)
     notes = _notes(left_out, streaming)
     if streaming:
-        streams = {
-            split: IterableDataset.from_generator(
-                iterate, columns.features, gen_kwargs={"shards": list(files_by_split[split]), "columns": columns}
-            )
-            for split in listed
-        }
+        streams = {split: TarSamples.stream(files_by_split[split], columns) for split in listed}
         return Shards(IterableDatasetDict(streams), left_out, notes)
     return Shards(DatasetDict({split: _table(rows, columns) for split, rows in listed.items()}), left_out, notes)
 
 
-def iterate(shards: Sequence[str], columns: Columns) -> Iterator[Row]:
-    """The rows of tar files, one after the other."""
-    for shard in shards:
-        for found in _samples(shard, columns.label, {}):
-            yield columns.row(found)
+class TarSamples(ArrowBasedBuilder):
+    """The reader of tar files for iterable datasets."""
+
+    shards: Sequence[str]
+    columns: Columns
+
+    @classmethod
+    def stream(cls, shards: Sequence[str], columns: Columns) -> IterableDataset:
+        """An iterable dataset of the samples of `shards`."""
+        builder = cls(features=columns.features)
+        builder.shards, builder.columns = list(shards), columns
+        return builder.as_streaming_dataset(split="train")
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo()
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        return [SplitGenerator(name="train", gen_kwargs={"shards": self.shards})]
+
+    def _generate_tables(self, shards: Sequence[str]) -> Iterator[tuple[Any, pa.Table]]:
+        for number, shard in enumerate(shards):
+            found = _samples(shard, self.columns.label, {})
+            for start in count():
+                rows = [self.columns.row(row) for row in islice(found, _AT_ONCE)]
+                if not rows:
+                    break
+                yield f"{number}_{start}", pa.Table.from_pylist(rows, schema=self.columns.features.arrow_schema)
 
 
 def _table(rows: list[Row], columns: Columns) -> Dataset:
@@ -141,32 +153,36 @@ def _rows(files: Sequence[str], label_column: str, left_out: dict[str, str]) -> 
 
 
 def _samples(shard: str, label_column: str, left_out: dict[str, str]) -> Iterator[Row]:
+    """What is known of every sample of a shard, with the path of its image; the others are added to `left_out`."""
+    has_image: dict[str, bool] = {}
     for key, members, tar in samples(shard):
+        image = _image_of(members)
+        if has_image.setdefault(key, image is not None) != (image is not None):
+            raise ValueError(
+                f"the files of sample {key!r} do not follow each other in the shard {shard!r}; write it in order of "
+                "name, as tar --sort=name does"
+            )
         try:
-            yield _sample(shard, key, members, tar, label_column)
+            row = _fields(shard, members, tar, label_column)
+            if image is None:
+                plugins = [reason for ending in members if (reason := needs_plugin(f"0.{ending}"))]
+                raise NoSampleError(plugins[0] if plugins else "it has no image")
         except NoSampleError as reason:
             left_out[f"{shard}/{key}"] = str(reason)
+        else:
+            yield {**row, IMAGE: slice_path(shard, image), KEY: key}
 
 
-def _sample(shard: str, key: str, members: Sample, tar: tarfile.TarFile, label_column: str) -> Row:
-    """What is known of a sample, with the path of its image."""
-    row = (
-        _of_json(_text(tar, members[_JSON]), f"{shard}/{members[_JSON].name}", label_column)
-        if _JSON in members
-        else {}
-    )
-    if row.get("status", _SUCCESS) != _SUCCESS:
-        raise NoSampleError(f"its status is {row['status']!r}")
-    image = _image_of(members)
-    if image is None:
-        plugins = [reason for ending in members if (reason := needs_plugin(f"0.{ending}"))]
-        raise NoSampleError(plugins[0] if plugins else "it has no image")
+def _fields(shard: str, members: Sample, tar: tarfile.TarFile, label_column: str) -> Row:
+    row: Row = {}
+    if _JSON in members:
+        row = fields_of_json(_text(tar, members[_JSON]), f"{shard}/{members[_JSON].name}", label_column)
     if _CLASS in members:
-        row[LABEL] = _label_of(_text(tar, members[_CLASS]))
+        row[LABEL] = label_of_text(_text(tar, members[_CLASS]))
     texts = [members[ending] for ending in _TEXTS if ending in members]
     if texts:
         row[CAPTION] = _text(tar, texts[0])
-    return {**row, IMAGE: slice_path(shard, image), KEY: key}
+    return row
 
 
 def _image_of(members: Sample) -> tarfile.TarInfo | None:
@@ -185,40 +201,11 @@ def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
         raise ValueError(f"{member.name!r} in {tar.name!r} is not text in UTF-8 ({error}); write it anew") from error
 
 
-def _label_of(text: str) -> int | str | None:
-    return int(text) if _WHOLE.fullmatch(text) else text or None
-
-
-def _of_json(text: str, where: str, label_column: str) -> Row:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where!r} is not JSON ({error}); write it anew") from error
-    if not isinstance(content, dict):
-        return {}
-    row = {name: value for name, value in content.items() if isinstance(value, (str, int, float))}
-    for name in (IMAGE, KEY):
-        row.pop(name, None)
-    for name in (label_column, *LABELS):
-        if isinstance(content.get(name), (list, dict)):
-            raise ValueError(f"{where!r} has several labels under {name!r}, and classes must exclude each other")
-        if name in row:
-            row[LABEL] = row.pop(name)
-            break
-    for name in _CAPTIONS:
-        captions = content.get(name)
-        if captions is not None and all(isinstance(caption, str) for caption in captions):
-            row.pop(name, None)
-            row[CAPTION] = captions
-            break
-    return row
-
-
 def _columns(rows: Iterable[Row], image_column: str, label_column: str, streaming: bool) -> Columns:
     kinds: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row.items():
-            if name != IMAGE and value is not None:
+            if name not in (IMAGE, image_column) and value is not None:
                 kinds.setdefault(label_column if name == LABEL else name, set()).add(_kind_of(value))
     types = {name: _common(found) for name, found in kinds.items()}
     class_names = None
