@@ -19,6 +19,7 @@ from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluat
 from starft_hf.data.decoding import RAISE, SKIP, BadImageError, ImageReader, Row
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
+from starft_hf.data.rgb import ScaledImage
 from starft_hf.data.shuffling import Shuffle
 from starft_hf.data.source import is_iterable
 from starft_hf.data.workers import spare_worker
@@ -63,7 +64,7 @@ class ImageExampleMaker:
 
     def blank(self, sample: int) -> Example:
         """An example with a black image, in place of one that does not count."""
-        (image,) = self._preprocess([Image.new("RGB", (256, 256))], [sample])
+        (image,) = self._preprocess([ScaledImage(Image.new("RGB", (256, 256)), (256, 256))], [sample])
         return {"image": image, "sample": sample, **self.blank_targets(sample)}
 
     def targets(self, row: Row, sample: int) -> Example:
@@ -81,8 +82,8 @@ class ImageExampleMaker:
         """A maker whose draws depend on this epoch, whatever is set."""
         return self
 
-    def _preprocess(self, images: Sequence[Any], samples: Sequence[int]) -> list[dict[str, Tensor]]:
-        return self.preprocessor.of_rgb(images)
+    def _preprocess(self, images: Sequence[ScaledImage], samples: Sequence[int]) -> list[dict[str, Tensor]]:
+        return self.preprocessor.of_scaled(images)
 
 
 @dataclass
@@ -146,10 +147,10 @@ class TrainingExampleMaker(ImageExampleMaker):
         own.set_epoch(epoch)
         return own
 
-    def _preprocess(self, images: Sequence[Any], samples: Sequence[int]) -> list[dict[str, Tensor]]:
+    def _preprocess(self, images: Sequence[ScaledImage], samples: Sequence[int]) -> list[dict[str, Tensor]]:
         if self.preprocessor.deterministic:
-            return self.preprocessor.of_rgb(images)
-        return self.preprocessor.of_rgb(images, [self._generator(sample, Draw.TRANSFORM) for sample in samples])
+            return self.preprocessor.of_scaled(images)
+        return self.preprocessor.of_scaled(images, [self._generator(sample, Draw.TRANSFORM) for sample in samples])
 
     def _draw_spurious(self, sample: int, class_name: str | None) -> int | None:
         pool = self.bank.pool
@@ -279,12 +280,12 @@ class IterableExamples(IterableDataset[Example]):
                     raise
                 yield {**make.blank(0), "valid": False, "bad_image": str(error)}
                 continue
-            example = make([opened], [content_hash(opened[self.columns.image])], [where])[0]
+            example = make([opened], [content_hash(opened[self.columns.image].image)], [where])[0]
             yield {**example, "valid": True} if self.on_bad_image == SKIP else example
 
 
-def content_hash(image: Any) -> int:
-    """A hash of an image's size and pixels, of 63 bits."""
+def content_hash(image: Image.Image) -> int:
+    """A hash of an image's size and pixels, as decoded, of 63 bits."""
     pixels = np.asarray(image)
     digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=8)
     return int.from_bytes(digest.digest(), "big") >> 1
@@ -306,21 +307,21 @@ def evaluation_sets(
     dataset: Any,
     settings: ColumnSettings,
     training: ImageColumns | None,
-    image_processor: Any,
+    preprocessor: ImagePreprocessor,
     *,
     class_mapping: Any = None,
     on_bad_image: str = RAISE,
 ) -> Any:
     """The evaluation examples of a dataset, or of a dictionary of datasets by name; examples are returned unchanged.
 
-    `training` has the columns of the training set, and `class_mapping` the indices into its classes for every label,
-    or a dictionary of these by name.
+    `training` has the columns of the training set, `preprocessor` prepares the images, and `class_mapping` has the
+    indices into its classes for every label, or a dictionary of these by name.
     """
     if dataset is None or isinstance(dataset, Examples):
         return dataset
     if isinstance(dataset, dict):
         mappings = class_mapping or {}
-        shared = (settings, training, image_processor)
+        shared = (settings, training, preprocessor)
         return {
             name: evaluation_sets(part, *shared, class_mapping=mappings.get(name), on_bad_image=on_bad_image)
             for name, part in dataset.items()
@@ -331,7 +332,7 @@ def evaluation_sets(
     else:
         names = (training and training.class_names) or settings.class_names
         columns = resolve_mapped_columns(dataset, settings, class_mapping, names, what="eval_dataset")
-    return as_examples(dataset, EvaluationExampleMaker(columns, ImagePreprocessor(image_processor)), on_bad_image)
+    return as_examples(dataset, EvaluationExampleMaker(columns, preprocessor), on_bad_image)
 
 
 def image_examples(examples: IndexedExamples, preprocessor: ImagePreprocessor | None = None) -> IndexedExamples:

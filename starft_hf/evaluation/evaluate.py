@@ -19,7 +19,7 @@ from starft_hf.data.columns import ColumnSettings, group_names, resolve_evaluati
 from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
-from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.images import SCALED, ImagePreprocessor, check_image_decoding
 from starft_hf.data.source import is_iterable
 from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
@@ -51,6 +51,7 @@ def evaluate_zero_shot(
     dtype: torch.dtype | None = None,
     keep_mistakes: int = 0,
     on_bad_image: str = RAISE,
+    image_decoding: str = SCALED,
     progress: bool = True,
 ) -> EvaluationResult:
     """Classify the images of a labeled dataset zero-shot, or with a linear head, and measure accuracy and calibration.
@@ -80,12 +81,15 @@ def evaluate_zero_shot(
         keep_mistakes: how many of the worst group's most confident mistakes to keep.
         on_bad_image: what to do about a row whose image cannot be read: "raise" raises an error that names it; "skip"
             excludes it with a warning, and counts it in the result's `skipped`.
+        image_decoding: "scaled" decodes an image at no more than the size that resizing it well takes, which is faster
+            for photos; "full" decodes all its pixels.
         progress: whether to show a progress bar.
 
     Raises:
         ValueError: if data, classes, groups or model do not fit, before the first forward.
     """
     check_on_bad_image(on_bad_image)
+    check_image_decoding(image_decoding)
     templates = [templates] if isinstance(templates, str) else list(templates)
     check_caption_templates("templates", templates)
     if isinstance(dataset, Mapping):
@@ -115,7 +119,7 @@ def evaluate_zero_shot(
         # Embeddings are in float32 or wider.
         head = copy.deepcopy(head).to(device, torch.promote_types(floating_dtype(model), torch.float32))
     encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
-    maker = EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor))
+    maker = EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor, decoding=image_decoding))
     examples = IndexedExamples(dataset, maker, on_bad_image)
     # Every process runs as many forwards as the others, because wrappers gather parameters in them.
     examples.padded = True

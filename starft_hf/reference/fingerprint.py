@@ -15,6 +15,7 @@ from datasets import Dataset
 from datasets.table import ConcatenationTable, MemoryMappedTable
 from torch import nn
 
+from starft_hf.data.images import SCALED
 from starft_hf.models.adapters import base_model_of, base_state, without_adapter
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.utils.hashing import digest, tensors_digest
@@ -80,9 +81,9 @@ def _tokenizer_state(tokenizer: Any) -> Any:
     return [settings, _without(json.loads(backend.to_str()), ("truncation", "padding"))]
 
 
-def preprocessing_fingerprint(image_processor: Any) -> str:
-    """A key of the image processor's deterministic preprocessing."""
-    return digest([_code_of(type(image_processor)), image_processor.to_dict()])
+def preprocessing_fingerprint(image_processor: Any, image_decoding: str = SCALED) -> str:
+    """A key of the image processor's deterministic preprocessing, and of how images are decoded for it."""
+    return digest([_code_of(type(image_processor)), image_processor.to_dict(), image_decoding])
 
 
 def images_fingerprint(dataset: Dataset, column: str, also: Sequence[str] = ()) -> str:

@@ -49,7 +49,7 @@ class CachedImages:
         elif self._embeds is None and self.store is not None:
             depends_on = [
                 live.fingerprint,
-                preprocessing_fingerprint(live.encoder.image_processor),
+                preprocessing_fingerprint(live.encoder.image_processor, self.examples.make.preprocessor.decoding),
                 images_fingerprint(self.examples.dataset, self.examples.columns.image),
                 str(self.dtype),
             ]

@@ -80,7 +80,7 @@ def pool_of_run(
         key = digest(
             [
                 model_fingerprint(model),
-                preprocessing_fingerprint(encoder.image_processor),
+                preprocessing_fingerprint(encoder.image_processor, search.image_decoding),
                 images_fingerprint(dataset, columns.image, [columns.label] if columns.label else []),
                 given.to_dict(),
                 [search.max_samples, search.seed, list(search.caption_templates)],

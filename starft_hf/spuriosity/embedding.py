@@ -42,7 +42,8 @@ def embed_images(
     settings: SearchSettings,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unit rows `(N, D)` and labels `(N,)` of images of a dataset, and which of them could be read, `(N,)`."""
-    maker = EvaluationExampleMaker(replace(columns, groups=None), ImagePreprocessor(encoder.image_processor))
+    preprocessor = ImagePreprocessor(encoder.image_processor, decoding=settings.image_decoding)
+    maker = EvaluationExampleMaker(replace(columns, groups=None), preprocessor)
 
     def embed(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         labels = batch["labels"]

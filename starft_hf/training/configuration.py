@@ -18,6 +18,7 @@ from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.columns import ColumnSettings
 from starft_hf.data.decoding import RAISE
 from starft_hf.data.groups import GroupFunction
+from starft_hf.data.images import SCALED
 from starft_hf.data.shuffling import Shuffle
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.objectives.regularizers import get_regularizer
@@ -128,6 +129,9 @@ class StarFTConfig(TrainingArguments):
             pixels, not an image or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" warns
             and leaves its place in the batch empty, so that all other rows are drawn, augmented and compared as
             before. Evaluations count it as skipped, and `predict` gives it the label -100.
+        image_decoding (`str`, defaults to `"scaled"`): "scaled" decodes an image no larger than what is made of it
+            needs, at least twice the model's size in width and height for every crop of `crop_scale`; "full" decodes
+            all its pixels. Images that an `image_transform` gets are always decoded in full.
 
     Args: Parameters that control the run
         card_template (`str`, *optional*): file with a Jinja template of the model card; None is the package's own.
@@ -181,6 +185,7 @@ class StarFTConfig(TrainingArguments):
     )
     shuffle_buffer_size: int = _setting(1000, RUN, "Rows of the buffer that shuffles iterable datasets; 0: none.")
     on_bad_image: str = _setting(RAISE, RUN, "'raise' or 'skip' rows whose image is unreadable.")
+    image_decoding: str = _setting(SCALED, RUN, "'scaled' (no more pixels than crops need) or 'full'.")
     discovery_pool: str = _setting("all", IRRELEVANT, "What spuriosity='auto' searches for.")
     discovery_samples: int = _setting(2000, RECORDED, "Training images that spuriosity='auto' searches.")
     reference_cache: str = _setting("auto", RECORDED, "'auto', 'text', 'full' or 'none'.")

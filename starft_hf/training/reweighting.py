@@ -213,7 +213,9 @@ class SampleWeights:
         )
 
     def _image_embeds(self, live: LiveReference, store: FeatureStore | None, device: torch.device) -> Tensor:
-        examples = image_examples(self.examples, ImagePreprocessor(live.encoder.image_processor))
+        decoding = self.examples.make.preprocessor.decoding
+        preprocessor = ImagePreprocessor(live.encoder.image_processor, decoding=decoding)
+        examples = image_examples(self.examples, preprocessor)
         images = self.settings.images(examples, store if is_fingerprinted(examples.dataset) else None)
         images.prepare(live, device)
         return images.all_rows().float().cpu()

@@ -108,7 +108,7 @@ class RunSetup:
             given.eval_dataset,
             args.column_settings(given.group_function),
             plan.columns,
-            encoder.image_processor,
+            ImagePreprocessor(encoder.image_processor, decoding=args.image_decoding),
             class_mapping=given.class_mapping,
             on_bad_image=args.on_bad_image,
         )
@@ -208,6 +208,7 @@ class RunSetup:
             "batch_size": args.eval_batch_size,
             "num_workers": args.dataloader_num_workers,
             "on_bad_image": args.on_bad_image,
+            "image_decoding": args.image_decoding,
             "progress": not args.disable_tqdm,
         }
         sets = self.plan.retention_sets.items()
@@ -215,9 +216,9 @@ class RunSetup:
 
     def evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
-        processor, on_bad_image = self.encoder.image_processor, args.on_bad_image
+        preprocessor = ImagePreprocessor(self.encoder.image_processor, decoding=args.image_decoding)
         columns = args.column_settings(self.group_function)
-        return evaluation_sets(dataset, columns, self.plan.columns, processor, on_bad_image=on_bad_image)
+        return evaluation_sets(dataset, columns, self.plan.columns, preprocessor, on_bad_image=args.on_bad_image)
 
 
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
@@ -229,6 +230,7 @@ def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
         batch_size=args.per_device_eval_batch_size,
         num_workers=args.dataloader_num_workers,
         on_bad_image=args.on_bad_image,
+        image_decoding=args.image_decoding,
         progress=not args.disable_tqdm,
     )
     saves = args.should_save and args.save_strategy != "no"
@@ -241,7 +243,8 @@ def _training_examples(
     if plan.columns is None:
         return None
     args = given.args
-    preprocessor = ImagePreprocessor(encoder.image_processor, args.crop_scale, given.image_transform)
+    shared = (args.crop_scale, given.image_transform, args.image_decoding)
+    preprocessor = ImagePreprocessor(encoder.image_processor, *shared)
     maker = TrainingExampleMaker(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
     return as_examples(given.train_dataset, maker, args.on_bad_image, args.shuffle)
 

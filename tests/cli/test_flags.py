@@ -97,6 +97,7 @@ VALUES = {
     "reg_weight": ["2"],
     "reweight": ["attribution"],
     "on_bad_image": ["skip"],
+    "image_decoding": ["full"],
     "repo_id": ["you/owls"],
     "report": ["report.html"],
     "revision": ["next"],
