@@ -5,7 +5,8 @@ least twice what its crop needs: JPEGs by their decoder, others by averaging pix
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers.utils import logging
 
 from starft_hf.data.randomness import global_generators_from
 from starft_hf.data.rgb import ScaledImage, as_rgb, upright_size
-from starft_hf.models.pixels import is_of_transformers
+from starft_hf.models.pixels import byte_values, is_of_transformers, prepared_bytes
 from starft_hf.utils.names import unknown_name
 
 
@@ -103,7 +104,10 @@ class ImagePreprocessor:
     def __call__(
         self, images: Sequence[Any], generators: Sequence[np.random.Generator] | None = None
     ) -> list[dict[str, Tensor]]:
-        """Unbatched inputs of the vision tower for every image; random preprocessing needs a generator per image."""
+        """Unbatched inputs of the vision tower for every image; random preprocessing needs a generator per image.
+
+        Images are bytes `(3, H, W)` where `as_bytes`, and as the image processor or the transform returns them if not.
+        """
         return self.of_scaled([self.read(image) for image in images], generators)
 
     def of_scaled(
@@ -120,11 +124,34 @@ class ImagePreprocessor:
         if any(isinstance(image, Tensor) for image in prepared):
             self._check_tensors(prepared)
             return [{"pixel_values": image} for image in prepared if isinstance(image, Tensor)]
-        examples: list[dict[str, Tensor]] = []
-        for start in range(0, len(prepared), _AT_ONCE):
-            features = self.image_processor(images=prepared[start : start + _AT_ONCE], return_tensors="pt")
-            examples += [dict(zip(features, values, strict=True)) for values in zip(*features.values(), strict=True)]
-        return examples
+        rest = self._of_processor([image for image in prepared if not self._is_prepared(image)])
+        return [{"pixel_values": _as_tensor(image)} if self._is_prepared(image) else next(rest) for image in prepared]
+
+    def _of_processor(self, images: Sequence[Any]) -> Iterator[dict[str, Tensor]]:
+        for start in range(0, len(images), _AT_ONCE):
+            part = images[start : start + _AT_ONCE]
+            if self.as_bytes:
+                yield from ({"pixel_values": values} for values in prepared_bytes(self.image_processor, part))
+            else:
+                features = self.image_processor(images=part, return_tensors="pt")
+                yield from (dict(zip(features, row, strict=True)) for row in zip(*features.values(), strict=True))
+
+    @cached_property
+    def as_bytes(self) -> bool:
+        """Whether images are bytes `(3, H, W)`, for `DualEncoder.normalized`, rather than normalized floats."""
+        return byte_values(self.image_processor) is not None
+
+    @cached_property
+    def _keeps_size(self) -> bool:
+        """Whether all that the image processor does to an image of its size is to make a tensor of it."""
+        if not self.as_bytes or self.size is None:
+            return False
+        noise = np.random.default_rng(0).integers(0, 256, (*self.size[::-1], 3), dtype=np.uint8)
+        probe = Image.fromarray(noise)
+        return torch.equal(prepared_bytes(self.image_processor, [probe])[0], _as_tensor(probe))
+
+    def _is_prepared(self, image: Any) -> bool:
+        return self._keeps_size and image.size == self.size
 
     def read(self, image: Any, *, mode: str | None = None, is_own: bool = False) -> ScaledImage:
         """`image` as an upright RGB image, scaled as far as what it is for allows.
@@ -208,6 +235,7 @@ class ImagePreprocessor:
                 )
             if image.ndim != 3 or image.shape[0] != 3:
                 raise ValueError(f"image_transform returns a tensor of shape {tuple(image.shape)}, not (3, H, W)")
+        logger.info_once("image_transform returns floats, which are sent to the device as they are.")
         normalizes = getattr(self.image_processor, "do_normalize", False)
         if normalizes and not self._warned and all(image.min() >= 0 and image.max() <= 1 for image in images):
             self._warned.fill_(True)
@@ -234,6 +262,10 @@ class ImagePreprocessor:
         return resized
 
 
+def _as_tensor(image: Any) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
 def fixed_size(image_processor: Any) -> tuple[int, int] | None:
     """The `(width, height)` in pixels of every image that `image_processor` returns, or None if it keeps shapes."""
     crop = ["crop_size"] if getattr(image_processor, "do_center_crop", False) else []
@@ -249,7 +281,7 @@ def _resized_size(image_processor: Any, width: int, height: int) -> tuple[int, i
     # Others may do anything with the pixels.
     if not is_of_transformers(image_processor) or not getattr(image_processor, "do_resize", False):
         return None
-    size = {name: value for name, value in dict(image_processor.size).items() if value}
+    size = {name: value for name, value in dict(image_processor.size or {}).items() if value}
     if size.keys() == {"height", "width"}:
         return size["width"], size["height"]
     if size.keys() != {"shortest_edge"}:

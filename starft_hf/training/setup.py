@@ -9,7 +9,7 @@ from torch import nn
 from transformers import set_seed
 
 from starft_hf.data.captions import CaptionBank, check_class_prompts
-from starft_hf.data.collator import StarFTCollator
+from starft_hf.data.collator import Collator, StarFTCollator, WithFloatImages
 from starft_hf.data.examples import Epoch, IndexedExamples, TrainingExampleMaker, as_examples, evaluation_sets
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
@@ -165,8 +165,12 @@ class RunSetup:
         check_batch(batch_size * self.args.world_size, self.args.base_loss, self.plan.strategy)
         set_seed(self.args.seed)
 
-    def collator(self) -> StarFTCollator:
-        """What makes batches of training and evaluation examples."""
+    def collator(self, own: Collator | None = None) -> Collator:
+        """What makes batches of training and evaluation examples; a user's `own` gets normalized images."""
+        if own is not None:
+            values = self.encoder.byte_values
+            # A subclass may do anything with images.
+            return own if values is None or type(own) is StarFTCollator else WithFloatImages(own, values)
         return StarFTCollator(
             self.encoder.encode_texts,
             with_captions=self.args.base_loss == "contrastive",

@@ -143,7 +143,7 @@ class StarFTTrainer(HubMixin, Trainer):
         super().__init__(
             model=setup.model,
             args=args,
-            data_collator=data_collator or setup.collator(),
+            data_collator=setup.collator(data_collator),
             train_dataset=setup.train_dataset,
             eval_dataset=setup.eval_dataset,
             processing_class=setup.processor,
