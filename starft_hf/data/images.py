@@ -32,7 +32,7 @@ IMAGE_DECODING = (SCALED, FULL)
 CROP_RATIO = (3 / 4, 4 / 3)
 
 # How many times the pixels that it needs a resized image is made of, in width and height: with fewer, what a decoder
-# or an average leaves out could be seen.
+# or an average leaves out would be seen.
 _GAP = 2.0
 
 # The largest reduction of JPEG decoders, as a power of 2.
@@ -101,6 +101,11 @@ class ImagePreprocessor:
         """Whether an image always gives the same tensors."""
         return self.crop_scale is None and self.transform is None
 
+    @property
+    def gap(self) -> float | None:
+        """How many times the pixels that it needs a resized image is made of at least; None is all there are."""
+        return _GAP if self.decoding == SCALED else None
+
     def __call__(
         self, images: Sequence[Any], generators: Sequence[np.random.Generator] | None = None
     ) -> list[dict[str, Tensor]]:
@@ -124,8 +129,12 @@ class ImagePreprocessor:
         if any(isinstance(image, Tensor) for image in prepared):
             self._check_tensors(prepared)
             return [{"pixel_values": image} for image in prepared if isinstance(image, Tensor)]
-        rest = self._of_processor([image for image in prepared if not self._is_prepared(image)])
-        return [{"pixel_values": _as_tensor(image)} if self._is_prepared(image) else next(rest) for image in prepared]
+        done = [image.is_final or self._is_prepared(made) for image, made in zip(images, prepared, strict=True)]
+        rest = self._of_processor([made for made, is_done in zip(prepared, done, strict=True) if not is_done])
+        return [
+            {"pixel_values": _as_tensor(made)} if is_done else next(rest)
+            for made, is_done in zip(prepared, done, strict=True)
+        ]
 
     def _of_processor(self, images: Sequence[Any]) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(images), _AT_ONCE):
@@ -184,13 +193,13 @@ class ImagePreprocessor:
     def _reduction(self, width: int, height: int) -> int:
         """How many pixels of an image, in width and in height, its decoding may make one of."""
         may_scale = self.decoding == SCALED and self.transform is None and min(width, height) > 0
-        part = self._smallest_part(width, height) if may_scale else None
+        part = self.smallest_part(width, height) if may_scale else None
         if part is None:
             return 1
         (part_width, part_height), (to_width, to_height) = part
         return max(1, int(min(part_width / to_width, part_height / to_height) / _GAP))
 
-    def _smallest_part(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    def smallest_part(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
         """The size of the smallest part of an image that may be resized, and what to; None where that is unknown."""
         if self.deterministic:
             size = _resized_size(self.image_processor, width, height)
@@ -198,15 +207,15 @@ class ImagePreprocessor:
         if self.size is None:
             return None
         # Of `random_crop_box`: the smallest area at the most extreme aspect ratio, or else the whole image.
-        edge = int(math.sqrt(width * height * (self.crop_scale or (1.0,))[0] * CROP_RATIO[0]))
+        edge = max(1, int(math.sqrt(width * height * (self.crop_scale or (1.0,))[0] * CROP_RATIO[0])))
         return (min(width, edge), min(height, edge)), self.size
 
     def _resized(self, image: ScaledImage) -> Image.Image:
         """A scaled image, resized as the image processor does from the size before; others are left to it."""
         size = _resized_size(self.image_processor, *image.size) if image.image.size != image.size else None
-        if size is None:
+        if size is None or image.is_final:
             return image.image
-        resized: Image.Image = image.resized(size, _filter_of(self.image_processor), None, _GAP)
+        resized: Image.Image = image.resized(size, _filter_of(self.image_processor), None, self.gap)
         return resized
 
     def _check_size(self, width: int, height: int) -> None:
@@ -257,8 +266,7 @@ class ImagePreprocessor:
         box = random_crop_box(*image.size, self.crop_scale, generator)
         if self.size is None:
             return image.image.crop(box)
-        gap = _GAP if self.decoding == SCALED else None
-        resized: Image.Image = image.resized(self.size, Image.Resampling.BICUBIC, box, gap)
+        resized: Image.Image = image.resized(self.size, Image.Resampling.BICUBIC, box, self.gap)
         return resized
 
 

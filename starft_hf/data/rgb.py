@@ -23,11 +23,13 @@ class ScaledImage:
         image: the image as decoded.
         size: its width and height before it was scaled, which crops are drawn from.
         scale: the width and height of one of the pixels of that size, in pixels of `image`.
+        is_final: whether `image` is what the image processor makes of it already, in all but its values.
     """
 
     image: Image.Image
     size: tuple[int, int]
     scale: tuple[float, float] = (1.0, 1.0)
+    is_final: bool = False
 
     def resized(self, size: tuple[int, int], resample: Any, box: Sequence[int] | None, gap: float | None) -> Any:
         """The part `(left, top, right, bottom)` of the image, in pixels of `size`; None is the whole of it."""

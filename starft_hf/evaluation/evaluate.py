@@ -19,6 +19,7 @@ from starft_hf.data.columns import ColumnSettings, group_names, resolve_evaluati
 from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
+from starft_hf.data.image_cache import given_image_cache
 from starft_hf.data.images import SCALED, ImagePreprocessor, check_image_decoding
 from starft_hf.data.source import is_iterable
 from starft_hf.evaluation.loop import ClassifierEvaluation
@@ -52,6 +53,7 @@ def evaluate_zero_shot(
     keep_mistakes: int = 0,
     on_bad_image: str = RAISE,
     image_decoding: str = SCALED,
+    image_cache: str | PathLike[str] | bool | None = None,
     progress: bool = True,
 ) -> EvaluationResult:
     """Classify the images of a labeled dataset zero-shot, or with a linear head, and measure accuracy and calibration.
@@ -83,6 +85,8 @@ def evaluate_zero_shot(
             excludes it with a warning, and counts it in the result's `skipped`.
         image_decoding: "scaled" decodes an image at no more than the size that resizing it well takes, which is faster
             for photos; "full" decodes all its pixels.
+        image_cache: "auto" or True, for `starft` under HF_HOME, or a folder: what the model gets of the images is kept
+            there, and further evaluations read it. None keeps nothing.
         progress: whether to show a progress bar.
 
     Raises:
@@ -98,6 +102,7 @@ def evaluate_zero_shot(
         raise ValueError(
             "dataset is an iterable dataset, which cannot be split among processes; pass one that can be read by index"
         )
+    cache = given_image_cache(image_cache, dataset, num_workers, progress)
     if class_names is not None:
         check_names(class_names)
         check_distinct(class_names)
@@ -120,7 +125,8 @@ def evaluate_zero_shot(
         head = copy.deepcopy(head).to(device, torch.promote_types(floating_dtype(model), torch.float32))
     encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
     maker = EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor, decoding=image_decoding))
-    examples = IndexedExamples(dataset, maker, on_bad_image)
+    examples = IndexedExamples(dataset, maker, on_bad_image, cache)
+    examples.prepare(device)
     # Every process runs as many forwards as the others, because wrappers gather parameters in them.
     examples.padded = True
     share = list(shard_indices(len(examples)))

@@ -50,12 +50,15 @@ def embed_images(
         is_valid = batch.get("valid", torch.ones_like(labels, dtype=torch.bool))
         return encoder.encode(model, images=batch), labels, is_valid
 
+    device = next(model.parameters()).device
+    examples = IndexedExamples(dataset, maker, settings.on_bad_image, settings.image_cache)
+    examples.prepare(device)
     with evaluation_mode(model):
         embeds, labels, is_valid = embedding.embed_images(
             embed,
-            IndexedExamples(dataset, maker, settings.on_bad_image),
+            examples,
             indices,
-            next(model.parameters()).device,
+            device,
             batch_size=settings.batch_size,
             num_workers=settings.num_workers,
             progress="Embedding images" if settings.progress else None,

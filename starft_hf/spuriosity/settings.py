@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.decoding import RAISE, check_on_bad_image
+from starft_hf.data.image_cache import ImageCacheSettings
 from starft_hf.data.images import SCALED, check_image_decoding
 
 
@@ -23,6 +24,7 @@ class SearchSettings:
     num_workers: int = 0
     on_bad_image: str = RAISE
     image_decoding: str = SCALED
+    image_cache: ImageCacheSettings | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:

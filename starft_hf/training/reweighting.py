@@ -20,11 +20,11 @@ from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.source import is_fingerprinted
 from starft_hf.reference import ReferenceSettings
 from starft_hf.reference.live import LiveReference
-from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import embeds_of_texts
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.scorer import Scorer, scorer_from
 from starft_hf.utils.collectives import rank
+from starft_hf.utils.store import FeatureStore
 
 
 logger = logging.get_logger(__name__)

@@ -55,13 +55,15 @@ def evaluation_sampler(sampler: Sampler[int] | None, dataset: Any, args: Trainin
     return PaddedSampler(sampler or SequentialSampler(dataset), args.eval_batch_size * args.world_size)
 
 
-def with_own_generator(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
-    """A loader that draws the seed of its workers from a generator of its own.
+def ready_loader(loader: DataLoader[Any], args: TrainingArguments) -> DataLoader[Any]:
+    """A loader whose examples are prepared, and that draws the seed of its workers from a generator of its own.
 
     Persistent workers get one once in a run. Out of the global generator, a resumed run would draw once more, and
     everything after it, such as dropout, would differ.
     """
-    getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(seed)
+    if isinstance(loader.dataset, IndexedExamples):
+        loader.dataset.prepare(args.device)
+    getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(args.seed)
     return loader
 
 

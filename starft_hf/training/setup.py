@@ -111,6 +111,7 @@ class RunSetup:
             ImagePreprocessor(encoder.image_processor, decoding=args.image_decoding),
             class_mapping=given.class_mapping,
             on_bad_image=args.on_bad_image,
+            cache=args.image_cache_settings(),
         )
         _check_prompts(eval_dataset, args, encoder)
 
@@ -154,6 +155,8 @@ class RunSetup:
             # What is wrong with every row is found before anything is computed from all of them. With workers, a
             # transform may need to be in one.
             self.train_dataset[0]
+        if isinstance(self.train_dataset, IndexedExamples):
+            self.train_dataset.prepare(device)
         # The sample weights first: the reference may release the weights that both need.
         for part in (self.sample_weights, self.reference):
             if part is not None:
@@ -213,6 +216,7 @@ class RunSetup:
             "num_workers": args.dataloader_num_workers,
             "on_bad_image": args.on_bad_image,
             "image_decoding": args.image_decoding,
+            "image_cache": args.image_cache,
             "progress": not args.disable_tqdm,
         }
         sets = self.plan.retention_sets.items()
@@ -222,7 +226,8 @@ class RunSetup:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
         preprocessor = ImagePreprocessor(self.encoder.image_processor, decoding=args.image_decoding)
         columns = args.column_settings(self.group_function)
-        return evaluation_sets(dataset, columns, self.plan.columns, preprocessor, on_bad_image=args.on_bad_image)
+        given = (dataset, columns, self.plan.columns, preprocessor)
+        return evaluation_sets(*given, on_bad_image=args.on_bad_image, cache=args.image_cache_settings())
 
 
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
@@ -235,6 +240,7 @@ def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
         num_workers=args.dataloader_num_workers,
         on_bad_image=args.on_bad_image,
         image_decoding=args.image_decoding,
+        image_cache=args.image_cache_settings(args.crop_scale),
         progress=not args.disable_tqdm,
     )
     saves = args.should_save and args.save_strategy != "no"
@@ -250,7 +256,10 @@ def _training_examples(
     shared = (args.crop_scale, given.image_transform, args.image_decoding)
     preprocessor = ImagePreprocessor(encoder.image_processor, *shared)
     maker = TrainingExampleMaker(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
-    return as_examples(given.train_dataset, maker, args.on_bad_image, args.shuffle)
+    # What a transform does to an image is not known. Without `crop_scale`, it should not enlarge parts of it.
+    crop_scale = args.crop_scale or (None if given.image_transform is None else (1.0, 1.0))
+    cache = args.image_cache_settings(crop_scale)
+    return as_examples(given.train_dataset, maker, args.on_bad_image, args.shuffle, cache)
 
 
 def _check_prompts(eval_dataset: Any, args: StarFTConfig, encoder: DualEncoder) -> None:

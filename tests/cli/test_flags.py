@@ -98,6 +98,7 @@ VALUES = {
     "reweight": ["attribution"],
     "on_bad_image": ["skip"],
     "image_decoding": ["full"],
+    "image_cache": ["auto"],
     "repo_id": ["you/owls"],
     "report": ["report.html"],
     "revision": ["next"],

@@ -11,9 +11,9 @@ from PIL import Image as PILImage
 
 from starft_hf import evaluate_zero_shot
 from starft_hf.data.decoding import ImageReader
+from starft_hf.data.fingerprint import preprocessing_fingerprint
 from starft_hf.data.images import ImagePreprocessor, random_crop_box
 from starft_hf.models.pixels import byte_values
-from starft_hf.reference.fingerprint import preprocessing_fingerprint
 from tests.support.photos import photo
 
 
