@@ -180,9 +180,12 @@ class ImagePreprocessor:
             width, smaller = image.width, (image.width >> halvings, image.height >> halvings)
             if (made := image.draft(None, smaller)) is not None:
                 drafted = round(width / made[1][2])
+        if is_own:
+            # Its file may be closed before it is used.
+            image.load()
         if mode is not None and image.mode != mode:
             image = image.convert(mode)
-        rgb = as_rgb(image)
+        rgb = as_rgb(image, copy=not is_own)
         size = size or rgb.size
         self._check_size(*size)
         if (factor := self._reduction(*size) // drafted) > 1:
@@ -271,7 +274,7 @@ class ImagePreprocessor:
 
 
 def _as_tensor(image: Any) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
 def fixed_size(image_processor: Any) -> tuple[int, int] | None:

@@ -46,8 +46,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if turned else image.size
 
 
-def as_rgb(image: Any) -> Image.Image:
-    """`image` as an upright RGB image.
+def as_rgb(image: Any, copy: bool = True) -> Image.Image:
+    """`image` as an upright RGB image; one that is that already is itself the result unless `copy`.
 
     Arrays and tensors are `(H, W)`, `(H, W, C)` or `(C, H, W)`, of integers from 0 to 255 or floats from 0 to 1.
     Transparent pixels get the color that is stored for them. Images of 16 bits are converted to 8.
@@ -62,7 +62,8 @@ def as_rgb(image: Any) -> Image.Image:
     if not all(image.size):
         raise ValueError(f"it has {image.width} x {image.height} pixels")
     # Cameras store their orientation instead of rotating the image.
-    image = ImageOps.exif_transpose(image)
+    if copy or image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):

@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from benchmarks.photos import photo
 from starft_hf import StarFTTrainer, compare, discover_spuriosity, evaluate_zero_shot
 from starft_hf.data.columns import ImageColumns
 from starft_hf.data.decoding import BadImageError, ImageReader
@@ -22,7 +23,6 @@ from starft_hf.data.image_cache import ImageCache, ImageCacheSettings
 from starft_hf.data.images import ImagePreprocessor, random_crop_box
 from starft_hf.utils.store import FeaturePieces
 from tests.support.launch import end_quietly, torchrun
-from tests.support.photos import photo
 from tests.support.tiny import CLASS_NAMES, make_dataset
 
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
+from benchmarks.photos import photo
 from starft_hf import evaluate_zero_shot
 from starft_hf.data.decoding import ImageReader
 from starft_hf.data.fingerprint import preprocessing_fingerprint
 from starft_hf.data.images import ImagePreprocessor, random_crop_box
 from starft_hf.models.pixels import byte_values
-from tests.support.photos import photo
 
 
 def encoded(image, kind="JPEG", **settings):
