@@ -18,6 +18,7 @@ from benchmarks.setup import Scene, make_scene
 from benchmarks.steps import seconds_in_turn
 from starft_hf import evaluate_zero_shot
 from starft_hf.data.images import ImagePreprocessor
+from starft_hf.models.encoder import DualEncoder
 
 
 BATCH_SIZE = 32
@@ -29,6 +30,7 @@ REPETITIONS = 3
 def bare_forwards(scene: Scene) -> None:
     """Load, preprocess and embed every image, and nothing else."""
     preprocess = ImagePreprocessor(scene.processor.image_processor)
+    normalized = DualEncoder.of(scene.model, scene.processor).normalized
 
     def collate(rows: list[dict[str, Any]]) -> torch.Tensor:
         return torch.stack([features["pixel_values"] for features in preprocess([row["image"] for row in rows])])
@@ -36,7 +38,7 @@ def bare_forwards(scene: Scene) -> None:
     model = scene.model.eval()
     with torch.no_grad():
         for pixels in DataLoader(scene.dataset, BATCH_SIZE, collate_fn=collate):  # type: ignore[arg-type]
-            model.get_image_features(pixel_values=pixels.to(model.device))
+            model.get_image_features(pixel_values=normalized(pixels.to(model.device)))
 
 
 def evaluation(scene: Scene) -> None:

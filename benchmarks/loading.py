@@ -12,8 +12,8 @@ from starft_hf import SpuriosityPool
 from starft_hf.data.captions import CaptionBank
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference import FrozenReference
-from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import CachedTexts
+from starft_hf.utils.store import FeatureStore
 
 
 def loading_seconds(batch_size: int, batches: int = 4) -> float:

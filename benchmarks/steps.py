@@ -122,7 +122,7 @@ def _texts(scene: Scene, batch_size: int) -> tuple[list[str], list[str], torch.T
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(scene, folder, reference_cache="none")
         examples = trainer.train_dataset.__getitems__(range(batch_size))
-    pixels = torch.stack([example["image"]["pixel_values"] for example in examples])
+    pixels = trainer.encoder.normalized(torch.stack([example["image"]["pixel_values"] for example in examples]))
     labels = torch.tensor([example["label"] for example in examples])
     return (
         [example["caption"] for example in examples],

@@ -1,6 +1,6 @@
 """From examples to the tensors of a step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,11 @@ import torch
 
 from starft_hf.data.decoding import BAD_IMAGES
 from starft_hf.data.images import stack_features
+from starft_hf.models.pixels import ByteValues
 from starft_hf.models.texts import TextEncoding
 
+
+Collator = Callable[[list[Any]], dict[str, Any]]
 
 # What examples and batches call the same numbers.
 _NUMBERS = {"sample": "sample_index", "label": "labels", "spurious_id": "spurious_ids", "valid": "valid"}
@@ -19,7 +22,8 @@ _NUMBERS = {"sample": "sample_index", "label": "labels", "spurious_id": "spuriou
 class StarFTCollator:
     """Stacks images and encodes every distinct text of the batch once.
 
-    A batch has the arguments of the model's forward and, if examples have them:
+    A batch has the arguments of the model's forward, of which the images are bytes that `DualEncoder.normalized` turns
+    into floats on the device, unless examples have floats. If examples have them, it also has:
         labels: class indices, `(N,)`.
         groups: names of the evaluation groups, a list of N strings.
         valid: whether a row is a sample rather than padding, `(N,)`, with several processes or on_bad_image="skip".
@@ -54,6 +58,20 @@ class StarFTCollator:
         if self.with_spurious_captions and "spurious_caption" in examples[0]:
             texts["spurious_rows"] = [example["spurious_caption"] for example in examples]
         return batch | encode_rows(texts, self.encode_texts, filling=examples[0].get("caption", ""))
+
+
+@dataclass
+class WithFloatImages:
+    """A collator that expects images as the image processor returns them, and gets these in place of bytes."""
+
+    collator: Collator
+    byte_values: ByteValues
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return self.collator([{**example, "image": self._floats(example["image"])} for example in examples])
+
+    def _floats(self, image: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self.byte_values(it) if it.dtype == torch.uint8 else it for name, it in image.items()}
 
 
 def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """Rows with their images opened, and rows that are skipped because their image cannot be."""
 
+import io
 import os
 import struct
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import fsspec
 from datasets import Image as ImageFeature
 from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
 from starft_hf.data.image_formats import needs_plugin
-from starft_hf.data.images import ImagePreprocessor, as_rgb
+from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.rgb import ScaledImage
 from starft_hf.data.source import is_iterable
 from starft_hf.utils.names import unknown_name
 
@@ -37,10 +41,11 @@ class BadImageError(ValueError):
 
 
 class ImageReader:
-    """Reads rows, with the image of each as an upright RGB image.
+    """Reads rows, with the image of each as a `ScaledImage`.
 
-    Images of `datasets` are opened here rather than by it, so that errors can name their row and file, and the rest of
-    a row is known even if its image is damaged. Images too large for `preprocessor` count as damaged.
+    Images of `datasets` are opened here rather than by it, so that errors can name their row and file, the rest of a
+    row is known even if its image is damaged, and an image is decoded no larger than `preprocessor` needs it. Images
+    too large for `preprocessor` count as damaged.
     """
 
     def __init__(self, dataset: Any, column: str, preprocessor: ImagePreprocessor):
@@ -76,17 +81,27 @@ class ImageReader:
         try:
             if raw is None:
                 raise ValueError("the row has no image")
-            if self.feature is not None:
-                tokens = getattr(self.dataset, "_token_per_repo_id", None)
-                raw = self.feature.decode_example(raw, token_per_repo_id=tokens)
-            image = as_rgb(raw)
-            self.preprocessor.check(image)
+            image = self._read(raw)
         except TypeError as error:
             # Values that are not images rarely occur in one row only.
             raise TypeError(f"{where}: {error}") from error
         except Exception as error:
             raise _bad(where, error, raw) from error
         return {**row, self.column: image}
+
+    def _read(self, raw: Any) -> ScaledImage:
+        if self.feature is None:
+            return self.preprocessor.read(raw)
+        source: Any = io.BytesIO(raw["bytes"]) if raw["bytes"] is not None else raw["path"]
+        if isinstance(source, str) and "::" in source and Path(source.rpartition("::")[2]).is_file():
+            with fsspec.open(source) as file:
+                source = io.BytesIO(file.read())
+        if not isinstance(source, io.BytesIO) and not (source and Path(source).is_file()):
+            # A file at an address, which `datasets` opens, or none.
+            tokens = getattr(self.dataset, "_token_per_repo_id", None)
+            return self.preprocessor.read(self.feature.decode_example(raw, token_per_repo_id=tokens))
+        with Image.open(source) as file:
+            return self.preprocessor.read(file, mode=self.feature.mode, is_own=True)
 
 
 def check_on_bad_image(choice: str) -> None:

@@ -5,12 +5,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from starft_hf.data.collator import stack_examples
 from starft_hf.data.decoding import SkippedImages
-from starft_hf.data.examples import IndexedExamples
 from starft_hf.utils.collectives import gather_shards, shard_indices
 
 
@@ -70,7 +69,7 @@ def embed_texts(
 
 def embed_images(
     embed: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
-    examples: IndexedExamples,
+    examples: Dataset[Any],
     indices: Sequence[int],
     device: torch.device,
     *,

@@ -1,6 +1,5 @@
 """Datasets of examples: rows of a user's dataset, preprocessed, with everything random about them drawn."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,8 +16,10 @@ from starft_hf.data.captions import CaptionBank, captions_of, inject
 from starft_hf.data.class_mapping import resolve_mapped_columns
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluation_columns
 from starft_hf.data.decoding import RAISE, SKIP, BadImageError, ImageReader, Row
+from starft_hf.data.image_cache import ImageCache, ImageCacheSettings, check_cacheable
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.randomness import Draw, sample_generator
+from starft_hf.data.rgb import ScaledImage, content_hash
 from starft_hf.data.shuffling import Shuffle
 from starft_hf.data.source import is_iterable
 from starft_hf.data.streams import Share, are_rows_cheap
@@ -64,7 +65,7 @@ class ImageExampleMaker:
 
     def blank(self, sample: int) -> Example:
         """An example with a black image, in place of one that does not count."""
-        (image,) = self._preprocess([Image.new("RGB", (256, 256))], [sample])
+        (image,) = self._preprocess([ScaledImage(Image.new("RGB", (256, 256)), (256, 256))], [sample])
         return {"image": image, "sample": sample, **self.blank_targets(sample)}
 
     def targets(self, row: Row, sample: int) -> Example:
@@ -82,8 +83,8 @@ class ImageExampleMaker:
         """A maker whose draws depend on this epoch, whatever is set."""
         return self
 
-    def _preprocess(self, images: Sequence[Any], samples: Sequence[int]) -> list[dict[str, Tensor]]:
-        return self.preprocessor.of_rgb(images)
+    def _preprocess(self, images: Sequence[ScaledImage], samples: Sequence[int]) -> list[dict[str, Tensor]]:
+        return self.preprocessor.of_scaled(images)
 
 
 @dataclass
@@ -147,10 +148,10 @@ class TrainingExampleMaker(ImageExampleMaker):
         own.set_epoch(epoch)
         return own
 
-    def _preprocess(self, images: Sequence[Any], samples: Sequence[int]) -> list[dict[str, Tensor]]:
+    def _preprocess(self, images: Sequence[ScaledImage], samples: Sequence[int]) -> list[dict[str, Tensor]]:
         if self.preprocessor.deterministic:
-            return self.preprocessor.of_rgb(images)
-        return self.preprocessor.of_rgb(images, [self._generator(sample, Draw.TRANSFORM) for sample in samples])
+            return self.preprocessor.of_scaled(images)
+        return self.preprocessor.of_scaled(images, [self._generator(sample, Draw.TRANSFORM) for sample in samples])
 
     def _draw_spurious(self, sample: int, class_name: str | None) -> int | None:
         pool = self.bank.pool
@@ -166,10 +167,20 @@ class IndexedExamples(Dataset[Example]):
     """Examples of a dataset whose rows can be read in any order; a sample is identified by its index.
 
     An image that cannot be read is an error if `on_bad_image` is "raise". "skip" keeps its row in place as a blank
-    example, with `False` under "valid" and the reason under "bad_image".
+    example, with `False` under "valid" and the reason under "bad_image". With the settings of a `cache`, images are
+    read from it once it is prepared.
     """
 
-    def __init__(self, dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE):
+    def __init__(
+        self,
+        dataset: Any,
+        make: ImageExampleMaker,
+        on_bad_image: str = RAISE,
+        cache: ImageCacheSettings | None = None,
+    ):
+        self.cache: ImageCache | None = None
+        if cache is not None:
+            self.cache = ImageCache(cache, dataset, make.columns.image, make.preprocessor, on_bad_image)
         self.make = make
         self.columns = make.columns
         self.on_bad_image = on_bad_image
@@ -182,13 +193,25 @@ class IndexedExamples(Dataset[Example]):
             dataset = dataset.select_columns(self.columns.used)
         self.dataset = dataset
 
+    def prepare(self, device: torch.device) -> None:
+        """Fill the cache of images, if there is one, by all processes together."""
+        if self.cache is not None:
+            self.cache.prepare(device)
+
     @cached_property
     def _reader(self) -> ImageReader:
-        return ImageReader(self.dataset, self.columns.image, self.make.preprocessor)
+        preprocessor = self.make.preprocessor if self.cache is None else self.cache.preprocessor
+        return ImageReader(self.dataset, self.columns.image, preprocessor)
+
+    @cached_property
+    def _other_columns(self) -> Any:
+        """The dataset without its images; None if nothing is left."""
+        others = [column for column in self.columns.used if column != self.columns.image]
+        return self.dataset.select_columns(others) if others else None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes create their own reader, instead of receiving a second dataset.
-        return {name: value for name, value in vars(self).items() if name != "_reader"}
+        # Worker processes create their own, instead of receiving further datasets.
+        return {name: value for name, value in vars(self).items() if name not in ("_reader", "_other_columns")}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -221,11 +244,18 @@ class IndexedExamples(Dataset[Example]):
         if index in self.unreadable:
             return f"the image of row {index} could not be read when the reference's embeddings were computed"
         try:
-            return self._reader.row(index)
+            return self._reader.row(index) if self.cache is None else self._cached_row(self.cache, index)
         except BadImageError as error:
             if self.on_bad_image != SKIP:
                 raise
             return str(error)
+
+    def _cached_row(self, cache: ImageCache, index: int) -> Row:
+        column = self.columns.image
+        if (image := cache.image(index)) is not None:
+            return {**({} if self._other_columns is None else self._other_columns[index]), column: image}
+        row = self._reader.row(index)
+        return {**row, column: cache.recomputed(index, row[column])}
 
     def is_readable(self, index: int) -> bool:
         """Whether the image of a row can be read now."""
@@ -288,7 +318,7 @@ class IterableExamples(IterableDataset[Example]):
             if self.on_bad_image != SKIP:
                 raise
             return {**self._blank(make), "valid": False, "bad_image": str(error)}
-        example = make([opened], [content_hash(opened[self.columns.image])], [where])[0]
+        example = make([opened], [content_hash(opened[self.columns.image].image)], [where])[0]
         return {**example, "valid": True} if self.on_bad_image == SKIP else example
 
     def _blank(self, make: ImageExampleMaker) -> Example:
@@ -301,46 +331,48 @@ def tiny(example: Example) -> Example:
     return {**example, "image": image}
 
 
-def content_hash(image: Any) -> int:
-    """A hash of an image's size and pixels, of 63 bits."""
-    pixels = np.asarray(image)
-    digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=8)
-    return int.from_bytes(digest.digest(), "big") >> 1
-
-
 Examples = IndexedExamples | IterableExamples
 
 
 def as_examples(
-    dataset: Any, make: ImageExampleMaker, on_bad_image: str = RAISE, shuffle: Shuffle | None = None
+    dataset: Any,
+    make: ImageExampleMaker,
+    on_bad_image: str = RAISE,
+    shuffle: Shuffle | None = None,
+    cache: ImageCacheSettings | None = None,
 ) -> Examples:
     """The examples that `make` makes of the rows of `dataset`; `shuffle` is for iterable training sets."""
+    if cache is not None:
+        check_cacheable(dataset, "the dataset")
     if is_iterable(dataset):
         return IterableExamples(dataset, make, on_bad_image, shuffle)
-    return IndexedExamples(dataset, make, on_bad_image)
+    return IndexedExamples(dataset, make, on_bad_image, cache)
 
 
 def evaluation_sets(
     dataset: Any,
     settings: ColumnSettings,
     training: ImageColumns | None,
-    image_processor: Any,
+    preprocessor: ImagePreprocessor,
     *,
     class_mapping: Any = None,
     on_bad_image: str = RAISE,
+    cache: ImageCacheSettings | None = None,
 ) -> Any:
     """The evaluation examples of a dataset, or of a dictionary of datasets by name; examples are returned unchanged.
 
-    `training` has the columns of the training set, and `class_mapping` the indices into its classes for every label,
-    or a dictionary of these by name.
+    `training` has the columns of the training set, `preprocessor` prepares the images, and `class_mapping` has the
+    indices into its classes for every label, or a dictionary of these by name.
     """
     if dataset is None or isinstance(dataset, Examples):
         return dataset
     if isinstance(dataset, dict):
         mappings = class_mapping or {}
-        shared = (settings, training, image_processor)
+        shared = (settings, training, preprocessor)
         return {
-            name: evaluation_sets(part, *shared, class_mapping=mappings.get(name), on_bad_image=on_bad_image)
+            name: evaluation_sets(
+                part, *shared, class_mapping=mappings.get(name), on_bad_image=on_bad_image, cache=cache
+            )
             for name, part in dataset.items()
         }
     if class_mapping is None:
@@ -349,13 +381,13 @@ def evaluation_sets(
     else:
         names = (training and training.class_names) or settings.class_names
         columns = resolve_mapped_columns(dataset, settings, class_mapping, names, what="eval_dataset")
-    return as_examples(dataset, EvaluationExampleMaker(columns, ImagePreprocessor(image_processor)), on_bad_image)
+    return as_examples(dataset, EvaluationExampleMaker(columns, preprocessor), on_bad_image, cache=cache)
 
 
 def image_examples(examples: IndexedExamples, preprocessor: ImagePreprocessor | None = None) -> IndexedExamples:
-    """The images of `examples` without targets, with the same preprocessor or another, and with its `unreadable`."""
+    """The images of `examples` without targets, with the same preprocessor or another; `unreadable` is theirs too."""
     columns = ImageColumns(examples.columns.image, label=None, caption=None, groups=None, labels=None)
     maker = ImageExampleMaker(columns, preprocessor or examples.make.preprocessor)
     images = IndexedExamples(examples.dataset, maker, examples.on_bad_image)
-    images.unreadable = examples.unreadable
+    images.unreadable, images.cache = examples.unreadable, examples.cache
     return images

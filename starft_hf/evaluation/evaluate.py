@@ -19,7 +19,8 @@ from starft_hf.data.columns import ColumnSettings, group_names, resolve_evaluati
 from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
 from starft_hf.data.groups import GroupFunction
-from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.image_cache import given_image_cache
+from starft_hf.data.images import SCALED, ImagePreprocessor, check_image_decoding
 from starft_hf.data.source import is_iterable
 from starft_hf.evaluation.loop import ClassifierEvaluation
 from starft_hf.evaluation.results import EvaluationResult
@@ -51,6 +52,8 @@ def evaluate_zero_shot(
     dtype: torch.dtype | None = None,
     keep_mistakes: int = 0,
     on_bad_image: str = RAISE,
+    image_decoding: str = SCALED,
+    image_cache: str | PathLike[str] | bool | None = None,
     progress: bool = True,
 ) -> EvaluationResult:
     """Classify the images of a labeled dataset zero-shot, or with a linear head, and measure accuracy and calibration.
@@ -80,12 +83,17 @@ def evaluate_zero_shot(
         keep_mistakes: how many of the worst group's most confident mistakes to keep.
         on_bad_image: what to do about a row whose image cannot be read: "raise" raises an error that names it; "skip"
             excludes it with a warning, and counts it in the result's `skipped`.
+        image_decoding: "scaled" decodes an image at no more than the size that resizing it well takes, which is faster
+            for photos; "full" decodes all its pixels.
+        image_cache: "auto" or True, for `starft` under HF_HOME, or a folder: what the model gets of the images is kept
+            there, and further evaluations read it. None keeps nothing.
         progress: whether to show a progress bar.
 
     Raises:
         ValueError: if data, classes, groups or model do not fit, before the first forward.
     """
     check_on_bad_image(on_bad_image)
+    check_image_decoding(image_decoding)
     templates = [templates] if isinstance(templates, str) else list(templates)
     check_caption_templates("templates", templates)
     if isinstance(dataset, Mapping):
@@ -94,6 +102,7 @@ def evaluate_zero_shot(
         raise ValueError(
             "dataset is an iterable dataset, which cannot be split among processes; pass one that can be read by index"
         )
+    cache = given_image_cache(image_cache, dataset, num_workers, progress)
     if class_names is not None:
         check_names(class_names)
         check_distinct(class_names)
@@ -115,8 +124,9 @@ def evaluate_zero_shot(
         # Embeddings are in float32 or wider.
         head = copy.deepcopy(head).to(device, torch.promote_types(floating_dtype(model), torch.float32))
     encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
-    maker = EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor))
-    examples = IndexedExamples(dataset, maker, on_bad_image)
+    maker = EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor, decoding=image_decoding))
+    examples = IndexedExamples(dataset, maker, on_bad_image, cache)
+    examples.prepare(device)
     # Every process runs as many forwards as the others, because wrappers gather parameters in them.
     examples.padded = True
     share = list(shard_indices(len(examples)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from starft_hf.models.fsdp import full_tensor
 from starft_hf.models.heads import head_logits
 from starft_hf.models.loading import check_dual_encoder, check_processor
 from starft_hf.models.modes import floating_dtype, unwrapped
+from starft_hf.models.pixels import ByteValues, byte_values
 from starft_hf.models.prefix_sharing import POOL_PLACES, POOL_ROWS, pooled_at
 from starft_hf.models.texts import TextEncoding
 from starft_hf.objectives.losses import as_float32_or_wider
@@ -57,9 +59,29 @@ class DualEncoder:
         tokenizer, image_processor = check_processor(model, processor)
         return cls(TextEncoding(model, tokenizer, arguments, packed=packed), image_processor, arguments)
 
+    @cached_property
+    def byte_values(self) -> ByteValues | None:
+        """What the image processor makes of bytes; None if images reach the forward as it returns them only."""
+        return byte_values(self.image_processor)
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Bytes `(N, 3, H, W)` as the image processor rescales and normalizes them; floats are normalized already."""
+        if pixels.dtype != torch.uint8:
+            return pixels
+        if self.byte_values is None:
+            raise TypeError(
+                f"the images of a batch are bytes, and {type(self.image_processor).__name__} is not known to rescale "
+                "and normalize every byte by itself; collate what the image processor returns"
+            )
+        return self.byte_values(pixels)
+
     def forward(self, model: nn.Module, batch: Mapping[str, Any], head: nn.Linear | None = None) -> DualOutput:
-        """One forward of images, texts and the linear head, if given; other keys of `batch` are ignored."""
+        """One forward of images, texts and the linear head, if given; other keys of `batch` are ignored.
+
+        Images that are bytes are rescaled and normalized here, on their device.
+        """
         dtype = floating_dtype(model)
+        batch = {**batch, "pixel_values": self.normalized(batch["pixel_values"])}
         inputs = {
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in batch.items()

@@ -17,8 +17,8 @@ from starft_hf.reference.base import Reference
 from starft_hf.reference.cached import CachedReference
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import AdapterReference, FrozenReference, LiveReference
-from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import CachedTexts, LazyTexts
+from starft_hf.utils.store import FeatureStore
 
 
 logger = logging.get_logger(__name__)

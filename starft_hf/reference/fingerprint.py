@@ -1,20 +1,14 @@
-"""Short keys of what cached features depend on: weights, texts, images and preprocessing."""
+"""Short keys of what cached features depend on beside their images: weights and texts."""
 
-import contextlib
 import hashlib
-import inspect
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import pyarrow as pa
 import transformers
-from datasets import Dataset
-from datasets.table import ConcatenationTable, MemoryMappedTable
 from torch import nn
 
+from starft_hf.data.fingerprint import code_of
 from starft_hf.models.adapters import base_model_of, base_state, without_adapter
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.utils.hashing import digest, tensors_digest
@@ -23,19 +17,11 @@ from starft_hf.utils.hashing import digest, tensors_digest
 # Entries of a configuration that say where it came from, not what the model computes.
 _IRRELEVANT_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
-# The version of transformers stands for the code of these; classes of others are identified by their source.
-_LIBRARIES = ("torch", "transformers", "peft", "starft_hf")
-
-# So many of the files that a table refers to are read, each this far: if files are rewritten with the same times and
-# sizes, most of them differ.
-_FILES_READ = 64
-_BYTES_READ = 2**20
-
 
 def model_fingerprint(model: nn.Module) -> str:
     """A key of what a model computes without its adapter: weights, settings, code and the version of transformers."""
     settings = _without(base_model_of(model).config.to_dict(), _IRRELEVANT_SETTINGS)
-    code = [_code_of(kind) for kind in _kinds(base_model_of(model))]
+    code = [code_of(kind) for kind in _kinds(base_model_of(model))]
     return digest([settings, code, tensors_digest(base_state(model)), transformers.__version__])
 
 
@@ -44,15 +30,6 @@ def _kinds(module: nn.Module) -> Iterator[type]:
     yield type(module)
     for child in module.children():
         yield from _kinds(child)
-
-
-def _code_of(kind: type) -> list[str | None]:
-    """The name of a class and, unless a library defines it, its source as far as Python knows it."""
-    source = None
-    if kind.__module__.partition(".")[0] not in _LIBRARIES:
-        with contextlib.suppress(OSError, TypeError):
-            source = inspect.getsource(kind)
-    return [kind.__module__, kind.__qualname__, source]
 
 
 def _without(settings: Any, names: Iterable[str]) -> Any:
@@ -75,92 +52,6 @@ def _tokenizer_state(tokenizer: Any) -> Any:
     settings = [str(tokenizer.pad_token), tokenizer.padding_side, tokenizer.truncation_side]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return [_code_of(type(tokenizer)), settings, tokenizer.get_vocab(), tokenizer.init_kwargs]
+        return [code_of(type(tokenizer)), settings, tokenizer.get_vocab(), tokenizer.init_kwargs]
     # Truncation and padding are state of the last call.
     return [settings, _without(json.loads(backend.to_str()), ("truncation", "padding"))]
-
-
-def preprocessing_fingerprint(image_processor: Any) -> str:
-    """A key of the image processor's deterministic preprocessing."""
-    return digest([_code_of(type(image_processor)), image_processor.to_dict()])
-
-
-def images_fingerprint(dataset: Dataset, column: str, also: Sequence[str] = ()) -> str:
-    """A key of the images of a dataset in their order, and of the columns `also`.
-
-    The fingerprint of `datasets` depends on how a table was made, not on its content, so every byte of a table in
-    memory counts. Files, of tables and of images, count by their sizes and times, and a sample of the image files by
-    its content as well.
-    """
-    columns = [column, *also]
-    tables = [Path(file["filename"]) for file in dataset.cache_files]
-    # Of a path into an archive, as in `zip://1.png::photos.zip`, the archive counts.
-    paths = [Path(path.rpartition("::")[2]) for path in dict.fromkeys(_image_paths(dataset, column))]
-    return digest(
-        [
-            [dataset._fingerprint, len(dataset), columns],
-            [_state_of(file) for file in [*tables, *paths]],
-            [_content_of(file) for file in paths[:: -(-len(paths) // _FILES_READ) or 1]],
-            [_rows_digest(table, columns) for table in _in_memory(dataset.data)],
-            [_rows_digest(table, ["indices"]) for table in _in_memory(dataset._indices)],
-        ]
-    )
-
-
-def _in_memory(table: Any) -> list[Any]:
-    """The parts of a table that are not files."""
-    blocks = [block for row in table.blocks for block in row] if isinstance(table, ConcatenationTable) else [table]
-    return [block for block in blocks if block is not None and not isinstance(block, MemoryMappedTable)]
-
-
-def _rows_digest(table: Any, columns: Sequence[str]) -> str:
-    content = table.table.select([name for name in columns if name in table.column_names])
-    sink = _Hashing()
-    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), content.schema.remove_metadata()) as stream:
-        stream.write_table(content.replace_schema_metadata())
-    return sink.hasher.hexdigest()
-
-
-class _Hashing(io.RawIOBase):
-    """A file that only hashes what is written to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hasher = hashlib.blake2b(digest_size=16)
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        self.hasher.update(content)
-        return len(content)
-
-
-def _image_paths(dataset: Dataset, column: str) -> list[str]:
-    paths: list[str] = []
-    for chunk in dataset.data.column(column).chunks:
-        storage = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
-        if pa.types.is_struct(storage.type) and {"path", "bytes"} <= {field.name for field in storage.type}:
-            embedded = storage.field("bytes").is_valid()
-            pairs = zip(storage.field("path").to_pylist(), embedded.to_pylist(), strict=True)
-            paths += [path for path, has_bytes in pairs if path is not None and not has_bytes]
-        elif pa.types.is_string(storage.type):
-            paths += [path for path in storage.to_pylist() if path is not None]
-    return paths
-
-
-def _state_of(file: Path) -> list[int] | None:
-    try:
-        state = file.stat()
-    except OSError:
-        # Remote files have an address instead, which is taken to determine their content.
-        return None
-    return [state.st_size, state.st_mtime_ns]
-
-
-def _content_of(file: Path) -> str | None:
-    try:
-        with file.open("rb") as content:
-            return hashlib.blake2b(content.read(_BYTES_READ), digest_size=16).hexdigest()
-    except OSError:
-        return None

@@ -9,10 +9,10 @@ from torch import Tensor
 from starft_hf.data.decoding import SKIP
 from starft_hf.data.embedding import Pieces, embed_images
 from starft_hf.data.examples import IndexedExamples
-from starft_hf.reference.fingerprint import images_fingerprint, preprocessing_fingerprint
+from starft_hf.data.fingerprint import images_fingerprint, preprocessing_fingerprint
 from starft_hf.reference.live import LiveReference
-from starft_hf.reference.store import FeatureStore
 from starft_hf.utils.hashing import digest
+from starft_hf.utils.store import FeatureStore
 
 
 KIND = "images"
@@ -47,11 +47,14 @@ class CachedImages:
         if self._embeds is None and self.store is None:
             self._embeds = self._encode(live, device)
         elif self._embeds is None and self.store is not None:
+            cache = self.examples.cache
             depends_on = [
                 live.fingerprint,
-                preprocessing_fingerprint(live.encoder.image_processor),
+                preprocessing_fingerprint(live.encoder.image_processor, self.examples.make.preprocessor.decoding),
                 images_fingerprint(self.examples.dataset, self.examples.columns.image),
                 str(self.dtype),
+                # Images that are kept for random crops are resized twice.
+                *([] if cache is None or cache.is_final else [cache.key]),
             ]
             # Only with "skip" can there be rows of zeros.
             key = digest([*depends_on, SKIP] if skips else depends_on)

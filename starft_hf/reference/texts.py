@@ -13,8 +13,8 @@ from starft_hf.data.captions import CaptionBank
 from starft_hf.data.embedding import TEXTS_PER_CHUNK, Pieces, embed_texts
 from starft_hf.reference.fingerprint import texts_fingerprint
 from starft_hf.reference.live import LiveReference
-from starft_hf.reference.store import FeatureStore
 from starft_hf.utils.hashing import digest
+from starft_hf.utils.store import FeatureStore
 
 
 logger = logging.get_logger(__name__)

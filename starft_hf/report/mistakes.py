@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from starft_hf.data.images import as_rgb
+from starft_hf.data.rgb import as_rgb
 from starft_hf.report.data import Run
 from starft_hf.report.rows import Section
 

@@ -12,9 +12,10 @@ from torch import nn
 from transformers.utils import logging
 
 from starft_hf.data.columns import ImageColumns
+from starft_hf.data.fingerprint import images_fingerprint, preprocessing_fingerprint
 from starft_hf.data.source import is_fingerprinted
 from starft_hf.models.encoder import DualEncoder
-from starft_hf.reference.fingerprint import images_fingerprint, model_fingerprint, preprocessing_fingerprint
+from starft_hf.reference.fingerprint import model_fingerprint
 from starft_hf.spuriosity.discovery import check_labeled, discover, unknown_templates
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool, without_places
 from starft_hf.spuriosity.reading import POOL_FILE
@@ -80,10 +81,12 @@ def pool_of_run(
         key = digest(
             [
                 model_fingerprint(model),
-                preprocessing_fingerprint(encoder.image_processor),
+                preprocessing_fingerprint(encoder.image_processor, search.image_decoding),
                 images_fingerprint(dataset, columns.image, [columns.label] if columns.label else []),
                 given.to_dict(),
                 [search.max_samples, search.seed, list(search.caption_templates)],
+                # Images that are kept for random crops are resized twice.
+                search.image_cache and search.image_cache.crop_scale,
                 [columns.class_names, columns.label],
             ]
         )

@@ -13,6 +13,8 @@ from transformers.utils import logging
 from starft_hf.data.captions import CAPTION_FIELD, CLASS_FIELD, check_class_prompts
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
 from starft_hf.data.decoding import RAISE
+from starft_hf.data.image_cache import given_image_cache
+from starft_hf.data.images import SCALED
 from starft_hf.data.shuffling import Shuffle
 from starft_hf.data.source import is_iterable
 from starft_hf.models.encoder import DualEncoder
@@ -48,6 +50,8 @@ def discover_spuriosity(
     batch_size: int = 64,
     num_workers: int = 0,
     on_bad_image: str = RAISE,
+    image_decoding: str = SCALED,
+    image_cache: str | PathLike[str] | bool | None = None,
     progress: bool = True,
 ) -> DiscoveryResult:
     """Find the attributes of images that are correlated with their labels, by a zero-shot model and without groups.
@@ -81,6 +85,9 @@ def discover_spuriosity(
         batch_size: images per forward.
         num_workers: processes that preprocess.
         on_bad_image: "raise" an error that names a row whose image cannot be read, or "skip" it with a warning.
+        image_decoding: "scaled" decodes an image at no more than the size that resizing it well takes, "full" in full.
+        image_cache: "auto" or True, for `starft` under HF_HOME, or a folder: what the model gets of all images of the
+            dataset is kept there for further runs. None keeps nothing.
         progress: whether to show a progress bar.
 
     Raises:
@@ -98,6 +105,8 @@ def discover_spuriosity(
         batch_size=batch_size,
         num_workers=num_workers,
         on_bad_image=on_bad_image,
+        image_decoding=image_decoding,
+        image_cache=given_image_cache(image_cache, dataset, num_workers, progress),
         progress=progress,
     )
     if max_samples is None and is_iterable(dataset):

@@ -42,19 +42,23 @@ def embed_images(
     settings: SearchSettings,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unit rows `(N, D)` and labels `(N,)` of images of a dataset, and which of them could be read, `(N,)`."""
-    maker = EvaluationExampleMaker(replace(columns, groups=None), ImagePreprocessor(encoder.image_processor))
+    preprocessor = ImagePreprocessor(encoder.image_processor, decoding=settings.image_decoding)
+    maker = EvaluationExampleMaker(replace(columns, groups=None), preprocessor)
 
     def embed(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         labels = batch["labels"]
         is_valid = batch.get("valid", torch.ones_like(labels, dtype=torch.bool))
         return encoder.encode(model, images=batch), labels, is_valid
 
+    device = next(model.parameters()).device
+    examples = IndexedExamples(dataset, maker, settings.on_bad_image, settings.image_cache)
+    examples.prepare(device)
     with evaluation_mode(model):
         embeds, labels, is_valid = embedding.embed_images(
             embed,
-            IndexedExamples(dataset, maker, settings.on_bad_image),
+            examples,
             indices,
-            next(model.parameters()).device,
+            device,
             batch_size=settings.batch_size,
             num_workers=settings.num_workers,
             progress="Embedding images" if settings.progress else None,

@@ -18,7 +18,6 @@ from transformers.utils import logging
 from starft_hf.data.captions import class_caption, inject
 from starft_hf.models.encoder import unit_rows
 from starft_hf.models.modes import evaluation_mode
-from starft_hf.reference.store import default_folder
 from starft_hf.spuriosity.answers import TemplateCheck, UnusableError, are_near, parse_answer
 from starft_hf.spuriosity.backends import ChatEndpoint, LocalChatModel, Message, as_backend
 from starft_hf.spuriosity.embedding import load_encoder
@@ -27,6 +26,7 @@ from starft_hf.spuriosity.reading import packaged_text
 from starft_hf.utils.files import write_text_atomically
 from starft_hf.utils.hashing import digest
 from starft_hf.utils.names import readable
+from starft_hf.utils.store import default_folder
 from starft_hf.utils.untrusted import read_json
 
 

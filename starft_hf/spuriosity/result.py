@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_columns
-from starft_hf.data.images import as_rgb
+from starft_hf.data.rgb import as_rgb
 from starft_hf.spuriosity.embedding import embed_images, load_encoder
 from starft_hf.spuriosity.figures import draw_examples, draw_heat_map
 from starft_hf.spuriosity.pool import SpuriosityPool

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.decoding import RAISE, check_on_bad_image
+from starft_hf.data.image_cache import ImageCacheSettings
+from starft_hf.data.images import SCALED, check_image_decoding
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,14 @@ class SearchSettings:
     batch_size: int = 64
     num_workers: int = 0
     on_bad_image: str = RAISE
+    image_decoding: str = SCALED
+    image_cache: ImageCacheSettings | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
         check_caption_templates("caption_template", list(self.caption_templates))
         check_on_bad_image(self.on_bad_image)
+        check_image_decoding(self.image_decoding)
         for name in ("alpha", "min_effect", "min_agreement"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")

@@ -5,6 +5,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,8 @@ from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.columns import ColumnSettings
 from starft_hf.data.decoding import RAISE
 from starft_hf.data.groups import GroupFunction
+from starft_hf.data.image_cache import AUTO, ImageCacheSettings, checked_image_cache
+from starft_hf.data.images import SCALED
 from starft_hf.data.shuffling import Shuffle
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.objectives.regularizers import get_regularizer
@@ -128,6 +131,14 @@ class StarFTConfig(TrainingArguments):
             pixels, not an image or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" warns
             and leaves its place in the batch empty, so that all other rows are drawn, augmented and compared as
             before. Evaluations count it as skipped, and `predict` gives it the label -100.
+        image_decoding (`str`, defaults to `"scaled"`): "scaled" decodes an image no larger than what is made of it
+            needs, at least twice the model's size in width and height for every crop of `crop_scale`; "full" decodes
+            all its pixels. Images that an `image_transform` gets are always decoded in full.
+        image_cache (`str`, *optional*): a folder, or "auto" or True for `starft` under HF_HOME: images are decoded and
+            resized once, and kept there in a file of bytes, which epochs and later runs read. For random crops they
+            are kept large enough for the smallest crop of `crop_scale`; what a crop shows is resized twice then. An
+            `image_transform` gets these images too: set `crop_scale` to how far it zooms in. For evaluations, images
+            are kept as the model gets them, which changes nothing.
 
     Args: Parameters that control the run
         card_template (`str`, *optional*): file with a Jinja template of the model card; None is the package's own.
@@ -181,6 +192,8 @@ class StarFTConfig(TrainingArguments):
     )
     shuffle_buffer_size: int = _setting(1000, RUN, "Rows of the buffer that shuffles iterable datasets; 0: none.")
     on_bad_image: str = _setting(RAISE, RUN, "'raise' or 'skip' rows whose image is unreadable.")
+    image_decoding: str = _setting(SCALED, RUN, "'scaled' (no more pixels than crops need) or 'full'.")
+    image_cache: str | None = _setting(None, RUN, "'auto' or a folder that keeps images decoded and resized.")
     discovery_pool: str = _setting("all", IRRELEVANT, "What spuriosity='auto' searches for.")
     discovery_samples: int = _setting(2000, RECORDED, "Training images that spuriosity='auto' searches.")
     reference_cache: str = _setting("auto", RECORDED, "'auto', 'text', 'full' or 'none'.")
@@ -213,6 +226,7 @@ class StarFTConfig(TrainingArguments):
         # Dispatching slices every tensor of a batch alike, but a batch has as many texts as are distinct.
         self.accelerator_config.dispatch_batches = False
         check_settings(self)
+        self.image_cache = checked_image_cache(self.image_cache)
         self.reg_weight = check_reg_weight(self.reg_weight, get_regularizer(self.regularizer))
         if self.crop_scale is not None:
             self.crop_scale = check_crop_scale(self.crop_scale)  # type: ignore[assignment]
@@ -304,12 +318,22 @@ class StarFTConfig(TrainingArguments):
     def recorded_settings(self) -> dict[str, Any]:
         """The settings that `starft.json` records, by name; enumerations by their values."""
         values = {name: getattr(self, name) for name in self.settings_in(RUN, RECORDED)}
+        # Where images are kept changes nothing, and may be private; that they are kept does.
+        values["image_cache"] = self.image_cache and AUTO
         return {name: getattr(value, "value", value) for name, value in values.items()}
 
     def column_settings(self, group_function: GroupFunction | None = None) -> ColumnSettings:
         """Which columns of a dataset hold what; `group_function` takes the place of `group_column`."""
         names = (self.image_column, self.label_column, self.caption_column, self.group_column)
         return ColumnSettings(*names, self.class_names, group_function)
+
+    def image_cache_settings(self, crop_scale: Sequence[float] | None = None) -> ImageCacheSettings | None:
+        """How images are cached, for random crops of `crop_scale` or for evaluations; None if they are not."""
+        if self.image_cache is None:
+            return None
+        return ImageCacheSettings(
+            self.image_cache, crop_scale, self.dataloader_num_workers, progress=not self.disable_tqdm
+        )
 
     @property
     def shuffle(self) -> Shuffle:

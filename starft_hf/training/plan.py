@@ -14,6 +14,7 @@ from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.data.columns import ImageColumns, check_captions, check_labels, resolve_columns
 from starft_hf.data.decoding import RAISE, SKIP
 from starft_hf.data.groups import GroupFunction
+from starft_hf.data.image_cache import check_cacheable_sets
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.source import column_names, is_iterable
 from starft_hf.data.streams import warn_of_shards
@@ -100,6 +101,9 @@ class RunPlan:
         _check_sources(given)
         _check_best_metric(args, given.eval_dataset)
         check_mapped_sets(given.class_mapping, given.eval_dataset)
+        if args.image_cache is not None:
+            sets = {"eval_dataset": given.eval_dataset, "zero_shot_probe": given.zero_shot_probe}
+            check_cacheable_sets(train_dataset=dataset, **sets)
         regularizer = get_regularizer(args.regularizer)
         strategy = strategy_of(regularizer)
         needs_pool = args.reweight != "none" or strategy.needs_embeddings

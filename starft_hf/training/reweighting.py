@@ -20,11 +20,11 @@ from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.source import is_fingerprinted
 from starft_hf.reference import ReferenceSettings
 from starft_hf.reference.live import LiveReference
-from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import embeds_of_texts
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.scorer import Scorer, scorer_from
 from starft_hf.utils.collectives import rank
+from starft_hf.utils.store import FeatureStore
 
 
 logger = logging.get_logger(__name__)
@@ -213,7 +213,9 @@ class SampleWeights:
         )
 
     def _image_embeds(self, live: LiveReference, store: FeatureStore | None, device: torch.device) -> Tensor:
-        examples = image_examples(self.examples, ImagePreprocessor(live.encoder.image_processor))
+        decoding = self.examples.make.preprocessor.decoding
+        preprocessor = ImagePreprocessor(live.encoder.image_processor, decoding=decoding)
+        examples = image_examples(self.examples, preprocessor)
         images = self.settings.images(examples, store if is_fingerprinted(examples.dataset) else None)
         images.prepare(live, device)
         return images.all_rows().float().cpu()

@@ -57,18 +57,21 @@ def evaluation_sampler(sampler: Sampler[int] | None, dataset: Any, args: Trainin
     return PaddedSampler(sampler or SequentialSampler(dataset), args.eval_batch_size * args.world_size)
 
 
-def with_own_generator(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
-    """A loader that draws the seed of its workers from a generator of its own.
+def ready_loader(loader: DataLoader[Any], args: TrainingArguments) -> DataLoader[Any]:
+    """A loader whose examples are prepared and divided, and that draws the seed of its workers from its own generator.
 
     Persistent workers get one once in a run. Out of the global generator, a resumed run would draw once more, and
     everything after it, such as dropout, would differ.
     """
-    getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(seed)
+    _share_by_process(loader)
+    if isinstance(loader.dataset, IndexedExamples):
+        loader.dataset.prepare(args.device)
+    getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(args.seed)
     return loader
 
 
-def share_of_process(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """A loader that makes, of an iterable training set, the examples of its own process only.
+def _share_by_process(loader: DataLoader[Any]) -> None:
+    """Let a loader make, of an iterable training set, the examples of its own process only.
 
     Accelerate's wrapper would make those of all processes, to keep its own.
     """
@@ -79,7 +82,6 @@ def share_of_process(loader: DataLoader[Any]) -> DataLoader[Any]:
         if isinstance(wrapper, IterableDatasetShard):
             examples.share = replace(examples.share, rank=wrapper.process_index, world_size=wrapper.num_processes)
             wrapper.num_processes, wrapper.process_index = 1, 0
-    return loader
 
 
 def training_stream(loader: Any) -> IterableExamples | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starft_hf.data.decoding import ON_BAD_IMAGE
+from starft_hf.data.images import IMAGE_DECODING
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer
 from starft_hf.objectives.schedules import SCHEDULE_NAMES
 from starft_hf.utils.names import unknown_name
@@ -16,6 +17,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "reweight": ("none", "attribution"),
     "reference_cache": ("auto", "text", "full", "none"),
     "on_bad_image": ON_BAD_IMAGE,
+    "image_decoding": IMAGE_DECODING,
     "reference_dtype": (None, "float32", "bfloat16", "float16"),
     "reference_cache_dtype": (None, "float32", "float16"),
 }

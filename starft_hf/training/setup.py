@@ -9,7 +9,7 @@ from torch import nn
 from transformers import set_seed
 
 from starft_hf.data.captions import CaptionBank, check_class_prompts
-from starft_hf.data.collator import StarFTCollator
+from starft_hf.data.collator import Collator, StarFTCollator, WithFloatImages
 from starft_hf.data.examples import Epoch, IndexedExamples, TrainingExampleMaker, as_examples, evaluation_sets
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
@@ -108,9 +108,10 @@ class RunSetup:
             given.eval_dataset,
             args.column_settings(given.group_function),
             plan.columns,
-            encoder.image_processor,
+            ImagePreprocessor(encoder.image_processor, decoding=args.image_decoding),
             class_mapping=given.class_mapping,
             on_bad_image=args.on_bad_image,
+            cache=args.image_cache_settings(),
         )
         _check_prompts(eval_dataset, args, encoder)
 
@@ -154,6 +155,8 @@ class RunSetup:
             # What is wrong with every row is found before anything is computed from all of them. With workers, a
             # transform may need to be in one.
             self.train_dataset[0]
+        if isinstance(self.train_dataset, IndexedExamples):
+            self.train_dataset.prepare(device)
         # The sample weights first: the reference may release the weights that both need.
         for part in (self.sample_weights, self.reference):
             if part is not None:
@@ -165,8 +168,12 @@ class RunSetup:
         check_batch(batch_size * self.args.world_size, self.args.base_loss, self.plan.strategy)
         set_seed(self.args.seed)
 
-    def collator(self) -> StarFTCollator:
-        """What makes batches of training and evaluation examples."""
+    def collator(self, own: Collator | None = None) -> Collator:
+        """What makes batches of training and evaluation examples; a user's `own` gets normalized images."""
+        if own is not None:
+            values = self.encoder.byte_values
+            # A subclass may do anything with images.
+            return own if values is None or type(own) is StarFTCollator else WithFloatImages(own, values)
         return StarFTCollator(
             self.encoder.encode_texts,
             with_captions=self.args.base_loss == "contrastive",
@@ -208,6 +215,8 @@ class RunSetup:
             "batch_size": args.eval_batch_size,
             "num_workers": args.dataloader_num_workers,
             "on_bad_image": args.on_bad_image,
+            "image_decoding": args.image_decoding,
+            "image_cache": args.image_cache,
             "progress": not args.disable_tqdm,
         }
         sets = self.plan.retention_sets.items()
@@ -215,9 +224,10 @@ class RunSetup:
 
     def evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
-        processor, on_bad_image = self.encoder.image_processor, args.on_bad_image
+        preprocessor = ImagePreprocessor(self.encoder.image_processor, decoding=args.image_decoding)
         columns = args.column_settings(self.group_function)
-        return evaluation_sets(dataset, columns, self.plan.columns, processor, on_bad_image=on_bad_image)
+        given = (dataset, columns, self.plan.columns, preprocessor)
+        return evaluation_sets(*given, on_bad_image=args.on_bad_image, cache=args.image_cache_settings())
 
 
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
@@ -229,6 +239,8 @@ def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
         batch_size=args.per_device_eval_batch_size,
         num_workers=args.dataloader_num_workers,
         on_bad_image=args.on_bad_image,
+        image_decoding=args.image_decoding,
+        image_cache=args.image_cache_settings(args.crop_scale),
         progress=not args.disable_tqdm,
     )
     saves = args.should_save and args.save_strategy != "no"
@@ -241,9 +253,13 @@ def _training_examples(
     if plan.columns is None:
         return None
     args = given.args
-    preprocessor = ImagePreprocessor(encoder.image_processor, args.crop_scale, given.image_transform)
+    shared = (args.crop_scale, given.image_transform, args.image_decoding)
+    preprocessor = ImagePreprocessor(encoder.image_processor, *shared)
     maker = TrainingExampleMaker(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
-    return as_examples(given.train_dataset, maker, args.on_bad_image, args.shuffle)
+    # What a transform does to an image is not known. Without `crop_scale`, it should not enlarge parts of it.
+    crop_scale = args.crop_scale or (None if given.image_transform is None else (1.0, 1.0))
+    cache = args.image_cache_settings(crop_scale)
+    return as_examples(given.train_dataset, maker, args.on_bad_image, args.shuffle, cache)
 
 
 def _check_prompts(eval_dataset: Any, args: StarFTConfig, encoder: DualEncoder) -> None:

@@ -136,7 +136,7 @@ def _parts(batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatc
         nan_check.SPURIOUS: gathered.spurious,
         nan_check.SCALE: outputs.logit_scale,
     }
-    return {name: part.float().sum() for name, part in parts.items() if part is not None}
+    return {name: part.sum(dtype=torch.float32) for name, part in parts.items() if part is not None}
 
 
 class RunningLosses:

@@ -44,7 +44,7 @@ from starft_hf.training.hub_mixin import HubMixin
 from starft_hf.training.measurements import Measurements, data_key
 from starft_hf.training.nan_check import NaNCheck
 from starft_hf.training.plan import NO_SEARCH, RunInputs
-from starft_hf.training.sampling import evaluation_sampler, share_of_process, training_sampler, with_own_generator
+from starft_hf.training.sampling import evaluation_sampler, ready_loader, training_sampler
 from starft_hf.training.saving import restore_head, save_weights
 from starft_hf.training.setup import RunSetup
 from starft_hf.training.step import RunningLosses
@@ -143,7 +143,7 @@ class StarFTTrainer(HubMixin, Trainer):
         super().__init__(
             model=setup.model,
             args=args,
-            data_collator=data_collator or setup.collator(),
+            data_collator=setup.collator(data_collator),
             train_dataset=setup.train_dataset,
             eval_dataset=setup.eval_dataset,
             processing_class=setup.processor,
@@ -268,7 +268,7 @@ class StarFTTrainer(HubMixin, Trainer):
         return evaluation_sampler(super()._get_eval_sampler(eval_dataset), eval_dataset, self.args)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
-        return with_own_generator(share_of_process(super()._get_dataloader(*args, **kwargs)), self.args.seed)
+        return ready_loader(super()._get_dataloader(*args, **kwargs), self.args)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm, scaled = super()._get_grad_norm(model, grad_norm=grad_norm), self.accelerator.scaler is not None

@@ -67,14 +67,14 @@ def unused_names(args: Any, spuriosity: Any, image_transform: Any = None) -> dic
     compares = strategy.needs_embeddings or reweighted
     without = f"with regularizer={args.regularizer!r}"
     reference = ("reference_cache", "reference_cache_dir", "reference_cache_dtype", "reference_dtype", "spuriosity")
-    parts: list[tuple[bool, str, tuple[str, ...]]] = [
+    parts: list[tuple[Any, str, tuple[str, ...]]] = [
         (regularized, without, ("reg_weight", "reg_schedule")),
         (compares, without, reference),
         (strategy.needs_embeddings, without, ("reference_text_cache_gib",)),
         (strategy.bounds_classes, without, ("reg_max_classes",)),
         (reweighted, "with reweight='none'", ("reweight_clip",)),
         (compares and spuriosity == "auto", "without spuriosity='auto'", ("discovery_pool", "discovery_samples")),
-        (image_transform is None, "with an image_transform", ("crop_scale",)),
+        (image_transform is None or args.image_cache, "with an image_transform", ("crop_scale",)),
     ]
     return {name: why for is_used, why, names in parts if not is_used for name in names}
 

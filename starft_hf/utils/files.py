@@ -58,12 +58,12 @@ def file_in_place_of(path: Path) -> Iterator[Path]:
         yield temporary
         # mkstemp grants nobody else access; a file written the usual way would follow the umask.
         os.chmod(temporary, 0o666 & ~_umask())
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
@@ -101,7 +101,7 @@ def move_folder(source: Path, path: Path) -> None:
         path.rmdir()
     flush_folder(source)
     os.rename(source, path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
@@ -109,7 +109,7 @@ def flush_folder(folder: Path) -> None:
     for content in (*folder.rglob("*"), folder):
         # Of a link, the folder that names it is flushed.
         if not content.is_symlink():
-            _flush(content)
+            flush(content)
 
 
 def remove_at_last(path: Path) -> None:
@@ -119,11 +119,11 @@ def remove_at_last(path: Path) -> None:
     """
     flush_folder(path.parent)
     path.unlink(missing_ok=True)
-    _flush(path.parent)
-    _flush(path.parent.parent)
+    flush(path.parent)
+    flush(path.parent.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Flush a file, or the names that a folder contains, to disk."""
     # Windows cannot open folders, and some file systems cannot flush them.
     with suppress(OSError) if path.is_dir() else nullcontext():

@@ -102,6 +102,8 @@ VALUES = {
     "reg_weight": ["2"],
     "reweight": ["attribution"],
     "on_bad_image": ["skip"],
+    "image_decoding": ["full"],
+    "image_cache": ["auto"],
     "repo_id": ["you/owls"],
     "report": ["report.html"],
     "revision": ["next"],

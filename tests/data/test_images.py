@@ -10,7 +10,7 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from starft_hf import StarFTTrainer, evaluate_zero_shot
-from starft_hf.data.images import as_rgb
+from starft_hf.data.rgb import as_rgb
 from tests.support.tiny import make_dataset
 
 

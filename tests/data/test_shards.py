@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, DatasetDict, Image, IterableDatasetDict, Value
 
+from starft_hf.data.fingerprint import images_fingerprint
 from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
-from starft_hf.reference.fingerprint import images_fingerprint
 from tests.support.shards import encoded, write_tar
 from tests.support.tiny import CLASS_NAMES, make_dataset
 

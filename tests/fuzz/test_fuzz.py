@@ -23,7 +23,7 @@ from starft_hf import RobustnessReport, SpuriosityPool, StarFTConfig
 from starft_hf.cli.arguments import settings_of, training_parser
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.models.heads import HEAD_FILE, load_head
-from starft_hf.reference.store import FeatureStore
+from starft_hf.utils.store import FeatureStore
 
 
 SECONDS = float(os.environ.get("STARFT_FUZZ_SECONDS", "20"))

@@ -164,8 +164,9 @@ def test_a_peft_model_may_be_given(clip, processor, config, dataset, settings):
     trainer = make(adapted, processor, config(**settings, reference_cache="none"), dataset, None)
     batch = trainer.data_collator(trainer.train_dataset.__getitems__(range(6)))
     images, _ = trainer.reference.embed(batch)
+    pixels = trainer.encoder.normalized(batch["pixel_values"])
     with torch.no_grad():
-        expected = base.get_image_features(pixel_values=batch["pixel_values"]).pooler_output
+        expected = base.get_image_features(pixel_values=pixels).pooler_output
     torch.testing.assert_close(images, torch.nn.functional.normalize(expected, dim=-1))
     trainer.train()
     with pytest.raises(ValueError, match="the model has an adapter already"):

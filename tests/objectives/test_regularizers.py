@@ -19,7 +19,8 @@ def run(clip, processor, config, dataset, **settings):
     losses = trainer.training_losses
 
     def record(model, batch, reg_weight):
-        inputs.append((batch, copy.deepcopy(trainer.model)))
+        pixels = trainer.encoder.normalized(batch["pixel_values"])
+        inputs.append(({**batch, "pixel_values": pixels}, copy.deepcopy(trainer.model)))
         return losses(model, batch, reg_weight)
 
     trainer.training_losses = record

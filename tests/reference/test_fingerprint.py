@@ -12,14 +12,10 @@ from PIL import Image as PILImage
 from torch import nn
 from transformers import CLIPModel
 
+from starft_hf.data.fingerprint import images_fingerprint, preprocessing_fingerprint
 from starft_hf.models.adapters import with_adapter
 from starft_hf.models.encoder import DualEncoder
-from starft_hf.reference.fingerprint import (
-    images_fingerprint,
-    model_fingerprint,
-    preprocessing_fingerprint,
-    texts_fingerprint,
-)
+from starft_hf.reference.fingerprint import model_fingerprint, texts_fingerprint
 from tests.support.tiny import TINY_CLIP, make_dataset
 
 
@@ -124,7 +120,7 @@ def test_files_of_tables_are_not_read_through(dataset, tmp_path, monkeypatch):
     rows = Dataset.load_from_disk(str(tmp_path / "rows"))
     both = concatenate_datasets([rows, rows])
     before = key_of_images(rows), key_of_images(both)
-    monkeypatch.setattr("starft_hf.reference.fingerprint._rows_digest", lambda *_: pytest.fail("was read"))
+    monkeypatch.setattr("starft_hf.data.fingerprint._rows_digest", lambda *_: pytest.fail("was read"))
     assert (key_of_images(rows), key_of_images(both)) == before
 
 
@@ -162,7 +158,7 @@ def defined(body, monkeypatch):
     source = f"class Own(nn.Linear):\n    def forward(self, rows):\n        return {body}\n"
     scope = {"nn": nn, "__name__": "script"}
     exec(source, scope)
-    monkeypatch.setattr("starft_hf.reference.fingerprint.inspect.getsource", lambda kind: source)
+    monkeypatch.setattr("starft_hf.data.fingerprint.inspect.getsource", lambda kind: source)
     return scope["Own"]
 
 

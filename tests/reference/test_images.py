@@ -4,7 +4,7 @@ import torch
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import FrozenReference
-from starft_hf.reference.store import FeaturePieces, FeatureStore
+from starft_hf.utils.store import FeaturePieces, FeatureStore
 from tests.support.tiny import images_of
 
 

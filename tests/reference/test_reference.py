@@ -11,8 +11,8 @@ from starft_hf.data.collator import StarFTCollator
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference import CachedReference, FrozenReference
 from starft_hf.reference.images import CachedImages
-from starft_hf.reference.store import FeatureStore
 from starft_hf.reference.texts import CachedTexts, LazyTexts
+from starft_hf.utils.store import FeatureStore
 from tests.support.tiny import CLASS_NAMES, images_of
 
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, CLIPModel, TrainerCallback
 
 from starft_hf import ExponentialAverageCallback, StarFTConfig, StarFTTrainer
-from starft_hf.reference import store
 from starft_hf.training.checkpointing import files
 from starft_hf.training.checkpointing.interruption import ended_by_sigterm
 from starft_hf.utils import files as temporaries
+from starft_hf.utils import store
 from starft_hf.utils.hashing import tensors_digest
 from tests.support.runs import without_timing
 from tests.support.tiny import TINY_CLIP, make_dataset

@@ -118,6 +118,8 @@ def assert_plain(clip, processor, args, dataset):
         return [bank.spurious_caption(label, caption_template, template) for label in range(len(bank.class_names))]
 
     examples = trainer.train_dataset.__getitems__(range(len(dataset)))
+    for example in examples:
+        example["image"]["pixel_values"] = trainer.encoder.normalized(example["image"]["pixel_values"])
     trainer.train()
     weights = None if trainer.sample_weights is None else trainer.sample_weights(torch.arange(len(dataset)))
     losses, gradients, parameters = plain_run(

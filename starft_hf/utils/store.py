@@ -1,4 +1,4 @@
-"""Features on disk: published atomically, and used only if every byte is as it was written."""
+"""Rows of tensors on disk: published atomically, and used only if every byte is as it was written."""
 
 import os
 from collections.abc import Callable
@@ -29,14 +29,18 @@ def default_folder() -> Path:
 
 
 class FeatureStore:
-    """Files of features in a folder, each named by its kind and by a key of everything it depends on."""
+    """Files of features in a folder, each named by its kind and by a key of everything it depends on.
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None):
+    Features are any tensor with a row per text or image. `setting` is what names the folder, for messages.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, setting: str = "reference_cache_dir"):
+        self.setting = setting
         self.folder = default_folder() if folder is None else Path(folder).expanduser()
         # A folder that may not be read is not a file; saving warns if it cannot be written to.
         if os.path.exists(self.folder) and not os.path.isdir(self.folder):
             raise ValueError(
-                f"reference_cache_dir is {str(self.folder)!r}, which is a file; pass a folder, or None for the default"
+                f"{setting} is {str(self.folder)!r}, which is a file; pass a folder, or None for the default"
             )
 
     def path(self, kind: str, key: str) -> Path:
@@ -94,8 +98,8 @@ class FeatureStore:
                 if wrong:
                     raise ValueError(f"its header has another {wrong[0]}")
                 embeds = file.get_tensor(_TENSOR)
-            if embeds.ndim != 2 or not embeds.is_floating_point():
-                raise ValueError(f"it holds {embeds.dtype} of shape {tuple(embeds.shape)} instead of rows of features")
+            if embeds.ndim != 2:
+                raise ValueError(f"it holds a tensor of shape {tuple(embeds.shape)} instead of rows of features")
             if len(embeds) != rows or tensors_digest({_TENSOR: embeds}) != header.get("checksum"):
                 raise ValueError("its checksum is wrong")
         except (OSError, ValueError, SafetensorError) as error:
@@ -103,7 +107,7 @@ class FeatureStore:
                 # Another process has replaced the file in between, and half of each was read: safetensors opens a file
                 # once for the header and once for the tensor.
                 return self.load(kind, key, rows)
-            logger.warning("The cached reference features in %s are not used (%s); they are rebuilt.", path, error)
+            logger.warning("The cached features in %s are not used (%s); they are rebuilt.", path, error)
             return None
         return embeds
 
@@ -116,10 +120,11 @@ class FeatureStore:
                 save_file({_TENSOR: embeds.contiguous()}, temporary, metadata=header)
         except (OSError, SafetensorError) as error:
             logger.warning(
-                "The reference features could not be written to %s (%s). This run keeps them in memory; the next one "
-                "computes them again. Set reference_cache_dir to a writable folder with enough space.",
+                "The features could not be written to %s (%s). This run keeps them in memory; the next one computes "
+                "them again. Set %s to a writable folder with enough space.",
                 self.folder,
                 error,
+                self.setting,
             )
             return False
         return True
@@ -145,7 +150,7 @@ class FeaturePieces:
         while _file_state(self._path(len(pieces))) is not None and (piece := self._load(len(pieces))) is not None:
             pieces.append(piece)
         if pieces:
-            logger.info("Resuming with %d rows of reference features.", sum(map(len, pieces)))
+            logger.info("Resuming with %d rows of cached features.", sum(map(len, pieces)))
         return pieces
 
     def save(self, number: int, rows: Tensor) -> None:

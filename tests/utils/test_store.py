@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from starft_hf.reference import store as store_module
-from starft_hf.reference.store import FeatureStore
+from starft_hf.utils import store as store_module
+from starft_hf.utils.store import FeatureStore
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_made_warns(caplog):
 
 WRITER = """
 import sys, torch
-from starft_hf.reference.store import FeatureStore
+from starft_hf.utils.store import FeatureStore
 store = FeatureStore(sys.argv[1])
 embeds = torch.full((2000, 256), float(sys.argv[2]))
 print("ready", flush=True)

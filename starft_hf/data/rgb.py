@@ -1,0 +1,123 @@
+"""Images of every kind, as upright RGB images."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+# The last dimension of an array with channels: gray, gray with transparency, RGB, RGBA.
+_CHANNELS = (1, 2, 3, 4)
+
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class ScaledImage:
+    """An upright RGB image, which may have been decoded smaller than it is.
+
+    Attributes:
+        image: the image as decoded.
+        size: its width and height before it was scaled, which crops are drawn from.
+        scale: the width and height of one of the pixels of that size, in pixels of `image`.
+        is_final: whether `image` is what the image processor makes of it already, in all but its values.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    is_final: bool = False
+
+    def resized(self, size: tuple[int, int], resample: Any, box: Sequence[int] | None, gap: float | None) -> Any:
+        """The part `(left, top, right, bottom)` of the image, in pixels of `size`; None is the whole of it."""
+        left, top, right, bottom = box or (0, 0, *self.size)
+        (x, y), (width, height) = self.scale, self.image.size
+        # What is left of rounding must not reach beyond the last pixel.
+        scaled = (left * x, top * y, min(right * x, width), min(bottom * y, height))
+        return self.image.resize(size, resample, box=scaled, reducing_gap=gap)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """The width and height of an image once it is upright, which need not be decoded for it."""
+    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
+
+
+def as_rgb(image: Any, copy: bool = True) -> Image.Image:
+    """`image` as an upright RGB image; one that is that already is itself the result unless `copy`.
+
+    Arrays and tensors are `(H, W)`, `(H, W, C)` or `(C, H, W)`, of integers from 0 to 255 or floats from 0 to 1.
+    Transparent pixels get the color that is stored for them. Images of 16 bits are converted to 8.
+    """
+    if not isinstance(image, Image.Image) and (hasattr(image, "__array__") or isinstance(image, list)):
+        image = Image.fromarray(_as_bytes(image))
+    if not isinstance(image, Image.Image):
+        raise TypeError(
+            f"an image is of type {type(image).__name__}; expected a PIL image, an array or a tensor. "
+            "Cast the column to datasets.Image(), or give the dataset a transform that opens its files."
+        )
+    if not all(image.size):
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
+    # Cameras store their orientation instead of rotating the image.
+    if copy or image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        # PIL would clip values above 255. Image files do not hold values of more than 16 bits.
+        return Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) // 2**8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise TypeError(
+            "an image holds floating-point numbers, whose range is unknown; convert it to 8 bits, for example with "
+            "Image.fromarray((array * 255).astype('uint8'))"
+        )
+    # PIL warns about palettes with transparent entries unless they are converted to RGBA first.
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+
+
+def _as_bytes(values: Any) -> np.ndarray:
+    """An array, tensor or nested list as unsigned bytes, `(H, W)` or `(H, W, C)`."""
+    is_tensor = isinstance(values, Tensor)
+    if is_tensor:
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    array = np.asarray(values)
+    if array.size == 0:
+        raise ValueError(f"it is an array of shape {array.shape}, without any pixels")
+    # Where both ends could be the channels, they come first in tensors and last in arrays.
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and (is_tensor or array.shape[2] not in _CHANNELS):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in _CHANNELS):
+        raise TypeError(
+            f"an image is an array of shape {array.shape}; expected (H, W), or (H, W, C) or (C, H, W) with up to 4 "
+            "channels"
+        )
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"an image is an array of dtype {array.dtype}; expected unsigned bytes")
+    low, high = array.min(), array.max()
+    if array.dtype.kind in "bf" and low >= 0 and high <= 1:
+        return (array * 255.0).round().astype(np.uint8)
+    if array.dtype.kind == "f":
+        raise TypeError(
+            f"an image holds floating-point numbers from {low:.3g} to {high:.3g}, which are not from 0 to 1. The "
+            "image processor normalizes images itself: pass them as they were before that, without a transform of the "
+            "dataset that does it, or convert those from 0 to 255 with image.round().astype('uint8')"
+        )
+    if low < 0 or high > 255:
+        raise TypeError(f"an image holds integers from {low} to {high}; convert them to bytes, from 0 to 255")
+    return array.astype(np.uint8)
+
+
+def content_hash(image: Image.Image) -> int:
+    """A hash of an image's size and pixels, as decoded, of 63 bits."""
+    pixels = np.asarray(image)
+    digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") >> 1
