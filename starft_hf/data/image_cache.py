@@ -162,8 +162,8 @@ class ImageCache:
         self._checked = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes map the file themselves.
-        return {**vars(self), "_bytes": None}
+        # Worker processes map the file themselves, and need no dataset to read it.
+        return {**vars(self), "_bytes": None, "dataset": None}
 
     def prepare(self, device: torch.device) -> None:
         """Fill the file, by all processes together, unless that was done before.
@@ -173,9 +173,14 @@ class ImageCache:
             BadImageError: if an image cannot be read and these are not skipped.
         """
         if self._entries is None:
-            arguments = ("image-cache", self.key, len(self.dataset), device)
-            fill = lambda pieces: self._fill(device, pieces)  # noqa: E731
-            self._entries, _ = self.store.load_or_build(*arguments, fill, self._is_whole)
+            self._entries, _ = self.store.load_or_build(
+                "image-cache",
+                self.key,
+                len(self.dataset),
+                device,
+                lambda pieces: self._fill(device, pieces),
+                self._is_whole,
+            )
 
     def image(self, row: int) -> ScaledImage | None:
         """The image of a row; None if it is not there, could not be read, or is damaged."""
