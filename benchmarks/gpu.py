@@ -177,7 +177,7 @@ def measure_fed(size: Size, clock: Clock) -> dict[str, float]:
             found[kind] = (len(times.ends) - 1 - begin) * batch_size / (times.ends[-1] - times.ends[begin])
             print(f"training, {kind}: {found[kind]:,.0f} images/s", flush=True)
         if clock.allows("evaluation"):
-            rows = photos.select(index % len(photos) for index in range(size.evaluated))
+            rows = photos.select([index % len(photos) for index in range(size.evaluated)])
             trainer.evaluate(rows.select(range(min(len(rows), batch_size))))
             start = time.perf_counter()
             trainer.evaluate(rows)

@@ -31,14 +31,12 @@ def make_trainer(scene: Scene, folder: str, peft_config: str | None = None, **se
     """A trainer of the scene's model."""
     args = StarFTConfig(
         output_dir=folder,
-        crop_scale=None,
         reg_schedule="constant",
         report_to="none",
         save_strategy="no",
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
-        dataloader_pin_memory=False,
-        **{"reference_cache_dir": folder, **settings},
+        **{"crop_scale": None, "dataloader_pin_memory": False, "reference_cache_dir": folder, **settings},
     )
     return StarFTTrainer(
         scene.model,
