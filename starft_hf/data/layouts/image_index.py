@@ -4,6 +4,7 @@ import os
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from starft_hf.data.layouts.tree import FileTree
@@ -33,11 +34,12 @@ class ImageIndex:
         """The image that every value names, None for those that name none.
 
         A path is relative to the folder of `table`, else to the root, else to whatever folder most of the values are
-        found in, else it is the only one with that end.
+        found in, else it is the only one with that end. Of paths of another machine or folder, as many of the first
+        folders are disregarded as all of them have in common.
         """
-        names = [None if value is None else self._plain(str(value)) for value in values]
-        found = [[] if name is None else self._ending_with(name) for name in names]
         folder = posixpath.dirname(table)
+        names = self._within([None if value is None else self._plain(str(value)) for value in values], folder)
+        found = [[] if name is None else self._ending_with(name) for name in names]
         prefixes: Counter[str] = Counter()
         for name, images in zip(names, found, strict=True):
             prefixes.update({_prefix(image, name or "") for image in images})
@@ -54,9 +56,22 @@ class ImageIndex:
 
     def _plain(self, value: str) -> str:
         path = value.strip().replace("\\", "/")
-        if os.path.isabs(path):
+        if os.path.isabs(path) and os.path.exists(path):
             path = os.path.relpath(path, self.tree.root).replace(os.sep, "/")
         return posixpath.normpath(path) if path else path
+
+    def _within(self, names: Sequence[str | None], folder: str) -> list[str | None]:
+        """The same paths without the folders that all are in, where there are no such images."""
+        given = [name for name in names if name]
+        if any(self._ending_with(name) or self._outside(name, folder) for name in given[:_TRIED]):
+            return list(names)
+        levels = zip(*(name.split("/")[:-1] for name in given), strict=False)
+        common = list(takewhile(lambda folders: len(set(folders)) == 1, levels))
+        for dropped in range(1, len(common) + 1):
+            shorter = [name and "/".join(name.split("/")[dropped:]) for name in names]
+            if any(self._ending_with(name) for name in shorter if name):
+                return shorter
+        return list(names)
 
     def _ending_with(self, name: str) -> list[str]:
         parts = name.count("/") + 1

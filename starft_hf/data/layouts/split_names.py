@@ -9,7 +9,7 @@ from typing import Any
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 _WORDS = {
-    TRAIN: ("train", "training", "trainset"),
+    TRAIN: ("train", "training", "trainset", "trainval"),
     VALIDATION: ("val", "valid", "validation", "dev"),
     TEST: ("test", "testing", "testset", "eval", "holdout"),
 }
@@ -32,7 +32,7 @@ def split_of_value(value: Any) -> str:
 
 
 def names_a_split(name: str) -> bool:
-    """Whether a word in a name is that of a split, as in "id_test" and "Train-2"."""
+    """Whether a word in a name is that of a split, as in "id_test", "PublicTest" and "train2017"."""
     return any(split_of(word) for word in _words(name))
 
 
@@ -55,4 +55,4 @@ def in_order(splits: Iterable[str]) -> list[str]:
 
 
 def _words(name: str) -> list[str]:
-    return re.split(r"[\W_]+", name)
+    return re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name)
