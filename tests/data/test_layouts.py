@@ -9,7 +9,7 @@ from PIL import Image
 
 from starft_hf.data.files import read_files
 from starft_hf.data.layouts import FileTree
-from starft_hf.data.layouts.listed import Wanted
+from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.loading import load_splits, read_data
 
 
@@ -137,7 +137,11 @@ def test_links_to_folders_are_followed_once(tmp_path):
     [
         (["train/1.jpg", "test/2.jpg"], "Put every class into a folder of its own, as in train/owl/1.jpg"),
         (["1.jpg", "2.jpg"], "Put every class into a folder of its own"),
-        ({"train/1.jpg": None, "test/2.jpg": None, "labels.csv": "a,b,c\n1,2,3\n"}, "Beside them lies 'labels.csv'"),
+        (
+            {"train/1.jpg": None, "test/2.jpg": None, "labels.csv": "a,b,c\n1,2,3\n"},
+            "labels.csv lists images in its column 'a'",
+        ),
+        ({"train/1.jpg": None, "test/2.jpg": None, "labels.mat": "-"}, "Beside them lies 'labels.mat'"),
     ],
 )
 def test_images_without_classes_are_refused(files, named, tmp_path):

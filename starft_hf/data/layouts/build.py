@@ -9,8 +9,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from starft_hf.data.imagenet import names_of_ids
 from starft_hf.data.layouts.layout import Layout
-from starft_hf.data.layouts.listed import Wanted
 from starft_hf.data.layouts.resolve import image_column, label_column
+from starft_hf.data.layouts.table_columns import Wanted
 
 
 def as_datasets(layout: Layout, wanted: Wanted, root: Path) -> DatasetDict:

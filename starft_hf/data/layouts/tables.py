@@ -65,10 +65,14 @@ def read_table(path: str | Path, **settings: Any) -> pd.DataFrame:
             f"the table {str(path)!r} is not in UTF-8: byte {error.start} is {error.object[error.start]:#x}. Save it "
             f"as such, for example with: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv"
         ) from error
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+    except pd.errors.ParserWarning as error:
+        raise ValueError(
+            f"the table {str(path)!r} has rows with more values than its heading; quote those that contain commas"
+        ) from error
+    except (ValueError, OSError) as error:
         # Errors of pandas' parsers and of decoding are of ValueError.
         raise ValueError(f"the table {str(path)!r} cannot be read: {error}") from error
-    return _without_row_numbers(written).apply(_with_numbers)
+    return _without_row_numbers(written).apply(with_numbers)
 
 
 def _dialect(path: Path, ending: str) -> dict[str, Any]:
@@ -109,7 +113,8 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return kind in _BYTES or (pa.types.is_struct(kind) and any(_holds_bytes(field.type) for field in kind))
 
 
-def _with_numbers(column: pd.Series) -> pd.Series:
+def with_numbers(column: pd.Series) -> pd.Series:
+    """A column of strings as numbers, if all of its values are written as such; empty values are None."""
     column = column.map(str.strip).replace(_MISSING, "")
     filled = column[column != ""]
     for pattern, kind in ((_WHOLE, "Int64"), (_NUMBER, "Float64")):
