@@ -110,6 +110,8 @@ def inspect_splits(
         check_labels(rows, columns, what=what, several=False)
         summaries[name] = _summary(rows, columns, found.sources.get(name, ()))
         notes += _missing(name, summaries[name], summaries[first])
+    if training.class_names is not None and len(training.class_names) < 2:
+        notes.append("There is only one class; training needs at least two.")
     images = sum(summary.rows or 0 for summary in summaries.values())
     if compares is None:
         compares = images <= MOST_COMPARED

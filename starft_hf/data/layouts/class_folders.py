@@ -109,7 +109,7 @@ def _names_of_splits(folders: Sequence[str]) -> dict[str, str]:
     """What splits in these folders are called: by what their names mean, or by these where two mean the same."""
     names: dict[str, str] = {}
     # A folder called by the very name of a split is first.
-    for folder in sorted(folders, key=lambda folder: (folder.lower() != split_of(folder), folder)):
+    for folder in sorted(folders, key=lambda folder: (folder != split_of(folder), folder.lower() != split_of(folder))):
         meant = split_of(folder) or folder
         names[folder] = folder if meant in names.values() else meant
     return {folder: names[folder] for folder in folders}
@@ -137,8 +137,17 @@ def read(tree: FileTree) -> Layout | None:
         rows_of[split] = _rows(tree, folder if are_classes(folder.keys() - {""}) else {})
     if not any(map(len, rows_of.values())):
         return None
-    sources = {split: (prefix,) for prefix, split in splits.items()}
+    sources: dict[str, tuple[str, ...]] = {split: (prefix,) for prefix, split in splits.items()}
+    if TRAIN not in rows_of and (beside := _beside(tree.images, top, rows_of)):
+        rows_of[TRAIN], sources[TRAIN] = _rows(tree, beside), tuple(f"{top}{name}/" for name in beside)
     return Layout("class folders by split", rows_of, sources, left_out=_of_copies(tree.images, top, splits))
+
+
+def _beside(images: Sequence[str], top: str, rows_of: Mapping[str, pd.DataFrame]) -> Folder:
+    """The class folders of the training set that lie beside those of other splits, as in owl/1.jpg, test/owl/2.jpg."""
+    folder = folder_of([image for image in images if image.startswith(top)], top)
+    classes = {label for rows in rows_of.values() for label in rows[LABEL]}
+    return {name: found for name, found in folder.items() if name in classes}
 
 
 def _of_copies(images: Sequence[str], top: str, splits: Mapping[str, str]) -> dict[str, str]:

@@ -113,10 +113,11 @@ def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) ->
     chosen = [table for table in read_ones if table.is_metadata] and [
         table for table in read_ones if table.label is not None or table.is_metadata
     ]
-    chosen = _with_folders_as_labels(chosen or labeled or lists)
+    chosen = chosen or labeled or lists
+    in_lists = {} if chosen is lists else _in_lists(lists)
+    chosen = _with_folders_as_labels(chosen)
     if not chosen or not any(table.is_metadata or table.label is not None for table in chosen):
         return None
-    in_lists = {image: split_of_file(table.file, "") for table in lists for image in table.images}
     names = next((table.class_names for table in chosen if table.class_names is not None), None)
     missing = {path: why for table in chosen for path, why in table.missing.items()}
     notes = [table.note for table in chosen if table.note]
@@ -150,6 +151,22 @@ def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) ->
     )
 
 
+def _in_lists(lists: Sequence[Table]) -> dict[str, str]:
+    """The split of every image that is in a list of one."""
+    found: dict[str, tuple[str, str]] = {}
+    for table in lists:
+        if not (split := split_of_file(table.file, "")):
+            continue
+        for image in table.images:
+            other, file = found.setdefault(image, (split, table.file))
+            if other != split:
+                raise ValueError(
+                    f"{file} lists the image {image} for the split {other!r}, and {table.file} for {split!r}; remove "
+                    "the lists that do not count"
+                )
+    return {image: split for image, (split, _) in found.items()}
+
+
 def _candidates(tree: FileTree) -> Iterator[str]:
     for file in tree.files:
         stem, ending = posixpath.splitext(posixpath.basename(file))
@@ -165,6 +182,9 @@ def _read(tree: FileTree, index: ImageIndex, file: str, wanted: Wanted) -> Table
         rows = read_table(tree.path(file), header=None)
         rows = rows.set_axis([f"column {place}" for place in range(1, len(rows.columns) + 1)], axis="columns")
     column, share = path_column(rows, index, file, wanted)
+    if column is None and posixpath.basename(file).lower().startswith("metadata."):
+        named = ", ".join(map(str, list(rows)[:8]))
+        return f"none of its columns {named} names images; call that of their paths file_name, or rename the file"
     if column is None or (is_list(file) and pd.api.types.is_integer_dtype(rows[column])):
         return None
     found = index.find(values(rows[column]), file)
@@ -173,8 +193,8 @@ def _read(tree: FileTree, index: ImageIndex, file: str, wanted: Wanted) -> Table
         for value, image in zip(rows[column], found, strict=True)
         if image is None and not pd.isna(value)
     }
-    if share < ENOUGH and wanted.image != column:
-        example = next(str(value) for value, image in zip(rows[column], found, strict=True) if image is None)
+    if share < ENOUGH:
+        example = next((str(value) for value, image in zip(rows[column], found, strict=True) if image is None), "")
         return (
             f"of the {len(found)} images that its column {column!r} names, {len(missing)} do not exist, such as "
             f"{example!r}"

@@ -1,13 +1,14 @@
 """The layout of a folder of images: which of its files is in which split."""
 
 import posixpath
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pandas as pd
 
 from starft_hf.data.image_formats import is_image, needs_plugin
-from starft_hf.data.layouts import celeba, class_folders, coco, imagenet_tree, listed, roboflow, waterbirds, wilds
+from starft_hf.data.layouts import celeba, class_folders, coco, cub, imagenet_tree, listed, roboflow, waterbirds, wilds
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
 from starft_hf.data.layouts.split_names import in_order
 from starft_hf.data.layouts.table_columns import Wanted
@@ -22,6 +23,7 @@ LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = (
     wilds.read_iwildcam,
     wilds.read_fmow,
     imagenet_tree.read,
+    cub.read,
     roboflow.read,
     coco.read,
 )
@@ -53,6 +55,10 @@ def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
             rows = rows[~unlabeled].reset_index(drop=True)
         if len(rows):
             splits[split] = rows
+    if not splits:
+        file, why = next(iter(layout.left_out.items()), (str(tree.root), _UNLABELED))
+        raise ValueError(f"none of the {len(tree.images)} images can be used: of {file}, {why}")
+    _check_spelling(splits, wanted)
     left_out |= _unread(tree, layout, left_out, wanted)
     splits = {split: splits[split] for split in in_order(splits)}
     sources = {split: layout.sources[split] for split in splits}
@@ -70,6 +76,21 @@ def image_column(rows: pd.DataFrame, wanted: Wanted) -> str:
 def label_column(rows: pd.DataFrame, wanted: Wanted) -> str | None:
     """The column with the labels: the one that was asked for, else the one that the layout has, if any."""
     return next((name for name in (wanted.label, LABEL) if name in rows), None)
+
+
+def _check_spelling(splits: Mapping[str, pd.DataFrame], wanted: Wanted) -> None:
+    """Raise ValueError for classes such as "Polar_bear" and "polar bear", which would have the same captions."""
+    spelled: dict[str, tuple[str, str]] = {}
+    for split, rows in splits.items():
+        label = label_column(rows, wanted)
+        for name in [] if label is None else rows[label].unique():
+            plain = re.sub(r"[\s_-]+", " ", str(name)).casefold()
+            first, other = spelled.setdefault(plain, (str(name), split))
+            if first != str(name):
+                raise ValueError(
+                    f"the class {name!r} of the split {split!r} is {first!r} in the split {other!r}; spell it the same, "
+                    "or give other names to different classes"
+                )
 
 
 def _by_tables_or_folders(tree: FileTree, tables: listed.Tables, wanted: Wanted) -> Layout | None:

@@ -41,7 +41,10 @@ def path_column(rows: pd.DataFrame, index: ImageIndex, file: str, wanted: Wanted
     """The column that names images, the one that was asked for or that of which most values do; and how many do."""
     if wanted.image in rows and wanted.image != IMAGE:
         return wanted.image, 1.0
-    shares = {str(name): index.share(values(rows[name]), file) for name in rows if _may_be_paths(rows[name])}
+    # Names of images rather than numbers that happen to be those of others.
+    names = [name for name in rows if _are_image_names(rows[name])]
+    names = names or [name for name in rows if _may_be_paths(rows[name])]
+    shares = {str(name): index.share(values(rows[name]), file) for name in names}
     most = max(shares.values(), default=0.0)
     best = [name for name, share in shares.items() if share == most and (share > 0 or _are_image_names(rows[name]))]
     return min(best, key=lambda name: _rank(name, _PATHS), default=None), most
@@ -157,7 +160,9 @@ def _rank(name: Any, known: Sequence[str]) -> int:
 
 
 def _may_be_paths(column: pd.Series) -> bool:
-    return bool(pd.api.types.is_integer_dtype(column) or isinstance(_first(column), str))
+    if pd.api.types.is_integer_dtype(column):
+        return 2 * column.nunique() > len(column)
+    return isinstance(_first(column), str)
 
 
 def _are_image_names(column: pd.Series) -> bool:
