@@ -88,8 +88,8 @@ def _check_spelling(splits: Mapping[str, pd.DataFrame], wanted: Wanted) -> None:
             first, other = spelled.setdefault(plain, (str(name), split))
             if first != str(name):
                 raise ValueError(
-                    f"the class {name!r} of the split {split!r} is {first!r} in the split {other!r}; spell it the same, "
-                    "or give other names to different classes"
+                    f"the class {name!r} of the split {split!r} is {first!r} in the split {other!r}; spell it the "
+                    "same, or give other names to different classes"
                 )
 
 

@@ -96,7 +96,8 @@ def _of_one_type(column: pd.Series) -> pd.Series:
     try:
         pa.array(column, from_pandas=True)
     except pa.ArrowException:
-        return column.map(lambda value: value if value is None or isinstance(value, str) else json.dumps(value))
+        texts = [value if isinstance(value, str) else json.dumps(value) for value in column.dropna()]
+        return pd.Series(texts, index=column.dropna().index, dtype=object).reindex(column.index, fill_value=None)
     return column
 
 
