@@ -34,7 +34,7 @@ class ImageIndex:
         """The image that every value names, None for those that name none.
 
         A path is relative to the folder of `table`, else to the root, else to whatever folder most of the values are
-        found in, else it is the only one with that end. Of paths of another machine or folder, as many of the first
+        found in, first of those below that of the table, else it is the only one with that end. Of paths of another machine or folder, as many of the first
         folders are disregarded as all of them have in common.
         """
         folder = posixpath.dirname(table)
@@ -45,7 +45,9 @@ class ImageIndex:
             prefixes.update({_prefix(image, name or "") for image in images})
         own = next((prefix for prefix in (f"{folder}/" if folder else "", "") if prefix in prefixes), None)
         # Paths relative to the table are not looked for elsewhere: an image of that name there is another one.
-        order = [own] if own is not None else [prefix for prefix, _ in prefixes.most_common()]
+        below = f"{folder}/" if folder else ""
+        usual = sorted(prefixes, key=lambda prefix: (not prefix.startswith(below), -prefixes[prefix], prefix))
+        order = [own] if own is not None else usual
         rank = {prefix: place for place, prefix in enumerate(order)}
         chosen: list[str | None] = []
         for name, images in zip(names, found, strict=True):
