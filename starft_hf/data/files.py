@@ -13,7 +13,9 @@ from datasets import DatasetDict, IterableDatasetDict
 from starft_hf.data.image_formats import is_image, needs_plugin
 from starft_hf.data.layouts import FileTree
 from starft_hf.data.layouts.build import as_datasets
-from starft_hf.data.layouts.lists import is_list, read_list
+from starft_hf.data.layouts.json_tables import ENDING as JSON
+from starft_hf.data.layouts.listed import read_rows
+from starft_hf.data.layouts.lists import is_list
 from starft_hf.data.layouts.resolve import no_classes, resolve
 from starft_hf.data.layouts.split_names import in_order, split_of_file
 from starft_hf.data.layouts.table_columns import Wanted
@@ -25,6 +27,7 @@ from starft_hf.data.urls import check_no_urls
 # Paths of a table that are tried before all that lies beside it is listed.
 _TRIED = 20
 
+_LISTING = (*TABLES, JSON)
 _EXPECTED = (
     "expected images in one folder per class, images listed in a table (csv, tsv, jsonl or parquet), *.parquet with "
     "images, *.tar or what save_to_disk writes"
@@ -102,14 +105,15 @@ def _of_shards(
 
 def _around(file: Path) -> FileTree:
     """A table with the images that it lists, or with all that lie beside it if it does not list paths; or a shard."""
-    if file.suffix.lower() not in (".tar", *TABLES) and not is_list(file.name):
+    if file.suffix.lower() not in (".tar", *_LISTING) and not is_list(file.name):
         raise ValueError(
-            f"{str(file)!r} is not a table ({', '.join(TABLES)}), a list (.txt) or a shard (.tar); pass a folder of "
+            f"{str(file)!r} is not a table ({', '.join(_LISTING)}), a list (.txt) or a shard (.tar); pass a folder of "
             "images, unpack an archive, or write a table of another kind as csv"
         )
     if file.suffix.lower() == ".tar":
         return FileTree(file.parent, [file.name])
-    named = paths_in(read_list(str(file)) if is_list(file.name) else read_table(file), file.parent)
+    rows = read_rows(str(file))
+    named = [] if rows is None else paths_in(rows, file.parent)
     if named:
         return FileTree(file.parent, [file.name, *named])
     beside = FileTree(file.parent)

@@ -195,6 +195,38 @@ def test_class_folders_with_a_flat_validation_set_that_a_list_labels(tmp_path):
     assert set(found.left_out) == set(flat("test/images"))
 
 
+def coco(pairs):
+    """Images and annotations in the form of COCO; of an image whose class is "both", two."""
+    ids = {"owl": [3], "fern": [7], "both": [3, 7], "none": []}
+    return json.dumps(
+        {
+            "info": {},
+            "images": [{"id": f"x{n}", "file_name": f"{n:03}.jpg", "location": n % 3} for n, _ in pairs],
+            "annotations": [{"id": n, "image_id": f"x{n}", "category_id": one} for n, k in pairs for one in ids[k]],
+            "categories": [{"id": 3, "name": "owl"}, {"id": 7, "name": "fern"}],
+        }
+    )
+
+
+def test_json_of_categories_and_of_records(tmp_path):
+    """As iNaturalist, and camera traps with their places."""
+    pairs = [*PAIRS[:10], (10, "both"), (11, "none")]
+    files = {**{f"images/Aves/{n:03}.jpg": None for n in NUMBERS}, "images/Insecta/x.jpg": None}
+    write(tmp_path, {**files, "train2017.json": coco(pairs[:6]), "val2017.json": coco(pairs[6:])})
+    found = read_data(tmp_path)
+    assert rows_of(found) == {"train": 6, "validation": 4}
+    assert {**names_of(found), **names_of(found, "validation")} == {f"{n:03}.jpg": k for n, k in PAIRS[:10]}
+    assert found.splits["validation"]["location"][:] == [0, 1, 2, 0]
+    assert found.left_out == {
+        "images/Aves/010.jpg": "it is of several classes",
+        "images/Aves/011.jpg": "it has no label",
+        "images/Insecta/x.jpg": "no table lists it",
+    }
+    records = [{"path": f"images/Aves/{n:03}.jpg", "label": k} for n, k in PAIRS]
+    write(tmp_path, {"all.json": json.dumps(records)})
+    assert names_of(read_data(tmp_path / "all.json", validation_split=0)) == EXPECTED
+
+
 def test_cub(tmp_path):
     files = {f"CUB/images/00{1 + n % 2}.A_{k}/{n}.jpg": None for n, k in PAIRS}
     files["CUB/images.txt"] = lines("{n} 00{f}.A_{k}/{n}.jpg").replace(" 001.", " 002.").replace(" 000.", " 001.")

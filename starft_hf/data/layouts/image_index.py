@@ -34,8 +34,8 @@ class ImageIndex:
         """The image that every value names, None for those that name none.
 
         A path is relative to the folder of `table`, else to the root, else to whatever folder most of the values are
-        found in, first of those below that of the table, else it is the only one with that end. Of paths of another machine or folder, as many of the first
-        folders are disregarded as all of them have in common.
+        found in, first of those below that of the table, else it is the only one with that end. Of paths of another
+        machine or folder, as many of the first folders are disregarded as all of them have in common.
         """
         folder = posixpath.dirname(table)
         names = self._within([None if value is None else self._plain(str(value)) for value in values], folder)

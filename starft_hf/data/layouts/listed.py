@@ -10,6 +10,8 @@ import pandas as pd
 
 from starft_hf.data.layouts.class_folders import are_classes, class_of, folder_of, split_folders, top_folder
 from starft_hf.data.layouts.image_index import ImageIndex
+from starft_hf.data.layouts.json_tables import ENDING as JSON
+from starft_hf.data.layouts.json_tables import json_tables, read_json
 from starft_hf.data.layouts.layout import CAPTION, IMAGE, LABEL, Layout
 from starft_hf.data.layouts.lists import is_list, read_list
 from starft_hf.data.layouts.split_names import TRAIN, split_of, split_of_file
@@ -172,11 +174,25 @@ def _candidates(tree: FileTree) -> Iterator[str]:
         stem, ending = posixpath.splitext(posixpath.basename(file))
         if (ending.lower() in TABLES or is_list(file)) and not OUTPUTS.search(stem):
             yield file
+    yield from json_tables(tree.files)
+
+
+def read_rows(path: str) -> pd.DataFrame | None:
+    """The rows of a table of any kind; None for other files.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    if path.lower().endswith(JSON):
+        return read_json(path)
+    return read_list(path) if is_list(path) else read_table(path)
 
 
 def _read(tree: FileTree, index: ImageIndex, file: str, wanted: Wanted) -> Table | str | None:
     """A table that lists images, or why it does not, None if it does not seem to be one."""
-    rows = read_list(tree.path(file)) if is_list(file) else read_table(tree.path(file))
+    rows = read_rows(tree.path(file))
+    if rows is None:
+        return None
     if posixpath.splitext(file)[1].lower() in SEPARATORS and any(index.find(list(map(str, rows)), file)):
         # The first line is an image, and no heading.
         rows = read_table(tree.path(file), header=None)

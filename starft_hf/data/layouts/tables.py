@@ -54,7 +54,7 @@ def read_table(path: str | Path, **settings: Any) -> pd.DataFrame:
             records = [json.loads(line) for line in lines if line.strip()]
             if not all(isinstance(record, dict) for record in records):
                 raise ValueError('a line is not a JSON object such as {"file_name": ..., "label": ...}')
-            return pd.DataFrame(records).apply(_of_one_type)
+            return pd.DataFrame(records).apply(of_one_type)
         own = _dialect(path, ending)
         with warnings.catch_warnings():
             # Of rows that are longer than the heading, pandas would leave out values.
@@ -91,7 +91,7 @@ def _dialect(path: Path, ending: str) -> dict[str, Any]:
     return {**settings, "sep": own if own in names else max(_SEPARATORS, key=names.count)}
 
 
-def _of_one_type(column: pd.Series) -> pd.Series:
+def of_one_type(column: pd.Series) -> pd.Series:
     """A column as it is, or as strings if its values have several types."""
     try:
         pa.array(column, from_pandas=True)
