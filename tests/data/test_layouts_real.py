@@ -138,6 +138,22 @@ def test_images_that_a_table_lists_repeatedly_or_with_several_labels(tmp_path):
     assert "a.csv lists images repeatedly: 2 of its rows are left out." in found.notes
 
 
+def test_tables_that_name_images_of_two_folders(tmp_path):
+    """As Stanford Cars, whose training and test images have the same names."""
+    files = dict.fromkeys([*flat("cars_train/cars_train"), *flat("cars_test/cars_test")])
+    rows = table("image,label", ["0.jpg,owl", "1.jpg,fern", "2.jpg,owl", "3.jpg,fern"])
+    write(tmp_path, {**files, "cars.csv": rows})
+    with pytest.raises(
+        ValueError,
+        match=r"its image '0.jpg' is in 'cars_test/cars_test/' and in 'cars_train/cars_train/'; write the f",
+    ):
+        read_data(tmp_path)
+    (tmp_path / "cars.csv").rename(tmp_path / "cars_train.csv")
+    found = read_data(tmp_path, validation_split=0)
+    assert rows_of(found) == {"train": 4}
+    assert set(found.left_out) == set(flat("cars_test/cars_test"))
+
+
 def test_parquet_with_an_index_and_jsonl_with_values_of_several_types(tmp_path):
     write(tmp_path, IMAGES)
     frame = pd.DataFrame({"path": list(IMAGES), "label": KINDS, "place": ["land", None] * 6})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+from starft_hf.data.layouts.split_names import split_of_file
 from starft_hf.data.layouts.tree import FileTree
 
 
@@ -30,12 +31,15 @@ class ImageIndex:
         tried = [value for value in values if value is not None][:_TRIED]
         return sum(image is not None for image in self.find(tried, table)) / len(tried) if tried else 0.0
 
-    def find(self, values: Sequence[Any], table: str) -> list[str | None]:
+    def find(self, values: Sequence[Any], table: str, *, strict: bool = False) -> list[str | None]:
         """The image that every value names, None for those that name none.
 
         A path is relative to the folder of `table`, else to the root, else to whatever folder most of the values are
-        found in, first of those below that of the table, else it is the only one with that end. Of paths of another
-        machine or folder, as many of the first folders are disregarded as all of them have in common.
+        found in, first of those below that of the table or of its split, else it is the only one with that end. Of
+        paths of another machine or folder, as many of the first folders are disregarded as all of them have in common.
+
+        Raises:
+            ValueError: with `strict`, if images of two folders may be meant.
         """
         folder = posixpath.dirname(table)
         names = self._within([None if value is None else self._plain(str(value)) for value in values], folder)
@@ -46,8 +50,21 @@ class ImageIndex:
         own = next((prefix for prefix in (f"{folder}/" if folder else "", "") if prefix in prefixes), None)
         # Paths relative to the table are not looked for elsewhere: an image of that name there is another one.
         below = f"{folder}/" if folder else ""
-        usual = sorted(prefixes, key=lambda prefix: (not prefix.startswith(below), -prefixes[prefix], prefix))
+        split = split_of_file(table, "") if table else ""
+
+        def place(prefix: str) -> tuple[bool, bool, int]:
+            is_of_split = bool(split) and bool(prefix) and split_of_file(f"{prefix}-", "") == split
+            return not prefix.startswith(below), not is_of_split, -prefixes[prefix]
+
+        usual = sorted(prefixes, key=lambda prefix: (place(prefix), prefix))
         order = [own] if own is not None else usual
+        if strict and len(order) > 1 and place(order[0]) == place(order[1]):
+            for name, images in zip(names, found, strict=True):
+                if len({_prefix(image, name or "") for image in images}.intersection(order[:2])) > 1:
+                    raise ValueError(
+                        f"its image {name!r} is in {order[0]!r} and in {order[1]!r}; write the folder in the table, "
+                        "or move the table into it"
+                    )
         rank = {prefix: place for place, prefix in enumerate(order)}
         chosen: list[str | None] = []
         for name, images in zip(names, found, strict=True):

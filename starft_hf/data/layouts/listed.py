@@ -104,7 +104,7 @@ def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) ->
     """Images by the tables that list them, each named after its split or in the folder of its split, or all in one.
 
     Tables count if they are called "metadata", have labels, or are lists of paths, whose labels are the class folders.
-    With `any_column` the only column beside the paths may have the labels, whatever its name.
+    With `any_column` the only column beside the paths may have the labels, whatever its name, or all of them together.
 
     Raises:
         ValueError: if two tables list the same image for the same split.
@@ -203,7 +203,7 @@ def _read(tree: FileTree, index: ImageIndex, file: str, wanted: Wanted) -> Table
         return f"none of its columns {named} names images; call that of their paths file_name, or rename the file"
     if column is None or (is_list(file) and pd.api.types.is_integer_dtype(rows[column])):
         return None
-    found = index.find(values(rows[column]), file)
+    found = index.find(values(rows[column]), file, strict=True)
     missing = {
         f"{file}: {value}": "it is listed, but there is no such image"
         for value, image in zip(rows[column], found, strict=True)
@@ -229,7 +229,7 @@ def _labeled(table: Table, wanted: Wanted, any_column: bool) -> Table:
     rows = table.rows.iloc[:, 1:]
     label, names = label_column(rows, wanted, any_column)
     if label is None:
-        flags = one_hot_labels(rows)
+        flags = one_hot_labels(rows) if any_column else None
         if flags is None:
             return table
         note = f"Labels are the columns {', '.join(map(str, list(rows)[:3]))}{', ...' * (len(rows.columns) > 3)} of "

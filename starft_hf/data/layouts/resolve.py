@@ -9,6 +9,7 @@ import pandas as pd
 
 from starft_hf.data.image_formats import is_image, needs_plugin
 from starft_hf.data.layouts import celeba, class_folders, coco, cub, imagenet_tree, listed, roboflow, waterbirds, wilds
+from starft_hf.data.layouts.class_folders import are_classes
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
 from starft_hf.data.layouts.split_names import in_order
 from starft_hf.data.layouts.table_columns import Wanted
@@ -161,7 +162,9 @@ def no_classes(tree: FileTree, wanted: Wanted) -> str:
     folders = sorted({posixpath.dirname(image) or "." for image in tree.images})
     shown = ", ".join(repr(folder) for folder in folders[:4]) + (", ..." if len(folders) > 4 else "")
     advice = _advice(tree, wanted)
-    return f"the {len(tree.images)} images in {shown} have no classes: they lie in no class folders. {advice}."
+    holder = next((name for folder in folders for name in folder.split("/") if not are_classes([name])), None)
+    why = f" (a folder {holder!r} is not taken for a class)" if holder is not None else ""
+    return f"the {len(tree.images)} images in {shown} have no classes: they lie in no class folders{why}. {advice}."
 
 
 def _advice(tree: FileTree, wanted: Wanted) -> str:

@@ -101,7 +101,8 @@ def splits_by_column(rows: pd.DataFrame, file: str) -> tuple[list[Any], str] | N
         meant = next((split for word in _words(name) if (split := split_of(word))), TRAIN)
         other = TEST if meant == TRAIN else TRAIN
         # Of booleans in text files the values are words.
-        return [meant if str(value) in ("1", "True") else other for value in found], f"{note}: {meant} or {other}."
+        splits = [None if value is None else meant if str(value) in ("1", "True") else other for value in found]
+        return splits, f"{note}: {meant} or {other}."
     numbers = sorted({str(value) for value in found if value is not None and str(value).isdecimal()}, key=int)
     if set(numbers) - {"0", "1", "2"}:
         raise ValueError(
