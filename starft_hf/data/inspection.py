@@ -116,8 +116,8 @@ def inspect_splits(
     if settings.group_column and not grouped:
         present = list(found.splits[first].features or ())
         raise ValueError(
-            f"no split has the columns {settings.group_column}; the first has {present}. Set group_column to those that "
-            "name the groups."
+            f"no split has the columns {settings.group_column}; the first has {present}. Set group_column to those "
+            "that name the groups."
         )
     if training.class_names is not None and len(training.class_names) < 2:
         notes.append("There is only one class; training needs at least two.")

@@ -145,7 +145,7 @@ def test_tables_that_name_images_of_two_folders(tmp_path):
     write(tmp_path, {**files, "cars.csv": rows})
     with pytest.raises(
         ValueError,
-        match=r"its image '0.jpg' is in 'cars_test/cars_test/' and in 'cars_train/cars_train/'; write the f",
+        match=r"its image '0.jpg' is in 'cars_test/.*/' and in 'cars_train/.*/'; w",
     ):
         read_data(tmp_path)
     (tmp_path / "cars.csv").rename(tmp_path / "cars_train.csv")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from starft_hf.data.layouts.split_names import split_of_file
+from starft_hf.data.layouts.split_names import split_in
 from starft_hf.data.layouts.tree import FileTree
 
 
@@ -50,10 +50,10 @@ class ImageIndex:
         own = next((prefix for prefix in (f"{folder}/" if folder else "", "") if prefix in prefixes), None)
         # Paths relative to the table are not looked for elsewhere: an image of that name there is another one.
         below = f"{folder}/" if folder else ""
-        split = split_of_file(table, "") if table else ""
+        split = split_in(table)
 
         def place(prefix: str) -> tuple[bool, bool, int]:
-            is_of_split = bool(split) and bool(prefix) and split_of_file(f"{prefix}-", "") == split
+            is_of_split = split is not None and split_in(prefix) == split
             return not prefix.startswith(below), not is_of_split, -prefixes[prefix]
 
         usual = sorted(prefixes, key=lambda prefix: (place(prefix), prefix))

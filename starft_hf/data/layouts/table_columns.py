@@ -10,7 +10,7 @@ import pandas as pd
 from starft_hf.data.image_formats import is_image
 from starft_hf.data.layouts.image_index import ImageIndex
 from starft_hf.data.layouts.layout import IMAGE, LABEL
-from starft_hf.data.layouts.split_names import TEST, TRAIN, names_a_split, split_of, split_of_value
+from starft_hf.data.layouts.split_names import TEST, TRAIN, names_a_split, split_in, split_of, split_of_value
 from starft_hf.data.urls import is_url
 
 
@@ -98,7 +98,7 @@ def splits_by_column(rows: pd.DataFrame, file: str) -> tuple[list[Any], str] | N
     found = values(rows[name])
     note = f"Splits are the column {name!r} of {file}"
     if (named is None and not isinstance(_first(rows[name]), str)) or set(map(str, found)) <= {"True", "False"}:
-        meant = next((split for word in _words(name) if (split := split_of(word))), TRAIN)
+        meant = split_in(str(name)) or TRAIN
         other = TEST if meant == TRAIN else TRAIN
         # Of booleans in text files the values are words.
         splits = [None if value is None else meant if str(value) in ("1", "True") else other for value in found]
@@ -144,12 +144,7 @@ def _are_splits(name: Any, column: pd.Series) -> bool:
 
 
 def _is_flag(name: Any) -> bool:
-    is_, *words = _words(name)
-    return is_ == "is" and any(map(split_of, words))
-
-
-def _words(name: Any) -> Sequence[str]:
-    return re.split(r"[\W_]+", str(name).lower())
+    return str(name).lower().startswith("is") and names_a_split(str(name))
 
 
 def _plain(name: Any) -> str:
