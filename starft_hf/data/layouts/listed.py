@@ -170,9 +170,11 @@ def _in_lists(lists: Sequence[Table]) -> dict[str, str]:
 
 
 def _candidates(tree: FileTree) -> Iterator[str]:
+    # Text files of these names are about one image each.
+    images = {posixpath.splitext(posixpath.basename(image))[0] for image in tree.images}
     for file in tree.files:
         stem, ending = posixpath.splitext(posixpath.basename(file))
-        if (ending.lower() in TABLES or is_list(file)) and not OUTPUTS.search(stem):
+        if (ending.lower() in TABLES or (is_list(file) and stem not in images)) and not OUTPUTS.search(stem):
             yield file
     yield from json_tables(tree.files)
 
