@@ -101,7 +101,7 @@ def inspect_splits(
         settings = replace(settings, group_column=list(found.group_columns))
     first = train_split if train_split in found.splits else next(iter(found.splits))
     training = resolve_columns(found.splits[first], settings, what=f"the split {first!r}")
-    summaries, notes, grouped = {}, list(found.notes), training.groups is not None
+    summaries, notes = {}, list(found.notes)
     if train_split not in found.splits and len(found.splits) > 1:
         notes.append(f"There is no split {train_split!r}: choose the one to train on with train_split.")
     for name, rows in sorted(found.splits.items(), key=lambda pair: pair[0] != first):
@@ -110,15 +110,8 @@ def inspect_splits(
         if name != first:
             columns = resolve_columns(rows, replace(settings, training=training), what=what)
         check_labels(rows, columns, what=what, several=False)
-        grouped = grouped or columns.groups is not None
         summaries[name] = _summary(rows, columns, found.sources.get(name, ()))
         notes += _missing(name, summaries[name], summaries[first])
-    if settings.group_column and not grouped:
-        present = list(found.splits[first].features or ())
-        raise ValueError(
-            f"no split has the columns {settings.group_column}; the first has {present}. Set group_column to those "
-            "that name the groups."
-        )
     if training.class_names is not None and len(training.class_names) < 2:
         notes.append("There is only one class; training needs at least two.")
     images = sum(summary.rows or 0 for summary in summaries.values())

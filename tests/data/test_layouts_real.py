@@ -60,6 +60,7 @@ def test_folders(name, tmp_path):
         [*flat("images"), *flat("masks")],
         [*flat("JPEGImages"), *flat("SegmentationClass"), *flat("SegmentationObject")],
         [*flat("train/images"), *flat("valid/images"), "train/labels/0.txt"],
+        {**dict.fromkeys(f"images/train_{n}.jpg" for n in range(4)), "labels/train_1.txt": "train_2.jpg owl\n"},
         [*flat("images_001/images"), *flat("images_002/images")],
         [*flat("HAM_images_part_1"), *flat("HAM_images_part_2")],
         [*flat("train"), *flat("test1")],
