@@ -147,7 +147,8 @@ def _unlabeled(options: argparse.Namespace, rows: Any) -> bool:
 
 def described(options: argparse.Namespace, inspection: Any) -> list[str]:
     """An inspection in lines of text, in the words of the command line."""
-    lines = [in_flags(line, {"validation_split": "--validation_split"}) for line in inspection.lines()]
+    flags = {name: f"--{name}" for name in ("validation_split", "train_split")}
+    lines = [in_flags(line, flags) for line in inspection.lines()]
     return [f"{options.dataset}:", *(f"  {line}" for line in lines)]
 
 

@@ -50,10 +50,23 @@ def run(options: argparse.Namespace) -> None:
     check_caption_templates("caption_template", options.caption_template)
     found = read(options, options.dataset, share=options.validation_split, streaming=options.streaming)
     take_usual_columns(options, found)
+    _check_groups(options, found.splits)
     inspection = inspect_splits(found, column_settings(options), options.train_split, compares=True)
     captions = _captions(options, found.splits, inspection)
     lines = [*described(options, inspection), "captions:", *(f"  {caption}" for caption in captions)]
     show(options, {**inspection.as_dict(), "captions": captions}, *lines)
+
+
+def _check_groups(options: argparse.Namespace, splits: Any) -> None:
+    """Refuse columns of groups that no split has, as training does."""
+    wanted = [options.group_column] if isinstance(options.group_column, str) else options.group_column or ()
+    known = {name: None for rows in splits.values() for name in rows.features or wanted}
+    for name in wanted:
+        if name not in known:
+            raise argparse.ArgumentTypeError(
+                f"{options.dataset} has no column {name!r}; its columns are {list(known)}. Set --group_column to the "
+                "right one"
+            )
 
 
 def _captions(options: argparse.Namespace, splits: Any, inspection: Any) -> list[str]:

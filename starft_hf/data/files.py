@@ -10,12 +10,15 @@ from typing import Any
 import pandas as pd
 from datasets import DatasetDict, IterableDatasetDict
 
-from starft_hf.data.image_formats import is_image
+from starft_hf.data.image_formats import is_image, needs_plugin
 from starft_hf.data.layouts import FileTree
 from starft_hf.data.layouts.build import as_datasets
-from starft_hf.data.layouts.listed import Wanted
+from starft_hf.data.layouts.json_tables import ENDING as JSON
+from starft_hf.data.layouts.listed import read_rows
+from starft_hf.data.layouts.lists import is_list
 from starft_hf.data.layouts.resolve import no_classes, resolve
 from starft_hf.data.layouts.split_names import in_order, split_of_file
+from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.layouts.tables import TABLES, read_table
 from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
 from starft_hf.data.urls import check_no_urls
@@ -24,6 +27,7 @@ from starft_hf.data.urls import check_no_urls
 # Paths of a table that are tried before all that lies beside it is listed.
 _TRIED = 20
 
+_LISTING = (*TABLES, JSON)
 _EXPECTED = (
     "expected images in one folder per class, images listed in a table (csv, tsv, jsonl or parquet), *.parquet with "
     "images, *.tar or what save_to_disk writes"
@@ -66,13 +70,15 @@ def read_files(path: Path, wanted: Wanted, *, streaming: bool) -> DataFound:
         if files:
             return _of_shards(tree, files, left_out, read, wanted, streaming)
     if tree.images:
-        raise ValueError(no_classes(tree))
+        raise ValueError(no_classes(tree, wanted))
     for file in tree.files:
         if file.lower().endswith(TABLES):
             check_no_urls(read_table(tree.path(file)), file)
     found = sorted({posixpath.splitext(file)[1] or "no ending" for file in tree.files})
+    plugins = "; ".join(sorted({why for file in tree.files if (why := needs_plugin(file)) is not None}))
     raise ValueError(
         f"no dataset could be read from {str(path)!r}: {_EXPECTED}, found files with {', '.join(found) or 'nothing'}"
+        f"{plugins and f'. {plugins}'}"
     )
 
 
@@ -99,16 +105,22 @@ def _of_shards(
 
 def _around(file: Path) -> FileTree:
     """A table with the images that it lists, or with all that lie beside it if it does not list paths; or a shard."""
-    if file.suffix.lower() not in (".tar", *TABLES):
-        raise ValueError(f"{str(file)!r} is not a table ({', '.join(TABLES)}) or a shard (.tar); pass its folder")
+    if file.suffix.lower() not in (".tar", *_LISTING) and not is_list(file.name):
+        raise ValueError(
+            f"{str(file)!r} is not a table ({', '.join(_LISTING)}), a list (.txt) or a shard (.tar); pass a folder of "
+            "images, unpack an archive, or write a table of another kind as csv"
+        )
     if file.suffix.lower() == ".tar":
         return FileTree(file.parent, [file.name])
-    named = paths_in(read_table(file), file.parent)
+    rows = read_rows(str(file))
+    named = [] if rows is None else paths_in(rows, file.parent)
     if named:
         return FileTree(file.parent, [file.name, *named])
     beside = FileTree(file.parent)
     # Other tables there are not asked for.
-    others = [path for path in beside.files if path == file.name or not path.lower().endswith(TABLES)]
+    others = [
+        path for path in beside.files if path == file.name or not (path.lower().endswith(TABLES) or is_list(path))
+    ]
     return FileTree(file.parent, others)
 
 

@@ -102,6 +102,8 @@ def inspect_splits(
     first = train_split if train_split in found.splits else next(iter(found.splits))
     training = resolve_columns(found.splits[first], settings, what=f"the split {first!r}")
     summaries, notes = {}, list(found.notes)
+    if train_split not in found.splits and len(found.splits) > 1:
+        notes.append(f"There is no split {train_split!r}: choose the one to train on with train_split.")
     for name, rows in sorted(found.splits.items(), key=lambda pair: pair[0] != first):
         what = f"the split {name!r}"
         columns = training
@@ -110,6 +112,8 @@ def inspect_splits(
         check_labels(rows, columns, what=what, several=False)
         summaries[name] = _summary(rows, columns, found.sources.get(name, ()))
         notes += _missing(name, summaries[name], summaries[first])
+    if training.class_names is not None and len(training.class_names) < 2:
+        notes.append("There is only one class; training needs at least two.")
     images = sum(summary.rows or 0 for summary in summaries.values())
     if compares is None:
         compares = images <= MOST_COMPARED

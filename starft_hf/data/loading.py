@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from starft_hf.data.files import DataFound, read_files
 from starft_hf.data.holdout import VALIDATION_SPLIT, check_share, held_out
-from starft_hf.data.layouts.listed import Wanted
 from starft_hf.data.layouts.split_names import TRAIN, VALIDATION
+from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.names import unknown_name
 

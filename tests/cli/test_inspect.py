@@ -45,6 +45,7 @@ def test_data_that_training_refuses_is_refused_in_one_line(run, tmp_path):
     error = run("inspect", "flat", code=2)
     assert "starft inspect: error: the 1 images in 'train' have no classes" in error
     assert error.count("\n") == 1
+    assert "photos has no column 'plcae'" in run("inspect", "photos", "--group_column", "plcae", code=2)
     assert "has no column 'species'" in run("inspect", "photos", "--label_column", "species", code=2)
     assert "--validation_split is 1.5; it must be at least 0" in run(
         "inspect", "photos", "--validation_split", "1.5", code=2

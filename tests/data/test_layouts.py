@@ -4,49 +4,13 @@ import json
 import shutil
 
 import pytest
-from datasets import ClassLabel, Value
-from PIL import Image
+from datasets import ClassLabel
 
 from starft_hf.data.files import read_files
 from starft_hf.data.layouts import FileTree
-from starft_hf.data.layouts.listed import Wanted
+from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.loading import load_splits, read_data
-
-
-def classes(folder="", names=("owl", "fern"), size=2, ending=".jpg"):
-    """Paths of images in class folders, each of its own."""
-    return [f"{folder}{name}/{number}{ending}" for name in names for number in range(size)]
-
-
-def write(root, files):
-    """Images, and other files with their content; images of different paths differ."""
-    for path in files:
-        target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        content = files[path] if isinstance(files, dict) else None
-        if content is not None:
-            target.write_text(content)
-        elif target.suffix.lower() in (".jpg", ".jpeg", ".png"):
-            colour = tuple(sum(map(ord, path[place::3])) % 256 for place in range(3))
-            Image.new("RGB", (8, 8), colour).save(target, "PNG")
-        else:
-            target.write_bytes(b"")
-    return root
-
-
-def table(heading, rows):
-    return "\n".join([heading, *rows]) + "\n"
-
-
-def rows_of(found):
-    return {name: len(rows) for name, rows in found.splits.items()}
-
-
-def names_of(found, split="train", column="label"):
-    """The file and the class of every row."""
-    rows = found.splits[split].cast_column("image", {"path": Value("string"), "bytes": Value("binary")})
-    feature = found.splits[split].features[column]
-    return {row["image"]["path"].rpartition("/")[2]: feature.int2str(row[column]) for row in rows}
+from tests.support.folders import classes, names_of, rows_of, table, write
 
 
 # The files, and the rows of every split.
@@ -137,7 +101,11 @@ def test_links_to_folders_are_followed_once(tmp_path):
     [
         (["train/1.jpg", "test/2.jpg"], "Put every class into a folder of its own, as in train/owl/1.jpg"),
         (["1.jpg", "2.jpg"], "Put every class into a folder of its own"),
-        ({"train/1.jpg": None, "test/2.jpg": None, "labels.csv": "a,b,c\n1,2,3\n"}, "Beside them lies 'labels.csv'"),
+        (
+            {"train/1.jpg": None, "test/2.jpg": None, "labels.csv": "a,b,c\n1,2,3\n"},
+            "labels.csv lists images in its column 'a'",
+        ),
+        ({"train/1.jpg": None, "test/2.jpg": None, "labels.mat": "-"}, "Beside them lies 'labels.mat'"),
     ],
 )
 def test_images_without_classes_are_refused(files, named, tmp_path):

@@ -1,7 +1,6 @@
 """Datasets of the rows of a layout."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -9,8 +8,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from starft_hf.data.imagenet import names_of_ids
 from starft_hf.data.layouts.layout import Layout
-from starft_hf.data.layouts.listed import Wanted
 from starft_hf.data.layouts.resolve import image_column, label_column
+from starft_hf.data.layouts.table_columns import Wanted, values
 
 
 def as_datasets(layout: Layout, wanted: Wanted, root: Path) -> DatasetDict:
@@ -19,15 +18,14 @@ def as_datasets(layout: Layout, wanted: Wanted, root: Path) -> DatasetDict:
     indices = {name: index for index, name in enumerate(names or ())}
     splits = {}
     for split, rows in layout.splits.items():
-        columns = {str(name): [None if value is pd.NA else value for value in rows[name]] for name in rows}
+        columns = {str(name): values(rows[name]) for name in rows}
         features = Features.from_arrow_schema(pa.Table.from_pandas(rows, preserve_index=False).schema)
         # Other datasets, with which these may be joined, have strings of the usual size.
         features = Features({name: _usual(feature) for name, feature in features.items()})
         features[image_column(rows, wanted)] = Image()
         label = label_column(rows, wanted)
         if names is not None and label is not None:
-            values: list[Any] = columns[label]
-            columns[label] = [indices[value] if isinstance(value, str) else int(value) for value in values]
+            columns[label] = [indices[value] if isinstance(value, str) else int(value) for value in columns[label]]
             features[label] = ClassLabel(names=list(names_of_ids(names, root) or names))
         splits[split] = Dataset.from_dict(columns, features=features)
     return DatasetDict(splits)
@@ -45,5 +43,5 @@ def _class_names(layout: Layout, wanted: Wanted) -> tuple[str, ...] | None:
     columns = [rows[label] for rows, label in zip(layout.splits.values(), labels, strict=True) if label is not None]
     if not columns or None in labels:
         return None
-    values = pd.concat(columns).drop_duplicates().tolist()
-    return tuple(sorted(values)) if all(isinstance(value, str) for value in values) else None
+    found = pd.concat(columns).drop_duplicates().tolist()
+    return tuple(sorted(found)) if all(isinstance(value, str) for value in found) else None

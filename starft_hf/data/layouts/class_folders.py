@@ -1,7 +1,8 @@
 """Images in one folder per class, within one folder per split or without splits."""
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
@@ -11,6 +12,10 @@ from starft_hf.data.layouts.tree import FileTree
 
 
 NO_CLASS = "it lies in no class folder"
+
+# What folders of images of all classes are called, and words in the names of parts of them.
+_HOLDERS = {"images", "image", "imgs", "img", "jpegimages", "jpegs", "jpeg", "jpgs", "jpg", "pngs", "png"}
+_PARTS = {"part", "batch", "chunk", "folder", "archive", "shard"}
 
 # The images directly in a folder under "", and those below each of its folders under their names.
 Folder = dict[str, list[str]]
@@ -28,11 +33,30 @@ def folder_of(images: Sequence[str], prefix: str) -> Folder:
 def top_folder(images: Sequence[str]) -> str:
     """Where splits or classes begin: below folders that only wrap another one, as in unpacked archives."""
     prefix = ""
-    while len(folder := folder_of(images, prefix)) == 1 and "" not in folder:
-        (name,) = folder
-        inner = folder_of(images, f"{prefix}{name}/")
+    while "" not in (folder := folder_of(images, prefix)) and (name := _wrapped(folder, prefix)) is not None:
+        inner = folder_of(folder[name], f"{prefix}{name}/")
         holds_splits = any(split_of(child) and _is_nested(inner[child], f"{prefix}{name}/{child}/") for child in inner)
         if "" in inner or (names_a_split(name) and not holds_splits):
+            break
+        prefix += f"{name}/"
+        images = folder[name]
+    return prefix
+
+
+def _wrapped(folder: Folder, prefix: str) -> str | None:
+    """The only folder of a folder, or the one of its images beside others, as in "images" beside "annotations"."""
+    if len(folder) == 1:
+        return next(iter(folder))
+    found = [name for name in folder if _holds_images(name) and _is_nested(folder[name], f"{prefix}{name}/")]
+    return found[0] if len(found) == 1 and not any(map(split_of, folder)) else None
+
+
+def _unwrapped(images: Sequence[str], prefix: str) -> str:
+    """Where the classes of a folder begin: below one of the same name, as in "seg_train/seg_train", or "images"."""
+    own = prefix.rstrip("/").rpartition("/")[2].lower()
+    while len(folder := folder_of(images, prefix)) == 1:
+        (name,) = folder
+        if not (name and (name.lower() == own or _holds_images(name) or split_of(name))):
             break
         prefix += f"{name}/"
     return prefix
@@ -45,14 +69,16 @@ def split_folders(images: Sequence[str]) -> dict[str, str]:
     Words in the names of classes never count, as in a class "train" beside classes "bus" and "car".
     """
     top = top_folder(images)
-    folder = folder_of(images, top)
-    nested = [name for name in folder if name and _is_nested(folder[name], f"{top}{name}/")]
-    classes = [folder_of(folder[name], f"{top}{name}/").keys() - {""} for name in nested]
+    folder = folder_of([image for image in images if image.startswith(top)], top)
+    starts = {name: _unwrapped(folder[name], f"{top}{name}/") for name in folder if name}
+    nested = [name for name, start in starts.items() if _is_nested(folder[name], start)]
+    several = [name for name in nested if _holds_splits(folder[name], starts[name])]
+    nested = [name for name in nested if name not in several] or nested
+    classes = [folder_of(folder[name], starts[name]).keys() - {""} for name in nested]
     shared = any(first & second for place, first in enumerate(classes) for second in classes[:place])
-    are_all = len(nested) == len(folder.keys() - {""})
-    if not any(map(names_a_split, nested)) and not (shared and are_all):
+    if not any(map(names_a_split, nested)) and not (shared and len(nested) == len(starts)):
         return {}
-    return {f"{top}{name}/": split for name, split in _names_of_splits(nested).items()}
+    return {starts[name]: split for name, split in _names_of_splits(nested).items()}
 
 
 def _is_nested(images: Sequence[str], prefix: str) -> bool:
@@ -60,11 +86,30 @@ def _is_nested(images: Sequence[str], prefix: str) -> bool:
     return any("/" in image[len(prefix) :] for image in images)
 
 
+def _holds_splits(images: Sequence[str], prefix: str) -> bool:
+    """Whether all folders of the folder `prefix` are splits, as in a copy of the data that an archive also has."""
+    folder = folder_of(images, prefix)
+    return all(split_of(name) and _is_nested(folder[name], f"{prefix}{name}/") for name in folder)
+
+
+def _holds_images(name: str) -> bool:
+    return name.lower() in _HOLDERS
+
+
+def are_classes(names: Iterable[str]) -> bool:
+    """Whether folders of these names may be classes, rather than "images" and "masks", or parts of an archive."""
+    names = set(names)
+    kinds = {re.sub(r"\d+", "", name.lower()) for name in names}
+    words = {word for kind in kinds for word in re.split(r"[\W_]+", kind)}
+    are_parts = len(kinds) == 1 and not words.isdisjoint({*_HOLDERS, *_PARTS})
+    return not any(map(_holds_images, names)) and not are_parts
+
+
 def _names_of_splits(folders: Sequence[str]) -> dict[str, str]:
     """What splits in these folders are called: by what their names mean, or by these where two mean the same."""
     names: dict[str, str] = {}
     # A folder called by the very name of a split is first.
-    for folder in sorted(folders, key=lambda folder: (folder.lower() != split_of(folder), folder)):
+    for folder in sorted(folders, key=lambda folder: (folder != split_of(folder), folder.lower() != split_of(folder))):
         meant = split_of(folder) or folder
         names[folder] = folder if meant in names.values() else meant
     return {folder: names[folder] for folder in folders}
@@ -79,25 +124,38 @@ def class_of(image: str, splits: Mapping[str, str], top: str) -> str | None:
 
 def read(tree: FileTree) -> Layout | None:
     """Images in class folders, at any depth within them, as for torchvision's `ImageFolder`."""
-    images = tree.images
-    top, splits = top_folder(images), split_folders(images)
-    folder = folder_of(images, top)
+    top, splits = top_folder(tree.images), split_folders(tree.images)
     if not splits:
+        folder = folder_of([image for image in tree.images if image.startswith(top)], top)
         names = folder.keys() - {""}
-        if len(names) < 2 or all(map(names_a_split, names)):
+        if len(names) < 2 or all(map(names_a_split, names)) or not are_classes(names):
             return None
-        rows = _rows(tree, folder)
-        left_out = dict.fromkeys(folder.get("", ()), NO_CLASS)
-        return Layout("class folders", {TRAIN: rows}, {TRAIN: (top or ".",)}, left_out=left_out)
-    rows_of, left_out = {}, {}
-    for name, found in folder.items():
-        prefix = f"{top}{name}/"
-        inner = folder_of(found, prefix) if prefix in splits else {"": found}
-        left_out |= dict.fromkeys(inner.get("", ()), NO_CLASS)
-        if prefix in splits:
-            rows_of[splits[prefix]] = _rows(tree, inner)
-    sources = {split: (prefix,) for prefix, split in splits.items()}
-    return Layout("class folders by split", rows_of, sources, left_out=left_out)
+        return Layout("class folders", {TRAIN: _rows(tree, folder)}, {TRAIN: (top or ".",)})
+    rows_of = {}
+    for prefix, split in splits.items():
+        folder = folder_of([image for image in tree.images if image.startswith(prefix)], prefix)
+        rows_of[split] = _rows(tree, folder if are_classes(folder.keys() - {""}) else {})
+    if not any(map(len, rows_of.values())):
+        return None
+    sources: dict[str, tuple[str, ...]] = {split: (prefix,) for prefix, split in splits.items()}
+    if TRAIN not in rows_of and (beside := _beside(tree.images, top, rows_of)):
+        rows_of[TRAIN], sources[TRAIN] = _rows(tree, beside), tuple(f"{top}{name}/" for name in beside)
+    return Layout("class folders by split", rows_of, sources, left_out=_of_copies(tree.images, top, splits))
+
+
+def _beside(images: Sequence[str], top: str, rows_of: Mapping[str, pd.DataFrame]) -> Folder:
+    """The class folders of the training set that lie beside those of other splits, as in owl/1.jpg, test/owl/2.jpg."""
+    folder = folder_of([image for image in images if image.startswith(top)], top)
+    classes = {label for rows in rows_of.values() for label in rows[LABEL]}
+    return {name: found for name, found in folder.items() if name in classes}
+
+
+def _of_copies(images: Sequence[str], top: str, splits: Mapping[str, str]) -> dict[str, str]:
+    """Why images in folders that hold splits themselves, beside those that are read, are left out."""
+    others = [image for image in images if image.startswith(top) and not image.startswith(tuple(splits))]
+    folder = folder_of(others, top)
+    copies = [name for name in folder if name and _holds_splits(folder[name], f"{top}{name}/")]
+    return {image: f"the folder {name} has splits of its own" for name in copies for image in folder[name]}
 
 
 def _rows(tree: FileTree, folder: Folder) -> pd.DataFrame:

@@ -1,93 +1,139 @@
-"""Images that a table lists: metadata.csv as for `imagefolder`, train.csv as on Kaggle, and others of the kind."""
+"""Images that a table lists: metadata.csv as for `imagefolder`, train.csv as on Kaggle, lists, and others."""
 
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from starft_hf.data.layouts.class_folders import class_of, folder_of, split_folders, top_folder
+from starft_hf.data.layouts.class_folders import are_classes, class_of, folder_of, split_folders, top_folder
 from starft_hf.data.layouts.image_index import ImageIndex
-from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
-from starft_hf.data.layouts.split_names import TRAIN, split_of, split_of_file, split_of_value
-from starft_hf.data.layouts.tables import TABLES, read_table
+from starft_hf.data.layouts.json_tables import ENDING as JSON
+from starft_hf.data.layouts.json_tables import json_tables, read_json
+from starft_hf.data.layouts.layout import CAPTION, IMAGE, LABEL, Layout
+from starft_hf.data.layouts.lists import is_list, read_list
+from starft_hf.data.layouts.split_names import TRAIN, split_of, split_of_file
+from starft_hf.data.layouts.table_columns import (
+    ENOUGH,
+    Wanted,
+    label_column,
+    one_hot_labels,
+    path_column,
+    several_of,
+    splits_by_column,
+    values,
+)
+from starft_hf.data.layouts.tables import SEPARATORS, TABLES, read_table
 from starft_hf.data.layouts.tree import FileTree
 
 
-# Usual names of columns, the likeliest first, in lower case.
-_PATHS = (
-    *(
-        "file_name",
-        "filename",
-        "image",
-        "image_path",
-        "img_path",
-        "image_file",
-        "img_filename",
-        "file_path",
-        "filepath",
-    ),
-    *("path", "file", "img", "photo", "image_id", "img_id", "image_name", "id"),
-)
-_LABELS = (
-    *("label", "labels", "class", "class_name", "category", "category_name", "species", "breed", "target", "y"),
-    *("class_id", "category_id", "label_id"),
-)
-_SPLITS = ("split", "subset", "partition")
 # Tables of what a model predicts.
-_OUTPUTS = re.compile(r"submission|prediction|result", re.IGNORECASE)
-# The share of values that must name images for a column to be one of paths.
-_ENOUGH = 0.5
+OUTPUTS = re.compile(r"submission|prediction|result", re.IGNORECASE)
 _NO_SPLIT = "it is listed without a split"
+_SEVERAL = "it is of several classes"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The columns that the user has named."""
+class Table:
+    """A table that lists images that exist.
 
-    image: str = IMAGE
-    label: str = LABEL
+    Attributes:
+        file: its path, relative to the folder.
+        path: its column that names the images.
+        rows: those of images that exist, whose absolute paths are the first column.
+        images: their paths relative to the folder.
+        missing: why the others were not read.
+        label: the column with the labels.
+        class_names: the names of the classes, where labels are numbers.
+        note: how the labels were read, if that is not obvious.
+    """
 
-
-@dataclass(frozen=True)
-class _Table:
     file: str
+    path: str
     rows: pd.DataFrame
     images: tuple[str, ...]
-    label: str | None
-    class_names: tuple[str, ...] | None
-    missing: dict[str, str]
+    missing: Mapping[str, str]
+    label: str | None = None
+    class_names: tuple[str, ...] | None = None
+    note: str | None = None
 
     @property
     def is_metadata(self) -> bool:
+        """Whether it is the table that `datasets` knows."""
         return posixpath.splitext(posixpath.basename(self.file))[0].lower() == "metadata"
 
+    @property
+    def is_only_paths(self) -> bool:
+        """Whether it says nothing about the images but which split they are in."""
+        return len(self.rows.columns) == 1
 
-def read(tree: FileTree, wanted: Wanted, *, any_column: bool) -> Layout | None:
+    @property
+    def others(self) -> list[str]:
+        """Its columns other than that of the images."""
+        return [str(name) for name in self.rows.columns[1:]]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a folder that list images, and what is wrong with others of its tables."""
+
+    found: tuple[Table, ...]
+    problems: Mapping[str, str]
+
+
+def find_tables(tree: FileTree, wanted: Wanted) -> Tables:
+    """Read the tables and lists of a folder."""
+    index = ImageIndex(tree)
+    found, problems = [], {}
+    for file in _candidates(tree):
+        try:
+            table = _read(tree, index, file, wanted)
+        except ValueError as error:
+            problems[file] = str(error)
+            continue
+        if isinstance(table, str):
+            problems[file] = table
+        elif table is not None:
+            found.append(table)
+    return Tables(tuple(found), problems)
+
+
+def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) -> Layout | None:
     """Images by the tables that list them, each named after its split or in the folder of its split, or all in one.
 
-    Tables count if they are called "metadata" or have labels. With `any_column` the only column beside the paths may
-    have the labels, whatever its name.
+    Tables count if they are called "metadata", have labels, or are lists of paths, whose labels are the class folders.
+    With `any_column` the only column beside the paths may have the labels, whatever its name, or all of them together.
+
+    Raises:
+        ValueError: if two tables list the same image for the same split.
     """
-    index = ImageIndex(tree)
-    read_ones = (_read(tree, index, file, wanted, any_column) for file in _candidates(tree))
-    tables = [table for table in read_ones if table is not None and (table.label is not None or table.is_metadata)]
-    if not tables:
+    read_ones = [_labeled(table, wanted, any_column) for table in tables.found]
+    labeled = [table for table in read_ones if table.label is not None]
+    lists = [table for table in read_ones if table.is_only_paths]
+    chosen = [table for table in read_ones if table.is_metadata] and [
+        table for table in read_ones if table.label is not None or table.is_metadata
+    ]
+    chosen = chosen or labeled or lists
+    in_lists = {} if chosen is lists else _in_lists(lists)
+    chosen = _with_folders_as_labels(chosen)
+    if not chosen or not any(table.is_metadata or table.label is not None for table in chosen):
         return None
-    if any(table.label is not None for table in tables) and not any(table.is_metadata for table in tables):
-        tables = [table for table in tables if table.label is not None]
-    tables = _with_folders_as_labels(tree, tables)
-    names = next((table.class_names for table in tables if table.class_names is not None), None)
-    missing = {path: why for table in tables for path, why in table.missing.items()}
+    names = next((table.class_names for table in chosen if table.class_names is not None), None)
+    missing = {path: why for table in chosen for path, why in table.missing.items()}
+    notes = [table.note for table in chosen if table.note]
     parts: dict[str, list[pd.DataFrame]] = {}
     sources: dict[str, list[str]] = {}
     listed: dict[Any, str] = {}
-    for table in tables:
-        splits = pd.Series(list(_splits(tree, table)), index=table.rows.index, dtype="object")
+    for table in chosen:
+        found, note = _splits(tree, table, in_lists)
+        splits = pd.Series(list(found), index=table.rows.index, dtype="object")
         missing |= {table.images[row]: _NO_SPLIT for row in splits.index[splits.isna()]}
-        for split, rows in table.rows.groupby(splits, sort=False):
+        kept, why, repeated = _once(table, splits)
+        missing |= why
+        notes += [text for text in (note, repeated) if text]
+        for split, rows in table.rows[kept].groupby(splits[kept], sort=False):
             for image in dict.fromkeys(table.images[row] for row in rows.index):
                 if (other := listed.setdefault((split, image), table.file)) != table.file:
                     raise ValueError(
@@ -96,11 +142,6 @@ def read(tree: FileTree, wanted: Wanted, *, any_column: bool) -> Layout | None:
                     )
             parts.setdefault(str(split), []).append(rows)
             sources.setdefault(str(split), []).append(table.file)
-    notes = [
-        f"Labels are the column {table.label!r} of {table.file}."
-        for table in tables
-        if table.label not in (None, LABEL)
-    ]
     return Layout(
         "images listed in tables",
         {split: pd.concat(rows, ignore_index=True) for split, rows in parts.items()},
@@ -108,121 +149,158 @@ def read(tree: FileTree, wanted: Wanted, *, any_column: bool) -> Layout | None:
         names,
         left_out=missing,
         notes=tuple(dict.fromkeys(notes)),
-        is_metadata=any(table.is_metadata for table in tables),
+        is_metadata=any(table.is_metadata for table in chosen),
     )
 
 
-def _candidates(tree: FileTree) -> Iterable[str]:
+def _in_lists(lists: Sequence[Table]) -> dict[str, str]:
+    """The split of every image that is in a list of one."""
+    found: dict[str, tuple[str, str]] = {}
+    for table in lists:
+        if not (split := split_of_file(table.file, "")):
+            continue
+        for image in table.images:
+            other, file = found.setdefault(image, (split, table.file))
+            if other != split:
+                raise ValueError(
+                    f"{file} lists the image {image} for the split {other!r}, and {table.file} for {split!r}; remove "
+                    "the lists that do not count"
+                )
+    return {image: split for image, (split, _) in found.items()}
+
+
+def _candidates(tree: FileTree) -> Iterator[str]:
+    # Text files of these names are about one image each.
+    images = {posixpath.splitext(posixpath.basename(image))[0] for image in tree.images}
     for file in tree.files:
         stem, ending = posixpath.splitext(posixpath.basename(file))
-        if ending.lower() in TABLES and not _OUTPUTS.search(stem):
+        if (ending.lower() in TABLES or (is_list(file) and stem not in images)) and not OUTPUTS.search(stem):
             yield file
+    yield from json_tables(tree.files)
 
 
-def _read(tree: FileTree, index: ImageIndex, file: str, wanted: Wanted, any_column: bool) -> _Table | None:
-    rows = read_table(tree.path(file))
-    column = _path_column(rows, index, file, wanted)
-    if column is None:
+def read_rows(path: str) -> pd.DataFrame | None:
+    """The rows of a table of any kind; None for other files.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    if path.lower().endswith(JSON):
+        return read_json(path)
+    return read_list(path) if is_list(path) else read_table(path)
+
+
+def _read(tree: FileTree, index: ImageIndex, file: str, wanted: Wanted) -> Table | str | None:
+    """A table that lists images, or why it does not, None if it does not seem to be one."""
+    rows = read_rows(tree.path(file))
+    if rows is None:
         return None
-    found = index.find(_values(rows[column]), file)
+    if posixpath.splitext(file)[1].lower() in SEPARATORS and any(index.find(list(map(str, rows)), file)):
+        # The first line is an image, and no heading.
+        rows = read_table(tree.path(file), header=None)
+        rows = rows.set_axis([f"column {place}" for place in range(1, len(rows.columns) + 1)], axis="columns")
+    column, share = path_column(rows, index, file, wanted)
+    if column is None and posixpath.basename(file).lower().startswith("metadata."):
+        named = ", ".join(map(str, list(rows)[:8]))
+        return f"none of its columns {named} names images; call that of their paths file_name, or rename the file"
+    if column is None or (is_list(file) and pd.api.types.is_integer_dtype(rows[column])):
+        return None
+    found = index.find(values(rows[column]), file, strict=True)
     missing = {
         f"{file}: {value}": "it is listed, but there is no such image"
         for value, image in zip(rows[column], found, strict=True)
-        if image is None
+        if image is None and not pd.isna(value)
     }
+    if share < ENOUGH:
+        example = next((str(value) for value, image in zip(rows[column], found, strict=True) if image is None), "")
+        return (
+            f"of the {len(found)} images that its column {column!r} names, {len(missing)} do not exist, such as "
+            f"{example!r}"
+        )
     kept = [image is not None for image in found]
     images = tuple(image for image in found if image is not None)
     rows = rows[kept].drop(columns=[column]).reset_index(drop=True)
-    label, names = _label_column(rows, wanted, any_column)
-    if label is not None and label != wanted.label:
-        rows = rows.rename(columns={label: LABEL})
     name = wanted.image if column == wanted.image else IMAGE
     rows = rows.drop(columns=[name], errors="ignore")
     rows.insert(0, name, [tree.path(image) for image in images])
-    return _Table(file, rows, images, label, names, missing)
+    return Table(file, column, rows, images, missing)
 
 
-def _path_column(rows: pd.DataFrame, index: ImageIndex, file: str, wanted: Wanted) -> str | None:
-    """The column that names images: the one that was asked for, or the one of which most values do."""
-    if wanted.image in rows and wanted.image != IMAGE:
-        return wanted.image
-    shares = {str(name): index.share(_values(rows[name]), file) for name in rows if _may_be_paths(rows[name])}
-    most = max(shares.values(), default=0.0)
-    if most < _ENOUGH:
-        return None
-    best = [name for name, share in shares.items() if share == most]
-    return min(best, key=lambda name: _PATHS.index(name.lower()) if name.lower() in _PATHS else len(_PATHS))
+def _labeled(table: Table, wanted: Wanted, any_column: bool) -> Table:
+    """A table with its column of labels."""
+    rows = table.rows.iloc[:, 1:]
+    label, names = label_column(rows, wanted, any_column)
+    if label is None:
+        flags = one_hot_labels(rows) if any_column else None
+        if flags is None:
+            return table
+        note = f"Labels are the columns {', '.join(map(str, list(rows)[:3]))}{', ...' * (len(rows.columns) > 3)} of "
+        return replace(
+            table,
+            rows=table.rows.iloc[:, :1].assign(label=flags),
+            label=LABEL,
+            note=f"{note}{table.file}, one of them 1.",
+        )
+    if label == wanted.label:
+        return replace(table, label=label, class_names=names)
+    note = f"Labels are the column {label!r} of {table.file}."
+    return replace(table, rows=table.rows.rename(columns={label: LABEL}), label=LABEL, class_names=names, note=note)
 
 
-def _may_be_paths(column: pd.Series) -> bool:
-    return bool(pd.api.types.is_integer_dtype(column) or isinstance(_first(column), str))
+def _once(table: Table, splits: pd.Series) -> tuple["pd.Series[bool]", dict[str, str], str | None]:
+    """Which rows to keep, so that every image has one label and is in a split once; and what the others are."""
+    if table.label is None:
+        return splits.notna(), {}, None
+    labels, images = table.rows[table.label], pd.Series(table.images, index=splits.index, dtype=object)
+    one = ~several_of(labels) & (labels.isna() | (labels.groupby(images).transform("nunique") < 2))
+    why = dict.fromkeys(images[~one], _SEVERAL)
+    repeated = pd.DataFrame({"image": images, "split": splits}).duplicated() & one & splits.notna()
+    if CAPTION in table.rows or not repeated.any():
+        return splits.notna() & one, why, None
+    note = f"{table.file} lists images repeatedly: {int(repeated.sum())} of its rows are left out."
+    return splits.notna() & one & ~repeated, why, note
 
 
-def _is_plain(column: pd.Series) -> bool:
-    return not isinstance(_first(column), (list, dict, float))
-
-
-def _first(column: pd.Series) -> Any:
-    filled = column.dropna()
-    return filled.iloc[0] if len(filled) else None
-
-
-def _values(column: pd.Series) -> list[Any]:
-    return [None if pd.isna(value) else value for value in column]
-
-
-def _label_column(rows: pd.DataFrame, wanted: Wanted, any_column: bool) -> tuple[str | None, tuple[str, ...] | None]:
-    """The column with the labels, and the class names if the labels are numbers that another column names."""
-    if wanted.label in rows and wanted.label != LABEL:
-        return wanted.label, None
-    known = {str(name).lower(): str(name) for name in reversed(rows.columns)}
-    label = next((known[name] for name in _LABELS if name in known), None)
-    if label is None and any_column:
-        others = [str(name) for name in rows if str(name).lower() not in _SPLITS]
-        if len(others) == 1 and _is_plain(rows[others[0]]) and 1 < rows[others[0]].nunique() < len(rows):
-            label = others[0]
-    if label is None or not pd.api.types.is_integer_dtype(rows[label]):
-        return label, None
-    for name in [known[name] for name in known if name.endswith("name") or name in _LABELS]:
-        if not isinstance(_first(rows[name]), str):
-            continue
-        pairs = rows[[label, name]].dropna().drop_duplicates().sort_values(label)
-        numbers, words = pairs[label].tolist(), pairs[name].tolist()
-        if numbers == list(range(len(set(words)))):
-            return label, tuple(words)
-    return label, None
-
-
-def _with_folders_as_labels(tree: FileTree, tables: Sequence[_Table]) -> list[_Table]:
-    """Tables with the class folders of their images as labels, where none of them has labels."""
-    if any(table.label is not None for table in tables):
-        return list(tables)
+def _with_folders_as_labels(tables: Sequence[Table]) -> list[Table]:
+    """Tables with the class folders of their images as labels, if none has labels but for numbers of these folders."""
     images = [image for table in tables for image in table.images]
     splits, top = split_folders(images), top_folder(images)
-    labels = {image: class_of(image, splits, top) for image in images}
-    flat = all(map(split_of, {label for label in labels.values() if label is not None}))
-    if len(set(labels.values())) < 2 or flat:
+    classes = {image: class_of(image, splits, top) for image in images}
+    names = {name for name in classes.values() if name is not None}
+    if len(names) < 2 or all(map(split_of, names)) or not are_classes(names):
+        return list(tables)
+    if any(table.label is not None and not _are_numbers_of(classes, table) for table in tables):
         return list(tables)
     return [
         replace(
             table,
-            rows=table.rows.assign(label=pd.Series([labels[image] for image in table.images], dtype=object)),
-            label=LABEL,
+            rows=table.rows.assign(
+                **{table.label or LABEL: pd.Series([classes[image] for image in table.images], dtype=object)}
+            ),
+            label=table.label or LABEL,
+            note=None,
         )
         for table in tables
     ]
 
 
-def _splits(tree: FileTree, table: _Table) -> Sequence[str | None]:
-    """The split of every row: by a column, the name or folder of the table, or the folder of the image."""
-    columns = {str(name).lower(): name for name in table.rows}
-    for name in _SPLITS:
-        if name in columns:
-            values = _values(table.rows[columns[name]])
-            return [None if value is None else split_of_value(value) for value in values]
+def _are_numbers_of(classes: Mapping[str, str | None], table: Table) -> bool:
+    """Whether the labels of a table without class names are numbers, one for each of the class folders."""
+    labels = table.rows[table.label]
+    if table.class_names is not None or not pd.api.types.is_integer_dtype(labels):
+        return False
+    pairs = {(number, classes[image]) for number, image in zip(labels, table.images, strict=True)}
+    numbers, names = {number for number, _ in pairs}, {name for _, name in pairs}
+    return len(pairs) == len(numbers) == len(names) and not any(name is None or name.isdecimal() for name in names)
+
+
+def _splits(tree: FileTree, table: Table, in_lists: Mapping[str, str]) -> tuple[list[Any], str | None]:
+    """The split of every row: by a column, the name or folder of the table, lists, or the folder of the image."""
+    if by_column := splits_by_column(table.rows.drop(columns=[table.label or IMAGE], errors="ignore"), table.file):
+        return by_column
     own = split_of_file(table.file, default="")
     if own:
-        return [own] * len(table.rows)
+        return [own] * len(table.rows), None
     top = top_folder(tree.images)
     folders = folder_of([image for image in table.images if image.startswith(top)], top)
     named = {image: split_of(name) for name, images in folders.items() for image in images}
@@ -230,4 +308,5 @@ def _splits(tree: FileTree, table: _Table) -> Sequence[str | None]:
     in_folders = {
         image: split for image in table.images for prefix, split in others.items() if image.startswith(prefix)
     }
-    return [in_folders.get(image) or named.get(image) or TRAIN for image in table.images]
+    by_image = (in_lists.get(image) or in_folders.get(image) or named.get(image) for image in table.images)
+    return [split or TRAIN for split in by_image], None

@@ -1,12 +1,14 @@
 """The layout of a folder of images: which of its files is in which split."""
 
 import posixpath
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pandas as pd
 
 from starft_hf.data.image_formats import is_image, needs_plugin
+<<<<<<< HEAD
 from starft_hf.data.layouts import (
     celeba,
     class_folders,
@@ -18,9 +20,13 @@ from starft_hf.data.layouts import (
     waterbirds,
     wilds,
 )
+=======
+from starft_hf.data.layouts import celeba, class_folders, coco, cub, imagenet_tree, listed, roboflow, waterbirds, wilds
+from starft_hf.data.layouts.class_folders import are_classes
+>>>>>>> attack
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
-from starft_hf.data.layouts.listed import Wanted
 from starft_hf.data.layouts.split_names import in_order
+from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.layouts.tables import TABLES
 from starft_hf.data.layouts.tree import FileTree
 
@@ -32,6 +38,7 @@ LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = (
     wilds.read_iwildcam,
     wilds.read_fmow,
     imagenet_tree.read,
+    cub.read,
     roboflow.read,
     coco.read,
     img2dataset.read,
@@ -40,15 +47,21 @@ LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = (
 _UNLABELED = "it has no label"
 # What lies beside data and is none.
 _DOCUMENTS = {"", ".txt", ".md", ".rst", ".json", ".yaml", ".yml", ".html", ".log", ".py", ".ipynb", ".xml"}
+# Where labels may be that are not read.
+_WITH_LABELS = {*TABLES, ".txt", ".json", ".xlsx", ".xls", ".mat", ".xml", ".npy", ".npz", ".pkl", ".gz", ".zip"}
+_METADATA = "list the images in a metadata.csv with the columns file_name and label"
 
 
 def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
     """The layout of the images of `tree`, where `wanted` names columns of tables; None if it is none that is known."""
     layout = next((found for read in LAYOUTS if (found := read(tree)) is not None), None)
-    layout = layout or _by_tables_or_folders(tree, wanted)
+    problems: Mapping[str, str] = {}
+    if layout is None:
+        tables = listed.find_tables(tree, wanted)
+        layout, problems = _by_tables_or_folders(tree, tables, wanted), tables.problems
     if layout is None:
         return None
-    left_out = {**tree.left_out, **layout.left_out}
+    left_out = {**tree.left_out, **problems, **layout.left_out}
     splits = {}
     for split, rows in layout.splits.items():
         label = label_column(rows, wanted)
@@ -58,6 +71,10 @@ def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
             rows = rows[~unlabeled].reset_index(drop=True)
         if len(rows):
             splits[split] = rows
+    if not splits:
+        file, why = next(iter(layout.left_out.items()), (str(tree.root), _UNLABELED))
+        raise ValueError(f"none of the {len(tree.images)} images can be used: of {file}, {why}")
+    _check_spelling(splits, wanted)
     left_out |= _unread(tree, layout, left_out, wanted)
     splits = {split: splits[split] for split in in_order(splits)}
     sources = {split: layout.sources[split] for split in splits}
@@ -77,14 +94,55 @@ def label_column(rows: pd.DataFrame, wanted: Wanted) -> str | None:
     return next((name for name in (wanted.label, LABEL) if name in rows), None)
 
 
-def _by_tables_or_folders(tree: FileTree, wanted: Wanted) -> Layout | None:
-    by_tables = listed.read(tree, wanted, any_column=False)
+def _check_spelling(splits: Mapping[str, pd.DataFrame], wanted: Wanted) -> None:
+    """Raise ValueError for classes such as "Polar_bear" and "polar bear", which would have the same captions."""
+    spelled: dict[str, tuple[str, str]] = {}
+    for split, rows in splits.items():
+        label = label_column(rows, wanted)
+        for name in [] if label is None else rows[label].unique():
+            plain = re.sub(r"[\s_-]+", " ", str(name)).casefold()
+            first, other = spelled.setdefault(plain, (str(name), split))
+            if first != str(name):
+                raise ValueError(
+                    f"the class {name!r} of the split {split!r} is {first!r} in the split {other!r}; spell it the "
+                    "same, or give other names to different classes"
+                )
+
+
+def _by_tables_or_folders(tree: FileTree, tables: listed.Tables, wanted: Wanted) -> Layout | None:
+    for file, problem in tables.problems.items():
+        if posixpath.basename(file).lower().startswith("metadata."):
+            raise ValueError(f"{file}: {problem}")
+    by_tables = listed.read(tree, tables, wanted, any_column=False)
     by_folders = None if by_tables is not None and by_tables.is_metadata else class_folders.read(tree)
     if by_tables is None or by_folders is None:
-        return by_tables or by_folders or listed.read(tree, wanted, any_column=True)
+        return by_tables or by_folders or listed.read(tree, tables, wanted, any_column=True)
+    if (joined := _joined(by_folders, by_tables)) is not None:
+        return joined
     # Some other table beside folders of splits and classes may list a few of their images only.
     fewer = _size(by_tables) < _size(by_folders)
     return by_folders if fewer and class_folders.split_folders(tree.images) else by_tables
+
+
+def _joined(by_folders: Layout, by_tables: Layout) -> Layout | None:
+    """Splits in class folders, and others that a table gives labels of the same classes, as in Tiny ImageNet."""
+    classes = {label for rows in by_folders.splits.values() for label in rows[LABEL]}
+    others = {split: rows for split, rows in by_tables.splits.items() if IMAGE in rows and LABEL in rows}
+    filled = {split for split, rows in by_folders.splits.items() if len(rows)}
+    in_folders = {image for rows in by_folders.splits.values() for image in rows[IMAGE]}
+    if not others or len(others) < len(by_tables.splits) or not filled.isdisjoint(others):
+        return None
+    if not all(in_folders.isdisjoint(rows[IMAGE]) for rows in others.values()):
+        return None
+    if not all(set(rows[LABEL].dropna()) <= classes for rows in others.values()):
+        return None
+    return replace(
+        by_folders,
+        splits={**by_folders.splits, **others},
+        sources={**by_folders.sources, **by_tables.sources},
+        left_out={**by_folders.left_out, **by_tables.left_out},
+        notes=by_tables.notes,
+    )
 
 
 def _size(layout: Layout) -> int:
@@ -114,18 +172,31 @@ def _unread(tree: FileTree, layout: Layout, left_out: dict[str, str], wanted: Wa
     return found
 
 
-def no_classes(tree: FileTree) -> str:
+def no_classes(tree: FileTree, wanted: Wanted) -> str:
     """Why images in no layout that is known are refused."""
     folders = sorted({posixpath.dirname(image) or "." for image in tree.images})
-    beside = [
-        file for file in tree.files if posixpath.splitext(file)[1].lower() in (*TABLES, ".txt", ".json", ".xlsx")
-    ]
     shown = ", ".join(repr(folder) for folder in folders[:4]) + (", ..." if len(folders) > 4 else "")
-    advice = (
-        f"Beside them lies {', '.join(map(repr, beside[:3]))}: if it has the labels, name their column with "
-        "label_column and that of the file names with image_column, or pass that file as the dataset"
-        if beside
-        else "Put every class into a folder of its own, as in train/owl/1.jpg, or list the images in a metadata.csv "
-        "with the columns file_name and label"
-    )
-    return f"the {len(tree.images)} images in {shown} have no classes: they lie in no class folders. {advice}."
+    advice = _advice(tree, wanted)
+    holder = next((name for folder in folders for name in folder.split("/") if not are_classes([name])), None)
+    why = f" (a folder {holder!r} is not taken for a class)" if holder is not None else ""
+    return f"the {len(tree.images)} images in {shown} have no classes: they lie in no class folders{why}. {advice}."
+
+
+def _advice(tree: FileTree, wanted: Wanted) -> str:
+    """What to do about images without classes."""
+    tables = listed.find_tables(tree, wanted)
+    others = [
+        f"{table.file} lists images in its column {table.path!r}; if one of its columns {', '.join(table.others[:8])}"
+        f"{', ...' * (len(table.others) > 8)} has the labels, name it with label_column"
+        for table in tables.found
+        if table.others
+    ]
+    others += [f"{file}: {problem}" for file, problem in tables.problems.items()]
+    if others:
+        return "; ".join(others[:3])
+    beside = [file for file in tree.files if posixpath.splitext(file)[1].lower() in _WITH_LABELS]
+    beside = [file for file in beside if not listed.OUTPUTS.search(posixpath.basename(file))]
+    if beside:
+        named = ", ".join(map(repr, beside[:3])) + ", ..." * (len(beside) > 3)
+        return f"Beside them lies {named}: if the labels are there, {_METADATA}"
+    return f"Put every class into a folder of its own, as in train/owl/1.jpg, or {_METADATA}"

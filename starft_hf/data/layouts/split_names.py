@@ -9,7 +9,7 @@ from typing import Any
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 _WORDS = {
-    TRAIN: ("train", "training", "trainset"),
+    TRAIN: ("train", "training", "trainset", "trainval"),
     VALIDATION: ("val", "valid", "validation", "dev"),
     TEST: ("test", "testing", "testset", "eval", "holdout"),
 }
@@ -32,8 +32,13 @@ def split_of_value(value: Any) -> str:
 
 
 def names_a_split(name: str) -> bool:
-    """Whether a word in a name is that of a split, as in "id_test" and "Train-2"."""
-    return any(split_of(word) for word in _words(name))
+    """Whether a word in a name is that of a split, as in "id_test", "PublicTest" and "train2017"."""
+    return split_in(name) is not None
+
+
+def split_in(name: str) -> str | None:
+    """The split that the first such word in a name means, as "train" in "cars_train/cars_train"."""
+    return next((split for word in _words(name) if (split := split_of(word)) is not None), None)
 
 
 def split_of_file(path: str, default: str = TRAIN) -> str:
@@ -46,7 +51,7 @@ def split_of_file(path: str, default: str = TRAIN) -> str:
     numbered = _NUMBERED_SHARD.fullmatch(stem)
     if numbered:
         return split_of(numbered[1]) or numbered[1]
-    return next((split for word in _words(stem) if (split := split_of(word)) is not None), default)
+    return split_in(stem) or default
 
 
 def in_order(splits: Iterable[str]) -> list[str]:
@@ -55,4 +60,4 @@ def in_order(splits: Iterable[str]) -> list[str]:
 
 
 def _words(name: str) -> list[str]:
-    return re.split(r"[\W_]+", name)
+    return re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name)

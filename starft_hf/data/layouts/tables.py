@@ -1,6 +1,9 @@
 """Tables of text files and Parquet, with values as they are written."""
 
+import codecs
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,10 @@ from datasets import ClassLabel, Features
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*SEPARATORS, ".jsonl", ".ndjson", ".parquet")
 
+# What pandas and NumPy write for a missing value.
+_MISSING = ["nan", "NaN"]
+# The usual ones come first: of those that a heading has equally often, the first is taken.
+_SEPARATORS = (",", ";", "\t", "|")
 _BYTES = (pa.binary(), pa.large_binary())
 _WHOLE = r"-?(?:0|[1-9]\d*)"
 _NUMBER = rf"{_WHOLE}(?:\.\d+)?(?:[eE][-+]?\d+)?"
@@ -39,33 +46,77 @@ def read_table(path: str | Path, **settings: Any) -> pd.DataFrame:
             for name in rows:
                 if isinstance(kind := features[name], ClassLabel):
                     rows[name] = rows[name].map(dict(enumerate(kind.names)))
-            return rows
+            # What was an index in pandas is a column.
+            return rows if rows.index.names == [None] else rows.reset_index()
         if ending in (".jsonl", ".ndjson"):
             # pandas would take some strings for dates and numbers.
             lines = path.read_text(encoding="utf-8-sig").splitlines()
-            return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
-        own = {"sep": _separator(path, ending), "encoding": "utf-8-sig", "skipinitialspace": True}
-        written = pd.read_csv(path, **{**own, **settings}, dtype=str, keep_default_na=False)
+            records = [json.loads(line) for line in lines if line.strip()]
+            if not all(isinstance(record, dict) for record in records):
+                raise ValueError('a line is not a JSON object such as {"file_name": ..., "label": ...}')
+            return pd.DataFrame(records).apply(of_one_type)
+        own = _dialect(path, ending)
+        with warnings.catch_warnings():
+            # Of rows that are longer than the heading, pandas would leave out values.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            written = pd.read_csv(path, **{**own, **settings}, dtype=str, keep_default_na=False)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the table {str(path)!r} is not in UTF-8: byte {error.start} is {error.object[error.start]:#x}. Save it "
+            f"as such, for example with: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv"
+        ) from error
+    except pd.errors.ParserWarning as error:
+        raise ValueError(
+            f"the table {str(path)!r} has rows with more values than its heading; quote those that contain commas"
+        ) from error
     except (ValueError, OSError) as error:
         # Errors of pandas' parsers and of decoding are of ValueError.
         raise ValueError(f"the table {str(path)!r} cannot be read: {error}") from error
-    return written.apply(_with_numbers)
+    return _without_row_numbers(written).apply(with_numbers)
 
 
-def _separator(path: Path, ending: str) -> str:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+def _dialect(path: Path, ending: str) -> dict[str, Any]:
+    """How a text file is written, as settings of `pandas.read_csv`."""
+    with path.open("rb") as start:
+        # Excel writes this as "Unicode text".
+        encoding = "utf-16" if start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    with path.open(encoding=encoding, errors="replace") as file:
         heading = file.readline()
-    # Spreadsheets write semicolons where a comma is a decimal point.
+    settings = {"encoding": encoding, "skipinitialspace": True, "index_col": False}
+    # Spreadsheets write semicolons where a comma is a decimal point, and may say so in the first line.
+    if said := re.fullmatch(r"sep=(.)\s*", heading):
+        return {**settings, "sep": said[1], "skiprows": 1}
+    names = re.sub(r'"[^"]*"', "", heading)
     own = SEPARATORS.get(ending, ",")
-    return ";" if own not in heading and ";" in heading else own
+    return {**settings, "sep": own if own in names else max(_SEPARATORS, key=names.count)}
+
+
+def of_one_type(column: pd.Series) -> pd.Series:
+    """A column as it is, or as strings if its values have several types."""
+    try:
+        pa.array(column, from_pandas=True)
+    except pa.ArrowException:
+        texts = [value if isinstance(value, str) else json.dumps(value) for value in column.dropna()]
+        return pd.Series(texts, index=column.dropna().index, dtype=object).reindex(column.index, fill_value=None)
+    return column
+
+
+def _without_row_numbers(rows: pd.DataFrame) -> pd.DataFrame:
+    """The columns with names, stripped; and those without one that are neither empty nor an index of the rows."""
+    names = [str(name).strip() for name in rows]
+    rows = rows.set_axis(names, axis="columns")
+    unnamed = [name for name in names if name.startswith("Unnamed: ")]
+    numbers = [name for name in unnamed if rows[name].str.fullmatch(r"\d*").all()]
+    return rows.drop(columns=[name for name in numbers if rows[name].is_unique or (rows[name] == "").all()])
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     return kind in _BYTES or (pa.types.is_struct(kind) and any(_holds_bytes(field.type) for field in kind))
 
 
-def _with_numbers(column: pd.Series) -> pd.Series:
-    column = column.map(str.strip)
+def with_numbers(column: pd.Series) -> pd.Series:
+    """A column of strings as numbers, if all of its values are written as such; empty values are None."""
+    column = column.map(str.strip).replace(_MISSING, "")
     filled = column[column != ""]
     for pattern, kind in ((_WHOLE, "Int64"), (_NUMBER, "Float64")):
         if len(filled) and filled.str.fullmatch(pattern).all():
