@@ -8,11 +8,11 @@ from dataclasses import replace
 import pandas as pd
 
 from starft_hf.data.image_formats import is_image, needs_plugin
-<<<<<<< HEAD
 from starft_hf.data.layouts import (
     celeba,
     class_folders,
     coco,
+    cub,
     imagenet_tree,
     img2dataset,
     listed,
@@ -20,10 +20,7 @@ from starft_hf.data.layouts import (
     waterbirds,
     wilds,
 )
-=======
-from starft_hf.data.layouts import celeba, class_folders, coco, cub, imagenet_tree, listed, roboflow, waterbirds, wilds
 from starft_hf.data.layouts.class_folders import are_classes
->>>>>>> attack
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
 from starft_hf.data.layouts.split_names import in_order
 from starft_hf.data.layouts.table_columns import Wanted
