@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
 def _check_groups(options: argparse.Namespace, splits: Any) -> None:
     """Refuse columns of groups that no split has, as training does."""
     wanted = [options.group_column] if isinstance(options.group_column, str) else options.group_column or ()
-    known = {name: None for rows in splits.values() for name in rows.features or wanted}
+    known = {name: None for rows in splits.values() for name in getattr(rows, "features", None) or wanted}
     for name in wanted:
         if name not in known:
             raise argparse.ArgumentTypeError(
