@@ -269,8 +269,7 @@ class ImagePreprocessor:
         box = random_crop_box(*image.size, self.crop_scale, generator)
         if self.size is None:
             return image.image.crop(box)
-        resized: Image.Image = image.resized(self.size, Image.Resampling.BICUBIC, box, self.gap)
-        return resized
+        return image.cropped(self.size, box)
 
 
 def _as_tensor(image: Any) -> Tensor:
