@@ -11,6 +11,7 @@ import datasets
 import torch
 import torch.nn.functional as F
 import transformers
+from accelerate.utils import convert_outputs_to_fp32
 from transformers import CLIPModel
 
 from benchmarks.setup import MANY_CLASSES, MAX_LENGTH, POOL, Scene, make_optimizer, make_scene, make_state
@@ -100,8 +101,13 @@ def _prepared_forward(trainer: StarFTTrainer, model: torch.nn.Module) -> Callabl
     if trainer.accelerator.mixed_precision == "no":
         return nullcontext
     plain = model.forward
-    prepared = trainer.accelerator.prepare_model(model, device_placement=False).forward
-    model.forward = plain
+
+    def autocast(*args: Any, **settings: Any) -> Any:
+        with trainer.accelerator.autocast():
+            return plain(*args, **settings)
+
+    # As Accelerate prepares a model, which it would do once only for several trainers of one.
+    prepared = convert_outputs_to_fp32(autocast)
 
     @contextmanager
     def context() -> Iterator[None]:

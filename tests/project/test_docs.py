@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 from pathlib import Path
 
 import griffe
@@ -9,6 +10,7 @@ import pytest
 
 import starft_hf
 from starft_hf import evaluation, reference, report
+from starft_hf.cli.main import make_parser
 from starft_hf.evaluation import catalog, metrics
 
 
@@ -76,3 +78,13 @@ def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "zensical.toml").read_text(encoding="utf-8")
     for page in (ROOT / "docs").rglob("*.md"):
         assert f'"{page.relative_to(ROOT / "docs").as_posix()}"' in navigation
+
+
+def test_the_commands_of_the_pages_are_ones_that_there_are():
+    lines = [line for page in (ROOT / "docs").glob("*.md") for line in page.read_text().splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if re.match(r"( {4})?starft ", line)]
+    assert len(commands) > 8
+    for command, *arguments in commands:
+        options = make_parser(command).parse_args(arguments)
+        # Of an iterable dataset, whose length is unknown.
+        assert not getattr(options, "streaming", False) or options.max_steps > 0
