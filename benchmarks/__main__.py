@@ -50,11 +50,13 @@ def as_markdown(results: dict[str, Any]) -> str:
     """The results for people."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     variants = list(next(iter(results["steps"].values())))
+    note = [results["note"], ""] if results.get("note") else []
     lines = [
         "# Benchmarks",
         "",
-        f"By `make bench`, on {results['device']}; {versions}; {results['seconds']} s in all.",
+        f"By `make bench`, on {results['device']}; {versions}{_took(results)}.",
         "",
+        *note,
         "Random weights of real shapes, 224 x 224 pixels, fused AdamW, float32 unless another type is named. After a",
         "first round, which is not counted, all steps are taken in turn, in another order in each round; seconds are",
         "medians (smallest to largest in brackets), ratios medians of those of the rounds. The allocator keeps memory",
@@ -79,10 +81,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     lines += ["", "| Model, classes, batch | " + " | ".join(f"{above} / {below}" for above, below in RATIOS) + " |"]
     lines.append("| --- |" + " ---: |" * len(RATIOS))
     for name, seconds in results["steps"].items():
-        cells = [
-            _spread([one / other for one, other in zip(seconds[above], seconds[below], strict=True)])
-            for above, below in RATIOS
-        ]
+        cells = [_ratio(seconds, above, below) for above, below in RATIOS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "## Peak memory, ViT-B/32", "", "| Batch | `mini_batch_size` | GiB | of batch 32 |"]
     lines.append("| ---: | ---: | ---: | ---: |")
@@ -101,6 +100,16 @@ def as_markdown(results: dict[str, Any]) -> str:
         "with texts padded one by one.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _took(results: dict[str, Any]) -> str:
+    return f"; {results['seconds']} s in all" if results["seconds"] is not None else ""
+
+
+def _ratio(seconds: dict[str, list[float]], above: str, below: str) -> str:
+    if above not in seconds or below not in seconds:
+        return "-"
+    return _spread([one / other for one, other in zip(seconds[above], seconds[below], strict=True)])
 
 
 def _spread(values: list[float]) -> str:
