@@ -14,6 +14,9 @@ from tests.support.streamed_run import BATCH, SIZES, STEPS, STOP
 PASS = sum(SIZES) // BATCH
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def folder(request, tmp_path_factory):
     """What runs with two processes of `param` workers each gave."""
