@@ -17,7 +17,7 @@ PASS = sum(SIZES) // BATCH
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, 3])
 def folder(request, tmp_path_factory):
     """What runs with two processes of `param` workers each gave."""
     folder = tmp_path_factory.mktemp(f"streams{request.param}")
