@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import fsspec
 from datasets import Image
 from tqdm.auto import tqdm
 
@@ -16,6 +17,8 @@ from starft_hf.data.source import is_iterable
 # Bytes at each end of an image that are compared before all of it is.
 _END = 2**12
 _PATIENCE = 3
+# In paths into an archive, as in `zip://1.png::photos.zip`.
+_ARCHIVED = "::"
 # Rows that are read at once.
 _ROWS = 256
 
@@ -40,7 +43,7 @@ def duplicates_across(splits: Mapping[str, Any], column: str) -> list[Duplicate]
     """The images that occur in more than one split, with the same bytes; each is named once for every further split.
 
     Args:
-        splits: `datasets` Datasets by name; iterable ones are not looked into, nor images inside of archives.
+        splits: `datasets` Datasets by name; iterable ones are not looked into.
         column: the column with the images.
     """
     with tqdm(desc="Looking for duplicates across splits", unit=" images", delay=_PATIENCE, leave=False) as bar:
@@ -57,6 +60,16 @@ def duplicates_across(splits: Mapping[str, Any], column: str) -> list[Duplicate]
     return sorted(duplicates, key=lambda one: (one.splits, one.images))
 
 
+def are_embedded(dataset: Any, column: str) -> bool:
+    """Whether the images of a dataset are in tables or archives rather than files of their own, by its first row."""
+    feature = (getattr(dataset, "features", None) or {}).get(column)
+    if is_iterable(dataset) or not isinstance(feature, Image) or not len(dataset):
+        return False
+    first = dataset.select_columns([column]).select([0]).with_format(None).cast_column(column, Image(decode=False))
+    value = first[0][column] or {}
+    return value.get("bytes") is not None or _ARCHIVED in (value.get("path") or "")
+
+
 def _images(split: str, dataset: Any, column: str, bar: Any) -> list[_Image]:
     feature = (getattr(dataset, "features", None) or {}).get(column)
     if is_iterable(dataset) or not isinstance(feature, Image):
@@ -67,11 +80,14 @@ def _images(split: str, dataset: Any, column: str, bar: Any) -> list[_Image]:
     for row, value in enumerate(value for batch in batches for value in batch[column].to_pylist()):
         bar.update()
         path, content = (value or {}).get("path"), (value or {}).get("bytes")
+        if content is None and path is not None and _ARCHIVED in path:
+            with fsspec.open(path) as file:
+                content = file.read()
         if content is not None:
             digest = hashlib.blake2b(content, digest_size=16).digest()
             # What is kept of an image in memory is its hash.
             found.append(_Image(split, path or f"row {row}", len(content), _known(digest)))
-        elif path is not None and "::" not in path and os.path.isfile(path):
+        elif path is not None and os.path.isfile(path):
             found.append(_Image(split, path, os.path.getsize(path), _reader(path)))
     return found
 

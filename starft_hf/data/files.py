@@ -16,7 +16,7 @@ from starft_hf.data.layouts.build import as_datasets
 from starft_hf.data.layouts.json_tables import ENDING as JSON
 from starft_hf.data.layouts.listed import read_rows
 from starft_hf.data.layouts.lists import is_list
-from starft_hf.data.layouts.resolve import no_classes, resolve
+from starft_hf.data.layouts.resolve import is_document, no_classes, resolve
 from starft_hf.data.layouts.split_names import in_order, split_of_file
 from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.layouts.tables import TABLES, read_table
@@ -94,11 +94,13 @@ def _of_shards(
         label_column=wanted.label,
         streaming=streaming,
     )
-    others = {file: "it is not a shard" for file in tree.files if file not in left_out and file not in files}
+    known = {*files, *left_out}
+    others = {file: "it is not a shard" for file in tree.files if file not in known and not is_document(file)}
+    samples = {tree.relative(path): why for path, why in shards.left_out.items()}
     return DataFound(
         shards.splits,
         {split: tuple(own) for split, own in sources.items()},
-        {**tree.left_out, **left_out, **others, **shards.left_out},
+        {**tree.left_out, **left_out, **others, **samples},
         notes=shards.notes,
     )
 
@@ -113,7 +115,7 @@ def _around(file: Path) -> FileTree:
     if file.suffix.lower() == ".tar":
         return FileTree(file.parent, [file.name])
     rows = read_rows(str(file))
-    named = [] if rows is None else paths_in(rows, file.parent)
+    named = [] if rows is None else _paths_in(rows, file.parent)
     if named:
         return FileTree(file.parent, [file.name, *named])
     beside = FileTree(file.parent)
@@ -124,7 +126,7 @@ def _around(file: Path) -> FileTree:
     return FileTree(file.parent, others)
 
 
-def paths_in(rows: pd.DataFrame, folder: Path) -> list[str]:
+def _paths_in(rows: pd.DataFrame, folder: Path) -> list[str]:
     """The paths of images, relative to `folder`, in the first column that holds paths of files there."""
     for name in rows:
         values = [value for value in rows[name].dropna().unique() if isinstance(value, str) and is_image(value)]

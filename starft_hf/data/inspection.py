@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from starft_hf.data.columns import ColumnSettings, ImageColumns, check_labels, read_column, resolve_columns
-from starft_hf.data.duplicates import Duplicate, duplicates_across
+from starft_hf.data.duplicates import Duplicate, are_embedded, duplicates_across
 from starft_hf.data.files import DataFound
 from starft_hf.data.source import is_iterable
 from starft_hf.utils.names import readable
@@ -14,7 +14,7 @@ from starft_hf.utils.names import readable
 
 _MOST_EXAMPLES = 20
 _MOST_SHOWN = 3
-# More images are not compared with each other unless that is asked for.
+# More images, and images that tables or archives hold, all of which would be read, are compared only if asked for.
 MOST_COMPARED = 200_000
 
 
@@ -79,7 +79,7 @@ class Inspection:
         if self.duplicates:
             found.append(f"in several splits, with the same content: {_named(self.duplicates)}")
         elif self.duplicates is None:
-            found.append("whether images occur in several splits was not checked")
+            found.append("whether images occur in several splits was not checked; `starft inspect` does")
         return [*found, *self.notes]
 
 
@@ -92,7 +92,7 @@ def inspect_splits(
         found: the data.
         settings: of the columns; without `group_column`, groups are those that are usual for this kind of data.
         train_split: the split whose classes count.
-        compares: whether to look for images that are in several splits; None: unless there are very many.
+        compares: whether to look for images that are in several splits; None: of files, unless there are very many.
 
     Raises:
         ValueError: if columns, labels or groups cannot be used for training.
@@ -116,7 +116,9 @@ def inspect_splits(
         notes.append("There is only one class; training needs at least two.")
     images = sum(summary.rows or 0 for summary in summaries.values())
     if compares is None:
-        compares = images <= MOST_COMPARED
+        compares = images <= MOST_COMPARED and not any(
+            are_embedded(rows, training.image) for rows in found.splits.values()
+        )
     duplicates = tuple(duplicates_across(found.splits, training.image)) if compares else None
     return Inspection(summaries, training, found.left_out, duplicates, tuple(notes))
 

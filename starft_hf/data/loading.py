@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard
 from transformers.utils import logging
 
@@ -100,7 +101,7 @@ def read_data(
     if path.is_dir() and _is_saved(path):
         return DataFound(_from_disk(path, config, streaming, str(source)))
     if path.is_dir() and (config is not None or _has_configurations(path)):
-        return DataFound(_with_standard_columns(load_dataset(str(path), config, streaming=streaming), wanted))
+        return DataFound(_as_configured(path, config, streaming, wanted))
     if config is not None:
         raise ValueError(f"{str(source)!r} is a file and has no configurations, but {config!r} was chosen; omit it")
     found = read_files(path, wanted, streaming=streaming)
@@ -120,6 +121,17 @@ def _from_hub(source: str, config: str | None, streaming: bool, wanted: Wanted) 
             f"there is no folder or file {source!r} here, and no such dataset could be loaded from the Hub ({error})"
         ) from error
     return _with_standard_columns(splits, wanted)
+
+
+def _as_configured(folder: Path, config: str | None, streaming: bool, wanted: Wanted) -> Splits:
+    try:
+        return _with_standard_columns(load_dataset(str(folder), config, streaming=streaming), wanted)
+    except (DatasetsError, ValueError, FileNotFoundError) as error:
+        chosen = "" if config is None else f", configuration {config!r},"
+        raise ValueError(
+            f"no dataset could be read from {str(folder)!r}{chosen} as its card says ({error}); correct the card, or "
+            "remove it to have the files read by their names"
+        ) from error
 
 
 def _with_standard_columns(splits: Any, wanted: Wanted) -> Any:

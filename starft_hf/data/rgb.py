@@ -37,7 +37,7 @@ class ScaledImage:
     def cropped(self, size: tuple[int, int], box: Sequence[int]) -> Image.Image:
         """The part `(left, top, right, bottom)` of the image, in pixels of `size`, resized with a bicubic filter.
 
-        It is rounded to whole pixels of `image`. By torch, in a third of Pillow's time; their values differ by a
+        It is rounded to whole pixels of `image`. By torch, in a third to a half of Pillow's time; values differ by a
         hundredth of a level on average.
         """
         left, top, right, bottom = self._whole(box)

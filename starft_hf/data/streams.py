@@ -33,7 +33,7 @@ class Share:
     """Which rows are those of a process, of rows that all processes go through in the same order.
 
     Every step takes the next `batch_size` rows for each of `world_size` processes, in turn. Of the workers of a
-    process, each takes every n-th step. Rows of others are passed over without opening their images.
+    process, each takes every n-th step. Rows of others are skipped without opening their images.
 
     Attributes:
         batch_size: rows of a process in a step.

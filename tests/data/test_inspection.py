@@ -1,6 +1,7 @@
 """What is said of a dataset before a run."""
 
 import shutil
+import tarfile
 
 import pytest
 from datasets import DatasetDict, Value
@@ -64,6 +65,29 @@ def test_what_cannot_be_trained_on_is_refused(photos):
     data = DataFound(DatasetDict(train=rows.cast_column("label", Value("int64"))))
     with pytest.raises(ValueError, match="holds the label 2, but there are 2 class names"):
         inspect_splits(data, ColumnSettings(class_names=["owl", "truck"]), "train")
+
+
+def test_images_in_shards_are_compared_when_that_is_asked_for(tmp_path):
+    write_shards(tmp_path / "shards")
+    shutil.copyfile(tmp_path / "shards" / "train-0000.tar", tmp_path / "shards" / "validation-0000.tar")
+    data, settings = read_data(tmp_path / "shards"), ColumnSettings(class_names=CLASS_NAMES)
+    found = inspect_splits(data, settings, "train", compares=True)
+    assert [one.splits for one in found.duplicates] == [("train", "validation")] * 16
+    before_training = inspect_splits(data, settings, "train")
+    assert before_training.duplicates is None
+    assert "was not checked; `starft inspect` does" in "\n".join(before_training.lines())
+
+
+def test_what_is_left_out_of_shards_is_named_as_in_other_folders(tmp_path):
+    write_shards(tmp_path / "shards")
+    for name in ("README.md", "notes.npy"):
+        (tmp_path / "shards" / name).touch()
+    with tarfile.open(tmp_path / "shards" / "train-0001.tar", "w") as shard:
+        shard.addfile(tarfile.TarInfo("7.cls"))
+    assert read_data(tmp_path / "shards").left_out == {
+        "notes.npy": "it is not a shard",
+        "train-0001.tar/7": "it has no image",
+    }
 
 
 @pytest.mark.parametrize("kind", ["files", "in memory", "parquet"])

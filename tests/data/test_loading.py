@@ -84,6 +84,16 @@ def test_what_save_to_disk_has_written(tmp_path):
     assert set(load_splits(tmp_path / "one")) == {"train"}
 
 
+@pytest.mark.parametrize("content", [None, b"a\n1\n2,3,4\n"])
+def test_a_card_whose_files_cannot_be_read_is_refused(content, tmp_path):
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: rows/*.csv\n---\n")
+    if content is not None:
+        (tmp_path / "rows").mkdir()
+        (tmp_path / "rows" / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"as its card says .*; correct the card, or remove it"):
+        load_splits(tmp_path)
+
+
 def test_an_id_of_the_hub_goes_to_the_hub(monkeypatch):
     asked = []
 

@@ -51,7 +51,6 @@ def read(tree: FileTree) -> Layout | None:
     rows, missing = with_images(tree, rows, [joined(folder, stem(name)) for name in attributes.index], tables[0])
     parts = by_split(rows)
     return Layout(
-        kind="CelebA",
         splits=parts,
         sources=dict.fromkeys(parts, (tables[0], partitions[0], folder or ".")),
         class_names=CLASSES,

@@ -130,7 +130,7 @@ def read(tree: FileTree) -> Layout | None:
         names = folder.keys() - {""}
         if len(names) < 2 or all(map(names_a_split, names)) or not are_classes(names):
             return None
-        return Layout("class folders", {TRAIN: _rows(tree, folder)}, {TRAIN: (top or ".",)})
+        return Layout({TRAIN: _rows(tree, folder)}, {TRAIN: (top or ".",)})
     rows_of = {}
     for prefix, split in splits.items():
         folder = folder_of([image for image in tree.images if image.startswith(prefix)], prefix)
@@ -140,7 +140,7 @@ def read(tree: FileTree) -> Layout | None:
     sources: dict[str, tuple[str, ...]] = {split: (prefix,) for prefix, split in splits.items()}
     if TRAIN not in rows_of and (beside := _beside(tree.images, top, rows_of)):
         rows_of[TRAIN], sources[TRAIN] = _rows(tree, beside), tuple(f"{top}{name}/" for name in beside)
-    return Layout("class folders by split", rows_of, sources, left_out=_of_copies(tree.images, top, splits))
+    return Layout(rows_of, sources, left_out=_of_copies(tree.images, top, splits))
 
 
 def _beside(images: Sequence[str], top: str, rows_of: Mapping[str, pd.DataFrame]) -> Folder:

@@ -64,7 +64,6 @@ def read(tree: FileTree) -> Layout | None:
             )
         return None
     return Layout(
-        kind="captions in the form of COCO",
         splits=by_split(pd.concat(parts, ignore_index=True)),
         sources=sources,
         left_out=left_out,

@@ -39,7 +39,6 @@ def read(tree: FileTree) -> Layout | None:
     rows, left_out = with_images(tree, rows.reset_index(drop=True), files, sources[0])
     parts = by_split(rows)
     return Layout(
-        kind="CUB",
         splits=parts,
         sources=dict.fromkeys(parts, tuple(sources)),
         # Of NABirds, some classes are only groups of others.

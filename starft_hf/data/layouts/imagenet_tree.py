@@ -61,7 +61,6 @@ def read(tree: FileTree) -> Layout | None:
     unnamed = f"Classes have their WordNet ids as names: there is no {SYNSET_FILE}, which names all of them."
     name_of = dict(zip(names, words or names, strict=True))
     return Layout(
-        kind="ImageNet (ILSVRC)",
         splits={split: _rows(tree, ids, name_of) for split, ids in ids_of.items()},
         sources={split: sources[split] for split in ids_of},
         class_names=tuple(name_of.values()),

@@ -44,7 +44,6 @@ def read(tree: FileTree) -> Layout | None:
     failed = Counter(reason for reason in left_out.values() if reason.startswith("its status"))
     sources = {split: tuple(sorted(folder for folder in folders if _split(f"{folder}/") == split)) for split in rows}
     return Layout(
-        kind="images and captions of img2dataset",
         splits={split: pd.DataFrame(own) for split, own in rows.items()},
         sources=sources,
         left_out=left_out,

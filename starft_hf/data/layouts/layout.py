@@ -14,7 +14,6 @@ class Layout:
     """The rows of every split of a folder of images.
 
     Attributes:
-        kind: what it is, in words, such as "CelebA".
         splits: for every split a table with the column "image", absolute paths; "label", class names, or indices into
             `class_names`, None for unlabeled rows; "caption", strings or lists of them; and any further columns. Only
             "image" is required.
@@ -27,7 +26,6 @@ class Layout:
         is_metadata: whether a metadata file, as for `imagefolder`, lists the images.
     """
 
-    kind: str
     splits: Mapping[str, pd.DataFrame]
     sources: Mapping[str, tuple[str, ...]]
     class_names: tuple[str, ...] | None = None

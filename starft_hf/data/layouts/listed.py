@@ -143,7 +143,6 @@ def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) ->
             parts.setdefault(str(split), []).append(rows)
             sources.setdefault(str(split), []).append(table.file)
     return Layout(
-        "images listed in tables",
         {split: pd.concat(rows, ignore_index=True) for split, rows in parts.items()},
         {split: tuple(dict.fromkeys(files)) for split, files in sources.items()},
         names,

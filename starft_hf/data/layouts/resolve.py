@@ -64,7 +64,7 @@ def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
         label = label_column(rows, wanted)
         if label is not None:
             unlabeled = rows[label].isna()
-            left_out |= {_relative(tree, path): _UNLABELED for path in rows[image_column(rows, wanted)][unlabeled]}
+            left_out |= {tree.relative(path): _UNLABELED for path in rows[image_column(rows, wanted)][unlabeled]}
             rows = rows[~unlabeled].reset_index(drop=True)
         if len(rows):
             splits[split] = rows
@@ -146,8 +146,9 @@ def _size(layout: Layout) -> int:
     return sum(map(len, layout.splits.values()))
 
 
-def _relative(tree: FileTree, path: str) -> str:
-    return posixpath.relpath(path.replace("\\", "/"), str(tree.root).replace("\\", "/"))
+def is_document(file: str) -> bool:
+    """Whether a file is a note beside data, such as a README, by its ending."""
+    return posixpath.splitext(file)[1].lower() in _DOCUMENTS
 
 
 def _unread(tree: FileTree, layout: Layout, left_out: dict[str, str], wanted: Wanted) -> dict[str, str]:
@@ -158,7 +159,7 @@ def _unread(tree: FileTree, layout: Layout, left_out: dict[str, str], wanted: Wa
     found = {}
     for file in tree.files:
         ending = posixpath.splitext(file)[1].lower()
-        if file in left_out or file in sources or tree.path(file) in used or ending in _DOCUMENTS:
+        if file in left_out or file in sources or tree.path(file) in used or is_document(file):
             continue
         if is_image(file):
             found[file] = "no table lists it" if by_tables else class_folders.NO_CLASS

@@ -56,7 +56,6 @@ def read(tree: FileTree) -> Layout | None:
             "other: export a project of single-label classification, as a folder structure"
         )
     return Layout(
-        kind="Roboflow",
         splits=by_split(pd.concat(parts, ignore_index=True)),
         sources=sources,
         class_names=tuple(classes),

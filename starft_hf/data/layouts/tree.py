@@ -64,3 +64,7 @@ class FileTree:
     def path(self, file: str) -> str:
         """The absolute path of a file."""
         return os.path.join(self.root, *file.split("/"))
+
+    def relative(self, path: str) -> str:
+        """What `path` gave, for an absolute path."""
+        return os.path.relpath(path, self.root).replace(os.sep, "/")

@@ -29,7 +29,6 @@ def read(tree: FileTree) -> Layout | None:
     rows, left_out = with_images(tree, table[[LABEL, "place", "split"]], files, source)
     parts = by_split(rows)
     return Layout(
-        kind="Waterbirds",
         splits=parts,
         sources=dict.fromkeys(parts, (source,)),
         class_names=CLASSES,

@@ -47,7 +47,6 @@ def read_iwildcam(tree: FileTree) -> Layout | None:
     rows, left_out = with_images(tree, table[[LABEL, "location_remapped", "split"]], files, source)
     parts = by_split(rows)
     return Layout(
-        kind="iWildCam (WILDS)",
         splits=parts,
         sources=dict.fromkeys(parts, (source, classes, joined(folder, TRAIN))),
         class_names=names,
@@ -113,7 +112,6 @@ def read_fmow(tree: FileTree) -> Layout | None:
     rows, missing = with_images(tree, kept, list(files[~unused]), source)
     parts = by_split(rows)
     return Layout(
-        kind="FMoW (WILDS)",
         splits=parts,
         sources=dict.fromkeys(parts, (source, countries, joined(folder, "images"))),
         class_names=names,
