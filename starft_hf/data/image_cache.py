@@ -226,7 +226,7 @@ class ImageCache:
             pixels = self.preprocessor.of_scaled([image])[0]["pixel_values"].permute(1, 2, 0).numpy()
         else:
             size = self._kept_size(*image.size)
-            pixels = np.asarray(image.resized(size, Image.Resampling.BICUBIC, None, self.preprocessor.gap))
+            pixels = np.asarray(image.resized(size, Image.Resampling.BICUBIC, self.preprocessor.gap))
         return np.ascontiguousarray(pixels)
 
     def _write(self, place: int, pixels: Any) -> None:

@@ -218,8 +218,7 @@ class ImagePreprocessor:
         size = _resized_size(self.image_processor, *image.size) if image.image.size != image.size else None
         if size is None or image.is_final:
             return image.image
-        resized: Image.Image = image.resized(size, _filter_of(self.image_processor), None, self.gap)
-        return resized
+        return image.resized(size, _filter_of(self.image_processor), self.gap)
 
     def _check_size(self, width: int, height: int) -> None:
         """Check that resizing does not exceed Pillow's limit of pixels, as for very long images."""

@@ -50,13 +50,12 @@ class ScaledImage:
         left, top = min(round(box[0] * x), width - 1), min(round(box[1] * y), height - 1)
         return left, top, max(left + 1, min(round(box[2] * x), width)), max(top + 1, min(round(box[3] * y), height))
 
-    def resized(self, size: tuple[int, int], resample: Any, box: Sequence[int] | None, gap: float | None) -> Any:
-        """The part `(left, top, right, bottom)` of the image, in pixels of `size`; None is the whole of it."""
-        left, top, right, bottom = box or (0, 0, *self.size)
+    def resized(self, size: tuple[int, int], resample: Image.Resampling, gap: float | None) -> Image.Image:
+        """The whole image, resized by Pillow; `gap` is its `reducing_gap`."""
         (x, y), (width, height) = self.scale, self.image.size
-        # What is left of rounding must not reach beyond the last pixel.
-        scaled = (left * x, top * y, min(right * x, width), min(bottom * y, height))
-        return self.image.resize(size, resample, box=scaled, reducing_gap=gap)
+        # A decoder rounds sizes up, and what is left of rounding must not reach beyond the last pixel.
+        box = (0.0, 0.0, min(self.size[0] * x, width), min(self.size[1] * y, height))
+        return self.image.resize(size, resample, box=box, reducing_gap=gap)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from starft_hf import evaluate_zero_shot
 from starft_hf.data.decoding import ImageReader
 from starft_hf.data.fingerprint import preprocessing_fingerprint
 from starft_hf.data.images import ImagePreprocessor, random_crop_box
+from starft_hf.data.rgb import ScaledImage
 from starft_hf.models.pixels import byte_values
 
 
@@ -145,3 +146,11 @@ def test_the_setting_is_checked_and_part_of_the_keys(clip, processor, dataset, c
         config(image_decoding="half")
     keys = {preprocessing_fingerprint(processor.image_processor, kind) for kind in ("scaled", "full")}
     assert len(keys) == 2
+
+
+def test_random_crops_are_those_of_pillow_but_for_single_levels():
+    box = (17, 9, 600, 470)
+    found = pixels(ScaledImage(PHOTO, PHOTO.size).cropped((224, 224), box))
+    expected = pixels(PHOTO.resize((224, 224), PILImage.Resampling.BICUBIC, box=box))
+    assert np.abs(found - expected).max() <= 3
+    assert np.abs(found - expected).mean() < 0.05
