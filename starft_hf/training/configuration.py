@@ -89,6 +89,9 @@ class StarFTConfig(TrainingArguments):
         reweight_clip (`float`, defaults to `10.0`): the largest weight, before all are normalized to a mean of 1.
         mini_batch_size (`int`, *optional*): images per forward and backward, for batches that do not fit into memory;
             None runs the batch as a whole. Losses and gradients stay the same; the encoders run forward once more.
+        freeze_batch_norm (`bool`, defaults to `True`): let batch norm use its running statistics while training, as it
+            does in the reference and after training, and keep them; its weights and biases are trained. False
+            normalizes by the statistics of the batch, with which the regularizer is not 0 at the start.
         decay_all_parameters (`bool`, defaults to `True`): apply weight decay to biases and norms as well, as the
             paper's code does; False excludes them, as Trainer does.
 
@@ -202,6 +205,7 @@ class StarFTConfig(TrainingArguments):
     reference_text_cache_gib: float = _setting(1.0, RECORDED, "Limit of the caption embeddings in GiB.")
     reference_dtype: str | None = _setting(None, RUN, "What the reference computes in.")
     mini_batch_size: int | None = _setting(None, RECORDED, "Images per forward and backward.")
+    freeze_batch_norm: bool = _setting(True, RUN, "Train batch norm with its running statistics, and keep them.")
     decay_all_parameters: bool = _setting(True, RUN, "Decay biases and norms as well.")
     eval_templates: list[str] | None = _setting(None, RECORDED, "Prompt ensemble of zero-shot classifiers.")
     card_template: str | None = _setting(None, IRRELEVANT, "File with a template of the model card.")

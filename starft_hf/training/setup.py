@@ -204,6 +204,7 @@ class RunSetup:
             head,
             self.args.mini_batch_size,
             self.sample_weights,
+            self.args.freeze_batch_norm,
         )
 
     def evaluate_retention_sets(self, model: nn.Module, args: StarFTConfig) -> dict[str, EvaluationResult]:
