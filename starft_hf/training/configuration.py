@@ -149,6 +149,8 @@ class StarFTConfig(TrainingArguments):
             "notes/*.md". Without it, files of the model, its record and its card are.
         hub_timeout (`float`, defaults to `60.0`): seconds that the Hub may take to answer a request; an upload may
             take a second more for every 100 KB.
+        trust_remote_code (`bool`, defaults to `False`): run the code that comes with a model or processor of a class
+            that transformers does not have. Read it before.
         ignore_mismatched_settings (`bool`, defaults to `False`): resume from a checkpoint although the run that wrote
             it had other settings, pool, classes, model or data, with a warning.
 
@@ -211,6 +213,7 @@ class StarFTConfig(TrainingArguments):
     card_template: str | None = _setting(None, IRRELEVANT, "File with a template of the model card.")
     hub_include: list[str] | None = _setting(None, IRRELEVANT, "Further files to publish, as paths or patterns.")
     hub_timeout: float = _setting(60.0, IRRELEVANT, "Seconds that the Hub may take to answer a request.")
+    trust_remote_code: bool = _setting(False, IRRELEVANT, "Run code that comes with a model; read it before.")
     ignore_mismatched_settings: bool = _setting(False, IRRELEVANT, "Resume from a run with other settings.")
 
     def __post_init__(self) -> None:
