@@ -64,7 +64,7 @@ FAMILIES = {
 }
 
 # Other model types: with either temperature, sigmoid if they have a bias, and with the LoRA targets of all families.
-_OTHER = Family(logit_bias="logit_bias", lora_targets=_ALL)
+_OTHER = Family(logit_bias="logit_bias", any_towers=True, lora_targets=_ALL)
 _OTHERS = (_OTHER, replace(_OTHER, temperature="temperature", stores_log=False))
 
 TEMPERATURES = tuple(row.temperature for row in _OTHERS)

@@ -72,8 +72,8 @@ def save_code_of_towers(model: nn.Module, folder: str | PathLike[str]) -> None:
     """
     family = family_of(model)
     for name in (family.vision_tower, family.text_tower) if family.any_towers else ():
-        tower: Any = getattr(model, name)
-        for part in (tower, tower.config):
-            if part._auto_class is not None:
+        tower: Any = getattr(model, name, None)
+        for part in (tower, getattr(tower, "config", None)):
+            if getattr(part, "_auto_class", None) is not None:
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 custom_object_save(part, folder, config=tower.config)

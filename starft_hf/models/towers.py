@@ -31,10 +31,11 @@ def pool_towers(model: nn.Module) -> None:
     if not family.any_towers:
         return
     for name in (family.vision_tower, family.text_tower):
-        tower = getattr(model, name)
-        _check_pooler(name, tower)
-        if _pool not in tower._forward_hooks.values():
-            tower.register_forward_hook(_pool)
+        tower = getattr(model, name, None)
+        if isinstance(tower, nn.Module):
+            _check_pooler(name, tower)
+            if _pool not in tower._forward_hooks.values():
+                tower.register_forward_hook(_pool)
 
 
 def _check_pooler(name: str, tower: nn.Module) -> None:
@@ -50,10 +51,14 @@ def _pool(tower: Any, args: Any, outputs: Any) -> Any:
     pooled = getattr(outputs, "pooler_output", None)
     if isinstance(pooled, Tensor) and pooled.ndim > 2:
         outputs.pooler_output = pooled.flatten(1)
-    elif pooled is None and getattr(tower.config, "model_type", None) in _FIRST_TOKEN:
+    elif pooled is None and _model_type(tower) in _FIRST_TOKEN:
         states = outputs.last_hidden_state
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
     return outputs
+
+
+def _model_type(tower: Any) -> str | None:
+    return getattr(getattr(tower, "config", None), "model_type", None)
 
 
 def allow_checkpointing(model: nn.Module) -> None:
