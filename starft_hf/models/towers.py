@@ -15,6 +15,8 @@ logger = logging.get_logger(__name__)
 
 # Text towers without a pooler, whose own classifiers read the state of the first token.
 _FIRST_TOKEN = ("distilbert", "electra", "deberta", "deberta-v2")
+# Set on towers whose outputs have been changed.
+_CHANGED = "_pooled_for_projection"
 
 
 def pool_towers(model: nn.Module) -> None:
@@ -51,14 +53,24 @@ def _pool(tower: Any, args: Any, outputs: Any) -> Any:
     pooled = getattr(outputs, "pooler_output", None)
     if isinstance(pooled, Tensor) and pooled.ndim > 2:
         outputs.pooler_output = pooled.flatten(1)
-    elif pooled is None and _model_type(tower) in _FIRST_TOKEN:
+    elif pooled is None and _pools_first_token(tower):
         states = outputs.last_hidden_state
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
+        outputs = BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
+    else:
+        return outputs
+    # Once, since compiled code would have to be compiled again.
+    if not hasattr(tower, _CHANGED):
+        setattr(tower, _CHANGED, True)
     return outputs
 
 
-def _model_type(tower: Any) -> str | None:
-    return getattr(getattr(tower, "config", None), "model_type", None)
+def works_alone(model: nn.Module) -> bool:
+    """Whether a model that has embedded something does so without `pool_towers` as well."""
+    return not any(hasattr(part, _CHANGED) for part in model.modules())
+
+
+def _pools_first_token(tower: Any) -> bool:
+    return getattr(getattr(tower, "config", None), "model_type", None) in _FIRST_TOKEN
 
 
 def allow_checkpointing(model: nn.Module) -> None:

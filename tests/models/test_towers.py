@@ -19,7 +19,7 @@ from transformers import (
 from starft_hf import StarFTTrainer, evaluate_zero_shot, load
 from starft_hf.models.adapters import resolve_peft_config
 from starft_hf.models.encoder import DualEncoder
-from tests.support.families import TEXT_TOWERS, VISION_TOWERS, towers
+from tests.support.families import TEXT_TOWERS, VISION_TOWERS, family, towers
 from tests.support.tiny import CHECKPOINTING
 
 
@@ -79,6 +79,23 @@ def test_caches_chunks_and_checkpointing_change_nothing(pair, config, dataset):
     for other in runs[1:]:
         for name, value in runs[0].items():
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("make", [lambda: towers("vit", "bert"), lambda: family("altclip")], ids=["vit", "altclip"])
+def test_checkpoints_with_weights_by_former_names_are_resumed_from(make, config, dataset, tmp_path):
+    """Transformers saves these by other names than the model has, and Trainer would skip them."""
+    model, processor = make()
+    steps = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
+    args = config(**RUN | steps, load_best_model_at_end=True, metric_for_best_model="ece")
+    trainer = StarFTTrainer(copy.deepcopy(model), args, dataset, dataset, processing_class=processor)
+    trainer.train()
+    best = AutoModel.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
+    assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
+    last = AutoModel.from_pretrained(tmp_path / "output" / "checkpoint-4").state_dict()
+    args = config(**RUN | steps | {"eval_strategy": "no"}, ignore_mismatched_settings=True)
+    resumed = StarFTTrainer(copy.deepcopy(model), args, dataset, dataset, processing_class=processor)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-2"))
+    assert all(torch.equal(value, last[name]) for name, value in resumed.model.state_dict().items())
 
 
 @pytest.mark.parametrize("text", TEXT_TOWERS)
