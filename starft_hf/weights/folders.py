@@ -22,7 +22,7 @@ from starft_hf.models.loading import check_config
 from starft_hf.models.own_code import classes_are_known
 from starft_hf.utils.files import folder_in_place_of, leads_out, read_text
 from starft_hf.utils.untrusted import read_json_object
-from starft_hf.weights.interpolation import difference, traits_of
+from starft_hf.weights.interpolation import difference, traits_of, warn_of_statistics
 from starft_hf.weights.records import combined_record
 
 
@@ -150,6 +150,7 @@ def write_checkpoint(
             target.copy_(combine(pieces))
         return result
 
+    warn_of_statistics(first.tensors, lambda name: [checkpoint.read(name) for checkpoint in checkpoints])
     with folder_in_place_of(Path(output)) as folder:
         _copy_settings(first.folder, folder)
         record = combined_record([checkpoint.record for checkpoint in checkpoints if checkpoint.record is not None])

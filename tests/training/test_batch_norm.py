@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import CLIPImageProcessor
 
-from starft_hf import StarFTTrainer
+from starft_hf import StarFTTrainer, interpolate, uniform_soup
 from starft_hf.models.modes import differs_in_training, has_batch_statistics, has_dropout
 from tests.support.families import family, towers
 from tests.support.tiny import CHECKPOINTING
@@ -140,6 +140,26 @@ def test_batch_norm_without_running_statistics_cannot_be_frozen(train, warned):
         train(model, processor, mini_batch_size=3)
     train(model, processor)
     assert "which cannot be frozen" in warned()
+
+
+def test_averages_of_other_statistics_are_warned_of(tmp_path, warned):
+    model, _ = make("resnet")
+    other = copy.deepcopy(model)
+    model.save_pretrained(tmp_path / "a")
+    interpolate(model, other, 0.5)
+    uniform_soup([tmp_path / "a", tmp_path / "a"], tmp_path / "same")
+    assert "running statistics" not in warned()
+    norm = next(module for module in other.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.running_mean += 1
+    mean = interpolate(model, other, 0.5)
+    assert "differ in running statistics of batch norm" in warned()
+    name = next(key for key, value in model.state_dict().items() if not torch.equal(value, other.state_dict()[key]))
+    torch.testing.assert_close(mean.state_dict()[name], model.state_dict()[name] + 0.5)
+    other.save_pretrained(tmp_path / "b")
+    logging.getLogger("starft_hf").warning_once.__func__.cache_clear()
+    count = warned().count("differ in running statistics")
+    uniform_soup([tmp_path / "a", tmp_path / "b"], tmp_path / "mixed")
+    assert warned().count("differ in running statistics") == count + 1
 
 
 class StochasticDepth(nn.Module):
