@@ -208,20 +208,17 @@ def local_folder(
     token: str | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
-    """The folder of a model; from the Hub, its weights are downloaded in one format, no checkpoints, and its code.
+    """The folder of a model; from the Hub, its weights are downloaded in one format, and no checkpoints.
 
-    Code is left where it is unless it is trusted.
+    Code is downloaded only if it is trusted.
     """
     source = local_or_hub(source, "model")
     if Path(source).exists():
         return Path(source)
     wanted: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": "*/*"}
     try:
-        folder = Path(
-            snapshot_download(
-                str(source), allow_patterns=[*_FILES, *(["*.py"] if trust_remote_code else [])], **wanted
-            )
-        )
+        files = [*_FILES, "*.py"] if trust_remote_code else _FILES
+        folder = Path(snapshot_download(str(source), allow_patterns=files, **wanted))
     except HFValidationError as error:
         raise FileNotFoundError(
             f"{str(source)!r} is neither a folder here nor the id of a repository: {error}"

@@ -38,8 +38,8 @@ def check_classes(source: str, *, trust_remote_code: bool) -> None:
         if not trust_remote_code:
             raise ValueError(
                 f"{kind}, and its code ({names}) is not run unless you allow "
-                "it. Read it, and if you trust it, pass trust_remote_code=True to StarFTConfig, load, "
-                "evaluate_zero_shot or discover_spuriosity, or --trust_remote_code on the command line"
+                "it. Read it, and if you trust it, pass trust_remote_code=True (to StarFTConfig for training, to load "
+                "or evaluate_zero_shot; --trust_remote_code on the command line), or pass the loaded model"
             )
         if part != "model":
             classes = [get_class_from_dynamic_module(code[name], source) for name in ("AutoConfig", "AutoModel")]
