@@ -45,7 +45,7 @@ from starft_hf.training.measurements import Measurements, data_key
 from starft_hf.training.nan_check import NaNCheck
 from starft_hf.training.plan import NO_SEARCH, RunInputs
 from starft_hf.training.sampling import evaluation_sampler, ready_loader, training_sampler
-from starft_hf.training.saving import restore_head, save_weights
+from starft_hf.training.saving import restore_weights, save_weights
 from starft_hf.training.setup import RunSetup
 from starft_hf.training.step import RunningLosses
 from starft_hf.training.trained_weights import check_trained, evaluation_precision
@@ -387,7 +387,7 @@ class StarFTTrainer(HubMixin, Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        restore_head(self.head, resume_from_checkpoint)
+        restore_weights(self.model, self.head, resume_from_checkpoint)
         self._resume_state.load(resume_from_checkpoint)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -396,5 +396,5 @@ class StarFTTrainer(HubMixin, Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        restore_head(self.head, self.state.best_model_checkpoint)
+        restore_weights(self.model, self.head, self.state.best_model_checkpoint)
         self.measured.load(read_content(Path(str(self.state.best_model_checkpoint))) or {}, self.model)

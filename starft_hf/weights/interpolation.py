@@ -2,12 +2,13 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_head
@@ -18,6 +19,8 @@ from starft_hf.models.loading import load_processor
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.utils.names import unknown_name
 
+
+logger = logging.get_logger(__name__)
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -178,6 +181,26 @@ def mixed(value_a: Tensor, value_b: Tensor, alpha: float) -> Tensor:
     return torch.lerp(value_a.to(dtype), value_b.to(value_a.device, dtype), alpha).to(value_a.dtype)
 
 
+def warn_of_statistics(names: Iterable[str], read: Callable[[str], Sequence[Tensor]]) -> None:
+    """Warn if models whose weights are averaged have other running statistics of batch norm than each other.
+
+    Args:
+        names: of all tensors.
+        read: from such a name to the tensors of the models.
+    """
+    for name in names:
+        if name.endswith((".running_mean", ".running_var")):
+            first, *others = read(name)
+            if not all(torch.equal(first, other.to(first.device)) for other in others):
+                logger.warning_once(
+                    "The models differ in running statistics of batch norm, such as %r: one was trained with "
+                    "freeze_batch_norm=False. Those of the averaged model are averages, and not what its weights "
+                    "lead to; measure them anew on training images, as by torch.optim.swa_utils.update_bn.",
+                    name,
+                )
+                return
+
+
 def difference(traits_a: Mapping[str, Any], traits_b: Mapping[str, Any], name_a: str, name_b: str) -> str | None:
     """The first trait in which two models differ, as a clause, or None."""
     for name in [*traits_a, *traits_b]:
@@ -229,6 +252,7 @@ def _prepared(
     found = difference(traits[0], traits[1], "the first", "the second")
     if found is not None:
         raise ValueError(f"the models differ: {found}; only models of one architecture can be interpolated")
+    warn_of_statistics(kept[0], lambda name: [state[name] for state in kept])
     merged = copy.deepcopy(model_a)
     if one_head:
         place = heads.index(None)

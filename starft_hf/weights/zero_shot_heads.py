@@ -12,6 +12,7 @@ from starft_hf.hub.record import RECORD_FILE
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE
 from starft_hf.models.loading import load_processor
+from starft_hf.models.own_code import check_classes
 from starft_hf.weights.folders import Checkpoint, check_alike
 
 
@@ -40,7 +41,9 @@ def _head_of(
     checkpoint: Checkpoint, pair: Sequence[Checkpoint], class_names: Sequence[str], templates: Sequence[str]
 ) -> nn.Linear:
     stored = next(value.dtype for value in checkpoint.tensors.values() if value.is_floating_point())
-    model = AutoModel.from_pretrained(checkpoint.folder, dtype=torch.promote_types(stored, torch.float32))
+    check_classes(str(checkpoint.folder), trust_remote_code=False)
+    dtype = torch.promote_types(stored, torch.float32)
+    model = AutoModel.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
     return zero_shot_head(model, DualEncoder.of(model, _processor_of(model, pair)), class_names, templates)
 
 
