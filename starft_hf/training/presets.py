@@ -76,6 +76,7 @@ def _paper() -> Preset:
         "lr_scheduler_type": "cosine",
         "warmup_steps": 500,
         "warmup_from_zero": False,
+        "optim": "adamw_torch",
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
         "adam_epsilon": 1e-8,

@@ -24,6 +24,7 @@ PAPER = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 500,
     "warmup_from_zero": False,
+    "optim": "adamw_torch",
     "adam_beta1": 0.9,
     "adam_beta2": 0.999,
     "adam_epsilon": 1e-8,
@@ -40,7 +41,7 @@ PAPER = {
 def test_the_papers_command(tmp_path):
     args = StarFTConfig.paper(tmp_path)
     assert {name: getattr(args, name) for name in PAPER} == PAPER
-    assert (args.output_dir, "adamw" in args.optim.value) == (str(tmp_path), True)
+    assert args.output_dir == str(tmp_path)
     assert args.zero_shot_templates == list(imagenet_templates())
 
 
