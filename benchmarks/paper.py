@@ -227,13 +227,15 @@ def train(found: Found, source: str, args: StarFTConfig) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def run(data: Path, output: Path, source: str, methods: Sequence[str], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Do what is missing, and return everything that is known."""
+def run(data: Path, output: Path, source: str, methods: Sequence[str], changes: Mapping[str, Any]) -> None:
+    """Do what is missing, and print everything that is known."""
     found = find(data)
     own = {"save_strategy": "epoch", "save_total_limit": 2, "report_to": "none"}
     configs = {name: StarFTConfig.paper(output / name, **{**own, **METHODS[name], **changes}) for name in methods}
     first = next(iter(configs.values()))
-    settings = json.loads(json.dumps(dict(changes)))
+    # Others, such as mini_batch_size, may be changed before the command is repeated.
+    decisive = {name: value for name, value in changes.items() if name in StarFTConfig.settings_in("run")}
+    settings = json.loads(json.dumps(decisive))
     results = Results(output / RESULTS, first.process_index == 0, model=source, settings=settings)
     results.add("data", value=found.paths)
     results.add("left_out", value=found.left_out)
@@ -245,7 +247,8 @@ def run(data: Path, output: Path, source: str, methods: Sequence[str], changes: 
             train(found, source, args)
             results.add("trained", name, value=args.recorded_settings)
         evaluate_missing(found, str(output / name), args, results, "after", name)
-    return results.content
+    if results.writes:
+        print(as_table(results.content), flush=True)
 
 
 def as_table(content: Mapping[str, Any]) -> str:
@@ -286,7 +289,7 @@ def _value(text: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run it, and print the results."""
+    """Run it."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -299,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         changes = settings_in(rest)
     except ValueError as error:
         parser.error(str(error))
-    print(as_table(run(options.data, options.output, options.model, options.methods, changes)))
+    run(options.data, options.output, options.model, options.methods, changes)
 
 
 if __name__ == "__main__":

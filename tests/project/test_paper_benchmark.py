@@ -119,5 +119,5 @@ def test_from_end_to_end(tmp_path, spelling_clip, monkeypatch, capsys):
     with pytest.raises(ValueError, match="of another run, with settings"):
         paper.main([*command, "--learning_rate", "1e-4"])
     shutil.rmtree(tmp_path / "data" / "shapes")
-    paper.main(command)
+    paper.main([*command, "--mini_batch_size", "64"])
     assert len(done) == 18
