@@ -1,13 +1,17 @@
 """The presets: what they set, what wins over them, and what a run records of them."""
 
+import copy
 import dataclasses
+import math
 
 import pytest
+import torch
 
-from starft_hf import StarFTConfig, StarFTTrainer
+from starft_hf import StarFTConfig, StarFTTrainer, alignment_loss, contrastive_loss
 from starft_hf.evaluation.catalog import imagenet_templates
 from starft_hf.hub.record import RunRecord
 from starft_hf.training.presets import find_preset
+from tests.support.runs import steps
 
 
 PAPER = {
@@ -97,3 +101,51 @@ def test_the_record_has_what_was_used(clip, processor, dataset, tmp_path):
     assert {name: recorded[name] for name in expected} == expected
     again = StarFTConfig.from_pretrained(tmp_path, output_dir=str(tmp_path), use_cpu=True)
     assert again.recorded_settings == args.recorded_settings
+
+
+def test_a_whole_run_is_the_papers_loop_by_hand(clip, processor, dataset, tmp_path):
+    """With only batch, epochs and warm-up changed, and nothing drawn at random."""
+    clip, rows, batch, epochs, warmup = clip.double(), len(dataset), 7, 3, 5
+    args = StarFTConfig.paper(
+        tmp_path,
+        per_device_train_batch_size=batch,
+        num_train_epochs=epochs,
+        warmup_steps=warmup,
+        train_sampling_strategy="sequential",
+        crop_scale=None,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+    )
+    given = {"processing_class": processor, "spuriosity": ["{} in the snow."]}
+    trainer = StarFTTrainer(copy.deepcopy(clip), args, dataset, **given)
+    trainer.train()
+
+    reference, found = copy.deepcopy(clip).eval().requires_grad_(False), []
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-5, betas=(0.9, 0.999), weight_decay=0.1)
+    names, labels = dataset.features["label"].names, torch.tensor(dataset["label"][:])
+    starts = [(epoch, first) for epoch in range(epochs) for first in range(0, rows, batch)]
+    for step, (epoch, first) in enumerate(starts):
+        own = labels[first : first + batch]
+        images = dataset["image"][first : first + batch]
+        templates = ("a photo of a {}.", "a photo of a {} in the snow.")
+        texts = [template.format(names[label]) for template in templates for label in own]
+        inputs = processor(images=images, text=texts, padding=True, return_tensors="pt")
+        inputs["pixel_values"] = inputs["pixel_values"].double()
+        tuned, frozen = clip(**inputs), reference(**inputs)
+        base = contrastive_loss(tuned.image_embeds, tuned.text_embeds[: len(own)], clip.logit_scale.exp())
+        embeds = (part for out in (tuned, frozen) for part in (out.image_embeds, out.text_embeds[len(own) :]))
+        aligned = alignment_loss(*embeds, reference.logit_scale.exp(), labels=own)
+        loss = base + 0.5 * (1 - (epoch + 1) / epochs) * aligned
+        falls = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (len(starts) - warmup)))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-5 * (step + 1) / warmup if step < warmup else 1e-5 * falls
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+
+    assert [entry["loss"] for entry in steps(trainer)] == pytest.approx(found, abs=1e-9)
+    for name, value in clip.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], value, rtol=0, atol=1e-9, msg=name)
