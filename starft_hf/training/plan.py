@@ -24,9 +24,10 @@ from starft_hf.reference import CachePlan, ReferenceSettings, plan_cache
 from starft_hf.spuriosity.auto import Spuriosity, check_auto, given_pool
 from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
 from starft_hf.training.batch_norm import check_batch_norm
-from starft_hf.training.batch_size import check_batch
+from starft_hf.training.batch_size import check_size, optimizer_steps
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.learning_rate import warn_of_warmup
 from starft_hf.training.trained_weights import check_trained_adapter
 from starft_hf.training.unused_settings import settings_without_effect, unused_settings
 from starft_hf.utils.files import check_writable, local_or_hub
@@ -127,7 +128,9 @@ class RunPlan:
         _check_schedule(args, regularizer, streamed=is_iterable(dataset))
         check_labels(dataset, columns, what="train_dataset", several=True)
         check_captions(dataset, columns, what="train_dataset")
-        _check_size(args, dataset, strategy)
+        check_size(args, dataset, strategy)
+        if (steps := optimizer_steps(args, dataset)) is not None:
+            warn_of_warmup(args, steps)
         warn_of_shards(dataset, args.dataloader_num_workers)
         if args.save_strategy != "no" and args.should_save:
             check_writable(Path(str(args.output_dir)), "output_dir")
@@ -369,19 +372,3 @@ def _check_schedule(config: StarFTConfig, regularizer: Regularizer | None, *, st
         )
     if config.reg_weight == 0:
         logger.warning("reg_weight is 0; regularizer=%r does the same at less cost.", NO_REGULARIZER)
-
-
-def _check_size(config: StarFTConfig, dataset: Any, strategy: type[Candidates]) -> None:
-    """Check that there is something to compare in a batch and, where incomplete ones are dropped, that one is full."""
-    batch = config.train_batch_size * config.world_size
-    check_batch(batch if is_iterable(dataset) else min(batch, len(dataset)), config.base_loss, strategy)
-    if not is_iterable(dataset) and len(dataset) % batch == 1 and not config.dataloader_drop_last:
-        logger.warning(
-            "The last batch of every epoch has one image, which is compared with nothing, so it trains nothing; set "
-            "dataloader_drop_last=True to leave it out."
-        )
-    if config.dataloader_drop_last and not is_iterable(dataset) and len(dataset) < batch:
-        raise ValueError(
-            f"train_dataset has {len(dataset)} rows, fewer than the {batch} of a batch, and dataloader_drop_last=True "
-            "drops what does not fill one; set dataloader_drop_last=False or a smaller per_device_train_batch_size"
-        )

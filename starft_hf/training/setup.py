@@ -186,14 +186,13 @@ class RunSetup:
         )
 
     def add_head(self, model: nn.Module) -> nn.Linear | None:
-        """The linear head of cross-entropy runs, from the captions of the classes; None for others.
+        """The linear head of cross-entropy runs, from the prompts of the classes; None for others.
 
         It becomes a submodule of `model`, so that the optimizer, clipping and gradient scaling treat it as part of it.
         """
         if self.args.base_loss == "contrastive" or self.class_names is None:
             return None
-        templates = self.args.caption_templates
-        head = zero_shot_head(model, self.encoder, self.class_names, templates)
+        head = zero_shot_head(model, self.encoder, self.class_names, self.args.zero_shot_templates)
         model.add_module(HEAD_NAME, head)
         return head
 

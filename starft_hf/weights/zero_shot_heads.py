@@ -27,13 +27,12 @@ def with_heads(pair: Sequence[Checkpoint]) -> list[Checkpoint]:
         return list(pair)
     # Before a model is loaded.
     check_alike([one.with_head(None, None) for one in pair])
-    prompts = None if trained.record is None else trained.record.config.get("caption_template")
-    if not prompts:
+    if trained.record is None or not trained.record.config.get("caption_template"):
         raise ValueError(
             f"{str(trained.folder)!r} has a {HEAD_FILE} and no {RECORD_FILE} with the caption_template it was made "
             "of, so no zero-shot head can be made for the other checkpoint; copy the file from the folder of the run"
         )
-    templates, names = [prompts] if isinstance(prompts, str) else prompts, trained.class_names or ()
+    templates, names = trained.record.prompts, trained.class_names or ()
     return [one if one is trained else one.with_head(_head_of(one, pair, names, templates), names) for one in pair]
 
 

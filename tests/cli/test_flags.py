@@ -90,6 +90,7 @@ VALUES = {
     "output": ["elsewhere"],
     "peft": ["lora-text"],
     "pool": ["texture"],
+    "preset": ["paper"],
     "provider": ["other"],
     "reference_cache": ["none"],
     "reference_cache_dir": ["cache"],
@@ -348,7 +349,7 @@ def test_all_arguments_of_a_command_that_trains_are_fields_of_what_it_reads():
         ),
         (["--regularizer", "l2-sp", "--reg_weight", "2", "--reference_cache", "text"], ["--reference_cache"]),
         (["--discovery_pool", "texture", "--reg_weight", "2"], ["--discovery_pool"]),
-        (["--base_loss", "cross_entropy", "--eval_templates", "a {}."], ["--eval_templates"]),
+        (["--preset", "paper", "--regularizer", "none"], []),
         (["--spuriosity", "auto", "--discovery_pool", "texture", "--reference_cache", "none"], []),
     ],
 )

@@ -119,6 +119,7 @@ def test_names_and_prompts_of_imagenet():
     assert len(names) == 1000
     assert (names[0], names[999]) == ("tench", "toilet paper")
     assert len(set(templates)) == 80
+    assert templates == tuple(prompt("{}") for prompt in _open_clip_metadata()["OPENAI_IMAGENET_TEMPLATES"])
     assert all(template.count("{}") == 1 for template in templates)
     assert load_benchmark("imagenet-a").prompts() == templates
     # Telling classes of the same name apart leaves the published prompts as they are.
