@@ -170,7 +170,7 @@ def run_cell(cell: Cell, work: str) -> dict[str, Any]:
         )
     found = {**_figures(report.runs[0].results[split]), "seconds": round(time.perf_counter() - start, 2)}
     if cell.part == "choice" and plain:
-        found["curve"] = {str(point.alpha): point.out_of_distribution for point in report.runs[0].curve}
+        found["curve"] = {str(point.alpha): point.worst_group for point in report.runs[0].curve}
     if len(report.runs) > 1:
         found["interpolated"] = _figures(report.runs[1].results[split])
     return found

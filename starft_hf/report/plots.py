@@ -213,7 +213,7 @@ def _draw_line(axis: "Axes", line: Line, style: Style) -> Any:
 
 
 def draw_wise_ft(models: Sequence[tuple[Entry, Sequence[CurvePoint]]], axes: tuple[str, str]) -> "Figure":
-    """Accuracy out of distribution against accuracy in distribution, of models with curves in order of alpha."""
+    """Accuracy of the worst group against the average, of models with curves in order of alpha."""
     # The ends are marked rather than labeled, because the labels of several curves would overlap.
     edge: dict[str, Any] = {"edgecolors": INK, "linewidths": 1.2}
     start = {"s": 60, "marker": "D", "color": SERIES[0], "zorder": 5, **edge}
@@ -226,7 +226,7 @@ def draw_wise_ft(models: Sequence[tuple[Entry, Sequence[CurvePoint]]], axes: tup
     handles: list[Any] = []
     for entry, curve in models:
         style = Style.of(entry)
-        points = 100 * np.array([(point.in_distribution, point.out_of_distribution) for point in curve])
+        points = 100 * np.array([(point.average, point.worst_group) for point in curve])
         handles += axis.plot(*points.T, **style.line)
         tuned = {"s": 80, "marker": style.marker, "color": style.color, "zorder": 4, **edge}
         for point, place in zip(curve, points, strict=True):

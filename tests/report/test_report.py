@@ -303,7 +303,7 @@ def test_a_page_that_cannot_be_made_leaves_nothing_behind(tmp_path):
 def test_curves_are_in_order_of_alpha():
     points = [CurvePoint(alpha, 0.5, 0.5) for alpha in (1, 0, 0.5)]
     assert [point.alpha for point in run("kl", curve=points).curve] == [0, 0.5, 1]
-    assert fine_tuned("kl", 0, 0.8, 0.6).curve[-1].out_of_distribution == pytest.approx(0.6)
+    assert fine_tuned("kl", 0, 0.8, 0.6).curve[-1].worst_group == pytest.approx(0.6)
 
 
 def test_notebooks_show_the_tables():
