@@ -112,7 +112,8 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     from starft_hf.hub.record import RECORD_FILE
     from starft_hf.report import Run, TrainingPoint
     from starft_hf.training.checkpointing.files import CheckpointError
-    from starft_hf.training.comparison import ZERO_SHOT, evaluation_results
+    from starft_hf.training.comparison import evaluation_results
+    from starft_hf.training.methods import ZERO_SHOT
 
     args, resume = trainer.args, options.resume_from_checkpoint
     resume = True if resume in ("last", "true", "True") else resume
