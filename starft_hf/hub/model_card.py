@@ -141,6 +141,8 @@ def _settings(record: RunRecord) -> dict[str, str]:
     if shown.get("reg_weight") == AUTO_WEIGHT and record.reg_weight is not None:
         shown["reg_weight"] = f"{AUTO_WEIGHT}: {record.reg_weight:g}"
     shown["processes"] = record.processes
+    if record.alpha is not None:
+        shown["alpha, the weight of the fine-tuned model beside the one before training"] = f"{record.alpha:g}"
     if (found := record.sample_weights) is not None:
         shown["effective sample size under reweight"] = f"{found['effective_sample_size']:,.0f} of {found['images']:,}"
     return {name: markdown(str(value)) for name, value in shown.items()}

@@ -43,7 +43,7 @@ def run_settings(args: StarFTConfig, record: RunRecord, model: Any, examples: An
         "reference_model": None if reference == start else reference,
         "adapter": _adapter_of(model),
         "rows of the training set": record.data["rows"],
-        "images, labels and captions of the training set": _sample_of(examples),
+        "images, labels and captions of the training set": sample_of(examples),
         "version of transformers": record.versions["transformers"],
     }
     content: dict[str, Any] = json.loads(json.dumps(settings, default=str))
@@ -85,7 +85,7 @@ def _adapter_of(model: Any) -> dict[str, Any] | None:
     return {name: value for name, value in plain.items() if name not in skipped}
 
 
-def _sample_of(examples: Any) -> list[Any] | None:
+def sample_of(examples: Any) -> list[Any] | None:
     """Some rows of a dataset, by their contents; None where reading a row may give something else every time."""
     dataset = getattr(examples, "dataset", None)
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom" or not len(dataset):
