@@ -31,6 +31,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, split: str, **dataset
     parser.add_argument("--batch_size", type=positive_int, default=64, help="images per forward")
     parser.add_argument("--workers", type=count, default=0, help="processes that load images")
     parser.add_argument("--on_bad_image", choices=("raise", "skip"), default="raise", help="for unreadable images")
+    parser.add_argument("--image_decoding", choices=("scaled", "full"), default="scaled", help="pixels that are decoded")
+    parser.add_argument("--image_cache", help="'auto' or a folder that keeps images decoded and resized")
 
 
 def columns(options: argparse.Namespace) -> dict[str, str]:
@@ -39,9 +41,13 @@ def columns(options: argparse.Namespace) -> dict[str, str]:
 
 
 def reading(options: argparse.Namespace) -> dict[str, Any]:
-    """How to read images, as the package's functions take it."""
+    """How to read images, as the package's functions take it, once a folder for them is known to be writable."""
+    if options.image_cache is not None:
+        from starft_hf.data.image_cache import checked_image_cache
+
+        checked_image_cache(options.image_cache)
     return {
-        **given(options, "batch_size", "on_bad_image"),
+        **given(options, "batch_size", "on_bad_image", "image_decoding", "image_cache"),
         "num_workers": options.workers,
         "progress": not options.json,
     }
