@@ -211,7 +211,10 @@ def settings_of_methods(
     for method in methods:
         own = {**_QUIET, **METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
         for seed in seeds if method != ZERO_SHOT else seeds[:1]:
-            runs.append((method, dataclasses.replace(args, **{**own, "seed": seed})))
+            try:
+                runs.append((method, dataclasses.replace(args, **{**own, "seed": seed})))
+            except ValueError as error:
+                raise ValueError(f"settings of {method!r}: {error}") from error
     return runs
 
 

@@ -28,7 +28,7 @@ MODES = {
     "train": [
         RUN,
         [*RUN, "--regularizer", "none"],
-        [*RUN, "--regularizer", "l2-sp"],
+        [*RUN, "--regularizer", "l2-sp", "--reg_weight", "1"],
         [*RUN, "--resume"],
         [*RUN, "--processes", "2"],
         [*RUN, "--accelerate_config", "ddp"],
@@ -98,7 +98,7 @@ VALUES = {
     "reference_model": ["r"],
     "base_loss": ["cross_entropy"],
     "regularizer": ["kl"],
-    "reg_schedule": ["constant"],
+    "reg_schedule": ["linear"],
     "reg_weight": ["2"],
     "reweight": ["attribution"],
     "on_bad_image": ["skip"],
