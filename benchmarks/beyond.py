@@ -288,7 +288,7 @@ def auto_cells(run: tuple[str, int]) -> Iterator[Cell]:
 
 
 def schedule_cells(part: str) -> Iterator[Cell]:
-    """`reg_weight="auto"` under the schedule of the comparison ("choice") or the default one ("linear")."""
+    """`reg_weight="auto"` under the schedule of the comparison ("choice") or one that falls to 0 ("linear")."""
     for classes in CLASSES:
         for method in SCALE_METHODS:
             for seed in CHOICE_SEEDS:

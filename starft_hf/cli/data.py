@@ -31,7 +31,9 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, split: str, **dataset
     parser.add_argument("--batch_size", type=positive_int, default=64, help="images per forward")
     parser.add_argument("--workers", type=count, default=0, help="processes that load images")
     parser.add_argument("--on_bad_image", choices=("raise", "skip"), default="raise", help="for unreadable images")
-    parser.add_argument("--image_decoding", choices=("scaled", "full"), default="scaled", help="pixels that are decoded")
+    parser.add_argument(
+        "--image_decoding", choices=("scaled", "full"), default="scaled", help="pixels that are decoded"
+    )
     parser.add_argument("--image_cache", help="'auto' or a folder that keeps images decoded and resized")
 
 

@@ -129,7 +129,7 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if evaluates:
-        method = "plain fine-tuning" if args.regularizer == "none" else args.regularizer
+        method = trainer.setup.regularizer_name or "plain fine-tuning"
         log = TrainingPoint.from_log_history(trainer.state.log_history)
         runs.append(Run(method, args.seed, evaluation_results(trainer), log=log))
     return runs

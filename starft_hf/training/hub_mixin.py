@@ -64,6 +64,7 @@ class HubMixin(Trainer):
             start=start,
             reference=setup.reference_source or start,
             processes=self.args.world_size,
+            regularizer=setup.regularizer_name,
             reg_weight=None if setup.reference is None else setup.reg_weight,
             sample_weights=None if diagnostics is None else asdict(diagnostics),
             alpha=self.alpha,

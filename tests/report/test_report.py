@@ -256,7 +256,9 @@ def test_what_is_not_a_fraction_is_refused():
 
 
 def test_training_points_come_from_the_trainers_own_log(clip, processor, config, dataset):
-    trainer = StarFTTrainer(clip, config(reg_weight=2.0, max_steps=3), dataset, processing_class=processor)
+    trainer = StarFTTrainer(
+        clip, config(reg_weight=2.0, reg_schedule="linear", max_steps=3), dataset, processing_class=processor
+    )
     trainer.train()
     points = TrainingPoint.from_log_history(trainer.state.log_history)
     assert [point.step for point in points] == [1, 2, 3]

@@ -92,7 +92,7 @@ def test_settings_by_method_reach_it(clip, processor, config, dataset, sets):
     def star(**settings):
         report = compare(
             clip,
-            config(max_steps=3, learning_rate=1e-2),
+            config(max_steps=3, learning_rate=1e-2, reg_weight=0.5),
             dataset,
             sets,
             methods=["star"],
@@ -234,9 +234,21 @@ def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_h
         ({"settings": {"star": {"regularizer": "sta"}}}, "unknown regularizer"),
         ({"settings": {"star": {"reg_wieght": 3}}}, "unknown setting 'reg_wieght'. Did you mean 'reg_weight'"),
         ({"settings": {"star": {"seed": 3}}}, "has a seed"),
+        (
+            {"methods": ["L2-SP"]},
+            "settings of 'L2-SP': .* no weight for reg_weight='auto'.* set reg_weight to a number",
+        ),
         ({"settings": {"star": {}}, "methods": ["kl"]}, "'star', which is not compared"),
         ({"peft_config": "lora"}, "with an adapter cannot be interpolated"),
-        ({"peft_config": "lora", "alpha": None, "methods": ["kl", "L2-SP"]}, "compares the weights with those"),
+        (
+            {
+                "peft_config": "lora",
+                "alpha": None,
+                "methods": ["kl", "L2-SP"],
+                "settings": {"L2-SP": {"reg_weight": 0.1}},
+            },
+            "compares the weights with those",
+        ),
         ({"methods": ["FLYP"], "reference_model": "a/b"}, "reference_model has no effect"),
         ({"reference_model": "./nowhere"}, "there is no folder"),
     ],

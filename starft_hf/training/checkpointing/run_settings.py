@@ -29,9 +29,9 @@ def run_settings(args: StarFTConfig, record: RunRecord, model: Any, examples: An
     # Any number of processes may share a batch, as long as it is the same batch.
     config["images_per_step"] = args.train_batch_size * args.world_size
     config["caption_templates"] = args.caption_templates
-    # The weight that "auto" stands for depends on the version.
-    if record.reg_weight is not None:
-        config["reg_weight"] = record.reg_weight
+    # What "auto" stands for depends on the version.
+    if record.regularizer is not None:
+        config |= {"regularizer": record.regularizer, "reg_weight": record.reg_weight}
     if args.max_steps > 0:
         del config["num_train_epochs"]
     pool, start, reference = record.pool or {}, record.start["fingerprint"], record.reference["fingerprint"]

@@ -113,7 +113,7 @@ def candidates_of(
 def _default_methods(args: StarFTConfig, num_classes: int | None) -> list[str]:
     """Plain fine-tuning, and the method of the settings."""
     plain = "CE" if args.base_loss == "cross_entropy" else "FLYP"
-    regularizer = get_regularizer(args.regularizer)
+    regularizer = get_regularizer(args.regularizer, num_classes)
     if regularizer is None:
         return [plain]
     known = [name for name, own in METHODS.items() if own["regularizer"] == regularizer.name and "reweight" not in own]
