@@ -34,7 +34,7 @@ def test_the_choice_is_by_validation_and_what_was_chosen_is_tested(command, run,
     # The same command again does nothing, and other settings are refused.
     assert json.loads(run(*command, "--dataset", "three", *KL, "--output_dir", "out", "--json")) == content
     error = run(*command, "--dataset", "three", "--methods", "kl", "--weights", "4", "--output_dir", "out", code=2)
-    assert "other settings or data: candidates had kl@3" in error
+    assert "other settings or data: candidates number 1 was 'kl@3' and is 'kl@4'" in error
     assert "choose another --output_dir" in error
 
 

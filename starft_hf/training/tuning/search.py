@@ -31,7 +31,7 @@ from starft_hf.training.comparison import (
     trainer_of,
     weights_of,
 )
-from starft_hf.training.configuration import RUN, StarFTConfig
+from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.methods import ZERO_SHOT, settings_of_methods
 from starft_hf.training.plan import RunInputs
 from starft_hf.training.tuning.candidates import Candidate, PauseCallback, candidates_of, stages, step_at
@@ -78,8 +78,9 @@ def tune(
 
     All runs share one cache of the frozen reference. What is finished is kept in `tuning.json` in `args.output_dir`,
     and runs that an interruption has ended resume from their checkpoints: the same call again continues, with the
-    outcome that it would have had. The model that was chosen is saved there with its processor, `starft.json`, card,
-    a table (tuning.md) and a plot (tuning.png); a report as well where there is a test set.
+    outcome that it would have had. While it runs, the folder holds a checkpoint of every candidate that is left. The
+    model that was chosen is saved there with its processor, `starft.json`, card, a table (tuning.md) and a plot
+    (tuning.png); a report as well where there is a test set.
 
     Args:
         model: the zero-shot model that every run starts from; it is not changed.
@@ -105,6 +106,8 @@ def tune(
         FileExistsError: if there is something else in `args.output_dir`.
         TrainingInterrupted: after SIGTERM, as `StarFTTrainer.train` raises it.
     """
+    if not isinstance(args, StarFTConfig):
+        raise ValueError(f"args is a {type(args).__name__}; pass a StarFTConfig")
     folder = Path(str(args.output_dir))
     check_folder(folder)
     if args.world_size > 1:
@@ -137,7 +140,7 @@ def tune(
         "spurious templates": list(given_pool(spuriosity, args.discovery_pool)),
         "reference_model": None if reference_model is None else _fingerprint(given),
         "peft_config": peft_config if isinstance(peft_config, str | None) else peft_config.to_dict(),
-        "candidates": {one.label: [getattr(one.args, key) for key in args.settings_in(RUN)] for one in candidates},
+        "candidates": [one.label for one in candidates],
         "alphas": chosen_alphas,
         "select_by": select_by,
         "group_column": args.group_column,

@@ -73,9 +73,7 @@ class TuningStore:
     def curve(self, label: str, until: float) -> list[CurvePoint] | None:
         """The models of a run at a share of its steps; None if it has not come so far; empty if it diverged before."""
         found = self._content["runs"].get(label, {})
-        if "diverged" in found:
-            return []
-        part = found.get(str(until))
+        part = found.get(str(until), [] if "diverged" in found else None)
         return None if part is None else [CurvePoint(**point) for point in part]
 
     def diverged(self, label: str) -> str | None:

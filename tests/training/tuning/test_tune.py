@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from starft_hf import StarFTConfig, StarFTTrainer, evaluate_zero_shot, load, tune
 from starft_hf.hub.record import RunRecord
@@ -142,7 +143,7 @@ def test_what_is_finished_is_not_trained_again_and_not_mixed_with_other_settings
         tuned(settings(max_steps=1, learning_rate=0.1), weights=[1])
     with pytest.raises(ValueError, match=r"number 1 was 0\.4 and is 0\.5"):
         tuned(settings(max_steps=1), weights=[1], alphas=[0.5, 1])
-    with pytest.raises(ValueError, match="candidates had kl@1="):
+    with pytest.raises(ValueError, match="candidates number 1 was 'kl@1' and is 'kl@2'"):
         tuned(settings(max_steps=1), weights=[2])
     with pytest.raises(ValueError, match="rows of validation number 2"):
         tune(str(TINY_CLIP), settings(max_steps=1), TRAIN, TEST, methods=["kl"], weights=[1], alphas=[0.4, 1])
@@ -162,9 +163,10 @@ def test_a_run_that_diverges_is_no_longer_a_candidate(settings, monkeypatch):
     train = StarFTTrainer.train
 
     def diverge(self, *args, **kwargs):
+        output = train(self, *args, **kwargs)
         if self.args.reg_weight == 900:
             raise FloatingPointError("training stops at step 3")
-        return train(self, *args, **kwargs)
+        return output
 
     monkeypatch.setattr(StarFTTrainer, "train", diverge)
     result = tuned(settings())
@@ -202,6 +204,7 @@ def test_sigterm_ends_a_tuning_which_then_continues(settings, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
+        ({"args": TrainingArguments()}, "pass a StarFTConfig"),
         ({"train_dataset": None}, "nothing to train on"),
         ({"eval_dataset": None}, "nothing to choose by"),
         ({"eval_dataset": TRAIN}, "eval_dataset is the same as train_dataset"),
@@ -227,9 +230,9 @@ def test_sigterm_ends_a_tuning_which_then_continues(settings, monkeypatch):
 )
 def test_what_cannot_be_tuned_is_refused_before_the_first_forward(arguments, match, clip, processor, settings):
     clip.forward = None
-    given = {"train_dataset": TRAIN, "eval_dataset": VALIDATION, "methods": ["kl"], "weights": [1]}
+    data = {"train_dataset": TRAIN, "eval_dataset": VALIDATION, "processing_class": processor}
     with pytest.raises(ValueError, match=match):
-        tune(clip, settings(), processing_class=processor, **{**given, **arguments})
+        tune(clip, **{"args": settings(), **data, "methods": ["kl"], "weights": [1], **arguments})
 
 
 def test_other_folders_and_groups_that_are_not_there_are_refused(clip, processor, settings, tmp_path):
