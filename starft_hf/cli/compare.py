@@ -11,7 +11,7 @@ from starft_hf.cli.output import show
 
 
 SUMMARY = "fine-tune with several methods and seeds, and write one report"
-_METHODS = "zero-shot, CE, FLYP, kl, star, conditional, attribution, 'conditional + attribution', L2-SP, CAR-FT"
+METHODS = "zero-shot, CE, FLYP, kl, star, conditional, attribution, 'conditional + attribution', L2-SP, CAR-FT"
 
 
 @dataclass
@@ -19,7 +19,8 @@ class CompareArguments:
     """The arguments of `compare` alone, named as those of `starft_hf.compare`."""
 
     methods: list[str] = field(
-        default_factory=lambda: ["zero-shot", "CE", "FLYP", "kl", "star"], metadata={"help": f"Methods: {_METHODS}."}
+        default_factory=lambda: ["zero-shot", "CE", "FLYP", "kl", "star"],
+        metadata={"help": f"Methods, also with a weight (kl@10): {METHODS}."},
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds; every method runs with each."})
     alpha: float | None = option(
@@ -35,8 +36,10 @@ def make_parser(prog: str) -> TrainingParser:
 
 def run(options: argparse.Namespace) -> None:
     from starft_hf.cli.data import load_training_data, run_arguments
+    from starft_hf.objectives.regularizers import NO_REGULARIZER
     from starft_hf.report.page import check_extra
-    from starft_hf.training.comparison import compare, settings_of_methods
+    from starft_hf.training.comparison import compare
+    from starft_hf.training.methods import settings_of_methods
 
     check_required(options)
     own = build(CompareArguments, options)
@@ -47,8 +50,11 @@ def run(options: argparse.Namespace) -> None:
     if arguments["peft_config"] is not None and "alpha" not in options.passed:
         own.alpha = None
         warn(options, "adapters are not interpolated, so there are no WiSE-FT models")
-    runs = [args for _, args in settings_of_methods(args, own.methods, own.seeds)]
-    warn_of_no_effect(options, runs, no_effect_on_a_comparison())
+    jobs = settings_of_methods(args, own.methods, own.seeds)
+    regularized = [method for method, args in jobs if args.regularizer != NO_REGULARIZER]
+    weighted = regularized and all("@" in method for method in regularized)
+    also = [*no_effect_on_a_comparison(), *(["reg_weight"] if weighted else [])]
+    warn_of_no_effect(options, [args for _, args in jobs], also)
     data = load_training_data(options)
     # The data may say which columns have groups or captions.
     args, train, evaluation = settings_of(options), data.train, data.evaluation

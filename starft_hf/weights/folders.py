@@ -51,6 +51,7 @@ _COPIED = {".json", ".txt", ".model", ".jinja", ".py"}
 _EXCLUDED = (
     RECORD_FILE,
     "report.json",
+    "tuning.json",
     "starft_checkpoint.json",
     "trainer_state.json",
     "_results.json",

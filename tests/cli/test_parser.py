@@ -172,7 +172,7 @@ def test_help_has_the_settings_of_starft_first_and_those_of_trainer_on_request(c
     groups = ["model and data:", "the objective:", "the captions:", "the reference:", "the evaluation:", "training:"]
     places = [own.index(f"\n{title}\n") for title in groups]
     assert places == sorted(places)
-    assert "(default: star)" in own
+    assert "(default: auto)" in own
     assert "(default: 1e-05)" in own
     assert "--no_random_crop" in own
     assert "--adam_beta1" not in own

@@ -22,7 +22,7 @@ def assert_drawn(png, series):
 
 def test_every_function_that_draws_is_looked_at(figures):
     assert set(figures) == functions_that_draw()
-    assert len(figures) == 8
+    assert len(figures) == 9
 
 
 @pytest.mark.parametrize("name", sorted(functions_that_draw()))

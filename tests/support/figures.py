@@ -47,6 +47,8 @@ def all_figures():
     images = list(make_dataset()["image"])
     effects = np.linspace(-0.6, 0.6, 12).reshape(4, 3)
     shown = [("owl: in the snow +0.54", images[:3], images[3:5]), ("fern: at night +0.31", images[5:8], images[8:11])]
+    weights = [plots.WeightPoint(3.0**n, 0.8 - n / 50, 0.4 + n / 10, n > 0) for n in range(4)]
+    levels = {"zero-shot": [plots.WeightPoint(None, 0.72, 0.5)], "FLYP": [plots.WeightPoint(None, 0.85, 0.3)]}
     figures = {
         "draw_overview": (plots.draw_overview(section), SERIES[:3]),
         "draw_groups": (plots.draw_groups(section), SERIES[:3]),
@@ -59,6 +61,7 @@ def all_figures():
             plots.draw_wise_ft([(entry, wise_ft_curve(entry)) for entry in tuned], ("average", "worst group")),
             SERIES[:3],
         ),
+        "draw_weights": (plots.draw_weights({**levels, "kl": weights}, "worst group"), SERIES[:3]),
         "draw_heat_map": (
             draw_heat_map(effects, [f"attribute {n}" for n in range(4)], ["owl", "fire_truck", "fern"], 2),
             SERIES[1:3],

@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, interpolate
 from starft_hf.models.adapters import with_adapter
-from starft_hf.training.comparison import METHODS
+from starft_hf.training.methods import METHODS, settings_of_methods
 from tests.support.tiny import make_dataset
 
 
@@ -92,7 +92,7 @@ def test_settings_by_method_reach_it(clip, processor, config, dataset, sets):
     def star(**settings):
         report = compare(
             clip,
-            config(max_steps=3, learning_rate=1e-2),
+            config(max_steps=3, learning_rate=1e-2, reg_weight=0.5),
             dataset,
             sets,
             methods=["star"],
@@ -103,6 +103,64 @@ def test_settings_by_method_reach_it(clip, processor, config, dataset, sets):
         return report.runs[0].log[1].reg_weight
 
     assert star(star={"reg_weight": 8.0}) == pytest.approx(16 * star())
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings", "expected"),
+    [
+        (["kl", "kl@10", "kl@3e1"], None, {"kl": 2, "kl@10": 10, "kl@3e1": 30}),
+        (["kl@10", "star@auto"], {"kl": {"learning_rate": 0.5}}, {"kl@10": 10, "star@auto": "auto"}),
+        (
+            {"kl, light": {"regularizer": "kl", "reg_weight": 3}, "heavy": {"method": "kl@90"}, "kl": {}, "kl@4": {}},
+            None,
+            {"kl, light": 3, "heavy": 90, "kl": 2, "kl@4": 4},
+        ),
+    ],
+)
+def test_a_method_has_several_settings(methods, settings, expected, config):
+    found = settings_of_methods(config(reg_weight=2), methods, [0], settings)
+    assert {label: args.reg_weight for label, args in found} == expected
+    assert {args.regularizer for label, args in found} <= {"kl", "star"}
+    assert found[0][1].learning_rate == (0.5 if settings else 1e-3)
+
+
+def test_labels_of_methods_are_those_of_the_report(clip, processor, config, dataset):
+    args, methods = config(max_steps=1, reg_schedule="constant"), ["kl@10", "kl@30"]
+    report = compare(clip, args, dataset, dataset, methods=methods, alpha=None, processing_class=processor)
+    assert {run.method: run.log[0].reg_weight for run in report.runs} == {"kl@10": 10, "kl@30": 30}
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings", "match"),
+    [
+        (["KL"], None, "unknown method 'KL'. Did you mean 'kl'"),
+        (["flyp@3"], None, "unknown method 'flyp'. Did you mean 'FLYP'"),
+        (["kl@ten"], None, "'ten' is not a number"),
+        (["kl@"], None, "'' is not a number"),
+        (["kl@-1"], None, "reg_weight is -1"),
+        (["FLYP@3"], None, "has no regularizer; write 'FLYP'"),
+        (["zero-shot@3"], None, "write 'zero-shot'"),
+        (["kl@10", "kl@10.0"], None, "without duplicates"),
+        (["kl@10"], {"kl": {"reg_weight": 3}}, "leave out one of them"),
+        (["kl@10"], {"kl@3": {}}, "'kl@3', which is not compared"),
+        ({"kl": {}}, {"kl": {}}, "leave settings out"),
+        ({}, None, "at least one"),
+        ("kl", None, "methods is 'kl'; pass a list"),
+        ({"kl": 3}, None, "pass a dictionary of settings"),
+        ({"starr": {"reg_weight": 3}}, None, "unknown method 'starr'. Did you mean 'star'"),
+        ({"light": {"method": "k1"}}, None, "unknown method 'k1'. Did you mean 'kl'"),
+        (
+            {"light": {"method": "kl", "reg_wieght": 3}},
+            None,
+            "unknown setting 'reg_wieght'. Did you mean 'reg_weight'",
+        ),
+        ({"start": {"method": "zero-shot"}}, None, "call it 'zero-shot'"),
+    ],
+    ids=str,
+)
+def test_methods_that_name_nothing_or_two_things_are_refused(methods, settings, match, config):
+    with pytest.raises(ValueError, match=match):
+        settings_of_methods(config(), methods, [0], settings)
 
 
 def test_adapters_and_another_reference_reach_every_method_that_has_one(clip, processor, config, dataset, sets):
@@ -150,7 +208,7 @@ def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_h
     assert [point.alpha for point in tuned.curve] == [0, 0.25, 0.5, 0.75, 1]
     for run, point in ((zero_shot, tuned.curve[0]), (interpolated, tuned.curve[2]), (tuned, tuned.curve[4])):
         result = run.results["plain"]
-        assert (point.in_distribution, point.out_of_distribution) == (result.accuracy, result.worst_group_accuracy)
+        assert (point.average, point.worst_group) == (result.accuracy, result.worst_group_accuracy)
     mistakes = tuned.results["shifted"].mistakes
     assert mistakes
     assert all(mistake.group == tuned.results["shifted"].worst_group for mistake in mistakes)
@@ -176,9 +234,21 @@ def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_h
         ({"settings": {"star": {"regularizer": "sta"}}}, "unknown regularizer"),
         ({"settings": {"star": {"reg_wieght": 3}}}, "unknown setting 'reg_wieght'. Did you mean 'reg_weight'"),
         ({"settings": {"star": {"seed": 3}}}, "has a seed"),
+        (
+            {"methods": ["L2-SP"]},
+            "settings of 'L2-SP': .* no weight for reg_weight='auto'.* set reg_weight to a number",
+        ),
         ({"settings": {"star": {}}, "methods": ["kl"]}, "'star', which is not compared"),
         ({"peft_config": "lora"}, "with an adapter cannot be interpolated"),
-        ({"peft_config": "lora", "alpha": None, "methods": ["kl", "L2-SP"]}, "compares the weights with those"),
+        (
+            {
+                "peft_config": "lora",
+                "alpha": None,
+                "methods": ["kl", "L2-SP"],
+                "settings": {"L2-SP": {"reg_weight": 0.1}},
+            },
+            "compares the weights with those",
+        ),
         ({"methods": ["FLYP"], "reference_model": "a/b"}, "reference_model has no effect"),
         ({"reference_model": "./nowhere"}, "there is no folder"),
     ],

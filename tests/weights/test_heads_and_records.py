@@ -139,6 +139,7 @@ def test_weights_that_are_made_of_others_keep_what_is_true_of_them(start, train,
     for seed, run in enumerate(runs):
         trainer = train(run.name, seed=seed)
         (run / "report.json").write_text("{}")
+        (run / "tuning.json").write_text("{}")
     MADE[way](start, runs, tmp_path / "made")
     made = load(tmp_path / "made")
     assert made.class_names == tuple(CLASS_NAMES)
@@ -150,6 +151,7 @@ def test_weights_that_are_made_of_others_keep_what_is_true_of_them(start, train,
     assert record.config == {"caption_template": PROMPTS}
     assert record.data == {"fingerprint": None, "rows": None}
     assert not (tmp_path / "made" / "report.json").exists()
+    assert not (tmp_path / "made" / "tuning.json").exists()
     with pytest.raises(ValueError, match="there is no run to repeat; pass the folder of one of the runs"):
         StarFTConfig.from_pretrained(tmp_path / "made", output_dir=str(tmp_path / "again"))
 
