@@ -24,6 +24,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "interpolate",
+    "repair",
     "discover",
     "generate-pool",
     "precompute",

@@ -35,6 +35,7 @@ _KINDS: dict[str, Any] = {
     "processes": int,
     "reg_weight": (int, float, NoneType),
     "sample_weights": (dict, NoneType),
+    "repair": (dict, NoneType),
     "combined": bool,
 }
 
@@ -54,6 +55,8 @@ class RunRecord:
         processes, versions: how many processes shared the batches, and versions of libraries by name.
         reg_weight: at the start of the run, a number where the setting is "auto"; None without a regularizer.
         sample_weights: the `WeightDiagnostics` of `reweight="attribution"`, once it has run.
+        repair: what `repair` has done to the weights after the run: "method", "settings", "criterion", the number of
+            "images" of the validation set and the accuracies on it; None if nothing was tried.
         combined: whether the weights were made of those of several models. There is no run to repeat then, and only
             what classifying images needs is recorded.
     """
@@ -68,6 +71,7 @@ class RunRecord:
     versions: dict[str, str]
     reg_weight: float | None = None
     sample_weights: dict[str, Any] | None = None
+    repair: dict[str, Any] | None = None
     combined: bool = False
 
     @property

@@ -244,14 +244,35 @@ def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]
     """
     if not isinstance(model, PeftModel):
         raise ValueError(f"the {type(model).__name__} has no adapter to merge; save it with save_model()")
+    with _merged(model) as (merged, is_quantized):
+        # transformers cannot revert how it read weights that were quantized already.
+        merged.save_pretrained(folder, save_original_format=not is_quantized)
+    processor.save_pretrained(folder)
+
+
+def merged_copy(model: nn.Module) -> nn.Module:
+    """A copy of an adapted model with its adapter merged, a plain model like any other.
+
+    Raises:
+        ValueError: if weights are quantized, so that only PEFT can read them.
+    """
+    with _merged(model) as (merged, is_quantized):
+        if is_quantized:
+            raise ValueError(
+                f"the {type(model).__name__} has quantized weights, which cannot be mixed; load its base model in "
+                "full precision"
+            )
+        return merged
+
+
+@contextmanager
+def _merged(model: Any) -> Iterator[tuple[Any, bool]]:
+    """A copy of an adapted model with its adapter merged, and whether it has quantized weights."""
     # Not every type of quantized weights can be copied. They are shared with the copy, where PEFT puts others in their
     # place, and set back for types whose merge writes into them.
     quantized = {value: value.data.clone() for value in model.parameters() if not value.is_floating_point()}
     try:
-        merged = copy.deepcopy(model, {id(value): value for value in quantized}).merge_and_unload()
-        # transformers cannot revert how it read weights that were quantized already.
-        merged.save_pretrained(folder, save_original_format=not quantized)
+        yield copy.deepcopy(model, {id(value): value for value in quantized}).merge_and_unload(), bool(quantized)
     finally:
         for value, before in quantized.items():
             value.data = before
-    processor.save_pretrained(folder)
