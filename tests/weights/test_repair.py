@@ -16,6 +16,7 @@ from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, Task, make_split
 from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.hub.record import RunRecord
+from starft_hf.models.adapters import save_temperature, with_adapter
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_NAME
 from starft_hf.reference.factory import ReferenceSettings
@@ -191,6 +192,28 @@ def test_a_model_in_memory_with_a_head_is_repaired(tuned, validation, settings):
     assert result.classifier.head is not None
     assert not hasattr(result.classifier.model, HEAD_NAME)
     assert loaded.model.classification_head is head
+
+
+def test_an_adapter_is_repaired_with_its_base_model_as_the_start(validation, settings, tmp_path):
+    settings.pop("base")
+    adapted = with_adapter(CLIPModel.from_pretrained(MODEL_FOLDER), "lora")
+    with torch.no_grad():
+        for value in adapted.parameters():
+            if value.requires_grad:
+                value.add_(0.05)
+    adapted.save_pretrained(tmp_path / "adapter")
+    save_temperature(adapted, tmp_path / "adapter")
+    processor = load(MODEL_FOLDER).processor
+    found = [
+        repair(model, processor, validation, methods=["WiSE-FT"], class_names=NAMES, **settings)
+        for model in (tmp_path / "adapter", adapted)
+    ]
+    assert not found[0].left_out
+    zero_shot = repair(MODEL_FOLDER, processor, validation, methods=["none"], class_names=NAMES, **settings)
+    for result in found:
+        start = next(each for each in result.candidates if each.settings == {"alpha": 0.0})
+        assert start.score.average == zero_shot.before.average
+    assert found[0].as_dict() == found[1].as_dict()
 
 
 def of_one_class(rows):
