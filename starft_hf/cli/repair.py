@@ -10,7 +10,7 @@ from starft_hf.cli.output import show
 
 
 SUMMARY = "improve the worst group of a fine-tuned model in a minute, without training it again"
-_METHODS = "logit adjustment, WiSE-FT, projection, PRISM-mini, last layer, DFR, AFR, 'AFR, zero-shot errors'"
+_METHODS = "none, logit adjustment, WiSE-FT, projection, PRISM-mini, last layer, DFR, AFR, 'AFR, zero-shot errors'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what a repair is chosen by",
     )
-    parser.add_argument("--methods", nargs="+", help=f"repairs to try: {_METHODS} (default: all)")
+    parser.add_argument(
+        "--methods", nargs="+", help=f"to try: {_METHODS}; without 'none' the best is taken in any case (default: all)"
+    )
     parser.add_argument(
         "--spuriosity", help="pool: a built-in name, a file or a repository (default: that of the run)"
     )

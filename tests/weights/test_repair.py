@@ -129,7 +129,7 @@ def test_what_is_written_classifies_as_what_was_compared(validation, tmp_path, d
 
 
 def test_a_run_is_repaired_and_says_so(tuned, validation, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(repairing, "choose", lambda data, each, seed: chosen_as("projection", data, each))
+    monkeypatch.setattr(repairing, "choose", lambda data, each, *_, **__: chosen_as("projection", data, each))
     result = repair(tuned, None, validation, output_dir=tmp_path / "repaired", spuriosity=POOL, **settings)
     assert (result.method, result.criterion, result.images) == ("projection", "worst_group", 20)
     assert result.left_out == {}
@@ -171,6 +171,14 @@ def test_what_is_unknown_is_left_out_and_said(tuned, validation, settings, caplo
     assert "repair leaves out 'projection'" in caplog.text
     assert {candidate.method for candidate in result.candidates} == set(METHODS) - set(result.left_out)
     assert "DFR" in {candidate.method for candidate in result.candidates}
+
+
+def test_without_none_the_best_is_taken(tuned, validation, settings):
+    assert repair(tuned, None, validation, methods=["PRISM-mini"], spuriosity=POOL, **settings).method == "PRISM-mini"
+    with pytest.raises(
+        ValueError, match="none of methods can be tried: projection: no pool is known; pass spuriosity"
+    ):
+        repair(tuned, None, validation, methods=["projection"], **settings)
 
 
 @pytest.mark.parametrize("criterion", ["worst_class", "pseudo_group"])

@@ -157,7 +157,7 @@ def repair(
         output_dir: where to write the repaired model, a new or empty folder; None does not write it.
         base: the model before fine-tuning; None: the base model of an adapter, or the one that the model's record
             names. Without one, what needs it is left out.
-        methods: those to try.
+        methods: those to try; if "none" is not among them, the best one is taken however little it gains.
         criterion: "worst_group", "pseudo_group" (class and what the start sees of the pool's templates), "worst_class"
             or "auto": groups if there are some, classes if not.
         spuriosity: the pool, as for `StarFTTrainer`; None: that of the model's record, if any.
@@ -216,6 +216,10 @@ def repair(
     embedder = Embedder(subject, dataset, columns, ImageReading(settings, cache, on_bad_image, device))
     left_out = _left_out(subject, methods)
     used = tuple(method for method in methods if method not in left_out)
+    if not used:
+        raise ValueError(
+            f"none of methods can be tried: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}"
+        )
     alphas = tried.ALPHAS if tried.WISE_FT in used else tried.ALPHAS[:1] if tried.AFR_OF_START in used else ()
     data = embed(subject, embedder, labels, alphas)
     if criterion == WORST_GROUP:
@@ -241,7 +245,7 @@ def _chosen(
     output: Path | None,
 ) -> RepairResult:
     each = tried.candidates(data, methods)
-    choice = choose(data, each, seed)
+    choice = choose(data, each, seed, may_keep=tried.NONE in methods)
     found = each[choice.chosen]
     classifier = repaired(subject, found.fit(data, np.arange(len(data.labels))))
     result = RepairResult(

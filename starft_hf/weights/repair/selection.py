@@ -38,7 +38,7 @@ class Choice:
     """What was chosen, and why.
 
     Attributes:
-        chosen: the index of the candidate; 0, that of no repair, unless another one gains more than it may err.
+        chosen: the index of the candidate; 0, that of no repair, if the best gains no more than one standard error.
         best: the index of the candidate with the best worst group.
         scores: of every candidate.
         gain: what the best one gains in worst-group accuracy over no repair, corrected for being the best of many.
@@ -52,12 +52,12 @@ class Choice:
     standard_error: float
 
 
-def choose(data: Embedded, candidates: Sequence[Candidate], seed: int = 0) -> Choice:
+def choose(data: Embedded, candidates: Sequence[Candidate], seed: int = 0, *, may_keep: bool = True) -> Choice:
     """Choose among candidates, of which the first is no repair, by the worst group of a cross-validation.
 
     The best of many candidates looks better than it is. As in BBC-CV (arXiv 1708.07180), the images are resampled,
     the best candidate of each sample is found, and its gain is measured on the images outside of the sample. It is
-    taken if the mean gain is more than one standard error.
+    taken if the mean gain is more than one standard error; unless the model `may_keep` its weights, in any case.
     """
     right = out_of_fold(data, candidates, seed)
     generator = np.random.default_rng(seed)
@@ -65,8 +65,8 @@ def choose(data: Embedded, candidates: Sequence[Candidate], seed: int = 0) -> Ch
     worst, worst_outside = (_worst(right, data.groups, counts) for counts in (inside, outside))
     everything = np.ones((1, len(data.groups)))
     own = _worst(right, data.groups, everything)[0]
-    best = int(own.argmax())
-    found = worst.argmax(1)
+    first = 0 if may_keep else 1
+    best, found = first + int(own[first:].argmax()), first + worst[:, first:].argmax(1)
     gain = float(np.mean(worst_outside[np.arange(len(found)), found] - worst_outside[:, 0]))
     error = float(np.std(worst[:, best] - worst[:, 0], ddof=1))
     low, high = np.quantile(worst, _INTERVAL, axis=0)
@@ -74,7 +74,7 @@ def choose(data: Embedded, candidates: Sequence[Candidate], seed: int = 0) -> Ch
         Score(float(right[index].mean()), float(own[index]), (float(low[index]), float(high[index])))
         for index in range(len(candidates))
     )
-    return Choice(best if gain > error else 0, best, scores, gain if best else 0.0, error)
+    return Choice(best if gain > error or not may_keep else 0, best, scores, gain if best else 0.0, error)
 
 
 def out_of_fold(data: Embedded, candidates: Sequence[Candidate], seed: int) -> Floats:
