@@ -31,6 +31,7 @@ _EXPORTS = {
     "register_regularizer": "starft_hf.objectives",
     "repair": "starft_hf.weights.repair",
     "sweep": "starft_hf.weights",
+    "tune": "starft_hf.training.tuning",
     "uniform_soup": "starft_hf.weights",
 }
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from starft_hf.training.comparison import compare as compare
     from starft_hf.training.configuration import StarFTConfig as StarFTConfig
     from starft_hf.training.trainer import StarFTTrainer as StarFTTrainer
+    from starft_hf.training.tuning import tune as tune
     from starft_hf.weights import greedy_soup as greedy_soup
     from starft_hf.weights import interpolate as interpolate
     from starft_hf.weights import interpolate_checkpoints as interpolate_checkpoints

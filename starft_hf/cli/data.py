@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, split: str, **dataset
     parser.add_argument("--batch_size", type=positive_int, default=64, help="images per forward")
     parser.add_argument("--workers", type=count, default=0, help="processes that load images")
     parser.add_argument("--on_bad_image", choices=("raise", "skip"), default="raise", help="for unreadable images")
+    parser.add_argument(
+        "--image_decoding", choices=("scaled", "full"), default="scaled", help="pixels that are decoded"
+    )
+    parser.add_argument("--image_cache", help="'auto' or a folder that keeps images decoded and resized")
 
 
 def columns(options: argparse.Namespace) -> dict[str, str]:
@@ -39,9 +43,13 @@ def columns(options: argparse.Namespace) -> dict[str, str]:
 
 
 def reading(options: argparse.Namespace) -> dict[str, Any]:
-    """How to read images, as the package's functions take it."""
+    """How to read images, as the package's functions take it, once a folder for them is known to be writable."""
+    if options.image_cache is not None:
+        from starft_hf.data.image_cache import checked_image_cache
+
+        checked_image_cache(options.image_cache)
     return {
-        **given(options, "batch_size", "on_bad_image"),
+        **given(options, "batch_size", "on_bad_image", "image_decoding", "image_cache"),
         "num_workers": options.workers,
         "progress": not options.json,
     }
@@ -111,15 +119,20 @@ def load_validation_split(options: argparse.Namespace) -> tuple[Any, str]:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training set, the evaluation sets by name, if there are any, and how their dataset was found."""
+    """The training set, the evaluation sets by name, if there are any, and how the dataset of these was found."""
 
     train: Any
     evaluation: dict[str, Any]
     found: Any
 
 
-def load_training_data(options: argparse.Namespace) -> TrainingData:
-    """The datasets of a run, of which a summary is printed; by default groups are those usual for the data."""
+def load_training_data(
+    options: argparse.Namespace, default: Callable[[Mapping[str, Any]], str | None] | None = None
+) -> TrainingData:
+    """The datasets of a run, of which a summary is printed; by default groups are those usual for the data.
+
+    `default` names the split to evaluate on unless some are passed; None takes the test or validation split.
+    """
     from starft_hf.data.loading import choose_split, evaluation_split
 
     found = read(options, options.dataset, share=options.validation_split, streaming=options.streaming)
@@ -138,12 +151,12 @@ def load_training_data(options: argparse.Namespace) -> TrainingData:
     splits = evaluated.splits
     names = [options.eval_split] if isinstance(options.eval_split, str) else list(options.eval_split or ())
     if not names:
-        name = evaluation_split(splits)
+        name = (default or evaluation_split)(splits)
         if name is None and options.eval_dataset is not None:
             name = _only_split(splits, source, "--eval_split")
         names = [] if name is None or _unlabeled(options, splits[name]) else [name]
     evaluation = {_shown(name, evaluated, source): choose_split(splits, name, source) for name in names}
-    return TrainingData(train, evaluation, found)
+    return TrainingData(train, evaluation, evaluated)
 
 
 def read(options: argparse.Namespace, source: str, *, share: float = 0.0, streaming: bool = False) -> Any:

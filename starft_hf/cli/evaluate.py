@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
         refuse(options, ["data_dir"], "it is the folder of a benchmark, and --benchmark does not name one")
     check_sources(options, "model", "dataset")
     given_names = class_names(options).get("class_names")
+    read_as = reading(options)
     import torch
 
     from starft_hf import evaluate_zero_shot
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     saved = load(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = saved.model.to(device)
-    settings = {**reading(options), "dtype": torch.bfloat16 if options.bf16 else None}
+    settings = {**read_as, "dtype": torch.bfloat16 if options.bf16 else None}
     names = given_names
     if saved.head is None and options.no_head:
         warn(options, f"--no_head has no effect: {options.model} has no linear head")

@@ -23,6 +23,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "compare",
+    "tune",
     "interpolate",
     "repair",
     "discover",

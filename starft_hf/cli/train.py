@@ -112,7 +112,8 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     from starft_hf.hub.record import RECORD_FILE
     from starft_hf.report import Run, TrainingPoint
     from starft_hf.training.checkpointing.files import CheckpointError
-    from starft_hf.training.comparison import ZERO_SHOT, evaluation_results
+    from starft_hf.training.comparison import evaluation_results
+    from starft_hf.training.methods import ZERO_SHOT
 
     args, resume = trainer.args, options.resume_from_checkpoint
     resume = True if resume in ("last", "true", "True") else resume
@@ -128,7 +129,7 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if evaluates:
-        method = "plain fine-tuning" if args.regularizer == "none" else args.regularizer
+        method = trainer.setup.regularizer_name or "plain fine-tuning"
         log = TrainingPoint.from_log_history(trainer.state.log_history)
         runs.append(Run(method, args.seed, evaluation_results(trainer), log=log))
     return runs

@@ -162,6 +162,15 @@ class CaptionBank:
         """The caption of class `label` under caption template `template`."""
         return class_caption(self.class_names[label], self.caption_templates[template], None, self.encode_texts)
 
+    def caption_id(self, label: int, template: int) -> int:
+        """The id of a caption: its position in the order (class, caption template)."""
+        return label * len(self.caption_templates) + template
+
+    def captions(self) -> Iterator[str]:
+        """All captions, in the order of their ids."""
+        templates = range(len(self.caption_templates))
+        return (self.caption(label, template) for label in range(len(self.class_names)) for template in templates)
+
     def spurious_caption(self, label: int, template: int, spurious_template: int) -> str:
         """The same, with spurious template `spurious_template` of the pool injected."""
         assert self.pool is not None

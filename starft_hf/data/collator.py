@@ -15,7 +15,10 @@ from starft_hf.models.texts import TextEncoding
 Collator = Callable[[list[Any]], dict[str, Any]]
 
 # What examples and batches call the same numbers.
-_NUMBERS = {"sample": "sample_index", "label": "labels", "spurious_id": "spurious_ids", "valid": "valid"}
+_NUMBERS = {
+    **{"sample": "sample_index", "label": "labels", "valid": "valid"},
+    **{"caption_id": "caption_ids", "spurious_id": "spurious_ids"},
+}
 
 
 @dataclass
@@ -30,7 +33,7 @@ class StarFTCollator:
         bad_images: the reason for every row that is skipped because of its image.
         sample_index: `(N,)`, the key of the reference's cached image features.
         caption_rows, spurious_rows: `(N,)`, for every row the index of its (spurious) caption in the batch's texts.
-        spurious_ids: `(N,)`, the ids of the spurious captions in the caption bank.
+        caption_ids, spurious_ids: `(N,)`, the ids of the (spurious) captions in the caption bank.
         captions: a list of N strings in place of `caption_rows`, if a regularizer compares classes: its texts belong
             to the whole batch, are only known in the step, and are encoded together with these.
 

@@ -100,7 +100,7 @@ class EvaluationExampleMaker(ImageExampleMaker):
 
 @dataclass
 class TrainingExampleMaker(ImageExampleMaker):
-    """Makes training examples of rows, with "caption", "spurious_caption", "label" and "spurious_id" where known."""
+    """Makes training examples of rows, with "caption", "spurious_caption", "label" and ids where known."""
 
     bank: CaptionBank
     seed: int
@@ -130,6 +130,7 @@ class TrainingExampleMaker(ImageExampleMaker):
         elif label is not None:
             template = int(self._generator(sample, Draw.CAPTION_TEMPLATE).integers(len(bank.caption_templates)))
             example["caption"] = bank.caption(label, template)
+            example["caption_id"] = bank.caption_id(label, template)
             if spurious is not None:
                 example["spurious_caption"] = bank.spurious_caption(label, template, spurious)
                 example["spurious_id"] = bank.spurious_id(label, template, spurious)

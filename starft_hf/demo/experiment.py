@@ -10,7 +10,7 @@ from datasets import Dataset
 from starft_hf import RobustnessReport, StarFTConfig, compare
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, CAPTION_TEMPLATE, UNRELATED_TEMPLATES, make_split
-from starft_hf.training.comparison import ZERO_SHOT
+from starft_hf.training.methods import ZERO_SHOT
 from starft_hf.utils.names import unknown_name
 
 

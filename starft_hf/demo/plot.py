@@ -10,7 +10,7 @@ from starft_hf.demo.world import GROUP_NAMES, make_split
 from starft_hf.report import RobustnessReport
 from starft_hf.report.plots import Style, deviations, means
 from starft_hf.report.rows import Section
-from starft_hf.training.comparison import ZERO_SHOT
+from starft_hf.training.methods import ZERO_SHOT
 from starft_hf.utils.plotting import INK, PAPER, as_png, drawing
 
 

@@ -6,7 +6,7 @@ from starft_hf.demo.experiment import HELD_OUT, Setting
 from starft_hf.report import RobustnessReport
 from starft_hf.report.rows import Section
 from starft_hf.report.table import AVERAGE, MODEL, WORST_GROUP, Column, Table
-from starft_hf.training.comparison import ZERO_SHOT
+from starft_hf.training.methods import ZERO_SHOT
 
 
 # Width of a terminal that one table fits without breaking numbers in two.

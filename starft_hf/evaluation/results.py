@@ -135,13 +135,13 @@ class CurvePoint:
 
     Attributes:
         alpha: weight of the second model, usually the fine-tuned one, from 0 to 1.
-        in_distribution: the measure on data as in training.
-        out_of_distribution: the measure on shifted data, or in the worst group.
+        average: accuracy, on data as in training.
+        worst_group: accuracy in the worst group, or on shifted data.
     """
 
     alpha: float
-    in_distribution: float
-    out_of_distribution: float
+    average: float
+    worst_group: float
 
 
 def retention_metrics(retention: Mapping[str, Retention]) -> dict[str, float]:

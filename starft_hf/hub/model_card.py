@@ -11,7 +11,7 @@ from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.card_edits import BEGIN, END
 from starft_hf.hub.record import RunRecord
 from starft_hf.hub.snippets import SnippetWriter, Usage
-from starft_hf.objectives.regularizers import AUTO_WEIGHT
+from starft_hf.objectives.regularizers import AUTO_REGULARIZER, AUTO_WEIGHT
 from starft_hf.utils.names import readable
 from starft_hf.utils.text import markdown, one_line, percent, points
 
@@ -165,9 +165,13 @@ def _repair(found: Mapping[str, Any]) -> str:
 
 def _settings(record: RunRecord) -> dict[str, str]:
     shown = {name: value for name, value in record.config.items() if value is not None and name != "class_names"}
+    if shown.get("regularizer") == AUTO_REGULARIZER and record.regularizer is not None:
+        shown["regularizer"] = f"{AUTO_REGULARIZER}: {record.regularizer}"
     if shown.get("reg_weight") == AUTO_WEIGHT and record.reg_weight is not None:
         shown["reg_weight"] = f"{AUTO_WEIGHT}: {record.reg_weight:g}"
     shown["processes"] = record.processes
+    if record.alpha is not None:
+        shown["alpha, the weight of the fine-tuned model beside the one before training"] = f"{record.alpha:g}"
     if (found := record.sample_weights) is not None:
         shown["effective sample size under reweight"] = f"{found['effective_sample_size']:,.0f} of {found['images']:,}"
     return {name: markdown(str(value)) for name, value in shown.items()}

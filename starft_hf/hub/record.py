@@ -33,8 +33,10 @@ _KINDS: dict[str, Any] = {
     "pool": (dict, NoneType),
     "class_names": (tuple, NoneType),
     "processes": int,
+    "regularizer": (str, NoneType),
     "reg_weight": (int, float, NoneType),
     "sample_weights": (dict, NoneType),
+    "alpha": (int, float, NoneType),
     "repair": (dict, NoneType),
     "combined": bool,
 }
@@ -53,8 +55,11 @@ class RunRecord:
         start, reference: the `model_source` of the model that training started from, and of the frozen reference.
         data: "fingerprint" (of the used columns, by `datasets`) and "rows" of the training set; None where unknown.
         processes, versions: how many processes shared the batches, and versions of libraries by name.
-        reg_weight: at the start of the run, a number where the setting is "auto"; None without a regularizer.
+        regularizer, reg_weight: its name, and its weight at the start of the run, also where the settings are "auto";
+            None without a regularizer.
         sample_weights: the `WeightDiagnostics` of `reweight="attribution"`, once it has run.
+        alpha: weight of the fine-tuned model in the saved one, if `tune` has interpolated it with the start; None for
+            the model as trained.
         repair: what `repair` has done to the weights after the run: "method", "settings", "criterion", the number of
             "images" of the validation set and the accuracies on it; None if nothing was tried.
         combined: whether the weights were made of those of several models. There is no run to repeat then, and only
@@ -69,8 +74,10 @@ class RunRecord:
     data: dict[str, Any]
     processes: int
     versions: dict[str, str]
+    regularizer: str | None = None
     reg_weight: float | None = None
     sample_weights: dict[str, Any] | None = None
+    alpha: float | None = None
     repair: dict[str, Any] | None = None
     combined: bool = False
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from starft_hf.models.families import LOGIT_PARAMETERS, family_of
+from starft_hf.models.heads import HEAD_NAME
 from starft_hf.utils.files import file_in_place_of
 from starft_hf.utils.names import unknown_name
 
@@ -251,7 +252,7 @@ def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]
 
 
 def merged_copy(model: nn.Module) -> nn.Module:
-    """A copy of an adapted model with its adapter merged, a plain model like any other.
+    """A copy of an adapted model with its adapter merged, a plain model, with the head of a cross-entropy run.
 
     Raises:
         ValueError: if weights are quantized, so that only PEFT can read them.
@@ -262,7 +263,11 @@ def merged_copy(model: nn.Module) -> nn.Module:
                 f"the {type(model).__name__} has quantized weights, which cannot be mixed; load its base model in "
                 "full precision"
             )
-        return merged
+        head = getattr(model, HEAD_NAME, None)
+        if head is not None and getattr(merged, HEAD_NAME, None) is None:
+            # The trained head of a cross-entropy run is a module of the `PeftModel`.
+            merged.add_module(HEAD_NAME, copy.deepcopy(head))
+        return cast(nn.Module, merged)
 
 
 @contextmanager

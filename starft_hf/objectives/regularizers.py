@@ -84,13 +84,14 @@ class Regularizer:
             return float(setting)
         if self.auto_weight is None:
             raise ValueError(
-                f"regularizer={self.name!r} has no weight for reg_weight='auto', as none was measured; pass a number"
+                f"regularizer={self.name!r} has no weight for reg_weight='auto', as none was measured; set reg_weight "
+                "to a number"
             )
         return self.auto_weight(num_classes)
 
 
 NO_REGULARIZER = "none"
-AUTO_WEIGHT = "auto"
+AUTO_REGULARIZER = AUTO_WEIGHT = "auto"
 _REGISTRY: dict[str, Regularizer] = {}
 
 
@@ -98,7 +99,7 @@ def register_regularizer(regularizer: Regularizer) -> Regularizer:
     """Make `regularizer` available to `StarFTConfig(regularizer=regularizer.name)`.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is taken, as "auto" and "none" are.
     """
     if regularizer.name in regularizer_names():
         raise ValueError(f"a regularizer named {regularizer.name!r} exists already; choose another name")
@@ -108,13 +109,24 @@ def register_regularizer(regularizer: Regularizer) -> Regularizer:
 
 def regularizer_names() -> list[str]:
     """The names `StarFTConfig(regularizer=...)` takes."""
-    return [*_REGISTRY, NO_REGULARIZER]
+    return [AUTO_REGULARIZER, *_REGISTRY, NO_REGULARIZER]
 
 
-def get_regularizer(name: str) -> Regularizer | None:
-    """The regularizer registered as `name`; None for "none"; ValueError with the nearest name for others."""
+def get_regularizer(name: str, num_classes: int | None = None) -> Regularizer | None:
+    """The regularizer registered as `name`; None for "none".
+
+    Args:
+        name: as `StarFTConfig(regularizer=...)` takes it. "auto" is "star" with as many classes as that needs, and
+            "kl" with fewer and without labels. Both need the same of a run, other than labels.
+        num_classes: the classes of the training set; None without labels, or as long as they are unknown.
+
+    Raises:
+        ValueError: if there is none, with the nearest name.
+    """
     if name == NO_REGULARIZER:
         return None
+    if name == AUTO_REGULARIZER:
+        name = "star" if (num_classes or 0) >= _REGISTRY["star"].fewest_classes else "kl"
     if name not in _REGISTRY:
         raise ValueError(unknown_name("regularizer", name, regularizer_names()))
     return _REGISTRY[name]

@@ -32,6 +32,22 @@ class ReferenceInfo:
     captions_per_second: float | None = None
 
 
+@dataclass(frozen=True)
+class ReferenceEmbeds:
+    """The reference's unit embeddings of a training batch.
+
+    Attributes:
+        images: of its images, `(N, D)`.
+        candidates: of its spurious captions, `(M, D)`, in the order of `spurious_rows`: one per row, or one per
+            candidate class.
+        captions: of the plain captions of its rows, `(N, D)`; None where they would have to be encoded just for this.
+    """
+
+    images: Tensor
+    candidates: Tensor
+    captions: Tensor | None = None
+
+
 class Reference(ABC):
     """The model before fine-tuning: in eval mode, without gradients, and without touching any random generator.
 
@@ -51,11 +67,17 @@ class Reference(ABC):
         """Load or compute whatever is needed before the first step."""
 
     @abstractmethod
-    def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Unit embeddings of a training batch's images, `(N, D)`, and of its spurious captions, `(M, D)`.
+    def embed_batch(self, batch: Mapping[str, Any]) -> ReferenceEmbeds:
+        """The embeddings of a training batch."""
 
-        The captions are in the order of `spurious_rows`: one per row, or one per candidate class.
-        """
+    def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Those of its images and of its spurious captions."""
+        found = self.embed_batch(batch)
+        return found.images, found.candidates
+
+    def embed_captions(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Unit embeddings `(N, D)` of the plain captions of a training batch, if they are cached."""
+        return None
 
     @abstractmethod
     def embed_images(self, batch: Mapping[str, Any]) -> Tensor:

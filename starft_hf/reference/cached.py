@@ -10,9 +10,9 @@ from starft_hf.data.captions import CaptionBank
 from starft_hf.models.encoder import batch_images, batch_texts
 from starft_hf.models.fsdp import full_tensor
 from starft_hf.models.modes import differs_in_training
-from starft_hf.reference.base import Reference, ReferenceInfo
+from starft_hf.reference.base import Reference, ReferenceEmbeds, ReferenceInfo
 from starft_hf.reference.images import CachedImages
-from starft_hf.reference.live import FrozenReference, LiveReference, mean_over_classes
+from starft_hf.reference.live import FrozenReference, LiveReference, mean_over_classes, rows_of_texts
 from starft_hf.reference.texts import CachedTexts, LazyTexts
 from starft_hf.utils.hashing import tensors_digest
 
@@ -73,13 +73,17 @@ class CachedReference(Reference):
             self._forwards = live.forwards
             self.live = None
 
-    def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def embed_batch(self, batch: Mapping[str, Any]) -> ReferenceEmbeds:
+        images = self.embed_images(batch)
         if self.texts is not None:
-            texts = self.texts.rows(batch["spurious_ids"])
-        else:
-            assert self.live is not None
-            texts = self.live.embed_texts(batch_texts(batch))[batch["spurious_rows"]]
-        return self.embed_images(batch), texts
+            return ReferenceEmbeds(images, self.texts.rows(batch["spurious_ids"]), self.embed_captions(batch))
+        assert self.live is not None
+        return ReferenceEmbeds(images, *rows_of_texts(self.live.embed_texts(batch_texts(batch)), batch))
+
+    def embed_captions(self, batch: Mapping[str, Any]) -> Tensor | None:
+        if not isinstance(self.texts, CachedTexts) or not self.texts.plain or "caption_ids" not in batch:
+            return None
+        return self.texts.plain_rows(batch["caption_ids"])
 
     def embed_images(self, batch: Mapping[str, Any]) -> Tensor:
         if self.images is not None:

@@ -16,7 +16,7 @@ from starft_hf.models.encoder import DualEncoder, logit_scale_of, unit_rows
 from starft_hf.models.fsdp import full_tensor
 from starft_hf.models.gradient_cache import forward_in_chunks
 from starft_hf.models.modes import differs_in_training, evaluation_mode
-from starft_hf.reference.base import Reference, ReferenceInfo
+from starft_hf.reference.base import Reference, ReferenceEmbeds, ReferenceInfo
 from starft_hf.reference.fingerprint import model_fingerprint
 
 
@@ -51,13 +51,13 @@ class LiveReference(Reference):
         self.model.to(device)
         self.logit_scale = self.logit_scale.to(device)
 
-    def embed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def embed_batch(self, batch: Mapping[str, Any]) -> ReferenceEmbeds:
         def forward() -> tuple[Tensor, Tensor]:
             outputs = self.encoder.forward(self.model, batch)
             return outputs.image_embeds, outputs.text_embeds
 
         images, texts = self._run(forward)
-        return images, texts[batch["spurious_rows"]]
+        return ReferenceEmbeds(images, *rows_of_texts(texts, batch))
 
     def embed_images(self, batch: Mapping[str, Any]) -> Tensor:
         return self._run(lambda: (self.encoder.encode(self.model, images=batch),))[0]
@@ -83,6 +83,12 @@ class LiveReference(Reference):
             outputs = compute()
         # Autograd cannot record operations on tensors made in inference mode.
         return tuple(output.clone() for output in outputs)
+
+
+def rows_of_texts(texts: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Of the embeddings of a batch's texts, those of its spurious captions, and of its plain ones if it has any."""
+    captions = texts[batch["caption_rows"]] if "caption_rows" in batch else None
+    return texts[batch["spurious_rows"]], captions
 
 
 def mean_over_classes(embeds: Tensor, bank: CaptionBank) -> Tensor:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,12 +25,16 @@ KIND = "texts"
 
 @dataclass
 class CachedTexts:
-    """Embeddings of all spurious captions of a bank, by their ids, encoded in advance and cached on disk."""
+    """Embeddings of all spurious captions of a bank, by their ids, encoded in advance and cached on disk.
+
+    With `plain`, those of the captions without a spurious template as well.
+    """
 
     bank: CaptionBank
     store: FeatureStore
     chunk_size: int = TEXTS_PER_CHUNK
     progress: bool = True
+    plain: bool = False
 
     def __post_init__(self) -> None:
         self.file: Path | None = None
@@ -41,7 +46,8 @@ class CachedTexts:
         """Load the features, or compute and store them, every distinct caption once."""
         if self._embeds is None:
             distinct: dict[str, int] = {}
-            ids = [distinct.setdefault(caption, len(distinct)) for caption in self.bank.spurious_captions()]
+            captions = chain(self.bank.spurious_captions(), self.bank.captions() if self.plain else ())
+            ids = [distinct.setdefault(caption, len(distinct)) for caption in captions]
             self._row_of_id = torch.tensor(ids)
             start, forwards = time.perf_counter(), live.forwards
             self._embeds, self.file = embeds_of_texts(
@@ -54,15 +60,19 @@ class CachedTexts:
         self._embeds, self._row_of_id = self._embeds.to(device), self._row_of_id.to(device)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Unit embeddings `(N, D)` of the captions with these ids."""
+        """Unit embeddings `(N, D)` of the spurious captions with these ids."""
         assert self._embeds is not None
         assert self._row_of_id is not None
         return self._embeds[self._row_of_id[ids]]
 
+    def plain_rows(self, ids: Tensor) -> Tensor:
+        """Those of the plain captions with these ids."""
+        return self.rows(ids + self.bank.num_spurious_captions)
+
     def all_rows(self) -> Tensor:
         """The embeddings of all spurious captions, in the order of their ids."""
         assert self._row_of_id is not None
-        return self.rows(torch.arange(len(self._row_of_id), device=self._row_of_id.device))
+        return self.rows(torch.arange(self.bank.num_spurious_captions, device=self._row_of_id.device))
 
     @property
     def size(self) -> tuple[int, int]:

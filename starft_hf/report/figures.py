@@ -120,10 +120,10 @@ def _wise_ft(section: Section, axes: tuple[str, str]) -> Iterator[Illustration]:
     if not found:
         return
     points = [(entry, point) for entry, curve in found for point in curve]
-    entry, best = max(points, key=lambda pair: pair[1].out_of_distribution)
+    entry, best = max(points, key=lambda pair: pair[1].worst_group)
     highest = (
         f"Highest: {one_line(entry.method)} with alpha {best.alpha:g}, {one_line(axes[1])} "
-        f"{percent(best.out_of_distribution)}%, {one_line(axes[0])} {percent(best.in_distribution)}%"
+        f"{percent(best.worst_group)}%, {one_line(axes[0])} {percent(best.average)}%"
     )
     caption = (
         "Each point is a model between the zero-shot weights (alpha 0) and the fine-tuned weights (alpha 1), whose "

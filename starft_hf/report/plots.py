@@ -213,7 +213,7 @@ def _draw_line(axis: "Axes", line: Line, style: Style) -> Any:
 
 
 def draw_wise_ft(models: Sequence[tuple[Entry, Sequence[CurvePoint]]], axes: tuple[str, str]) -> "Figure":
-    """Accuracy out of distribution against accuracy in distribution, of models with curves in order of alpha."""
+    """Accuracy of the worst group against the average, of models with curves in order of alpha."""
     # The ends are marked rather than labeled, because the labels of several curves would overlap.
     edge: dict[str, Any] = {"edgecolors": INK, "linewidths": 1.2}
     start = {"s": 60, "marker": "D", "color": SERIES[0], "zorder": 5, **edge}
@@ -226,7 +226,7 @@ def draw_wise_ft(models: Sequence[tuple[Entry, Sequence[CurvePoint]]], axes: tup
     handles: list[Any] = []
     for entry, curve in models:
         style = Style.of(entry)
-        points = 100 * np.array([(point.in_distribution, point.out_of_distribution) for point in curve])
+        points = 100 * np.array([(point.average, point.worst_group) for point in curve])
         handles += axis.plot(*points.T, **style.line)
         tuned = {"s": 80, "marker": style.marker, "color": style.color, "zorder": 4, **edge}
         for point, place in zip(curve, points, strict=True):
@@ -235,5 +235,56 @@ def draw_wise_ft(models: Sequence[tuple[Entry, Sequence[CurvePoint]]], axes: tup
     handles += [axis.scatter([], [], **look) for look in looks.values()]
     axis.margins(0.1)
     axis.set(xlabel=f"{short(axes[0])}, in %", ylabel=f"{short(axes[1])}, in %")
+    _legend(figure, handles, labels)
+    return figure
+
+
+@dataclass(frozen=True)
+class WeightPoint:
+    """A model with its weight, or None for a method without one, and whether its run is finished."""
+
+    weight: float | None
+    average: float
+    worst_group: float
+    finished: bool = True
+
+
+def draw_weights(models: Mapping[str, Sequence[WeightPoint]], worst: str | None) -> "Figure":
+    """Worst group and average of every method against its weight; those of methods without one are drawn through.
+
+    `worst` names the worst of what is shown; None shows the average only.
+    """
+    measures = [*(["worst_group"] if worst else []), "average"]
+    names = {"worst_group": worst, "average": "average"}
+    labels = [short(f"{method}, {names[measure]}") for method in models for measure in measures]
+    labels += ["not finished"] if any(not point.finished for points in models.values() for point in points) else []
+    figure = _figure(4.1, labels)
+    axis = figure.subplots()
+    handles: list[Any] = []
+    for number, points in enumerate(models.values()):
+        color, marker = SERIES[number % len(SERIES)], _MARKERS[number % len(_MARKERS)]
+        for measure in measures:
+            dash = "-" if measure == measures[0] else _DASHED
+            look: dict[str, Any] = {"color": color, "linestyle": dash, "linewidth": 1.6}
+            placed = sorted(
+                (point.weight, 100 * getattr(point, measure), point.finished) for point in points if point.weight
+            )
+            if not placed:
+                handles.append(axis.axhline(100 * getattr(points[0], measure), **look))
+                continue
+            axis.plot(*zip(*(point[:2] for point in placed), strict=True), **look)
+            for weight, value, finished in placed:
+                axis.plot(
+                    weight, value, marker, color=color, markerfacecolor=color if finished else PAPER, markersize=7
+                )
+            handles += axis.plot([], [], marker=marker, **look)
+    if len(labels) > len(handles):
+        handles += axis.plot([], [], "o", color=SOFT, markerfacecolor=PAPER, markersize=7)
+    if any(point.weight for points in models.values() for point in points):
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+    axis.set(xlabel="weight of the regularizer", ylabel="accuracy in %")
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, high - _LEAST_SPAN), high)
     _legend(figure, handles, labels)
     return figure

@@ -38,7 +38,7 @@ class RobustnessReport:
         title: of the report.
         thumbnails: images of samples, by name of the dataset and index in it: PIL images or arrays of unsigned bytes,
             `(H, W, 3)`. Only those of the `mistakes` in the results are used.
-        curve_axes: names of the two accuracies of the WiSE-FT curves, in and out of distribution.
+        curve_axes: names of the two accuracies of the WiSE-FT curves, of the average and of the worst group.
 
     Raises:
         ValueError: if there are no runs, two of them are the same, they were not evaluated on the same data, or
@@ -51,7 +51,7 @@ class RobustnessReport:
         baseline: str = "zero-shot",
         title: str = "Robustness of fine-tuned models",
         thumbnails: Mapping[str, Mapping[int, Any]] | None = None,
-        curve_axes: tuple[str, str] = ("in distribution", "out of distribution"),
+        curve_axes: tuple[str, str] = ("average", "worst group"),
     ):
         self.runs = tuple(runs)
         self.baseline = baseline

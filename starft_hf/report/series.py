@@ -45,7 +45,7 @@ def wise_ft_curve(entry: Entry) -> list[CurvePoint]:
     """The mean WiSE-FT curve of the seeds that have one, at the alphas that all of them have."""
     seeds = [{point.alpha: point for point in run.curve} for run in entry.runs if run.curve]
     alphas = [alpha for alpha in seeds[0] if all(alpha in seed for seed in seeds)] if seeds else []
-    points = [[(seed[alpha].in_distribution, seed[alpha].out_of_distribution) for seed in seeds] for alpha in alphas]
+    points = [[(seed[alpha].average, seed[alpha].worst_group) for seed in seeds] for alpha in alphas]
     return [CurvePoint(alpha, *np.mean(of_seeds, 0).tolist()) for alpha, of_seeds in zip(alphas, points, strict=True)]
 
 

@@ -30,6 +30,7 @@ class ComparedEmbeds:
         reference_candidates: unit rows of the reference, `(M, D0)`.
         labels: class indices of the candidates, `(M,)`, or None.
         valid: which candidates belong to a sample, `(M,)`; None: all.
+        reference_captions: unit rows of the reference, for the plain captions of the rows, `(n, D0)`, or None.
     """
 
     candidates: Tensor
@@ -37,6 +38,7 @@ class ComparedEmbeds:
     reference_candidates: Tensor
     labels: Tensor | None = None
     valid: Tensor | None = None
+    reference_captions: Tensor | None = None
 
 
 class Candidates(ABC):
@@ -100,10 +102,11 @@ class SpuriousCaptions(Candidates):
         self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
     ) -> ComparedEmbeds:
         assert gathered.spurious is not None
-        images, own = reference.embed(batch)
+        own = reference.embed_batch(batch)
         labels = batch.get("labels")
         column_labels = None if labels is None else gather_values(labels)
-        return ComparedEmbeds(gathered.spurious, images, gather_values(own), column_labels, gathered.valid)
+        embeds = (own.images, gather_values(own.candidates))
+        return ComparedEmbeds(gathered.spurious, *embeds, column_labels, gathered.valid, own.captions)
 
 
 class ClassCaptions(Candidates):
@@ -126,8 +129,9 @@ class ClassCaptions(Candidates):
         self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
     ) -> ComparedEmbeds:
         # Every process has all of these candidates, so that its own rows need nothing of the others.
-        images, candidates = reference.embed(batch)
-        return ComparedEmbeds(outputs.text_embeds[batch["spurious_rows"]], images, candidates, batch["column_labels"])
+        own = reference.embed_batch(batch)
+        tuned, labels = outputs.text_embeds[batch["spurious_rows"]], batch["column_labels"]
+        return ComparedEmbeds(tuned, own.images, own.candidates, labels, reference_captions=own.captions)
 
 
 class Contexts(Candidates):
@@ -141,7 +145,7 @@ class Contexts(Candidates):
         self, batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch, reference: Reference
     ) -> ComparedEmbeds:
         images, contexts = reference.embed_images(batch), reference.contexts(self.bank)
-        return ComparedEmbeds(contexts, images, contexts)
+        return ComparedEmbeds(contexts, images, contexts, reference_captions=reference.embed_captions(batch))
 
 
 _STRATEGIES: dict[str, type[Candidates]] = {

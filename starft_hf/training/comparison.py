@@ -2,14 +2,14 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 from peft import PeftConfig
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
@@ -20,28 +20,13 @@ from starft_hf.report import RobustnessReport, Run, TrainingPoint
 from starft_hf.report.mistakes import images_of_mistakes
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.methods import ZERO_SHOT, Methods, settings_of_methods
 from starft_hf.training.plan import RunInputs, RunPlan
 from starft_hf.training.processes import map_in_processes
+from starft_hf.training.repairs import Repairs, with_repairs
 from starft_hf.training.trainer import StarFTTrainer
 from starft_hf.training.unused_settings import unused_names, without_unused
-from starft_hf.utils.names import unknown_name
 from starft_hf.weights.interpolation import check_alpha, mixed
-
-
-ZERO_SHOT = "zero-shot"
-
-# The settings of each method, added to those of the run.
-METHODS: dict[str, dict[str, Any]] = {
-    "CE": {"base_loss": "cross_entropy", "regularizer": NO_REGULARIZER},
-    "FLYP": {"regularizer": NO_REGULARIZER},
-    "kl": {"regularizer": "kl"},
-    "star": {"regularizer": "star"},
-    "L2-SP": {"regularizer": "l2-sp", "reg_schedule": "constant"},
-    "conditional": {"regularizer": "conditional"},
-    "attribution": {"regularizer": NO_REGULARIZER, "reweight": "attribution"},
-    "conditional + attribution": {"regularizer": "conditional", "reweight": "attribution"},
-    "CAR-FT": {"regularizer": "car-ft", "reg_schedule": "constant"},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,46 +36,78 @@ class _Runner:
     shared: RunInputs
     alpha: float | None
     alphas: frozenset[float]
+    repairs: Repairs
 
     def __call__(self, job: tuple[str, StarFTConfig]) -> list[Run]:
         """The run of a method with its settings, and that of its interpolation with the zero-shot weights."""
         method, args = job
-        shared = self.shared
-        model = copy.deepcopy(load_model(shared.model))
-        trainer = StarFTTrainer(
-            model,
-            args,
-            shared.train_dataset(args.seed) if callable(shared.train_dataset) else shared.train_dataset,
-            shared.eval_dataset,
-            processing_class=load_processor(model, shared.processing_class),
-            spuriosity=_used_pool(args, shared.spuriosity),
-            # Plain fine-tuning and the zero-shot model have no reference.
-            reference_model=shared.reference_model if _has_reference(args) and method != ZERO_SHOT else None,
-            peft_config=copy.deepcopy(shared.peft_config) if method != ZERO_SHOT else None,
-            class_mapping=shared.class_mapping,
-        )
-        # Without progress bars Trainer prints every metric.
-        trainer.remove_callback(PrinterCallback)
+        trainer = trainer_of(self.shared, args, trains=method != ZERO_SHOT)
         if method == ZERO_SHOT:
-            return [Run(ZERO_SHOT, args.seed, evaluation_results(trainer))]
-        # In a cross-entropy run this includes the head, which starts as the zero-shot classifier.
-        start = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+            runs = [Run(ZERO_SHOT, args.seed, evaluation_results(trainer))]
+            return [*runs, *self.repairs.runs(method, trainer, self.shared)]
+        start = weights_of(trainer)
         trainer.train()
+        repaired = self.repairs.runs(method, trainer, self.shared)
         log = TrainingPoint.from_log_history(trainer.state.log_history)
-        end = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
-        found = {1.0: evaluation_results(trainer)}
-        for alpha in self.alphas - {1.0}:
-            trainer.model.load_state_dict({name: mixed(value, end[name], alpha) for name, value in start.items()})
-            found[alpha] = evaluation_results(trainer)
-        curve = [_curve_point(alpha, next(iter(results.values()))) for alpha, results in found.items()]
+        found = results_by_alpha(trainer, start, self.alphas | {1.0})
+        curve = [curve_point(alpha, next(iter(results.values()))) for alpha, results in found.items()]
         runs = [Run(method, args.seed, found[1.0], log=log, curve=curve)]
         if self.alpha is not None:
             runs.append(Run(method, args.seed, found[self.alpha], interpolated=self.alpha))
-        return runs
+        return [*runs, *repaired]
 
 
-# Only the results of a run are kept.
-_QUIET: dict[str, Any] = {"save_strategy": "no", "eval_strategy": "no", "push_to_hub": False, "disable_tqdm": True}
+def trainer_of(
+    shared: RunInputs, args: StarFTConfig, *, trains: bool = True, callbacks: list[TrainerCallback] | None = None
+) -> StarFTTrainer:
+    """A trainer of the model that several runs start from; `trains` is False for the zero-shot model itself."""
+    model = copy.deepcopy(load_model(shared.model))
+    trainer = StarFTTrainer(
+        model,
+        args,
+        shared.train_dataset(args.seed) if callable(shared.train_dataset) else shared.train_dataset,
+        shared.eval_dataset,
+        processing_class=load_processor(model, shared.processing_class),
+        spuriosity=_used_pool(args, shared.spuriosity),
+        # Plain fine-tuning and the zero-shot model have no reference.
+        reference_model=shared.reference_model if _has_reference(args) and trains else None,
+        peft_config=copy.deepcopy(shared.peft_config) if trains else None,
+        class_mapping=shared.class_mapping,
+        callbacks=callbacks,
+    )
+    # Without progress bars Trainer prints every metric.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def weights_of(trainer: StarFTTrainer) -> dict[str, Tensor]:
+    """A copy of the weights; before a cross-entropy run this includes the head, which is the zero-shot classifier."""
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+def interpolate_with(
+    trainer: StarFTTrainer, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float
+) -> None:
+    """Give the model of `trainer` the weights between those of `start`, at alpha 0, and `end`."""
+    trainer.model.load_state_dict({name: mixed(value, end[name], alpha) for name, value in start.items()})
+
+
+def results_by_alpha(
+    trainer: StarFTTrainer, start: Mapping[str, Tensor], alphas: Iterable[float]
+) -> dict[float, dict[str, EvaluationResult]]:
+    """The results of the models between `start` and what `trainer` has trained, by the weight of the latter.
+
+    The model of `trainer` is not what was trained afterwards, and an adapter of it is merged.
+    """
+    found = {1.0: evaluation_results(trainer)} if 1.0 in (alphas := set(alphas)) else {}
+    if is_adapted(trainer.model):
+        # Merged weights are interpolated, since averaging the factors of adapters does not average models.
+        trainer.model.merge_adapter()
+    end = weights_of(trainer)
+    for alpha in sorted(alphas - {1.0}, reverse=True):
+        interpolate_with(trainer, start, end, alpha)
+        found[alpha] = evaluation_results(trainer)
+    return found
 
 
 def compare(
@@ -99,7 +116,7 @@ def compare(
     train_dataset: Any,
     eval_dataset: Any,
     *,
-    methods: Sequence[str] = (ZERO_SHOT, "CE", "FLYP", "kl", "star"),
+    methods: Methods = (ZERO_SHOT, "CE", "FLYP", "kl", "star"),
     seeds: Sequence[int] = (0,),
     alpha: float | None = 0.5,
     curve_alphas: Sequence[float] = (),
@@ -109,6 +126,7 @@ def compare(
     reference_model: str | PathLike[str] | nn.Module | None = None,
     peft_config: PeftConfig | str | None = None,
     class_mapping: Any = None,
+    repair_dataset: Any = None,
     processes: int = 1,
 ) -> RobustnessReport:
     """Fine-tune with every method and seed, with the same steps and order of the data, and compare.
@@ -119,18 +137,22 @@ def compare(
         train_dataset: the training set, or a function that returns that of a seed.
         eval_dataset: one evaluation set or a dictionary of several. The report has thumbnails of the mistakes in them,
             and WiSE-FT curves of average against worst group on the first.
-        methods: "zero-shot" and keys of `METHODS`.
+        methods: "zero-shot" and keys of `METHODS`, also with a weight, as in "kl@10"; or a dictionary by any name of
+            settings, of which "method" is one of these: `{"kl, slow": {"method": "kl", "learning_rate": 1e-6}}`. In a
+            list, a method may be followed by one of `repair`, as in "FLYP + last layer" or "kl + projection", or by
+            "repair", which takes the best of them or none: the run of the method is repaired on `repair_dataset`.
         seeds: of the runs.
         alpha: weight of the fine-tuned model in an interpolated model, as in WiSE-FT, that is evaluated beside every
             fine-tuned one; None disables it.
         curve_alphas: further alphas, for the curves only.
-        settings: further settings by method, such as `{"star": {"reg_weight": 30}}`; of methods that are compared.
+        settings: further settings by method, such as `{"star": {"reg_weight": 30}}`, where methods are a list; of
+            methods that are compared. Those of "kl" are also of "kl@10".
         processing_class: the model's processor.
         spuriosity: the pool of the regularizers.
         reference_model: another reference than the model, as in `StarFTTrainer`.
-        peft_config: trains an adapter in every run, as in `StarFTTrainer`. Adapters are not interpolated: pass
-            `alpha=None`.
+        peft_config: trains an adapter in every run, as in `StarFTTrainer`.
         class_mapping: of evaluation sets whose labels map to classes of the training set, as in `StarFTTrainer`.
+        repair_dataset: the validation set that repairs are fitted to and chosen on, of which nothing else is reported.
         processes: number of parallel runs, on CPUs, each in a process of one thread. Arguments are then pickled, so
             functions must be defined in a module, and the caller guarded by `if __name__ == "__main__":`.
 
@@ -142,6 +164,7 @@ def compare(
             that is not compared, methods or seeds contain duplicates or are empty, a dataset is missing, or the
             settings of a method are inconsistent or do not fit the training set.
     """
+    methods, repairs = with_repairs(methods, repair_dataset)
     runs_asked = settings_of_methods(args, methods, seeds, settings)
     jobs = [(method, without_unused(own, spuriosity)) for method, own in runs_asked]
     if processes < 1:
@@ -155,29 +178,21 @@ def compare(
     for each in alphas:
         check_alpha(each)
     adapted = peft_config is not None or (isinstance(model, nn.Module) and is_adapted(model))
-    if alphas and adapted:
-        raise ValueError(
-            "a model with an adapter cannot be interpolated; merge the adapter first, or pass alpha=None and no "
-            "curve_alphas"
-        )
+    repairs.check(args)
     data = (train_dataset, eval_dataset, processing_class, spuriosity)
     shared = RunInputs(model, args, *data, reference_model, peft_config, class_mapping=class_mapping)
     # A function is not called, because drawing a training set may be expensive.
     checked = dataclasses.replace(shared, train_dataset=None if callable(train_dataset) else train_dataset)
     if reference_model is not None and not any(_has_reference(own) for _, own in jobs):
         raise ValueError("reference_model has no effect: none of the methods has a reference; leave it out")
-    for method, own in jobs:
-        if method != ZERO_SHOT:
-            reference = reference_model if _has_reference(own) else None
-            pool = _used_pool(own, spuriosity)
-            plan = RunPlan.check(dataclasses.replace(checked, args=own, spuriosity=pool, reference_model=reference))
-            plan.check_adapter(own, adapted)
+    check_runs(checked, jobs, adapted)
     if processes == 1:
         model = load_model(model)
         reference_model = None if reference_model is None else load_model(reference_model)
         shared = dataclasses.replace(shared, model=model, reference_model=reference_model)
     with tqdm(total=len(jobs), desc="Comparing", unit=" runs", disable=args.disable_tqdm) as bar:
-        runs = _run_all(_Runner(shared, alpha, alphas), jobs, processes, bar)
+        runs = _run_all(_Runner(shared, alpha, alphas, repairs), jobs, processes, bar)
+    runs = [run for run in runs if run.method not in repairs.only_repaired]
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     first = next(iter(datasets))
     thumbnails = images_of_mistakes(runs, datasets, args.image_column)
@@ -185,34 +200,14 @@ def compare(
     return RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes)
 
 
-def settings_of_methods(
-    args: StarFTConfig,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[tuple[str, StarFTConfig]]:
-    """Every run of a comparison: its method and its settings. The arguments are those of `compare`, as its errors."""
-    for method in [*methods, *(settings or {})]:
-        if method != ZERO_SHOT and method not in METHODS:
-            raise ValueError(unknown_name("method", method, [ZERO_SHOT, *METHODS]))
-    for name, chosen in (("methods", list(methods)), ("seeds", list(seeds))):
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise ValueError(f"{name} is {chosen}; pass at least one, without duplicates")
-    known = [part.name for part in dataclasses.fields(args) if part.init]
-    for method, own in (settings or {}).items():
-        if method not in methods:
-            raise ValueError(f"settings has {method!r}, which is not compared; add it to methods, or remove it")
-        for name in own:
-            if name not in known:
-                raise ValueError(f"settings of {method!r}: {unknown_name('setting', name, known)}")
-        if "seed" in own:
-            raise ValueError(f"settings of {method!r} has a seed, but every method runs with each of seeds; remove it")
-    runs = []
-    for method in methods:
-        own = {**_QUIET, **METHODS.get(method, METHODS["FLYP"]), **(settings or {}).get(method, {})}
-        for seed in seeds if method != ZERO_SHOT else seeds[:1]:
-            runs.append((method, dataclasses.replace(args, **{**own, "seed": seed})))
-    return runs
+def check_runs(shared: RunInputs, jobs: Iterable[tuple[str, StarFTConfig]], adapted: bool) -> None:
+    """Check what is known of runs before anything is loaded; `adapted` if they train an adapter."""
+    for method, args in jobs:
+        if method != ZERO_SHOT:
+            reference = shared.reference_model if _has_reference(args) else None
+            pool = _used_pool(args, shared.spuriosity)
+            plan = RunPlan.check(dataclasses.replace(shared, args=args, spuriosity=pool, reference_model=reference))
+            plan.check_adapter(args, adapted)
 
 
 def _used_pool(args: StarFTConfig, spuriosity: Any) -> Any:
@@ -243,13 +238,13 @@ def evaluation_results(trainer: StarFTTrainer) -> dict[str, EvaluationResult]:
     return dict(trainer.evaluation_results)
 
 
-def _curve_point(alpha: float, result: EvaluationResult) -> CurvePoint:
+def curve_point(alpha: float, result: EvaluationResult) -> CurvePoint:
     return CurvePoint(alpha, result.accuracy, result.worst_group_accuracy)
 
 
 def _with_start(runs: Sequence[Run], dataset: str) -> list[Run]:
     """The runs, with the zero-shot model, if it was evaluated, as the start of every curve."""
-    start = [_curve_point(0.0, run.results[dataset]) for run in runs if run.method == ZERO_SHOT]
+    start = [curve_point(0.0, run.results[dataset]) for run in runs if run.method == ZERO_SHOT]
     return [
         dataclasses.replace(run, curve=[*start, *run.curve]) if run.curve and run.curve[0].alpha > 0 else run
         for run in runs

@@ -74,13 +74,14 @@ class StarFTConfig(TrainingArguments):
     Args: Parameters that control the objective
         base_loss (`str`, defaults to `"contrastive"`): "contrastive" (images against captions, as FLYP) or
             "cross_entropy" (a linear head on the image embeddings, initialized from the class captions).
-        regularizer (`str`, defaults to `"star"`): a registered regularizer, such as "star", "kl" or "conditional", or
-            "none" for plain fine-tuning.
-        reg_weight (`float` or `str`, defaults to `0.5`): weight of the regularizer at the start of the run; "auto"
+        regularizer (`str`, defaults to `"auto"`): "auto" is "star" for four or more classes, and "kl" for fewer and
+            without labels; or a registered regularizer, such as "star", "kl" or "conditional", or "none" for plain
+            fine-tuning.
+        reg_weight (`float` or `str`, defaults to `"auto"`): weight of the regularizer at the start of the run; "auto"
             chooses it by the number of classes, as `starft_hf.objectives.regularizers.divergence_weight` describes; it
-            was measured with `reg_schedule="constant"`.
-        reg_schedule (`str`, defaults to `"linear"`): "linear" (falls to 0 with every optimizer step), "epoch_linear"
-            (the paper's: falls with every epoch and is 0 in the last one) or "constant".
+            was measured with `reg_schedule="constant"`. Regularizers without a measured weight need a number.
+        reg_schedule (`str`, defaults to `"constant"`): "constant", "linear" (falls to 0 with every optimizer step) or
+            "epoch_linear" (the paper's: falls with every epoch and is 0 in the last one).
         reg_max_classes (`int`, defaults to `512`): the most classes that "conditional" compares. With more, a step
             compares those of the batch and others drawn at random.
         reweight (`str`, defaults to `"none"`): "attribution" weights the base loss of every training image such that
@@ -150,9 +151,9 @@ class StarFTConfig(TrainingArguments):
             it had other settings, pool, classes, model or data, with a warning.
 
     Note: Defaults that differ from `TrainingArguments`
-        They follow the paper (arXiv 2505.13232), with AdamW and both towers tuned: `learning_rate` 1e-5,
-        `weight_decay` 0.1, `lr_scheduler_type` "cosine", `num_train_epochs` 10, `warmup_steps` 0.1 (a fraction of the
-        run, because a fixed 500 steps would never end on a small dataset), `per_device_train_batch_size` and
+        Those of the paper (arXiv 2505.13232), with AdamW and both towers tuned: `learning_rate` 1e-5, `weight_decay`
+        0.1, `lr_scheduler_type` "cosine", `num_train_epochs` 10. Not the paper's: `warmup_steps` 0.1 (a fraction of
+        the run, because a fixed 500 steps would never end on a small dataset), `per_device_train_batch_size` and
         `per_device_eval_batch_size` 64, `logging_steps` 10, `remove_unused_columns` False, `logging_nan_inf_filter`
         False.
     """
@@ -171,9 +172,11 @@ class StarFTConfig(TrainingArguments):
     logging_nan_inf_filter: bool = _setting(False, IRRELEVANT, "Not used: NaN and infinity in the loss end the run.")
 
     base_loss: str = _setting("contrastive", RUN, "'contrastive' or 'cross_entropy'.")
-    regularizer: str = _setting("star", RUN, "'star', 'kl', 'conditional', 'none' or a registered name.")
-    reg_weight: NumberOrAuto = _setting(0.5, RUN, "Weight of the regularizer at the start of the run, or 'auto'.")
-    reg_schedule: str = _setting("linear", RUN, "'linear', 'epoch_linear' or 'constant'.")
+    regularizer: str = _setting(
+        "auto", RUN, "'auto' ('star' from four classes on, else 'kl'), 'none' or a registered name."
+    )
+    reg_weight: NumberOrAuto = _setting("auto", RUN, "Weight of the regularizer at the start of the run, or 'auto'.")
+    reg_schedule: str = _setting("constant", RUN, "'constant', 'linear' or 'epoch_linear'.")
     reg_max_classes: int = _setting(512, RUN, "The most classes that 'conditional' compares.")
     reweight: str = _setting("none", RUN, "'attribution' or 'none'.")
     reweight_clip: float = _setting(10.0, RUN, "Largest weight of an image.")

@@ -45,6 +45,8 @@ class HubMixin(Trainer):
     head: nn.Linear | None
     class_names: Sequence[str] | None
     evaluated_columns: dict[str, ImageColumns]
+    # Of the trained weights in those that are saved, where they were interpolated.
+    alpha: float | None = None
     _start: str | None = None
     _evaluated_step: int | None = None
 
@@ -62,8 +64,10 @@ class HubMixin(Trainer):
             start=start,
             reference=setup.reference_source or start,
             processes=self.args.world_size,
+            regularizer=setup.regularizer_name,
             reg_weight=None if setup.reference is None else setup.reg_weight,
             sample_weights=None if diagnostics is None else asdict(diagnostics),
+            alpha=self.alpha,
         )
 
     def record_start(self) -> None:

@@ -28,6 +28,7 @@ from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
 from starft_hf.training.batch_size import check_batch
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.setting_checks import check_schedule
 from starft_hf.training.trained_weights import check_trained_adapter
 from starft_hf.training.unused_settings import settings_without_effect, unused_settings
 from starft_hf.utils.files import check_writable, local_or_hub
@@ -118,6 +119,9 @@ class RunPlan:
 
         _check_group_column(given)
         columns = resolve_columns(dataset, args.column_settings(given.group_function), what="train_dataset")
+        if columns.class_names is not None:
+            # What "auto" stands for compares images with the same captions for any number of classes.
+            regularizer = get_regularizer(args.regularizer, len(columns.class_names))
         if pool is not None:
             check_auto(given.spuriosity, columns)
         _check_labels_exist(args, regularizer, columns.class_names, streamed=is_iterable(dataset))
@@ -125,7 +129,7 @@ class RunPlan:
             _check_pool(pool, columns.class_names)
         if regularizer is not None:
             _check_candidates(args, regularizer, pool, columns.class_names)
-        _check_schedule(args, regularizer, streamed=is_iterable(dataset))
+        check_schedule(args, regularizer, streamed=is_iterable(dataset))
         check_labels(dataset, columns, what="train_dataset", several=True)
         check_captions(dataset, columns, what="train_dataset")
         _check_size(args, dataset, strategy)
@@ -181,6 +185,8 @@ def reference_settings(args: StarFTConfig) -> ReferenceSettings:
         cache_dir=args.reference_cache_dir,
         cache_dtype=args.reference_cache_dtype,
         text_cache_gib=args.reference_text_cache_gib,
+        # A head is trained without captions.
+        plain_captions=args.base_loss == "contrastive",
         dtype=args.reference_dtype,
         mini_batch_size=args.mini_batch_size,
         batch_size=args.per_device_eval_batch_size,
@@ -361,24 +367,6 @@ def _check_candidates(
             len(class_names),
             regularizer.fewest_classes,
         )
-
-
-def _check_schedule(config: StarFTConfig, regularizer: Regularizer | None, *, streamed: bool) -> None:
-    """Check that the weight of the regularizer can follow its schedule; warn where it is 0."""
-    if config.reg_schedule == "epoch_linear" and (streamed or config.max_steps > 0):
-        raise ValueError(
-            "reg_schedule='epoch_linear' counts epochs, which an iterable dataset or a run limited by max_steps does "
-            "not have; use reg_schedule='linear'"
-        )
-    if regularizer is None:
-        return
-    if config.reg_schedule == "epoch_linear" and config.num_train_epochs <= 1:
-        logger.warning(
-            "reg_schedule='epoch_linear' is 0 in the last epoch, so this run of one epoch has no regularizer; use "
-            "reg_schedule='linear'."
-        )
-    if config.reg_weight == 0:
-        logger.warning("reg_weight is 0; regularizer=%r does the same at less cost.", NO_REGULARIZER)
 
 
 def _check_size(config: StarFTConfig, dataset: Any, strategy: type[Candidates]) -> None:

@@ -4,12 +4,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from transformers.utils import logging
+
 from starft_hf.data.decoding import ON_BAD_IMAGE
 from starft_hf.data.images import IMAGE_DECODING
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer
 from starft_hf.objectives.schedules import SCHEDULE_NAMES
 from starft_hf.utils.names import unknown_name
 
+
+logger = logging.get_logger(__name__)
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "base_loss": ("contrastive", "cross_entropy"),
@@ -60,6 +64,24 @@ def check_reg_weight(reg_weight: float | str, regularizer: Regularizer | None) -
             f"Use regularizer={NO_REGULARIZER!r} for plain fine-tuning."
         )
     return value
+
+
+def check_schedule(args: Any, regularizer: Regularizer | None, *, streamed: bool) -> None:
+    """Check that the weight of the regularizer can follow its schedule; warn where it is 0."""
+    if args.reg_schedule == "epoch_linear" and (streamed or args.max_steps > 0):
+        raise ValueError(
+            "reg_schedule='epoch_linear' counts epochs, which an iterable dataset or a run limited by max_steps does "
+            "not have; use reg_schedule='linear'"
+        )
+    if regularizer is None:
+        return
+    if args.reg_schedule == "epoch_linear" and args.num_train_epochs <= 1:
+        logger.warning(
+            "reg_schedule='epoch_linear' is 0 in the last epoch, so this run of one epoch has no regularizer; use "
+            "reg_schedule='linear'."
+        )
+    if args.reg_weight == 0:
+        logger.warning("reg_weight is 0; regularizer=%r does the same at less cost.", NO_REGULARIZER)
 
 
 def check_crop_scale(crop_scale: object) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import set_seed
+from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank, check_class_prompts
 from starft_hf.data.collator import Collator, StarFTCollator, WithFloatImages
@@ -21,7 +22,7 @@ from starft_hf.models.adapters import base_model_of, base_state, check_adapters,
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
-from starft_hf.objectives.regularizers import AUTO_WEIGHT
+from starft_hf.objectives.regularizers import AUTO_REGULARIZER, AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import DiscoverySettings, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
@@ -34,6 +35,9 @@ from starft_hf.training.reweighting import SampleWeights
 from starft_hf.training.step import TrainingStep, base_loss
 from starft_hf.training.trained_weights import in_float32
 from starft_hf.utils.hashing import tensors_digest
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,6 +84,12 @@ class RunSetup:
     def class_names(self) -> tuple[str, ...] | None:
         """The classes of the training set, or None without labels or training set."""
         return self.plan.class_names
+
+    @property
+    def regularizer_name(self) -> str | None:
+        """The name of the regularizer, also where the setting is "auto"; None without one or without training set."""
+        regularizer = self.plan.regularizer
+        return None if regularizer is None or self.reference is None else regularizer.name
 
     @classmethod
     def resolve(cls, given: RunInputs) -> "RunSetup":
@@ -283,6 +293,13 @@ def _reference_model(given: RunInputs, model: nn.Module) -> nn.Module:
 
 
 def _reg_weight(plan: RunPlan, args: StarFTConfig) -> float:
-    if plan.regularizer is not None:
-        return plan.regularizer.weight(args.reg_weight, len(plan.class_names or ()) or None)
-    return 0.0 if args.reg_weight == AUTO_WEIGHT else float(args.reg_weight)
+    if plan.regularizer is None:
+        return 0.0 if args.reg_weight == AUTO_WEIGHT else float(args.reg_weight)
+    weight = plan.regularizer.weight(args.reg_weight, len(plan.class_names or ()) or None)
+    if plan.columns is not None and AUTO_REGULARIZER in (args.regularizer, args.reg_weight):
+        # Once, since a comparison makes many runs with the same settings.
+        logger.info_once(
+            f"regularizer={args.regularizer!r} and reg_weight={args.reg_weight!r} are {plan.regularizer.name!r} and "
+            f"{weight:g} for {len(plan.class_names or ()) or 'no'} classes."
+        )
+    return weight

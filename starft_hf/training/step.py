@@ -12,25 +12,28 @@ from torch import Tensor, nn
 from starft_hf.models.encoder import DualEncoder, DualOutput
 from starft_hf.models.gradient_cache import forward_in_chunks
 from starft_hf.models.modes import unwrapped
-from starft_hf.objectives.losses import contrastive_rows, sigmoid_rows
+from starft_hf.objectives.losses import alignment_rows, contrastive_rows, sigmoid_rows
 from starft_hf.objectives.regularizers import Regularizer, RegularizerInputs
 from starft_hf.reference import Reference
 from starft_hf.training import nan_check
-from starft_hf.training.candidates import Candidates
+from starft_hf.training.candidates import Candidates, ComparedEmbeds
 from starft_hf.training.gathering import GatheredBatch, batch_mean, gather_batch
-from starft_hf.utils.collectives import mean_over_processes
+from starft_hf.utils.collectives import gather_values, mean_over_processes
 
 
 @dataclass(frozen=True)
 class StepLosses:
     """Scalars, in nats: `loss = base_loss + reg_weight * reg_loss`. Their mean over processes is the batch's.
 
+    `plain_drift` is the divergence from the reference's distribution over the plain captions of the batch to the tuned
+    model's, which is no part of the loss; None where the reference does not know these captions at no extra cost.
     `parts` are sums of the tensors the losses are made of, by name: a part that is not finite is where NaN comes from.
     """
 
     loss: Tensor
     base_loss: Tensor
     reg_loss: Tensor
+    plain_drift: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -92,8 +95,9 @@ class TrainingStep:
         base = batch_mean(base_terms, batch, gathered)
         parts = _parts(batch, outputs, gathered) | {nan_check.BASE_LOSS: base}
         if self.regularizer is None or self.reference is None:
-            return StepLosses(base, base, torch.zeros_like(base), parts)
-        inputs = self._regularizer_inputs(self.reference, inner, batch, outputs, gathered)
+            return StepLosses(base, base, torch.zeros_like(base), parts=parts)
+        compared = self.candidates.compare(batch, outputs, gathered, self.reference)
+        inputs = self._regularizer_inputs(self.reference, inner, batch, outputs, compared)
         terms = self.regularizer.compute(inputs)
         reg = batch_mean(terms, batch, gathered) if terms.ndim else terms
         if self.regularizer.minimal_at_reference and self.reference.equals(inner):
@@ -103,7 +107,8 @@ class TrainingStep:
             reg = reg.detach() + 0 * reg
         parts[nan_check.REFERENCE_IMAGES] = inputs.reference_image_embeds.sum()
         parts[nan_check.REFERENCE_CANDIDATES] = inputs.reference_column_embeds.sum()
-        return StepLosses(base + reg_weight * reg, base, reg, parts | {nan_check.REGULARIZER: reg})
+        drift = _plain_drift(batch, outputs, gathered, compared, self.reference.logit_scale)
+        return StepLosses(base + reg_weight * reg, base, reg, drift, parts | {nan_check.REGULARIZER: reg})
 
     def _regularizer_inputs(
         self,
@@ -111,9 +116,8 @@ class TrainingStep:
         model: nn.Module,
         batch: Mapping[str, Any],
         outputs: DualOutput,
-        gathered: GatheredBatch,
+        compared: ComparedEmbeds,
     ) -> RegularizerInputs:
-        compared = self.candidates.compare(batch, outputs, gathered, reference)
         return RegularizerInputs(
             image_embeds=outputs.image_embeds,
             column_embeds=compared.candidates,
@@ -128,6 +132,22 @@ class TrainingStep:
 
 
 @torch.no_grad()
+def _plain_drift(
+    batch: Mapping[str, Any],
+    outputs: DualOutput,
+    gathered: GatheredBatch,
+    compared: ComparedEmbeds,
+    logit_scale: Tensor,
+) -> Tensor | None:
+    if gathered.captions is None or compared.reference_captions is None:
+        return None
+    excluded = None if gathered.valid is None else ~gathered.valid.expand(len(outputs.image_embeds), -1)
+    tuned = (outputs.image_embeds, gathered.captions)
+    reference = (compared.reference_images, gather_values(compared.reference_captions))
+    return batch_mean(alignment_rows(*tuned, *reference, logit_scale, excluded), batch, gathered)
+
+
+@torch.no_grad()
 def _parts(batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatch) -> dict[str, Tensor]:
     parts = {
         nan_check.PIXELS: batch["pixel_values"],
@@ -139,6 +159,10 @@ def _parts(batch: Mapping[str, Any], outputs: DualOutput, gathered: GatheredBatc
     return {name: part.sum(dtype=torch.float32) for name, part in parts.items() if part is not None}
 
 
+# In the order of their fields.
+_LOGGED = ("loss", "base_loss", "reg_loss", "plain_drift")
+
+
 class RunningLosses:
     """Means of the losses since they were last logged, without synchronizing the device in every step."""
 
@@ -148,7 +172,8 @@ class RunningLosses:
 
     def add(self, losses: StepLosses) -> None:
         """Add the losses of one batch."""
-        values = torch.stack([losses.loss, losses.base_loss, losses.reg_loss]).detach()
+        found = [value for name in _LOGGED if (value := getattr(losses, name)) is not None]
+        values = torch.stack(found).detach()
         self._sum = values if self._sum is None else self._sum + values
         self._count += 1
 
@@ -158,7 +183,7 @@ class RunningLosses:
             return {}
         means = mean_over_processes(self._sum / self._count).tolist()
         self._sum, self._count = None, 0
-        return dict(zip(("loss", "base_loss", "reg_loss"), means, strict=True))
+        return dict(zip(_LOGGED, means, strict=False))
 
     def state(self) -> dict[str, Any] | None:
         """What has been added since, for JSON: the mean over processes, which call this together."""

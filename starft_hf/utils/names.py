@@ -59,8 +59,9 @@ def distinct_names(names: Iterable[str]) -> tuple[str, ...]:
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """A message with the name that was passed, the known names unless they are many, and the closest of them."""
     known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    plain = {str(other).casefold(): other for other in known}
+    close = difflib.get_close_matches(str(name).casefold(), plain, n=1, cutoff=0.5)
+    hint = f" Did you mean {plain[close[0]]!r}?" if close else ""
     listed = f" Known: {', '.join(map(repr, known))}." if len(known) <= _MOST_LISTED else ""
     return f"unknown {kind} {name!r}.{hint}{listed}"
 

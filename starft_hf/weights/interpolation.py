@@ -100,16 +100,16 @@ class Sweep:
 
     def curve(
         self,
-        in_distribution: str,
-        out_of_distribution: str,
-        in_measure: str = "accuracy",
-        out_measure: str = "accuracy",
+        average_on: str,
+        worst_group_on: str,
+        average_measure: str = "accuracy",
+        worst_group_measure: str = "accuracy",
     ) -> tuple[CurvePoint, ...]:
         """Points to plot one dataset against another, in the order of `alphas`; raises as `values` does.
 
         Both may be one dataset under two measures, such as its accuracy and its worst-group accuracy.
         """
-        values = self.values(in_distribution, in_measure), self.values(out_of_distribution, out_measure)
+        values = self.values(average_on, average_measure), self.values(worst_group_on, worst_group_measure)
         return tuple(CurvePoint(*point) for point in zip(self.alphas, *values, strict=True))
 
     def as_dict(self) -> dict[str, Any]:

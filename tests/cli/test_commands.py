@@ -13,7 +13,7 @@ from transformers import CLIPModel
 from starft_hf import RobustnessReport, evaluate_zero_shot, interpolate
 from starft_hf.cli import main
 from starft_hf.cli.arguments import settings_of, training_parser
-from starft_hf.training.comparison import METHODS
+from starft_hf.training.methods import METHODS
 from tests.support.launch import torchrun
 from tests.support.tiny import CLASS_NAMES, TINY_CLIP, make_dataset, write_folder, write_shards
 

@@ -1,8 +1,6 @@
 """Every flag of every command, in every mode: it changes what the command does, or it is refused or warned of."""
 
-import argparse
 import dataclasses
-import enum
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +12,10 @@ from starft_hf.cli.main import main as starft
 from starft_hf.cli.parser import ALIASES
 from starft_hf.data.files import DataFound
 from starft_hf.evaluation.catalog import load_benchmark
-from starft_hf.training.comparison import settings_of_methods
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.methods import settings_of_methods
+from starft_hf.training.tuning.candidates import candidates_of
+from tests.support.recording import Rows, plain
 from tests.support.report_runs import run
 
 
@@ -28,14 +28,17 @@ MODES = {
     "train": [
         RUN,
         [*RUN, "--regularizer", "none"],
-        [*RUN, "--regularizer", "l2-sp"],
+        [*RUN, "--regularizer", "l2-sp", "--reg_weight", "1"],
         [*RUN, "--resume"],
         [*RUN, "--processes", "2"],
         [*RUN, "--accelerate_config", "ddp"],
         BENCHMARK,
     ],
     "evaluate": [["m", "d"], ["m", "--benchmark", "waterbirds"], ["with-head", "d"], ["m", "d", "--json"]],
-    "compare": [RUN, [*RUN, "--methods", "FLYP"], [*RUN, "--methods", "zero-shot"], [*RUN, "--peft", "lora"]],
+    "compare": [
+        *(RUN, *([*RUN, "--methods", name] for name in ("FLYP", "kl@10", "zero-shot")), [*RUN, "--peft", "lora"]),
+    ],
+    "tune": [RUN, [*RUN, "--methods", "FLYP"], [*RUN, "--peft", "lora"]],
     "interpolate": [["a", "b", "out"]],
     "discover": [["m", "d"], ["m", "d", "--json"]],
     "generate-pool": [
@@ -54,6 +57,8 @@ MODES = {
     ],
     "accelerate-config": [["ddp"]],
 }
+
+TRAINING = ("train", "compare", "tune", "precompute")
 
 # Another value of every flag than its default, by its name; of choices and numbers one is found.
 VALUES = {
@@ -98,7 +103,7 @@ VALUES = {
     "reference_model": ["r"],
     "base_loss": ["cross_entropy"],
     "regularizer": ["kl"],
-    "reg_schedule": ["constant"],
+    "reg_schedule": ["linear"],
     "reg_weight": ["2"],
     "reweight": ["attribution"],
     "on_bad_image": ["skip"],
@@ -108,12 +113,15 @@ VALUES = {
     "report": ["report.html"],
     "revision": ["next"],
     "seeds": ["3"],
+    "select_by": ["average"],
     "split": ["validation"],
     "spuriosity": ["texture"],
     "tag": ["v1"],
     "templates": ["a {}."],
+    "test_split": ["train"],
     "title": ["Owls"],
     "train_split": ["validation"],
+    "weights": ["3", "7"],
 }
 # These are looked at elsewhere.
 OTHERS = {"help", "help_all", "config", "json", "traceback", "model", "dataset"}
@@ -121,29 +129,6 @@ OTHERS = {"help", "help_all", "config", "json", "traceback", "model", "dataset"}
 
 class Stop(Exception):  # noqa: N818
     """A command was stopped where something expensive would begin."""
-
-
-class Rows:
-    column_names = ("image", "label", "place", "img", "lab")
-
-    def __init__(self, *name):
-        self.name = name
-
-    def __repr__(self):
-        return f"Rows{self.name}"
-
-
-def plain(value):
-    """What a command passes on, such that two of them can be compared."""
-    if isinstance(value, argparse.Namespace):
-        return None
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {part.name: plain(getattr(value, part.name, None)) for part in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)) and not isinstance(value, enum.Enum):
-        return [plain(part) for part in value]
-    return repr(value) if type(value).__module__ != "starft_hf.hub.classifier" else None
 
 
 @pytest.fixture
@@ -172,6 +157,11 @@ def calls(monkeypatch, tmp_path):
         found[:] = [
             ("runs", plain(settings_of_methods(args, methods, seeds)), plain([model, train, evaluation, settings]))
         ]
+        raise Stop
+
+    def tuned(model, args, train, validation, *, methods, weights, **settings):
+        runs = candidates_of(args, methods, weights, 6)
+        found[:] = [("runs", plain([one.args for one in runs]), plain([model, train, validation, settings]))]
         raise Stop
 
     class Trainer:
@@ -226,6 +216,7 @@ def calls(monkeypatch, tmp_path):
         "starft_hf.hub.classifier.local_folder": lambda name, **settings: SimpleNamespacePath(name),
         "starft_hf.evaluation.catalog.load_benchmark": benchmark,
         "starft_hf.training.comparison.compare": compared,
+        "starft_hf.training.tuning.tune": tuned,
         "starft_hf.training.setup.RunSetup.resolve": record("resolve", Stop),
         "starft_hf.weights.soups.interpolate_checkpoints": record("interpolate"),
         "starft_hf.weights.merging.merge_checkpoint": record("merge"),
@@ -285,7 +276,7 @@ def of_training(parser):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_changes_something_or_is_refused_or_warned_of(command, calls, capsys):
     parser = make_parser(command)
-    flags = of_training(parser) if command in ("train", "compare", "precompute") else parser._actions
+    flags = of_training(parser) if command in TRAINING else parser._actions
 
     def outcome(arguments):
         calls.clear()
@@ -329,7 +320,7 @@ def test_every_flag_and_alias_is_known_in_both_spellings(command):
 
 def test_all_arguments_of_a_command_that_trains_are_fields_of_what_it_reads():
     """Fields are read as a whole, so that none can be forgotten."""
-    for command in ("train", "compare", "precompute"):
+    for command in TRAINING:
         parser = make_parser(command)
         fields = {part.name for kind in parser.dataclass_types for part in dataclasses.fields(kind) if part.init}
         others = {action.dest for action in parser._actions} - fields

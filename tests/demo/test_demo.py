@@ -11,7 +11,7 @@ from starft_hf.demo import world
 from starft_hf.demo.command import demo
 from starft_hf.demo.experiment import HELD_OUT, METHODS, POOLS, Setting, run_experiment
 from starft_hf.demo.results import as_markdown, as_sentence, as_tables, section_of
-from starft_hf.training.comparison import ZERO_SHOT
+from starft_hf.training.methods import ZERO_SHOT
 from tests.support.report_runs import demo_runs
 
 

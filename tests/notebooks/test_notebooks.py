@@ -62,7 +62,7 @@ def test_quickstart(tmp_path):
     notebook = run("quickstart", tmp_path)
     worst = check_outputs(notebook)
     assert worst["StarFT"] > worst["FLYP"] + 10
-    assert (tmp_path / "run-star" / "model.safetensors").is_file()
+    assert (tmp_path / "run-auto" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

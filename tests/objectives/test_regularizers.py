@@ -94,6 +94,13 @@ def test_both_keep_the_model_nearer_to_where_it_started(clip, processor, config,
 
 def test_what_they_cannot_do_is_refused(clip, processor, config, dataset):
     with pytest.raises(ValueError, match="compares the weights with those they started from"):
-        StarFTTrainer(clip, config(regularizer="l2-sp"), dataset, processing_class=processor, peft_config="lora")
+        StarFTTrainer(
+            clip, config(regularizer="l2-sp", reg_weight=1), dataset, processing_class=processor, peft_config="lora"
+        )
     with pytest.raises(ValueError, match="averages templates over classes"):
-        StarFTTrainer(clip, config(regularizer="car-ft", caption_column="note"), dataset, processing_class=processor)
+        StarFTTrainer(
+            clip,
+            config(regularizer="car-ft", reg_weight=1, caption_column="note"),
+            dataset,
+            processing_class=processor,
+        )

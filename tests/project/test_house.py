@@ -42,6 +42,7 @@ ENTRY_POINTS = {
     "evaluate_zero_shot",
     "generate_pool",
     "push_folder",
+    "tune",
     "repair",
 }
 

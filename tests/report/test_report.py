@@ -256,7 +256,9 @@ def test_what_is_not_a_fraction_is_refused():
 
 
 def test_training_points_come_from_the_trainers_own_log(clip, processor, config, dataset):
-    trainer = StarFTTrainer(clip, config(reg_weight=2.0, max_steps=3), dataset, processing_class=processor)
+    trainer = StarFTTrainer(
+        clip, config(reg_weight=2.0, reg_schedule="linear", max_steps=3), dataset, processing_class=processor
+    )
     trainer.train()
     points = TrainingPoint.from_log_history(trainer.state.log_history)
     assert [point.step for point in points] == [1, 2, 3]
@@ -303,7 +305,7 @@ def test_a_page_that_cannot_be_made_leaves_nothing_behind(tmp_path):
 def test_curves_are_in_order_of_alpha():
     points = [CurvePoint(alpha, 0.5, 0.5) for alpha in (1, 0, 0.5)]
     assert [point.alpha for point in run("kl", curve=points).curve] == [0, 0.5, 1]
-    assert fine_tuned("kl", 0, 0.8, 0.6).curve[-1].out_of_distribution == pytest.approx(0.6)
+    assert fine_tuned("kl", 0, 0.8, 0.6).curve[-1].worst_group == pytest.approx(0.6)
 
 
 def test_notebooks_show_the_tables():

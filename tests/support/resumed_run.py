@@ -38,6 +38,7 @@ def make_trainer(folder, *, callbacks=(), peft_config=None, iterable=False, aver
             "num_train_epochs": 2,
             "learning_rate": 1e-3,
             "reg_weight": 5.0,
+            "reg_schedule": "linear",
             "crop_scale": None,
             "logging_steps": 1,
             "eval_strategy": "steps",

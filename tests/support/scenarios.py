@@ -100,6 +100,7 @@ def make_trainer(name, folder, **overrides):
             "num_train_epochs": 2,
             "learning_rate": 1e-3,
             "reg_weight": 5.0,
+            "reg_schedule": "linear",
             "logging_steps": 1,
             "report_to": "none",
             "use_cpu": True,

@@ -1,6 +1,7 @@
 """Several methods and seeds from one call, and one report out."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from transformers.utils import logging
 
 from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, interpolate
 from starft_hf.models.adapters import with_adapter
-from starft_hf.training.comparison import METHODS
-from tests.support.tiny import make_dataset
+from starft_hf.training.methods import METHODS, settings_of_methods
+from tests.support.tiny import CLASS_NAMES, make_dataset
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_settings_by_method_reach_it(clip, processor, config, dataset, sets):
     def star(**settings):
         report = compare(
             clip,
-            config(max_steps=3, learning_rate=1e-2),
+            config(max_steps=3, learning_rate=1e-2, reg_weight=0.5),
             dataset,
             sets,
             methods=["star"],
@@ -103,6 +104,64 @@ def test_settings_by_method_reach_it(clip, processor, config, dataset, sets):
         return report.runs[0].log[1].reg_weight
 
     assert star(star={"reg_weight": 8.0}) == pytest.approx(16 * star())
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings", "expected"),
+    [
+        (["kl", "kl@10", "kl@3e1"], None, {"kl": 2, "kl@10": 10, "kl@3e1": 30}),
+        (["kl@10", "star@auto"], {"kl": {"learning_rate": 0.5}}, {"kl@10": 10, "star@auto": "auto"}),
+        (
+            {"kl, light": {"regularizer": "kl", "reg_weight": 3}, "heavy": {"method": "kl@90"}, "kl": {}, "kl@4": {}},
+            None,
+            {"kl, light": 3, "heavy": 90, "kl": 2, "kl@4": 4},
+        ),
+    ],
+)
+def test_a_method_has_several_settings(methods, settings, expected, config):
+    found = settings_of_methods(config(reg_weight=2), methods, [0], settings)
+    assert {label: args.reg_weight for label, args in found} == expected
+    assert {args.regularizer for label, args in found} <= {"kl", "star"}
+    assert found[0][1].learning_rate == (0.5 if settings else 1e-3)
+
+
+def test_labels_of_methods_are_those_of_the_report(clip, processor, config, dataset):
+    args, methods = config(max_steps=1, reg_schedule="constant"), ["kl@10", "kl@30"]
+    report = compare(clip, args, dataset, dataset, methods=methods, alpha=None, processing_class=processor)
+    assert {run.method: run.log[0].reg_weight for run in report.runs} == {"kl@10": 10, "kl@30": 30}
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings", "match"),
+    [
+        (["KL"], None, "unknown method 'KL'. Did you mean 'kl'"),
+        (["flyp@3"], None, "unknown method 'flyp'. Did you mean 'FLYP'"),
+        (["kl@ten"], None, "'ten' is not a number"),
+        (["kl@"], None, "'' is not a number"),
+        (["kl@-1"], None, "reg_weight is -1"),
+        (["FLYP@3"], None, "has no regularizer; write 'FLYP'"),
+        (["zero-shot@3"], None, "write 'zero-shot'"),
+        (["kl@10", "kl@10.0"], None, "without duplicates"),
+        (["kl@10"], {"kl": {"reg_weight": 3}}, "leave out one of them"),
+        (["kl@10"], {"kl@3": {}}, "'kl@3', which is not compared"),
+        ({"kl": {}}, {"kl": {}}, "leave settings out"),
+        ({}, None, "at least one"),
+        ("kl", None, "methods is 'kl'; pass a list"),
+        ({"kl": 3}, None, "pass a dictionary of settings"),
+        ({"starr": {"reg_weight": 3}}, None, "unknown method 'starr'. Did you mean 'star'"),
+        ({"light": {"method": "k1"}}, None, "unknown method 'k1'. Did you mean 'kl'"),
+        (
+            {"light": {"method": "kl", "reg_wieght": 3}},
+            None,
+            "unknown setting 'reg_wieght'. Did you mean 'reg_weight'",
+        ),
+        ({"start": {"method": "zero-shot"}}, None, "call it 'zero-shot'"),
+    ],
+    ids=str,
+)
+def test_methods_that_name_nothing_or_two_things_are_refused(methods, settings, match, config):
+    with pytest.raises(ValueError, match=match):
+        settings_of_methods(config(), methods, [0], settings)
 
 
 def test_adapters_and_another_reference_reach_every_method_that_has_one(clip, processor, config, dataset, sets):
@@ -150,7 +209,7 @@ def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_h
     assert [point.alpha for point in tuned.curve] == [0, 0.25, 0.5, 0.75, 1]
     for run, point in ((zero_shot, tuned.curve[0]), (interpolated, tuned.curve[2]), (tuned, tuned.curve[4])):
         result = run.results["plain"]
-        assert (point.in_distribution, point.out_of_distribution) == (result.accuracy, result.worst_group_accuracy)
+        assert (point.average, point.worst_group) == (result.accuracy, result.worst_group_accuracy)
     mistakes = tuned.results["shifted"].mistakes
     assert mistakes
     assert all(mistake.group == tuned.results["shifted"].worst_group for mistake in mistakes)
@@ -176,9 +235,20 @@ def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_h
         ({"settings": {"star": {"regularizer": "sta"}}}, "unknown regularizer"),
         ({"settings": {"star": {"reg_wieght": 3}}}, "unknown setting 'reg_wieght'. Did you mean 'reg_weight'"),
         ({"settings": {"star": {"seed": 3}}}, "has a seed"),
+        (
+            {"methods": ["L2-SP"]},
+            "settings of 'L2-SP': .* no weight for reg_weight='auto'.* set reg_weight to a number",
+        ),
         ({"settings": {"star": {}}, "methods": ["kl"]}, "'star', which is not compared"),
-        ({"peft_config": "lora"}, "with an adapter cannot be interpolated"),
-        ({"peft_config": "lora", "alpha": None, "methods": ["kl", "L2-SP"]}, "compares the weights with those"),
+        (
+            {
+                "peft_config": "lora",
+                "alpha": None,
+                "methods": ["kl", "L2-SP"],
+                "settings": {"L2-SP": {"reg_weight": 0.1}},
+            },
+            "compares the weights with those",
+        ),
         ({"methods": ["FLYP"], "reference_model": "a/b"}, "reference_model has no effect"),
         ({"reference_model": "./nowhere"}, "there is no folder"),
     ],
@@ -198,10 +268,64 @@ def test_what_workers_cannot_be_sent_is_refused_before_they_start(clip, config, 
         compare(clip, config(), lambda seed: dataset, dataset, processes=2)
 
 
-def test_weights_of_adapters_are_not_interpolated(clip, processor, config, dataset):
-    model = with_adapter(clip, "lora")
-    settings = {"methods": ["FLYP"], "processing_class": processor}
-    with pytest.raises(ValueError, match="a model with an adapter cannot be interpolated"):
-        compare(model, config(), dataset, dataset, **settings)
-    (run,) = compare(model, config(), dataset, dataset, alpha=None, **settings).runs
-    assert run.interpolated is None
+@pytest.mark.parametrize("given", ["configuration", "model"])
+def test_adapters_are_interpolated_as_the_models_they_are_merged_into(clip, processor, config, dataset, given):
+    args, base = config(learning_rate=1e-2, seed=0), copy.deepcopy(clip)
+    settings = {"methods": ["CE"], "processing_class": processor, "alpha": 0.3}
+    if given == "model":
+        torch.manual_seed(args.seed)
+        own = with_adapter(copy.deepcopy(clip), "lora")
+        trained, more = copy.deepcopy(own), {}
+    else:
+        own, trained, more = clip, copy.deepcopy(clip), {"peft_config": "lora"}
+    plain, mixed = compare(own, args, dataset, dataset, **settings, **more).runs
+    trainer = StarFTTrainer(
+        trained,
+        dataclasses.replace(args, base_loss="cross_entropy", regularizer="none"),
+        dataset,
+        processing_class=processor,
+        **more,
+    )
+    trainer.train()
+    between = interpolate(base, trainer.model, 0.3, processor)
+    expected = evaluate_zero_shot(
+        between, processor, dataset, head=between.classification_head, class_names=CLASS_NAMES, progress=False
+    )
+    assert mixed.results["eval"].loss == pytest.approx(expected.loss, abs=1e-5)
+    assert abs(mixed.results["eval"].loss - plain.results["eval"].loss) > 1e-3
+
+
+def test_runs_are_repaired_on_a_validation_set(clip, processor, config, dataset):
+    methods = ["zero-shot", "FLYP", "FLYP + last layer", "kl + WiSE-FT", "CE + repair"]
+    validation, shown = make_dataset(48, seed=5), make_dataset(20, seed=6)
+    settings = {"processing_class": processor, "alpha": None, "repair_dataset": validation}
+    args = config(learning_rate=1e-2)
+    report = compare(clip, args, dataset, shown, methods=methods, **settings)
+    assert [run.method for run in report.runs] == methods
+    sizes = {tuple(run.results["eval"].group_sizes.items()) for run in report.runs}
+    assert len(sizes) == 1
+    assert "FLYP + last layer" in report.as_markdown()
+    # A repair changes nothing about the run that it is of.
+    (alone,) = compare(clip, args, dataset, shown, methods=["FLYP"], processing_class=processor, alpha=None).runs
+    assert alone.results["eval"].loss == report.runs[1].results["eval"].loss
+    assert alone.results["eval"].loss != report.runs[2].results["eval"].loss
+
+
+@pytest.mark.parametrize(
+    ("methods", "rows", "match"),
+    [
+        (["FLYP + last layer"], None, "methods has repairs, such as 'FLYP [+] last layer'.* pass repair_dataset"),
+        (["FLYP"], 24, "repair_dataset has no effect"),
+        (["FLYP + last layer", "FLYP + last layer"], 24, "without duplicates"),
+        (["FLYP + last-layer"], 24, "unknown method 'FLYP [+] last-layer'"),
+        (["FLYP + DFR"], 12, "images of the class .* at least 5"),
+    ],
+)
+def test_repairs_that_cannot_be_made_are_refused_before_training(
+    clip, processor, config, dataset, methods, rows, match
+):
+    validation = None if rows is None else make_dataset(rows, seed=5)
+    with pytest.raises(ValueError, match=match):
+        compare(
+            clip, config(), dataset, dataset, methods=methods, repair_dataset=validation, processing_class=processor
+        )

@@ -62,7 +62,9 @@ def test_pools_that_cannot_be_used(refused, dataset):
 def test_restrictions_and_weights_without_effect_are_warned_of(clip, processor, config, dataset, caplog):
     templates = ["{} in the snow.", "{} at night."]
     pool = SpuriosityPool(templates, weights=[1, 2], classes=[None, ["owls"]])
-    StarFTTrainer(clip, config(regularizer="car-ft"), dataset, processing_class=processor, spuriosity=pool)
+    StarFTTrainer(
+        clip, config(regularizer="car-ft", reg_weight=0.5), dataset, processing_class=processor, spuriosity=pool
+    )
     assert "Did you mean 'owl'" in caplog.text
     assert "weights of the templates" in caplog.text
 
@@ -70,7 +72,7 @@ def test_restrictions_and_weights_without_effect_are_warned_of(clip, processor, 
 def test_settings_that_need_labels(refused, dataset):
     captions = dataset.remove_columns("label")
     refused(captions, match="cross_entropy' needs labels", caption_column="note", base_loss="cross_entropy")
-    refused(captions, match="'star' needs labels.*regularizer='kl'", caption_column="note")
+    refused(captions, match="'star' needs labels.*regularizer='kl'", caption_column="note", regularizer="star")
     pool = {"spuriosity": ["a striped {class}."]}
     refused(captions, match=r"striped \{class\}", caption_column="note", regularizer="kl", trainer=pool)
 
@@ -143,10 +145,10 @@ def warnings(caplog, monkeypatch):
 
 def test_unwise_settings_are_warned_of(clip, processor, config, warnings):
     two = make_dataset(class_names=CLASS_NAMES[:2])
-    StarFTTrainer(clip, config(), two, processing_class=processor)
+    StarFTTrainer(clip, config(regularizer="star"), two, processing_class=processor)
     assert "regularizer='kl' is recommended below 4 classes" in warnings.text
     warnings.clear()
-    StarFTTrainer(clip, config(regularizer="kl"), two, processing_class=processor)
+    StarFTTrainer(clip, config(), two, processing_class=processor)
     assert "recommended" not in warnings.text
     one_epoch = {"max_steps": -1, "num_train_epochs": 1, "reg_schedule": "epoch_linear"}
     StarFTTrainer(clip, config(**one_epoch), make_dataset(), processing_class=processor)
@@ -165,10 +167,10 @@ def test_images_that_are_none_are_named(clip, processor, config, dataset):
         trainer.train()
 
 
-def test_the_defaults_are_the_papers(tmp_path):
+def test_the_defaults(tmp_path):
     config = StarFTConfig(output_dir=str(tmp_path))
     assert (config.learning_rate, config.weight_decay, config.num_train_epochs) == (1e-5, 0.1, 10)
-    assert (config.regularizer, config.reg_weight, config.reg_schedule) == ("star", 0.5, "linear")
+    assert (config.regularizer, config.reg_weight, config.reg_schedule) == ("auto", "auto", "constant")
     assert config.lr_scheduler_type == "cosine"
     assert config.crop_scale == (0.9, 1.0)
     assert 0 < config.warmup_steps < 1

@@ -28,7 +28,9 @@ def weights(trainer):
 
 
 def test_logs_carry_the_parts_of_the_loss(clip, processor, config, dataset):
-    trainer = train(clip, config(reg_weight=2.0, max_steps=4), dataset, processing_class=processor)
+    trainer = train(
+        clip, config(reg_weight=2.0, reg_schedule="linear", max_steps=4), dataset, processing_class=processor
+    )
     assert [entry["reg_weight"] for entry in steps(trainer)] == pytest.approx([1.5, 1.0, 0.5, 0.0])
     for entry in steps(trainer):
         assert entry["loss"] == pytest.approx(entry["base_loss"] + entry["reg_weight"] * entry["reg_loss"], rel=1e-5)
@@ -90,21 +92,24 @@ def test_another_reference_model(clip, processor, config, dataset):
     assert steps(trainer)[0]["reg_loss"] > 0.01
 
 
-@pytest.mark.parametrize(("regularizer", "weight"), [("star", 30), ("kl", 30), ("conditional", 30), ("none", 0)])
+@pytest.mark.parametrize(("regularizer", "weight"), [("auto", 30), ("kl", 30), ("conditional", 30), ("none", 0)])
 @pytest.mark.parametrize(("number", "share"), [(2, 9), (3, 4), (4, 2.25), (6, 1), (8, 1)])
 def test_the_weight_that_was_measured(clip, processor, config, regularizer, weight, number, share, tmp_path):
     expected, dataset = weight * share, make_dataset(16, class_names=MANY_NAMES[:number])
-    args = config(reg_weight="auto", reg_schedule="constant", regularizer=regularizer, max_steps=1)
+    args = config(regularizer=regularizer, max_steps=1)
     trainer = train(clip, args, dataset, processing_class=processor)
     assert steps(trainer)[0]["reg_weight"] == expected
     assert trainer.args.reg_weight == "auto"
     trainer.save_model(str(tmp_path / "model"))
     record = RunRecord.load(tmp_path / "model")
+    name = {"auto": "star" if number >= 4 else "kl", "none": None}.get(regularizer, regularizer)
     assert (record.config["reg_weight"], record.reg_weight) == ("auto", expected if weight else None)
+    assert (record.config["regularizer"], record.regularizer) == (regularizer, name)
     if weight:
         trainer.create_model_card()
         card = (Path(trainer.args.output_dir) / "README.md").read_text()
         assert f"| reg_weight | auto: {expected:g} |" in card
+        assert f"| regularizer | {f'auto: {name}' if regularizer == 'auto' else name} |" in card
     # For the classes of another training set, it is another number.
     assert StarFTConfig.from_pretrained(tmp_path / "model", output_dir=str(tmp_path)).reg_weight == "auto"
 
@@ -133,16 +138,18 @@ def test_a_registered_regularizer_needs_no_change_elsewhere(clip, processor, con
         return (1 - (inputs.image_embeds * inputs.reference_image_embeds).sum(-1)).mean()
 
     register_regularizer(Regularizer("cosine", cosine))
-    with pytest.raises(ValueError, match="exists already"):
-        register_regularizer(Regularizer("cosine", cosine))
-    trainer = train(clip, config(regularizer="cosine"), dataset, processing_class=processor)
+    for name in ("cosine", "auto", "none"):
+        with pytest.raises(ValueError, match="exists already"):
+            register_regularizer(Regularizer(name, cosine))
+    trainer = train(clip, config(regularizer="cosine", reg_weight=0.5), dataset, processing_class=processor)
     assert seen == [(8, 32)] * 3
     assert steps(trainer)[-1]["reg_loss"] > 0
 
 
 def test_a_caption_column_without_labels(clip, processor, config, dataset):
     captions = dataset.remove_columns("label")
-    trainer = train(clip, config(caption_column="note", regularizer="kl"), captions, processing_class=processor)
+    trainer = train(clip, config(caption_column="note"), captions, processing_class=processor)
+    assert (trainer.setup.regularizer_name, trainer.reg_weight) == ("kl", 30)
     assert trainer.reference.info.kind == "frozen copy"
     assert steps(trainer)[-1]["reg_loss"] > 0
 
@@ -309,7 +316,7 @@ def test_prompt_ensembles_change_the_classifier(clip, processor, config, dataset
 
 
 def test_a_cross_entropy_head_starts_as_the_zero_shot_classifier(clip, processor, config, dataset):
-    settings = {"per_device_eval_batch_size": 5}
+    settings = {"per_device_eval_batch_size": 5, "reg_weight": 0.5}
     zero_shot = StarFTTrainer(copy.deepcopy(clip), config(**settings), dataset, dataset, processing_class=processor)
     settings["base_loss"] = "cross_entropy"
     trained = StarFTTrainer(clip, config(max_steps=20, **settings), dataset, dataset, processing_class=processor)

@@ -68,7 +68,7 @@ def test_equal_weights_change_the_stream_but_no_weights_do_not(clip, processor, 
 
 @pytest.mark.parametrize("cache", ["text", "none"])
 def test_contexts_average_over_the_classes_a_template_is_for(clip, processor, config, dataset, restricted, cache):
-    args = config(regularizer="car-ft", reference_cache=cache)
+    args = config(regularizer="car-ft", reg_weight=0.5, reference_cache=cache)
     trainer = StarFTTrainer(clip, args, dataset, processing_class=processor, spuriosity=restricted)
     trainer.reference.prepare(torch.device("cpu"))
     contexts = trainer.reference.contexts(trainer.bank)

@@ -198,12 +198,12 @@ def test_the_curve_sets_one_dataset_or_measure_against_another():
     ]
     found = Sweep((0.0, 1.0), tuple(rows))
     points = found.curve("id", "ood")
-    assert [(point.alpha, point.in_distribution, point.out_of_distribution) for point in points] == [
+    assert [(point.alpha, point.average, point.worst_group) for point in points] == [
         (0.0, 0.9, 0.7),
         (1.0, 0.95, 0.6),
     ]
-    groups = found.curve("id", "id", out_measure="worst_group_accuracy")
-    assert [point.out_of_distribution for point in groups] == [0.45, 0.475]
+    groups = found.curve("id", "id", worst_group_measure="worst_group_accuracy")
+    assert [point.worst_group for point in groups] == [0.45, 0.475]
 
 
 def test_a_sweep_is_the_same_after_json():
@@ -218,7 +218,7 @@ def test_what_was_not_measured_is_refused():
     with pytest.raises(ValueError, match=r"unknown measure 'acuracy'.*mean 'accuracy'"):
         found.best("birds", "acuracy")
     with pytest.raises(ValueError, match=r"group_adjusted_accuracy of 'birds' is None at alpha 0\.0"):
-        found.curve("birds", "birds", out_measure="group_adjusted_accuracy")
+        found.curve("birds", "birds", worst_group_measure="group_adjusted_accuracy")
     with pytest.raises(ValueError, match=r"loss of 'birds' is nan at alpha 0\.25"):
         found.best("birds", "loss")
 

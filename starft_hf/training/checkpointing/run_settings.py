@@ -29,9 +29,9 @@ def run_settings(args: StarFTConfig, record: RunRecord, model: Any, examples: An
     # Any number of processes may share a batch, as long as it is the same batch.
     config["images_per_step"] = args.train_batch_size * args.world_size
     config["caption_templates"] = args.caption_templates
-    # The weight that "auto" stands for depends on the version.
-    if record.reg_weight is not None:
-        config["reg_weight"] = record.reg_weight
+    # What "auto" stands for depends on the version.
+    if record.regularizer is not None:
+        config |= {"regularizer": record.regularizer, "reg_weight": record.reg_weight}
     if args.max_steps > 0:
         del config["num_train_epochs"]
     pool, start, reference = record.pool or {}, record.start["fingerprint"], record.reference["fingerprint"]
@@ -43,7 +43,7 @@ def run_settings(args: StarFTConfig, record: RunRecord, model: Any, examples: An
         "reference_model": None if reference == start else reference,
         "adapter": _adapter_of(model),
         "rows of the training set": record.data["rows"],
-        "images, labels and captions of the training set": _sample_of(examples),
+        "images, labels and captions of the training set": sample_of(examples),
         "version of transformers": record.versions["transformers"],
     }
     content: dict[str, Any] = json.loads(json.dumps(settings, default=str))
@@ -85,7 +85,7 @@ def _adapter_of(model: Any) -> dict[str, Any] | None:
     return {name: value for name, value in plain.items() if name not in skipped}
 
 
-def _sample_of(examples: Any) -> list[Any] | None:
+def sample_of(examples: Any) -> list[Any] | None:
     """Some rows of a dataset, by their contents; None where reading a row may give something else every time."""
     dataset = getattr(examples, "dataset", None)
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom" or not len(dataset):

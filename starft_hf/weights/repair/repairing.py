@@ -23,7 +23,7 @@ from starft_hf.spuriosity.auto import Spuriosity
 from starft_hf.utils.files import check_free
 from starft_hf.utils.names import unknown_name
 from starft_hf.weights.repair import candidates as tried
-from starft_hf.weights.repair.embedded import Embedded
+from starft_hf.weights.repair.embedded import Embedded, Ints
 from starft_hf.weights.repair.embedding import Embedder, ImageReading, embed, readable_rows, seen_attributes, targets
 from starft_hf.weights.repair.groups import (
     AUTO,
@@ -192,24 +192,16 @@ def repair(
     for method in methods:
         if method not in tried.METHODS:
             raise ValueError(unknown_name("method", method, tried.METHODS))
-    if dataset is None or isinstance(dataset, Mapping) or is_iterable(dataset):
-        raise ValueError(
-            f"dataset is a {type(dataset).__name__}; pass a validation split whose rows can be read by index, with "
-            "images that the model was not trained on"
-        )
+    check_validation_set(dataset)
     cache = given_image_cache(image_cache, dataset, num_workers, progress)
     known = describe(model, templates, spuriosity)
     asked = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
     columns = _columns(known, dataset, asked)
-    names = columns.class_names or ()
-    labels, groups = targets(dataset, columns)
-    has_groups = columns.groups is not None
     # Whether there is a start is known once it is loaded.
-    criterion = resolve_criterion(criterion, has_groups=has_groups, has_pool=known.pool is not None)
-    by_group = criterion == WORST_GROUP
-    check_numbers(labels, names, groups if by_group else None)
-    subject = load_subject(known, processor, base, names)
-    resolve_criterion(criterion, has_groups=has_groups, has_pool=known.pool is not None and subject.start is not None)
+    criterion, labels, groups = check_numbers_of(dataset, columns, criterion, has_pool=known.pool is not None)
+    subject = load_subject(known, processor, base, columns.class_names or ())
+    has_pool = known.pool is not None and subject.start is not None
+    resolve_criterion(criterion, has_groups=columns.groups is not None, has_pool=has_pool)
 
     folder = None if cache_dir is None else str(cache_dir)
     settings = ReferenceSettings(cache_dir=folder, batch_size=batch_size, num_workers=num_workers, progress=progress)
@@ -233,6 +225,25 @@ def repair(
             )
         data = replace(data, groups=pseudo_groups(labels, seen))
     return _chosen(subject, _checked(data), criterion, used, seed, left_out, output)
+
+
+def check_validation_set(dataset: Any) -> None:
+    """Raise ValueError if `dataset` is not one that a repair can be chosen on."""
+    if dataset is None or isinstance(dataset, Mapping) or is_iterable(dataset):
+        raise ValueError(
+            f"dataset is a {type(dataset).__name__}; pass a validation split whose rows can be read by index, with "
+            "images that the model was not trained on"
+        )
+
+
+def check_numbers_of(
+    dataset: Any, columns: ImageColumns, criterion: str, *, has_pool: bool
+) -> tuple[str, Ints, list[str]]:
+    """The criterion, and the class index and group of every row, of which there are enough; ValueError if not."""
+    criterion = resolve_criterion(criterion, has_groups=columns.groups is not None, has_pool=has_pool)
+    labels, groups = targets(dataset, columns)
+    check_numbers(labels, columns.class_names or (), groups if criterion == WORST_GROUP else None)
+    return criterion, labels, groups
 
 
 def _chosen(

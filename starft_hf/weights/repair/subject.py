@@ -78,7 +78,7 @@ def describe(model: Model, templates: Sequence[str] | str | None, spuriosity: Sp
     pool = None if spuriosity is None else as_pool(spuriosity)
     if isinstance(model, nn.Module):
         check_adapters(model)
-        head = getattr(_inner(model), HEAD_NAME, None)
+        head = _head_of(model)
         names = getattr(head, "class_names", None)
         prompts = given or getattr(head, "templates", None) or (DEFAULT_PROMPT,)
         return Described(model, None, None, names, tuple(prompts), head is not None, pool)
@@ -107,7 +107,7 @@ def load_subject(known: Described, processor: Any, base: Model | None, class_nam
     head: Any
     if isinstance(known.model, nn.Module):
         model = known.model
-        head = getattr(_inner(model), HEAD_NAME, None)
+        head = _head_of(model)
         processor = load_processor(_inner(model), processor)
     else:
         loaded = load(known.folder or known.model, base=None if isinstance(base, nn.Module) else _path_or_none(base))
@@ -133,6 +133,11 @@ def without_head(model: nn.Module) -> nn.Module:
 
 def _inner(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _head_of(model: nn.Module) -> Any:
+    """The classification head of a cross-entropy run in memory, which may be a module of its `PeftModel`."""
+    return getattr(model, HEAD_NAME, getattr(_inner(model), HEAD_NAME, None))
 
 
 def _path_or_none(base: str | PathLike[str] | None) -> str | None:

@@ -17,6 +17,7 @@ SETTINGS = {
     "max_steps": -1,
     "num_train_epochs": 2,
     "reg_weight": 5.0,
+    "reg_schedule": "linear",
     "save_strategy": "steps",
     "save_steps": 100,
     "eval_strategy": "steps",

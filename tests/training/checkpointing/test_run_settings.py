@@ -17,7 +17,7 @@ from tests.support.tiny import make_dataset
 
 
 POOL = ["{} in the snow.", "{} at night."]
-SAVING = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+SAVING = {"reg_weight": 0.5, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
 
 # Settings, arguments of the trainer, and what the error says.
 OTHERS = {
@@ -103,6 +103,8 @@ def test_a_flag_accepts_the_difference_with_a_warning(trainer_of, checkpoint, ca
 
 
 HARMLESS = {
+    # "auto" in the run before.
+    "regularizer": "star",
     "mini_batch_size": 3,
     "reference_cache": "none",
     "eval_templates": ["{}"],
