@@ -57,9 +57,9 @@ def run(options: argparse.Namespace) -> None:
     folder = local_folder(options.model, trust_remote_code=options.trust_remote_code)
     own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
     if benchmark is None:
-        _take_columns(options, own)
+        take_own_columns(options, own)
         rows, split = load_split(options)
-        groups = _group_column(options, own, rows)
+        groups = own_group_column(options, own, rows)
     saved = load(folder, trust_remote_code=options.trust_remote_code)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = saved.model.to(device)
@@ -100,14 +100,14 @@ def _has_integers(rows: Any, column: str) -> bool:
     return not hasattr(feature, "names") and "int" in str(getattr(feature, "dtype", ""))
 
 
-def _take_columns(options: argparse.Namespace, own: dict[str, Any]) -> None:
+def take_own_columns(options: argparse.Namespace, own: dict[str, Any]) -> None:
     """Read the columns that the model's own run had, unless others were passed."""
     for name in ("image_column", "label_column"):
         if getattr(options, name) is None:
             setattr(options, name, own.get(name))
 
 
-def _group_column(options: argparse.Namespace, own: dict[str, Any], rows: Any) -> Any:
+def own_group_column(options: argparse.Namespace, own: dict[str, Any], rows: Any) -> Any:
     """The columns that name the groups: those that were passed, or else those of the model's own run if they exist."""
     from starft_hf.data.source import column_names
     from starft_hf.utils.names import unknown_name

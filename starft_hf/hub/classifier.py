@@ -144,16 +144,7 @@ def load(
     trusted = {"trust_remote_code": trust_remote_code}
     folder = processor_folder = local_folder(source, revision=revision, token=token, **trusted)
     if (folder / ADAPTER_CONFIG).is_file():
-        config = PeftConfig.from_pretrained(folder)
-        named = base or config.base_model_name_or_path
-        if not named:
-            raise FileNotFoundError(
-                f"the {ADAPTER_CONFIG} of {str(source)!r} names no base model; pass base='its id or folder'"
-            )
-        # One that lies in the adapter's folder moves with it.
-        named = folder / named if base is None and (folder / named).is_dir() else named
-        named = local_or_hub(named, "base" if base else "base_model_name_or_path of the adapter")
-        base_folder = local_folder(named, revision=None if base else config.revision, token=token, **trusted)
+        base_folder = base_of(folder, base, token=token, **trusted)
         with without_peft_warning():
             model: Any = PeftModel.from_pretrained(load_model(base_folder, **trusted), folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
@@ -170,6 +161,31 @@ def load(
     if (folder / HEAD_FILE).is_file():
         head, names = load_head(folder)
     return Classifier(model, load_processor(model, str(processor_folder), **trusted), names, templates, head)
+
+
+def base_of(
+    adapter: Path,
+    base: str | PathLike[str] | None = None,
+    *,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    """The folder of the base model of an adapter in a folder: `base`, or the one that the adapter names.
+
+    Raises:
+        OSError: if it cannot be found, or the adapter names none.
+    """
+    config = PeftConfig.from_pretrained(adapter)
+    named = base or config.base_model_name_or_path
+    if not named:
+        raise FileNotFoundError(
+            f"the {ADAPTER_CONFIG} of {str(adapter)!r} names no base model; pass base='its id or folder'"
+        )
+    # One that lies in the adapter's folder moves with it.
+    named = adapter / named if base is None and (adapter / named).is_dir() else named
+    named = local_or_hub(named, "base" if base else "base_model_name_or_path of the adapter")
+    revision = None if base else config.revision
+    return local_folder(named, revision=revision, token=token, trust_remote_code=trust_remote_code)
 
 
 def copy_model(source: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from starft_hf.models.families import LOGIT_PARAMETERS, family_of
+from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.own_code import save_code_of_towers
 from starft_hf.utils.files import file_in_place_of
 from starft_hf.utils.names import unknown_name
@@ -299,15 +300,40 @@ def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]
     """
     if not isinstance(model, PeftModel):
         raise ValueError(f"the {type(model).__name__} has no adapter to merge; save it with save_model()")
+    with _merged(model) as (merged, is_quantized):
+        save_code_of_towers(merged, folder)
+        # transformers cannot revert how it read weights that were quantized already.
+        merged.save_pretrained(folder, save_original_format=not is_quantized)
+    processor.save_pretrained(folder)
+
+
+def merged_copy(model: nn.Module) -> nn.Module:
+    """A copy of an adapted model with its adapter merged, a plain model, with the head of a cross-entropy run.
+
+    Raises:
+        ValueError: if weights are quantized, so that only PEFT can read them.
+    """
+    with _merged(model) as (merged, is_quantized):
+        if is_quantized:
+            raise ValueError(
+                f"the {type(model).__name__} has quantized weights, which cannot be mixed; load its base model in "
+                "full precision"
+            )
+        head = getattr(model, HEAD_NAME, None)
+        if head is not None and getattr(merged, HEAD_NAME, None) is None:
+            # The trained head of a cross-entropy run is a module of the `PeftModel`.
+            merged.add_module(HEAD_NAME, copy.deepcopy(head))
+        return cast(nn.Module, merged)
+
+
+@contextmanager
+def _merged(model: Any) -> Iterator[tuple[Any, bool]]:
+    """A copy of an adapted model with its adapter merged, and whether it has quantized weights."""
     # Not every type of quantized weights can be copied. They are shared with the copy, where PEFT puts others in their
     # place, and set back for types whose merge writes into them.
     quantized = {value: value.data.clone() for value in model.parameters() if not value.is_floating_point()}
     try:
-        merged = copy.deepcopy(model, {id(value): value for value in quantized}).merge_and_unload()
-        save_code_of_towers(merged, folder)
-        # transformers cannot revert how it read weights that were quantized already.
-        merged.save_pretrained(folder, save_original_format=not quantized)
+        yield copy.deepcopy(model, {id(value): value for value in quantized}).merge_and_unload(), bool(quantized)
     finally:
         for value, before in quantized.items():
             value.data = before
-    processor.save_pretrained(folder)

@@ -182,3 +182,16 @@ def test_a_merged_adapter_classifies_as_the_adapter(train, dataset, tmp_path, ba
     for one, other in zip(adapter(dataset["image"][:4]), merged(dataset["image"][:4]), strict=True):
         assert other.scores == pytest.approx(one.scores, abs=1e-5)
     assert AutoProcessor.from_pretrained(tmp_path / "merged")
+
+
+@pytest.mark.parametrize("base_loss", ["contrastive", "cross_entropy"])
+def test_a_saved_adapter_is_interpolated_as_the_model_it_is_merged_into(train, dataset, tmp_path, base_loss):
+    train("adapter", "lora", base_loss=base_loss).merge_and_save(tmp_path / "merged")
+    for name in ("adapter", "merged"):
+        interpolate_checkpoints(TINY_CLIP, tmp_path / name, 0.3, tmp_path / f"mixed-{name}")
+    found, expected = (load(tmp_path / f"mixed-{name}") for name in ("adapter", "merged"))
+    torch.testing.assert_close(found.model.state_dict(), expected.model.state_dict(), rtol=0, atol=1e-6)
+    assert (found.head is None) == (base_loss == "contrastive")
+    assert found.class_names == expected.class_names == tuple(CLASS_NAMES)
+    assert {path.name for path in tmp_path.iterdir()} >= {"mixed-adapter", "mixed-merged"}
+    assert not list(tmp_path.glob(".mixed*"))
