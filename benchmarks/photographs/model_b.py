@@ -1,7 +1,8 @@
 """Model B: pre-trained towers for 128 pixels, 27 million parameters; only the projections are trained here.
 
 EfficientNet-Lite0 with weights for ImageNet and MiniLM-L6 with weights for sentences are joined in a
-`VisionTextDualEncoderModel` of native classes. Both towers' features are computed once, and two projections are aligned on them.
+`VisionTextDualEncoderModel` of native classes. Features of both towers are computed once, and two projections are
+aligned on them.
 """
 
 import re

@@ -98,9 +98,9 @@ def page(results: Results, store: Store) -> str:
     lines = [
         "# Photographs: results",
         "",
-        "By `python -m benchmarks.photographs`, from `results.json`. Photographed cut-outs on photographs; a draw decides",
-        "which cut-outs and photographs train, validate and test. Figures are in %, means over draws (of the mean",
-        "over a draw's models) ± their standard errors over draws; differences are on the same draws and models.",
+        "By `python -m benchmarks.photographs`, from `results.json`. Photographed cut-outs on photographs; a draw",
+        "decides which cut-outs and photographs train, validate and test. Figures are in %, means over draws (of the",
+        "mean over a draw's models) ± their standard errors over draws; differences are on the same draws and models.",
         "",
         "| Draws / runs | draws, and pairs of a draw and a model |",
         "| --- | --- |",
