@@ -117,7 +117,7 @@ class Assets:
         return {key: list(own.values()) for key, own in found.items()}
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def load_assets(work: Path | None = None, given: Path | None = None) -> Assets:
     """The assets, made from packages that are fetched unless that was done before.
 

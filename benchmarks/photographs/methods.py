@@ -49,11 +49,7 @@ SHIPPED = {"warmup_steps": 0.1, "max_grad_norm": 1.0, "crop_scale": (0.9, 1.0)}
 METHODS = {
     "zero-shot": Method("zero-shot"),
     "FLYP": Method("FLYP"),
-    **{
-        f"{name}, {pool}": _aligned(name, pool)
-        for name in ("kl", "star")
-        for pool in ("right", "unrelated", "plain")
-    },
+    **{f"{name}, {pool}": _aligned(name, pool) for name in ("kl", "star") for pool in ("right", "unrelated", "plain")},
     "conditional": _aligned("conditional", "right"),
     "conditional + attribution": _aligned("conditional + attribution", "right"),
     # "auto" takes star from four classes on, else kl; which one it is, `default_regularizer` says.

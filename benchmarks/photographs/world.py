@@ -5,14 +5,15 @@ the content and not only with noise. Models are pre-trained on part of both (`se
 
 | Split | Cut-outs | Photographs |
 | --- | --- | --- |
-| train | seen, a part of their own | seen |
+| train | seen, a part of their own | seen, most of them |
 | validation | seen, another part | not seen, a part of their own |
 | test | seen, the remaining part | not seen, the remaining part |
-| new | not seen: new individuals | those of test |
+| new | not seen, most of them: new individuals | those of test |
 | held_out | seen, of the other classes | those of test |
 """
 
 import io
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,9 +58,12 @@ CAPTION_TEMPLATE = "a photo of a {}."
 
 # A number for each split, so that splits of a draw share no randomness, and its rows.
 _SPLITS = {"train": (0, 480), "validation": (1, 480), "test": (2, 960), "new": (3, 480), "held_out": (4, 480)}
-# Of the cut-outs that pre-training has seen, those for training and validation; the remaining ones are for testing. Of
-# the photographs that it has not seen, those for validation.
-TRAINED, VALIDATED, VALIDATED_PHOTOGRAPHS = 0.5, 0.2, 0.4
+# Of the cut-outs that pre-training has seen, those for training and validation; the remaining ones are for testing.
+TRAINED, VALIDATED = 0.5, 0.2
+# Of the photographs that it has seen, those for training; of the others, those for validation.
+TRAINED_PHOTOGRAPHS, VALIDATED_PHOTOGRAPHS = 0.7, 0.4
+# Of the cut-outs that it has not seen, those of a draw.
+NEW = 0.7
 # Changes with what a split consists of, so that splits kept on disk are made anew.
 _VERSION = 1
 
@@ -92,11 +96,13 @@ def content_of(split: str, draw: int, assets: Assets) -> Content:
         own = _shuffled(assets.cutouts_of[kind, split != "new"], draw, kind)
         ends = [0, max(1, round(TRAINED * len(own))), max(2, round((TRAINED + VALIDATED) * len(own))), len(own)]
         part = {"train": 0, "validation": 1, "test": 2}.get(split)
-        cutouts[kind] = own if part is None else own[ends[part] : ends[part + 1]]
+        if part is not None:
+            own = own[ends[part] : ends[part + 1]]
+        cutouts[kind] = own[: math.ceil(NEW * len(own))] if split == "new" else own
     for place in HOMES:
         own = _shuffled(assets.photographs_of[place, split == "train"], draw, place)
-        end = round(VALIDATED_PHOTOGRAPHS * len(own))
-        photographs[place] = own if split == "train" else own[:end] if split == "validation" else own[end:]
+        end = round((TRAINED_PHOTOGRAPHS if split == "train" else VALIDATED_PHOTOGRAPHS) * len(own))
+        photographs[place] = own[:end] if split in ("train", "validation") else own[end:]
     return Content(cutouts, photographs)
 
 
