@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from starft_hf.cli.benchmark import OF_A_BENCHMARK
-from starft_hf.cli.command import check_sources, refuse, warn
+from starft_hf.cli.command import add_trust, check_sources, refuse, warn
 from starft_hf.cli.data import add_data_arguments, class_names, columns, load_split, reading
 from starft_hf.cli.output import show
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--no_head", action="store_true", help="zero-shot, even if there is a linear head")
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -52,13 +53,13 @@ def run(options: argparse.Namespace) -> None:
     benchmark = None
     if options.benchmark is not None:
         benchmark = load_benchmark(options.benchmark, classes=given_names, root=options.data_dir)
-    folder = local_folder(options.model)
+    folder = local_folder(options.model, trust_remote_code=options.trust_remote_code)
     own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
     if benchmark is None:
         _take_columns(options, own)
         rows, split = load_split(options)
         groups = _group_column(options, own, rows)
-    saved = load(folder)
+    saved = load(folder, trust_remote_code=options.trust_remote_code)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = saved.model.to(device)
     settings = {**reading(options), "dtype": torch.bfloat16 if options.bf16 else None}

@@ -52,6 +52,7 @@ def discover_spuriosity(
     on_bad_image: str = RAISE,
     image_decoding: str = SCALED,
     image_cache: str | PathLike[str] | bool | None = None,
+    trust_remote_code: bool = False,
     progress: bool = True,
 ) -> DiscoveryResult:
     """Find the attributes of images that are correlated with their labels, by a zero-shot model and without groups.
@@ -88,6 +89,7 @@ def discover_spuriosity(
         image_decoding: "scaled" decodes an image at no more than the size that resizing it well takes, "full" in full.
         image_cache: "auto" or True, for `starft` under HF_HOME, or a folder: what the model gets of all images of the
             dataset is kept there for further runs. None keeps nothing.
+        trust_remote_code: whether to run code that comes with a model whose classes transformers does not have.
         progress: whether to show a progress bar.
 
     Raises:
@@ -115,7 +117,9 @@ def discover_spuriosity(
     named = ColumnSettings(image_column, label_column, class_names=class_names)
     columns = resolve_columns(dataset, named, what="dataset")
     check_labeled(columns, "dataset")
-    return discover(*load_encoder(model, processor), dataset, columns, pool, settings)
+    return discover(
+        *load_encoder(model, processor, trust_remote_code=trust_remote_code), dataset, columns, pool, settings
+    )
 
 
 def check_labeled(columns: ImageColumns, what: str) -> None:

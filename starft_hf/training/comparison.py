@@ -56,13 +56,14 @@ class _Runner:
         """The run of a method with its settings, and that of its interpolation with the zero-shot weights."""
         method, args = job
         shared = self.shared
-        model = copy.deepcopy(load_model(shared.model))
+        trusted = {"trust_remote_code": args.trust_remote_code}
+        model = copy.deepcopy(load_model(shared.model, **trusted))
         trainer = StarFTTrainer(
             model,
             args,
             shared.train_dataset(args.seed) if callable(shared.train_dataset) else shared.train_dataset,
             shared.eval_dataset,
-            processing_class=load_processor(model, shared.processing_class),
+            processing_class=load_processor(model, shared.processing_class, **trusted),
             spuriosity=_used_pool(args, shared.spuriosity),
             # Plain fine-tuning and the zero-shot model have no reference.
             reference_model=shared.reference_model if _has_reference(args) and method != ZERO_SHOT else None,
@@ -173,8 +174,9 @@ def compare(
             plan = RunPlan.check(dataclasses.replace(checked, args=own, spuriosity=pool, reference_model=reference))
             plan.check_adapter(own, adapted)
     if processes == 1:
-        model = load_model(model)
-        reference_model = None if reference_model is None else load_model(reference_model)
+        trusted = {"trust_remote_code": args.trust_remote_code}
+        model = load_model(model, **trusted)
+        reference_model = None if reference_model is None else load_model(reference_model, **trusted)
         shared = dataclasses.replace(shared, model=model, reference_model=reference_model)
     with tqdm(total=len(jobs), desc="Comparing", unit=" runs", disable=args.disable_tqdm) as bar:
         runs = _run_all(_Runner(shared, alpha, alphas), jobs, processes, bar)

@@ -89,6 +89,9 @@ class StarFTConfig(TrainingArguments):
         reweight_clip (`float`, defaults to `10.0`): the largest weight, before all are normalized to a mean of 1.
         mini_batch_size (`int`, *optional*): images per forward and backward, for batches that do not fit into memory;
             None runs the batch as a whole. Losses and gradients stay the same; the encoders run forward once more.
+        freeze_batch_norm (`bool`, defaults to `True`): let batch norm use its running statistics while training, as it
+            does in the reference and after training, and keep them; its weights and biases are trained. False
+            normalizes by the statistics of the batch, with which the regularizer is not 0 at the start.
         decay_all_parameters (`bool`, defaults to `True`): apply weight decay to biases and norms as well, as the
             paper's code does; False excludes them, as Trainer does.
 
@@ -146,6 +149,8 @@ class StarFTConfig(TrainingArguments):
             "notes/*.md". Without it, files of the model, its record and its card are.
         hub_timeout (`float`, defaults to `60.0`): seconds that the Hub may take to answer a request; an upload may
             take a second more for every 100 KB.
+        trust_remote_code (`bool`, defaults to `False`): run the code that comes with a model or processor of a class
+            that transformers does not have. Read it before.
         ignore_mismatched_settings (`bool`, defaults to `False`): resume from a checkpoint although the run that wrote
             it had other settings, pool, classes, model or data, with a warning.
 
@@ -202,11 +207,13 @@ class StarFTConfig(TrainingArguments):
     reference_text_cache_gib: float = _setting(1.0, RECORDED, "Limit of the caption embeddings in GiB.")
     reference_dtype: str | None = _setting(None, RUN, "What the reference computes in.")
     mini_batch_size: int | None = _setting(None, RECORDED, "Images per forward and backward.")
+    freeze_batch_norm: bool = _setting(True, RUN, "Train batch norm with its running statistics, and keep them.")
     decay_all_parameters: bool = _setting(True, RUN, "Decay biases and norms as well.")
     eval_templates: list[str] | None = _setting(None, RECORDED, "Prompt ensemble of zero-shot classifiers.")
     card_template: str | None = _setting(None, IRRELEVANT, "File with a template of the model card.")
     hub_include: list[str] | None = _setting(None, IRRELEVANT, "Further files to publish, as paths or patterns.")
     hub_timeout: float = _setting(60.0, IRRELEVANT, "Seconds that the Hub may take to answer a request.")
+    trust_remote_code: bool = _setting(False, IRRELEVANT, "Run code that comes with a model; read it before.")
     ignore_mismatched_settings: bool = _setting(False, IRRELEVANT, "Resume from a run with other settings.")
 
     def __post_init__(self) -> None:

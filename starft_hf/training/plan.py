@@ -12,7 +12,6 @@ from transformers.utils import logging
 
 from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.data.columns import ImageColumns, check_captions, check_labels, resolve_columns
-from starft_hf.data.decoding import RAISE, SKIP
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.image_cache import check_cacheable_sets
 from starft_hf.data.images import ImageTransform
@@ -20,11 +19,11 @@ from starft_hf.data.source import column_names, is_iterable
 from starft_hf.data.streams import warn_of_shards
 from starft_hf.evaluation.retention import named_retention_sets
 from starft_hf.models.adapters import check_preset, is_adapted
-from starft_hf.models.modes import has_batch_statistics
 from starft_hf.objectives.regularizers import NO_REGULARIZER, Regularizer, get_regularizer
 from starft_hf.reference import CachePlan, ReferenceSettings, plan_cache
 from starft_hf.spuriosity.auto import Spuriosity, check_auto, given_pool
 from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
+from starft_hf.training.batch_norm import check_batch_norm
 from starft_hf.training.batch_size import check_batch
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
@@ -144,17 +143,8 @@ class RunPlan:
         # Before the reference switches the adapter off and on, which would make PEFT train it.
         check_trained_adapter(model)
         self.check_adapter(args, is_adapted(model))
-        if args.on_bad_image == SKIP and has_batch_statistics(model):
-            raise ValueError(
-                f"on_bad_image={SKIP!r} leaves an empty row in the batch, and this {type(model).__name__} normalizes "
-                "by the statistics of a batch, which that would change; use "
-                f"on_bad_image={RAISE!r} and remove bad images"
-            )
-        if args.mini_batch_size is not None and has_batch_statistics(model):
-            raise ValueError(
-                f"mini_batch_size={args.mini_batch_size} would change what this {type(model).__name__} computes: it "
-                "normalizes by the statistics of a batch, which a part of the batch does not have. Leave it at None."
-            )
+        compares = self.regularizer is not None and strategy_of(self.regularizer).needs_embeddings
+        check_batch_norm(args, model, compares=compares)
 
     def check_adapter(self, args: StarFTConfig, adapted: bool) -> None:
         """Check that the settings fit a model that is `adapted`, which may be known before it is loaded.

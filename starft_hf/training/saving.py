@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from starft_hf.models.adapters import is_adapted, save_temperature
+from starft_hf.models.adapters import base_model_of, is_adapted, save_temperature
 from starft_hf.models.fsdp import with_scalars
 from starft_hf.models.heads import HEAD_NAME, load_head, save_head
+from starft_hf.models.own_code import save_code_of_towers
 
 
 def save_weights(
@@ -26,6 +27,7 @@ def save_weights(
     state_dict = with_scalars(model.state_dict() if state_dict is None else state_dict, scalars)
     # A model may still carry the head of another run, which is not saved.
     head = {name: state_dict.pop(key) for name in ("weight", "bias") if (key := f"{HEAD_NAME}.{name}") in state_dict}
+    save_code_of_towers(base_model_of(model), folder)
     write(folder, state_dict)
     if class_names is not None:
         save_head(head, class_names, folder)

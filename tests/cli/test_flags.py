@@ -197,6 +197,7 @@ def calls(monkeypatch, tmp_path):
     pool = type("Pool", (list,), {"save": record("save")})
 
     def loaded(folder, **settings):
+        found.append(("load", plain(settings)))
         head = SimpleNamespace(to=lambda device: "head") if "with-head" in str(folder) else None
         model = SimpleNamespace(to=lambda device: "model")
         return SimpleNamespace(model=model, processor="p", head=head, class_names=("x", "y"), templates=("own {}",))
