@@ -82,12 +82,15 @@ def make_processor() -> CLIPProcessor:
     return processor
 
 
-def make_model(replicate: int, folder: Path) -> None:
-    """Pre-train the model of a replicate into a folder."""
-    drawn = {"draw_captioned": draw_captioned, "processor": make_processor()}
-    model, processor = pretrain(replicate, PRETRAINING_STEPS, progress=False, **drawn)
-    processor.save_pretrained(folder)
-    model.save_pretrained(folder)
+def base_folder(replicate: int, work: Path) -> Path:
+    """The folder of the model of a replicate, which is pre-trained unless that was done before."""
+    folder = work / f"fine-{replicate}"
+    if not (folder / "config.json").is_file():
+        drawn = {"draw_captioned": draw_captioned, "processor": make_processor()}
+        model, processor = pretrain(replicate, PRETRAINING_STEPS, progress=False, **drawn)
+        processor.save_pretrained(folder)
+        model.save_pretrained(folder)
+    return folder
 
 
 def make_dataset(
@@ -129,7 +132,7 @@ def train_split(correlation: float, replicate: int) -> Dataset:
     return make_dataset(np.random.default_rng((21, replicate)), rows, FINE)
 
 
-def test_sets(replicate: int) -> dict[str, tuple[Dataset, str]]:
+def test_sets(replicate: int) -> dict[str, tuple[Dataset, str | list[str]]]:
     """The trained classes, two group shifts that were never trained on, and six retention sets, with their prompts."""
     places = list(HOMES.values())
     elsewhere = [place for place in BACKGROUNDS if place not in places]

@@ -1,9 +1,9 @@
 """Several shortcuts at once, some that no template names: `python -m benchmarks.shortcuts`.
 
-Plants up to three of five shortcuts in the demo's world, and counts what `discover_spuriosity` finds and what it should
-not have found; then plants four, fine-tunes with every method, and measures the worst group by each of them. What is
-finished stands in shortcuts.json and is not run again. At the end SHORTCUTS.md and its plot are written. What was
-expected was written down before: several_shortcuts_hypotheses.md.
+Plants up to three of five shortcuts in the demo's world, and counts what `discover_spuriosity` finds and what it
+should not have found; then plants four, fine-tunes with every method, and measures the worst group by each of them.
+What is finished stands in shortcuts.json and is not run again. At the end SHORTCUTS.md and its plot are written. What
+was expected was written down before: several_shortcuts_hypotheses.md.
 """
 
 import argparse

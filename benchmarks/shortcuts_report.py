@@ -1,8 +1,8 @@
-"""The results of `benchmarks.shortcuts` for people: what is found, what repairing one does to the others, and a plot."""
+"""The results of `benchmarks.shortcuts` for people: what is found, what repairing one does to others, and a plot."""
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def conditions(rows: Searched) -> dict[str, Searched]:
 def discovery_table(rows: Searched) -> list[str]:
     """Power, false discoveries and errors by number of shortcuts and strength."""
     lines = [
-        "| Planted | Background found | Color found | Something else found | False discovery rate | Found with shuffled labels |",
+        "| Planted | Background found | Color found | Something else found | False discovery rate "
+        "| Found with shuffled labels |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, own in conditions(rows).items():
@@ -233,20 +234,35 @@ def _draw_repair(store: Store, panel: Axes) -> None:
     panel.legend(ncols=3, loc="lower left")
 
 
+INTRODUCTION = """
+By `python -m benchmarks.shortcuts`, on eight shapes of the demo's world. Shortcuts are the background (grass or
+water) and the color of the shape (navy or maroon), which templates name, and a border, a tint and JPEG of quality
+10, which none does. A shortcut at 0.95 is in 95% of the images of one half of the classes and in 5% of those of
+the other; all others are in one half of all images. Any two halves of classes have one half of their classes in
+common. What was expected: several_shortcuts_hypotheses.md, part B, committed before the first run.
+"""
+SEARCHED = """
+All subsets of the shortcuts are planted in turn, with three pre-trained models in turn. Searched for are the
+demo's 15 backgrounds, its 4 colors and its 15 phrases about nothing visible. Figures are % of the training sets,
+with their standard errors and, in parentheses, their number. "Something else" is any attribute that names nothing
+that is planted; the false discovery rate is the mean of its share of what is found. What `discover_spuriosity`
+claims is that at most 1% of training sets whose labels are independent of the images (shuffled) have anything
+found.
+"""
+REPAIRED = """
+Background, border, tint and JPEG are planted at 0.95; the pool is that of the backgrounds. In test images all of
+them occur with all classes alike. The four groups by a shortcut are the half of the classes and whether it is
+shown.
+"""
+
+
 def as_markdown(store: Store) -> str:
     """The page."""
     rows = searched(store)
-    draws = len(rows) // (1 + MOST_PLANTED * len(STRENGTHS))
+    draws, replicates = len(rows) // (1 + MOST_PLANTED * len(STRENGTHS)), len(complete_replicates(store))
     lines = [
         "# Several shortcuts at once",
-        "",
-        "By `python -m benchmarks.shortcuts`, on eight shapes of the demo's world. Shortcuts are the background (grass or "
-        "water)",
-        "and the color of the shape (navy or maroon), which templates name, and a border, a tint and JPEG of quality 10, "
-        "which",
-        "none does. A shortcut at 0.95 is in 95% of the images of one half of the classes and in 5% of those of the other;",
-        "all others are in one half of all images. Any two halves of classes have one half in common.",
-        "What was expected: several_shortcuts_hypotheses.md, part B, committed before the first run.",
+        *INTRODUCTION.splitlines(),
         "",
         "![What is found, and the worst group by shortcut](shortcuts.png)",
         "",
@@ -254,12 +270,8 @@ def as_markdown(store: Store) -> str:
         "",
         "## What discovery finds",
         "",
-        f"{draws} of {DRAWS} training sets of 480 images for every row, with all subsets of the shortcuts in turn and "
-        "three pre-trained",
-        "models; searched for are the demo's 15 backgrounds, its 4 colors and its 15 phrases about nothing visible. In % of",
-        'the training sets, with standard errors and their number. "Something else" is any attribute that names nothing that',
-        "is planted; the false discovery rate is its mean share of what is found. The product claims that at most 1% of",
-        "training sets without any association (shuffled labels) have anything found.",
+        f"{draws} of {DRAWS} draws, each of a training set of 480 images for every row of the first table.",
+        *SEARCHED.splitlines()[1:],
         "",
         *discovery_table(rows),
         "",
@@ -269,10 +281,8 @@ def as_markdown(store: Store) -> str:
         "",
         "## What repairing one does to the others",
         "",
-        f"{len(complete_replicates(store))} of {REPLICATES} replicates, each with images of its own, on "
-        "three pre-trained models in turn.",
-        "Background, border, tint and JPEG are planted at 0.95; the pool is that of the backgrounds. In test images all",
-        "occur with all classes alike. Groups are the half of the classes and whether the shortcut is shown.",
+        f"{replicates} of {REPLICATES} replicates, each with images of its own, on three pre-trained models in turn.",
+        *REPAIRED.splitlines()[1:],
         "",
         *repair_table(store),
         "",

@@ -69,7 +69,7 @@ def sets_of(store: Store, world: str, method: str, correlation: float | None, re
 def values(store: Store, world: str, method: str, correlation: float, measure: str) -> list[float]:
     """A measure of every complete replicate, in %."""
     found = MEASURES[measure]
-    numbers = complete_replicates(store, world)
+    numbers = complete_replicates(store, world, correlation)
     return [100 * found(sets_of(store, world, method, correlation, number)) for number in numbers]
 
 
@@ -103,7 +103,7 @@ def paired_table(store: Store, world: str, correlation: float) -> list[str]:
 
 def retention_table(store: Store, world: str, correlation: float) -> list[str]:
     """Every retention set against zero-shot."""
-    numbers = complete_replicates(store, world)
+    numbers = complete_replicates(store, world, correlation)
     names = [name for name in sets_of(store, world, ZERO_SHOT, None, numbers[0]) if name not in (FINE, COMMON, NEW)]
     lines = [f"| {correlation:g}, in points | {' | '.join(names)} |", f"| --- | {' | '.join('---:' for _ in names)} |"]
     for method in ROWS:
@@ -119,14 +119,15 @@ def retention_table(store: Store, world: str, correlation: float) -> list[str]:
 
 
 @rc_context({"font.size": 9, "axes.titlesize": 9})
-def draw(store: Store, worlds: Sequence[str], path: Path) -> None:
+def draw(store: Store, path: Path) -> None:
     """Three measures against zero-shot, a row of panels per world: means, and two standard errors."""
     shown = ("common names, worst group", "new classes, worst group", "retention, mean of six")
+    worlds = covered(store)
     figure = Figure(figsize=(9, 0.6 + 2.6 * len(worlds)), layout="constrained")
     axes = figure.subplots(len(worlds), len(shown), sharey=True, squeeze=False)
     for row, world in enumerate(worlds):
         for panel, measure in zip(axes[row], shown, strict=True):
-            for place, (correlation, color) in enumerate(zip(CORRELATIONS, ("C0", "C3"), strict=True)):
+            for place, correlation in enumerate(worlds[world]):
                 found = [differences(store, world, (method, ZERO_SHOT), correlation, measure) for method in ROWS]
                 panel.errorbar(
                     [statistics.fmean(own) for own in found],
@@ -135,12 +136,12 @@ def draw(store: Store, worlds: Sequence[str], path: Path) -> None:
                     fmt="o",
                     ms=5,
                     capsize=2,
-                    color=color,
+                    color=("C3", "C0")[CORRELATIONS.index(correlation)],
                     label=f"{correlation:.0%} of the training images at home",
                 )
             panel.axvline(0, color="0.4", lw=1)
             panel.grid(axis="x", alpha=0.3)
-            panel.set_title(f"{world} world: {measure}" if len(worlds) > 1 else measure)
+            panel.set_title(f"{world}: {measure}")
         axes[row, 0].set_yticks(range(len(ROWS)), ROWS)
         axes[row, 0].invert_yaxis()
     for panel in axes[-1]:
@@ -150,48 +151,58 @@ def draw(store: Store, worlds: Sequence[str], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
+INTRODUCTION = """
+By `python -m benchmarks.zero_shot_shift`. A model is fine-tuned on 60 or more fine classes, each at home on one of
+two backgrounds, in 50% (nothing spurious) or 95% of its images; then it classifies with names that fine-tuning
+never saw. "Common names" are two, of trained classes at home on one background and of trained classes at home on
+the other; "new classes" are two without any training image. Worst groups are of class and background. Every
+replicate has images of its own, of the drawn world also a model of its own, of the photographs the three models A
+in turn; differences are paired by replicate, ± the standard error of their mean. What was expected:
+several_shortcuts_hypotheses.md, part A, committed before the first run.
+"""
+
+
+def covered(store: Store) -> dict[str, list[float]]:
+    """By world, the correlations with complete replicates."""
+    found = {
+        world: [correlation for correlation in CORRELATIONS if complete_replicates(store, world, correlation)]
+        for world in WORLDS
+    }
+    return {world: own for world, own in found.items() if own}
+
+
 def as_markdown(store: Store) -> str:
     """The page."""
-    worlds = [world for world in WORLDS if complete_replicates(store, world)]
     lines = [
         "# Fine-tuned on many classes, zero-shot on others",
-        "",
-        "By `python -m benchmarks.zero_shot_shift`. A model is fine-tuned on 60 or more fine classes, each at home on one "
-        "of two",
-        "backgrounds, in 50% (nothing spurious) or 95% of its images; then it classifies with names that fine-tuning never "
-        "saw.",
-        '"Common names" are two, of the trained classes at home on one background and of those at home on the other; "new',
-        'classes" are two without any training image. Worst groups are of class and background. Every replicate has a model',
-        "pre-trained anew, and images of its own; differences are paired by replicate, ± the standard error of their mean.",
-        "What was expected: several_shortcuts_hypotheses.md, part A, committed before the first run.",
+        *INTRODUCTION.splitlines(),
         "",
         "![Differences from zero-shot](zero_shot_shift.png)",
         "",
         "Bars are two standard errors.",
     ]
-    for world in worlds:
-        numbers = complete_replicates(store, world)
+    for world, correlations in covered(store).items():
         seconds = sum(own["seconds"] for key, own in store.cells.items() if key.split(" | ")[0] == world)
+        counts = [
+            f"{len(complete_replicates(store, world, correlation))} at {correlation:g}" for correlation in correlations
+        ]
         lines += [
             "",
-            f"## The {world} world",
+            f"## {world.capitalize()}",
             "",
-            f"{len(numbers)} of {REPLICATES} replicates, {seconds / 3600:.1f} core-hours besides pre-training. Accuracies in %:",
+            f"Replicates, of {REPLICATES}: {', '.join(counts)}; {seconds / 60:.0f} core-minutes besides pre-training. "
+            "Accuracies in %:",
         ]
-        for correlation in reversed(CORRELATIONS):
-            lines += ["", *table(store, world, correlation)]
-        for correlation in reversed(CORRELATIONS):
-            lines += ["", *paired_table(store, world, correlation)]
-        for correlation in reversed(CORRELATIONS):
-            lines += ["", *retention_table(store, world, correlation)]
+        for make in (table, paired_table, retention_table):
+            for correlation in correlations:
+                lines += ["", *make(store, world, correlation)]
     return "\n".join([*lines, "", *NOTES.read_text(encoding="utf-8").splitlines()]) + "\n"
 
 
 def write_report(store: Store, folder: Path) -> None:
     """ZERO_SHOT_SHIFT.md and its plot."""
-    worlds = [world for world in WORLDS if complete_replicates(store, world)]
-    if not worlds:
+    if not covered(store):
         print("no replicate is complete yet")
         return
     write_text_atomically(folder / "ZERO_SHOT_SHIFT.md", as_markdown(store))
-    draw(store, worlds, folder / "zero_shot_shift.png")
+    draw(store, folder / "zero_shot_shift.png")

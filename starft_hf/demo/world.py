@@ -103,8 +103,8 @@ def draw_image(
 ) -> PILImage.Image:
     """Draw `shape` on `background`, in a random place, size and rotation, and a random color unless one is given.
 
-    The style is "clean" as in pre-training, or "shifted": blurred, faded, tinted and noisy. A color is one of `COLORS`,
-    or any other as RGB.
+    The style is "clean" as in pre-training, or "shifted": blurred, faded, tinted and noisy. The color is one of
+    `COLORS`, or any other as RGB.
     """
     for what, name, known in (("shape", shape, CLASS_NAMES), ("background", background, _BACKGROUND_PAINTERS)):
         if name not in known:

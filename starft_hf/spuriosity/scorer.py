@@ -20,8 +20,8 @@ from starft_hf.utils.names import readable
 _CLASSES_PER_TEMPLATE = 8
 # Templates are one attribute from this cosine on, of embeddings less the mean of their aspect.
 _SIMILARITY = 0.7
-# A template says nothing to the model if it changes captions by less than this share of the largest change: that by any
-# template, or by the class names.
+# A template says nothing to the model if it changes captions by less than this share of the largest change, by any
+# template or by class names.
 _NEGLIGIBLE = 0.2
 # Entries of unit rows that differ by less count as equal.
 _ROUNDING = 1e-5
@@ -122,10 +122,10 @@ def scorer_from(
 
 
 def _changes(class_embeds: Tensor, embeds: Tensor, is_used: Sequence[bool]) -> Tensor:
-    """How far templates are from the plain caption, the first row of `embeds` `(1 + T, D)`: shares of the largest change.
+    """How far templates are from the plain caption, the first row of `embeds` `(1 + T, D)`, if the largest change is 1.
 
-    That is the change by any template, or by the class names `(C, D)`, and is the same for all aspects. Among templates
-    of an aspect that all say nothing to the model, their differences from each other would look large.
+    The largest is by any template or by class names `(C, D)`, so that it is the same for all aspects. Within one whose
+    templates all say nothing to the model, their differences from each other would look large.
     """
     changes = (embeds[1:] - embeds[0]).norm(dim=-1).where(torch.tensor(is_used), 0.0)
     largest = torch.maximum(changes.max(), (class_embeds - class_embeds.mean(0)).norm(dim=-1).max())
