@@ -40,7 +40,7 @@ FINE = tuple(f"{color} {shape}" for shape in TRAINED for color in COLORS)
 # Further words of captions, for the tokenizer.
 WORDS = ("curved", "angular", "shape", *(color for color in COLORS if color not in world.COLORS))
 
-PER_CLASS = 20
+PER_CLASS = 10
 PRETRAINING_STEPS = 1200
 # How often a caption of pre-training names the color and the shape, the shape, the color, and the kind.
 NAMED = (0.5, 0.2, 0.12, 0.18)
@@ -121,15 +121,17 @@ def _group(shape: str, place: str) -> str:
 
 
 def train_split(correlation: float, replicate: int) -> Dataset:
-    """Sixty classes, of which this fraction of the images is at home."""
-    rows = []
-    for label, (shape, color) in enumerate((shape, color) for shape in TRAINED for color in COLORS):
+    """Sixty classes; of every shape this fraction of the images is at home."""
+    rng, rows = np.random.default_rng((21, replicate)), []
+    for shape in TRAINED:
         home = HOMES[kind_of(shape)]
         away = next(place for place in HOMES.values() if place != home)
-        at_home = round(correlation * PER_CLASS)
-        places = [home] * at_home + [away] * (PER_CLASS - at_home)
-        rows += [Row(shape, color, place, label, _group(shape, place)) for place in places]
-    return make_dataset(np.random.default_rng((21, replicate)), rows, FINE)
+        colors = list(COLORS) * PER_CLASS
+        at_home = rng.permutation(len(colors)) < round(correlation * len(colors))
+        for color, is_home in zip(colors, at_home, strict=True):
+            place = home if is_home else away
+            rows.append(Row(shape, color, place, FINE.index(f"{color} {shape}"), _group(shape, place)))
+    return make_dataset(rng, rows, FINE)
 
 
 def test_sets(replicate: int) -> dict[str, tuple[Dataset, str | list[str]]]:

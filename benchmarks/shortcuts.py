@@ -172,7 +172,7 @@ class Search:
     @property
     def base(self) -> str:
         """The pre-trained model."""
-        return BASES[self.draw % len(BASES)]
+        return BASES[len(BASES) * self.draw // DRAWS]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Cell:
     @property
     def base(self) -> str:
         """The pre-trained model."""
-        return BASES[self.replicate % len(BASES)]
+        return BASES[len(BASES) * self.replicate // REPLICATES]
 
     @property
     def key(self) -> str:

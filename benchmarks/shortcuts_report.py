@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.beyond import Store
+from benchmarks.beyond import BASES, Store
 from benchmarks.shortcuts import (
     DRAWS,
     METHODS,
@@ -242,18 +242,23 @@ the other; all others are in one half of all images. Any two halves of classes h
 common. What was expected: several_shortcuts_hypotheses.md, part B, committed before the first run.
 """
 SEARCHED = """
-All subsets of the shortcuts are planted in turn, with three pre-trained models in turn. Searched for are the
-demo's 15 backgrounds, its 4 colors and its 15 phrases about nothing visible. Figures are % of the training sets,
-with their standard errors and, in parentheses, their number. "Something else" is any attribute that names nothing
-that is planted; the false discovery rate is the mean of its share of what is found. What `discover_spuriosity`
-claims is that at most 1% of training sets whose labels are independent of the images (shuffled) have anything
-found.
+All subsets of the shortcuts are planted in turn. Searched for are the demo's 15 backgrounds, its 4 colors and its
+15 phrases about nothing visible. Figures are % of the training sets, with their standard errors and, in
+parentheses, their number. "Something else" is any attribute that names nothing that is planted; the false
+discovery rate is the mean of its share of what is found. What `discover_spuriosity` claims is that at most 1% of
+training sets whose labels are independent of the images (shuffled) have anything found.
 """
 REPAIRED = """
 Background, border, tint and JPEG are planted at 0.95; the pool is that of the backgrounds. In test images all of
 them occur with all classes alike. The four groups by a shortcut are the half of the classes and whether it is
 shown.
 """
+
+
+def models_of(number: int, of: int) -> str:
+    """How many pre-trained models the first `number` of so many runs have."""
+    models = -(-len(BASES) * number // of)
+    return f"{models} of {len(BASES)} pre-trained models"
 
 
 def as_markdown(store: Store) -> str:
@@ -270,7 +275,8 @@ def as_markdown(store: Store) -> str:
         "",
         "## What discovery finds",
         "",
-        f"{draws} of {DRAWS} draws, each of a training set of 480 images for every row of the first table.",
+        f"{draws} of {DRAWS} draws, each of a training set of 480 images for every row of the first table, on "
+        f"{models_of(draws, DRAWS)}.",
         *SEARCHED.splitlines()[1:],
         "",
         *discovery_table(rows),
@@ -281,7 +287,8 @@ def as_markdown(store: Store) -> str:
         "",
         "## What repairing one does to the others",
         "",
-        f"{replicates} of {REPLICATES} replicates, each with images of its own, on three pre-trained models in turn.",
+        f"{replicates} of {REPLICATES} replicates, each with images of its own, on "
+        f"{models_of(replicates, REPLICATES)}.",
         *REPAIRED.splitlines()[1:],
         "",
         *repair_table(store),

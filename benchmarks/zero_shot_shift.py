@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import PrinterCallback
+from transformers import AutoProcessor, PrinterCallback
 
 from benchmarks import fine_photographs, fine_world
 from benchmarks.beyond import Store
 from starft_hf import StarFTTrainer, evaluate_zero_shot, interpolate
 from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES
-from starft_hf.models.loading import load_model, load_processor
+from starft_hf.models.loading import load_model
 
 
 FOLDER = Path(__file__).parent
@@ -141,7 +141,7 @@ def run_cell(cell: Cell, sets: Sets, work: Path) -> dict[str, Any]:
     world = WORLDS[cell.world]
     base = world.base_folder(cell.replicate, work)
     start = time.perf_counter()
-    model, processor = load_model(base), load_processor(base, None)
+    model, processor = load_model(base), AutoProcessor.from_pretrained(base)
     if cell.correlation is None:
         return {"sets": figures(model, processor, sets), "seconds": round(time.perf_counter() - start, 2)}
     settings, pool = METHODS[cell.method]

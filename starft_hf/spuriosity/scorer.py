@@ -122,9 +122,9 @@ def scorer_from(
 
 
 def _changes(class_embeds: Tensor, embeds: Tensor, is_used: Sequence[bool]) -> Tensor:
-    """How far templates are from the plain caption, the first row of `embeds` `(1 + T, D)`, if the largest change is 1.
+    """How far templates `(T,)` are from the plain caption, the first of `embeds` `(1 + T, D)`; the largest is 1.
 
-    The largest is by any template or by class names `(C, D)`, so that it is the same for all aspects. Within one whose
+    That one is by any template or by class names `(C, D)`, so that it is the same for all aspects. Within one whose
     templates all say nothing to the model, their differences from each other would look large.
     """
     changes = (embeds[1:] - embeds[0]).norm(dim=-1).where(torch.tensor(is_used), 0.0)
