@@ -54,8 +54,10 @@ def rate(rows: Searched, happened: Callable[[dict[str, Any]], bool]) -> str:
     """How often something happened, in %, with its standard error and the number of cases."""
     if not rows:
         return ""
-    share = statistics.fmean(happened(row) for row in rows)
-    return f"{100 * share:.1f} ± {100 * (share * (1 - share) / len(rows)) ** 0.5:.1f} ({len(rows)})"
+    count, total = sum(happened(row) for row in rows), len(rows)
+    # That of Agresti and Coull, which is not 0 where all cases agree.
+    share = (count + 2) / (total + 4)
+    return f"{100 * count / total:.1f} ± {100 * (share * (1 - share) / (total + 4)) ** 0.5:.1f} ({total})"
 
 
 def is_wrong(row: dict[str, Any]) -> bool:
@@ -195,9 +197,9 @@ def draw(store: Store, path: Path) -> None:
 def _draw_single(rows: Searched, panel: Axes) -> None:
     names = [(shortcut, strength) for shortcut in SHORTCUTS for strength in STRENGTHS]
     cases = [[row for row in rows if row["planted"] == [name] and row["strength"] == own] for name, own in names]
-    labels = [f"{name}\n{strength:g}" for name, strength in names]
+    labels = [f"{name}\nat {strength:g}" for name, strength in names]
     cases.append([row for row in rows if not row["number"]])
-    labels.append("nothing\n0.5")
+    labels.append("nothing")
     kinds: tuple[tuple[str, str, Callable[[dict[str, Any]], bool]], ...] = (
         ("found by its name", "C0", lambda row: bool(row["named"])),
         ("something else found", "C3", is_wrong),
@@ -207,8 +209,10 @@ def _draw_single(rows: Searched, panel: Axes) -> None:
         heights = [100 * statistics.fmean(happened(row) for row in own) if own else 0 for own in cases]
         positions = [number + 0.27 * (place - 1) for number in range(len(cases))]
         panel.bar(positions, heights, 0.25, color=color, label=label)
-    panel.set_xticks(range(len(cases)), labels)
+    panel.set_xticks(range(len(cases)), labels, fontsize=8)
     panel.set(ylabel="training sets, %", title="One shortcut planted, or none: what discovery finds")
+    panel.set_ylim(0, 125)
+    panel.set_axisbelow(True)
     panel.grid(axis="y", alpha=0.3)
     panel.legend(ncols=3, loc="upper center")
 
@@ -228,10 +232,13 @@ def _draw_repair(store: Store, panel: Axes) -> None:
             color=color,
             label=method,
         )
-    panel.set_xticks(range(len(BY)), [f"worst group by {name}" if name != "average" else name for name in BY])
-    panel.set(ylabel="accuracy, %", title="Four shortcuts planted at 0.95, of which templates name the background")
+    panel.set_xticks(range(len(BY)), [f"by {name}" if name != "average" else name for name in BY])
+    panel.set(
+        ylabel="worst group (or average), %",
+        title="Four shortcuts planted at 0.95, of which templates name the background",
+    )
     panel.grid(axis="y", alpha=0.3)
-    panel.legend(ncols=3, loc="lower left")
+    panel.legend(ncols=len(METHODS), loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=8)
 
 
 INTRODUCTION = """

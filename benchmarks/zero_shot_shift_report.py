@@ -123,7 +123,7 @@ def draw(store: Store, path: Path) -> None:
     """Three measures against zero-shot, a row of panels per world: means, and two standard errors."""
     shown = ("common names, worst group", "new classes, worst group", "retention, mean of six")
     worlds = covered(store)
-    figure = Figure(figsize=(9, 0.6 + 2.6 * len(worlds)), layout="constrained")
+    figure = Figure(figsize=(9, 0.7 + 2.7 * len(worlds)), layout="constrained")
     axes = figure.subplots(len(worlds), len(shown), sharey=True, squeeze=False)
     for row, world in enumerate(worlds):
         for panel, measure in zip(axes[row], shown, strict=True):
@@ -141,9 +141,9 @@ def draw(store: Store, path: Path) -> None:
                 )
             panel.axvline(0, color="0.4", lw=1)
             panel.grid(axis="x", alpha=0.3)
-            panel.set_title(f"{world}: {measure}")
+            panel.set_title(f"{world}: {measure}".replace(": ", ":\n"))
         axes[row, 0].set_yticks(range(len(ROWS)), ROWS)
-        axes[row, 0].invert_yaxis()
+    axes[0, 0].invert_yaxis()
     for panel in axes[-1]:
         panel.set_xlabel("points against zero-shot")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
