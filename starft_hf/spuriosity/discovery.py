@@ -62,7 +62,12 @@ def discover_spuriosity(
     attribute. The correlation of an attribute with the labels is measured by mutual information, and compared with
     that of permuted labels.
 
-    Templates with words that the tokenizer of the model does not know are left out, with a warning.
+    Templates with words that the tokenizer of the model does not know are left out, with a warning. Those that hardly
+    change a caption, compared with the other templates and with class names, are left out too, and named in the table.
+
+    The p-values are of independence: nothing is found in more than `alpha` of datasets whose labels have nothing to do
+    with the images. Where something is correlated with the labels, whatever the model confuses with it is as well: an
+    attribute that is found may name another one that no template names, such as a tint of all colors.
 
     An attribute that is correlated with a label need not be spurious: the wheels of cars are as well. Check the
     result before relying on it. Only attributes that the pool names are found.
