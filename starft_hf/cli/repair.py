@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a repair is chosen by",
     )
     parser.add_argument(
-        "--methods", nargs="+", help=f"to try: {_METHODS}; without 'none' the best is taken in any case (default: all)"
+        "--methods",
+        nargs="+",
+        help=f"to try: {_METHODS}; without 'none' the best is taken in any case (default: all; without groups, those "
+        "that fit no last layer)",
     )
     parser.add_argument(
         "--spuriosity", help="pool: a built-in name, a file or a repository (default: that of the run)"
@@ -34,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group_column", nargs="+", help="columns that name the groups (default: those of the model's own run)"
     )
     parser.add_argument("--templates", nargs="+", help="prompts with {} for the class (default: those of the run)")
-    parser.add_argument("--image_cache", help="folder of decoded images, or auto")
     parser.add_argument("--cache_dir", help="folder of embeddings (default: that of the reference's)")
     parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap samples")
 
@@ -59,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     from starft_hf.utils.text import percent
 
     settings: dict[str, Any] = {**names, **columns(options), **reading(options), "group_column": groups}
-    settings |= given(options, "base", "methods", "spuriosity", "templates", "image_cache", "cache_dir")
+    settings |= given(options, "base", "methods", "spuriosity", "templates", "cache_dir")
     settings |= {"criterion": options.criterion, "seed": options.seed, "output_dir": options.output_dir}
     if torch.cuda.is_available():
         settings["device"] = "cuda"
