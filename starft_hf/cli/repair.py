@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.command import check_output, check_sources, given, warn
+from starft_hf.cli.command import add_trust, check_output, check_sources, given, warn
 from starft_hf.cli.data import add_data_arguments, class_names, columns, load_validation_split, reading
 from starft_hf.cli.output import show
 
@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a repair is chosen by",
     )
     parser.add_argument(
-        "--methods", nargs="+", help=f"to try: {_METHODS}; without 'none' the best is taken in any case (default: all)"
+        "--methods",
+        nargs="+",
+        help=f"to try: {_METHODS}; without 'none' the best is taken in any case (default: all; without groups, those "
+        "that fit no last layer)",
     )
     parser.add_argument(
         "--spuriosity", help="pool: a built-in name, a file or a repository (default: that of the run)"
@@ -34,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group_column", nargs="+", help="columns that name the groups (default: those of the model's own run)"
     )
     parser.add_argument("--templates", nargs="+", help="prompts with {} for the class (default: those of the run)")
-    parser.add_argument("--image_cache", help="folder of decoded images, or auto")
     parser.add_argument("--cache_dir", help="folder of embeddings (default: that of the reference's)")
+    add_trust(parser)
     parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap samples")
 
 
@@ -47,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     check_output(options.output_dir, "--output_dir")
     check_sources(options, "model", "dataset", "base")
     names = class_names(options)
-    folder = local_folder(options.model)
+    folder = local_folder(options.model, trust_remote_code=options.trust_remote_code)
     own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
     take_own_columns(options, own)
     rows, split = load_validation_split(options)
@@ -59,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     from starft_hf.utils.text import percent
 
     settings: dict[str, Any] = {**names, **columns(options), **reading(options), "group_column": groups}
-    settings |= given(options, "base", "methods", "spuriosity", "templates", "image_cache", "cache_dir")
+    settings |= given(options, "base", "methods", "spuriosity", "templates", "cache_dir")
     settings |= {"criterion": options.criterion, "seed": options.seed, "output_dir": options.output_dir}
     if torch.cuda.is_available():
         settings["device"] = "cuda"

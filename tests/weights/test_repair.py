@@ -182,14 +182,19 @@ def test_without_none_the_best_is_taken(tuned, validation, settings):
 
 
 @pytest.mark.parametrize("criterion", ["worst_class", "pseudo_group"])
-def test_groups_may_be_unknown(tuned, validation, settings, criterion):
+def test_without_groups_no_last_layer_is_fitted_unasked(tuned, validation, settings, criterion):
+    """It would learn what is correlated with the classes, and the worst class cannot tell."""
     settings.pop("group_column")
     rows = validation.remove_columns("group")
     pool = list(BACKGROUND_TEMPLATES)
-    methods = ["last layer", "WiSE-FT"]
-    result = repair(tuned, None, rows, criterion=criterion, spuriosity=pool, methods=methods, **settings)
+    result = repair(tuned, None, rows, criterion=criterion, spuriosity=pool, **settings)
     assert result.criterion == criterion
-    assert {candidate.method for candidate in result.candidates} == {"none", *methods}
+    found = {candidate.method for candidate in result.candidates}
+    assert found == {"none", "logit adjustment", "WiSE-FT", "projection", "PRISM-mini"}
+    assert "learn what is correlated with the classes" in result.left_out["last layer"]
+    methods = ["last layer", "none"]
+    asked = repair(tuned, None, rows, criterion=criterion, spuriosity=pool, methods=methods, **settings)
+    assert {candidate.method for candidate in asked.candidates} == set(methods)
 
 
 def test_a_model_in_memory_with_a_head_is_repaired(tuned, validation, settings):

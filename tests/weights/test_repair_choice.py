@@ -152,11 +152,16 @@ def test_what_is_missing_is_not_tried():
     assert DFR not in {candidate.method for candidate in candidates(classes)}
 
 
-def test_pseudo_groups_have_images_enough_and_no_two_classes():
-    generator = np.random.default_rng(11)
-    labels, seen = generator.integers(3, size=200), generator.integers(9, size=200)
-    seen[:150] %= 2
+def test_rare_pseudo_groups_are_one_group_or_join_another():
+    labels = np.repeat([0, 1, 2], 40)
+    seen = np.zeros(120, int)
+    seen[[0, 1, 40, 41, 80, 81]] = 1
     groups = pseudo_groups(labels, seen)
-    assert np.bincount(groups).min() >= FOLDS
-    assert all(len(np.unique(labels[groups == group])) == 1 for group in np.unique(groups))
-    assert len(np.unique(groups)) >= 6
+    assert np.bincount(groups).tolist() == [38, 38, 38, 6]
+    assert len(set(groups[seen == 1])) == 1
+    # Too few together.
+    seen[[40, 41, 80, 81]] = 0
+    assert np.bincount(pseudo_groups(labels, seen)).tolist() == [40, 40, 40]
+    seen[:20] = 1
+    assert np.bincount(pseudo_groups(labels, seen)).min() >= FOLDS
+    assert len(np.unique(pseudo_groups(labels, seen))) == 4

@@ -25,6 +25,8 @@ AFR_OF_START = "AFR, zero-shot errors"
 METHODS = (NONE, ADJUSTMENT, WISE_FT, PROJECTION, PRISM_MINI, LAST_LAYER, DFR, AFR, AFR_OF_START)
 NEEDS_START = (WISE_FT, AFR_OF_START)
 NEEDS_POOL = (PROJECTION, PRISM_MINI)
+# They fit a last layer to the validation images, and so learn what is correlated with the classes there.
+FITS_LAST_LAYER = (LAST_LAYER, DFR, AFR, AFR_OF_START)
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75)
 _TAUS = (0.5, 1.0, 2.0)

@@ -14,7 +14,7 @@ from starft_hf.data.columns import ImageColumns, read_column
 from starft_hf.data.decoding import RAISE
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples, image_examples
 from starft_hf.data.image_cache import ImageCacheSettings
-from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.images import SCALED, ImagePreprocessor
 from starft_hf.data.source import is_fingerprinted
 from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.models.encoder import logit_scale_of
@@ -39,6 +39,7 @@ class ImageReading:
     settings: ReferenceSettings
     image_cache: ImageCacheSettings | None = None
     on_bad_image: str = RAISE
+    image_decoding: str = SCALED
     device: str | torch.device | None = None
 
 
@@ -47,7 +48,7 @@ class Embedder:
 
     def __init__(self, subject: Subject, dataset: Any, columns: ImageColumns, reading: ImageReading):
         self.subject, self.reading = subject, reading
-        preprocessor = ImagePreprocessor(subject.encoder.image_processor)
+        preprocessor = ImagePreprocessor(subject.encoder.image_processor, decoding=reading.image_decoding)
         maker = EvaluationExampleMaker(columns, preprocessor)
         self.device = torch.device(reading.device or next(subject.model.parameters()).device)
         examples = IndexedExamples(dataset, maker, reading.on_bad_image, reading.image_cache)

@@ -71,15 +71,19 @@ def indices_of(names: Sequence[str]) -> tuple[Ints, tuple[str, ...]]:
 
 
 def pseudo_groups(labels: Ints, seen: Ints) -> Ints:
-    """Group indices `(N,)` of class and attribute; attributes with too few images of a class join its largest one."""
-    groups = np.empty(len(labels), dtype=np.int64)
-    next_group = 0
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        attributes, own, sizes = np.unique(seen[rows], return_inverse=True, return_counts=True)
-        largest = int(sizes.argmax())
-        joined = np.where(sizes < FOLDS, largest, np.arange(len(attributes)))[own.reshape(-1)]
-        numbers = np.unique(joined, return_inverse=True)[1].reshape(-1)
-        groups[rows] = next_group + numbers
-        next_group += int(numbers.max()) + 1
+    """Group indices `(N,)` of class and attribute.
+
+    Combinations with too few images are one group together, or where that is too small as well, join the largest group
+    of their class.
+    """
+    cells = np.unique(np.stack([labels, seen]), axis=1, return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(cells)
+    is_rare = sizes[cells] < FOLDS
+    if is_rare.sum() >= FOLDS:
+        cells = np.where(is_rare, len(sizes), cells)
+    else:
+        for row in np.flatnonzero(is_rare):
+            own = cells[(labels == labels[row]) & ~is_rare]
+            cells[row] = np.bincount(own).argmax() if len(own) else cells[row]
+    groups: Ints = np.unique(cells, return_inverse=True)[1].reshape(-1).astype(np.int64)
     return groups

@@ -15,6 +15,7 @@ from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluat
 from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.image_cache import given_image_cache
+from starft_hf.data.images import SCALED, check_image_decoding
 from starft_hf.data.labels import class_feature
 from starft_hf.data.source import is_iterable
 from starft_hf.hub.classifier import Classifier
@@ -118,7 +119,7 @@ def repair(
     *,
     output_dir: str | PathLike[str] | None = None,
     base: str | PathLike[str] | nn.Module | None = None,
-    methods: Sequence[str] = tried.METHODS,
+    methods: Sequence[str] | None = None,
     criterion: str = AUTO,
     spuriosity: Spuriosity | None = None,
     class_names: Sequence[str] | None = None,
@@ -130,9 +131,11 @@ def repair(
     batch_size: int = 64,
     num_workers: int = 0,
     on_bad_image: str = RAISE,
+    image_decoding: str = SCALED,
     image_cache: str | PathLike[str] | bool | None = None,
     cache_dir: str | PathLike[str] | None = None,
     device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> RepairResult:
@@ -157,7 +160,9 @@ def repair(
         output_dir: where to write the repaired model, a new or empty folder; None does not write it.
         base: the model before fine-tuning; None: the base model of an adapter, or the one that the model's record
             names. Without one, what needs it is left out.
-        methods: those to try; if "none" is not among them, the best one is taken however little it gains.
+        methods: those to try; if "none" is not among them, the best one is taken however little it gains. None: all,
+            but without groups those that fit no last layer, since one that is fitted to images in which the classes
+            are correlated with something learns that again, and no criterion but groups can tell.
         criterion: "worst_group", "pseudo_group" (class and what the start sees of the pool's templates), "worst_class"
             or "auto": groups if there are some, classes if not.
         spuriosity: the pool, as for `StarFTTrainer`; None: that of the model's record, if any.
@@ -170,9 +175,11 @@ def repair(
         batch_size: images per forward.
         num_workers: processes that load images.
         on_bad_image: "raise" or "skip", as in `evaluate_zero_shot`.
-        image_cache: as in `evaluate_zero_shot`.
+        image_decoding: as in `evaluate_zero_shot`, as is `image_cache`.
+        image_cache: where decoded images are kept.
         cache_dir: folder of the cached embeddings, as `reference_cache_dir`.
         device: where images are embedded; None: where the model is.
+        trust_remote_code: run the code that comes with a model of a class that transformers does not have.
         seed: of folds and bootstrap samples.
         progress: whether to show progress bars.
 
@@ -188,13 +195,13 @@ def repair(
     if output is not None:
         check_free(output)
     check_on_bad_image(on_bad_image)
-    methods = tuple(methods)
-    for method in methods:
+    check_image_decoding(image_decoding)
+    for method in methods or ():
         if method not in tried.METHODS:
             raise ValueError(unknown_name("method", method, tried.METHODS))
     check_validation_set(dataset)
     cache = given_image_cache(image_cache, dataset, num_workers, progress)
-    known = describe(model, templates, spuriosity)
+    known = describe(model, templates, spuriosity, trust_remote_code)
     asked = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
     columns = _columns(known, dataset, asked)
     # Whether there is a start is known once it is loaded.
@@ -205,8 +212,12 @@ def repair(
 
     folder = None if cache_dir is None else str(cache_dir)
     settings = ReferenceSettings(cache_dir=folder, batch_size=batch_size, num_workers=num_workers, progress=progress)
-    embedder = Embedder(subject, dataset, columns, ImageReading(settings, cache, on_bad_image, device))
-    left_out = _left_out(subject, methods)
+    embedder = Embedder(subject, dataset, columns, ImageReading(settings, cache, on_bad_image, image_decoding, device))
+    left_out = _left_out(subject, methods or tried.METHODS)
+    if methods is None and criterion != WORST_GROUP:
+        why = "it would learn what is correlated with the classes of this dataset; pass group_column, or methods"
+        left_out |= dict.fromkeys(tried.FITS_LAST_LAYER, why)
+    methods = tuple(methods or tried.METHODS)
     used = tuple(method for method in methods if method not in left_out)
     if not used:
         raise ValueError(

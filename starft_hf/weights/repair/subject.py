@@ -44,6 +44,7 @@ class Described:
     templates: tuple[str, ...]
     has_head: bool
     pool: SpuriosityPool | None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,12 @@ class Subject:
         return DualEncoder.of(self.model, self.processor)
 
 
-def describe(model: Model, templates: Sequence[str] | str | None, spuriosity: Spuriosity | None) -> Described:
+def describe(
+    model: Model,
+    templates: Sequence[str] | str | None,
+    spuriosity: Spuriosity | None,
+    trust_remote_code: bool = False,
+) -> Described:
     """What is known of a model, from its record and its head.
 
     Raises:
@@ -82,14 +88,15 @@ def describe(model: Model, templates: Sequence[str] | str | None, spuriosity: Sp
         names = getattr(head, "class_names", None)
         prompts = given or getattr(head, "templates", None) or (DEFAULT_PROMPT,)
         return Described(model, None, None, names, tuple(prompts), head is not None, pool)
-    folder = local_folder(model)
+    folder = local_folder(model, trust_remote_code=trust_remote_code)
     record = RunRecord.load(folder) if (folder / RECORD_FILE).is_file() else None
     has_head = (folder / HEAD_FILE).is_file()
     own = load_head(folder)[1] if has_head else record.class_names if record is not None else None
     if pool is None and record is not None and record.pool is not None:
         pool = SpuriosityPool.from_dict(record.pool)
     prompts = given or (record.prompts if record is not None else (DEFAULT_PROMPT,))
-    return Described(model, folder, record, None if own is None else tuple(own), tuple(prompts), has_head, pool)
+    names = None if own is None else tuple(own)
+    return Described(model, folder, record, names, tuple(prompts), has_head, pool, trust_remote_code)
 
 
 def load_subject(known: Described, processor: Any, base: Model | None, class_names: Sequence[str]) -> Subject:
@@ -110,7 +117,8 @@ def load_subject(known: Described, processor: Any, base: Model | None, class_nam
         head = _head_of(model)
         processor = load_processor(_inner(model), processor)
     else:
-        loaded = load(known.folder or known.model, base=None if isinstance(base, nn.Module) else _path_or_none(base))
+        own_base = None if isinstance(base, nn.Module) else _path_or_none(base)
+        loaded = load(known.folder or known.model, base=own_base, trust_remote_code=known.trust_remote_code)
         model, head = loaded.model, loaded.head
         processor = loaded.processor if processor is None else load_processor(_inner(model), processor)
     start = _start(known, model, base)
@@ -145,13 +153,14 @@ def _path_or_none(base: str | PathLike[str] | None) -> str | None:
 
 
 def _start(known: Described, model: nn.Module, base: Model | None) -> nn.Module | None:
+    trusted = {"trust_remote_code": known.trust_remote_code}
     if base is not None:
-        start = load_model(base)
+        start = load_model(base, **trusted)
         check_adapters(start)
         return merged_copy(start) if is_adapted(start) else start
     if isinstance(model, PeftModel):
         if known.folder is not None:
-            return load_model(base_of(known.folder))
+            return load_model(base_of(known.folder, **trusted), **trusted)
         # The temperature, which an adapter trains as well, is not kept.
         unloaded: nn.Module = copy.deepcopy(model).unload()
         return unloaded
@@ -159,7 +168,7 @@ def _start(known: Described, model: nn.Module, base: Model | None) -> nn.Module 
     if source is None or source["id"] is None:
         return None
     try:
-        return load_model(local_folder(source["id"], revision=source["revision"]))
+        return load_model(local_folder(source["id"], revision=source["revision"], **trusted), **trusted)
     except (OSError, HfHubHTTPError) as error:
         logger.warning(
             "The model that %s started from, %s, could not be loaded (%s), so that repairs that need it are left out; "
