@@ -188,6 +188,7 @@ def compare(
     check_runs(checked, jobs, adapted)
     if processes == 1:
         model = load_model(model)
+        repairs.check_model(model)
         reference_model = None if reference_model is None else load_model(reference_model)
         shared = dataclasses.replace(shared, model=model, reference_model=reference_model)
     with tqdm(total=len(jobs), desc="Comparing", unit=" runs", disable=args.disable_tqdm) as bar:
