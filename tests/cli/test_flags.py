@@ -115,6 +115,7 @@ VALUES = {
     "image_cache": ["auto"],
     "repo_id": ["you/owls"],
     "report": ["report.html"],
+    "repair_split": ["dev"],
     "revision": ["next"],
     "seeds": ["3"],
     "select_by": ["average"],
