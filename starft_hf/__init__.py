@@ -29,6 +29,7 @@ _EXPORTS = {
     "load": "starft_hf.hub.classifier",
     "interpolate_checkpoints": "starft_hf.weights",
     "register_regularizer": "starft_hf.objectives",
+    "repair": "starft_hf.weights.repair",
     "sweep": "starft_hf.weights",
     "tune": "starft_hf.training.tuning",
     "uniform_soup": "starft_hf.weights",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from starft_hf.weights import interpolate_checkpoints as interpolate_checkpoints
     from starft_hf.weights import sweep as sweep
     from starft_hf.weights import uniform_soup as uniform_soup
+    from starft_hf.weights.repair import repair as repair
 
 
 def __getattr__(name: str) -> Any:

@@ -53,6 +53,7 @@ class RunArguments:
     lora_alpha: int | None = option(None, "Scale of the adapter times its rank; by default its rank.")
     lora_dropout: float | None = option(None, "Dropout in the adapter; by default none.")
     no_random_crop: bool = option(False, "Preprocess training images with the processor alone: --crop_scale none.")
+    preset: str | None = option(None, "Settings of a published command: paper. Those that are passed win.")
 
 
 class TrainingParser(CommandParser):
@@ -169,6 +170,7 @@ def build(kind: type, options: argparse.Namespace, **changes: Any) -> Any:
 def settings_of(options: argparse.Namespace) -> Any:
     """The `StarFTConfig` of the options."""
     from starft_hf.training.configuration import StarFTConfig
+    from starft_hf.training.presets import find_preset
 
     changes: dict[str, Any] = {"class_names": read_class_names(options.class_names)}
     if options.crop_scale == [None]:
@@ -177,7 +179,19 @@ def settings_of(options: argparse.Namespace) -> Any:
         if "crop_scale" in options.passed and options.crop_scale not in (None, [None]):
             raise argparse.ArgumentTypeError("--crop_scale asks for random crops and --no_random_crop for none")
         changes["crop_scale"] = None
-    return build(StarFTConfig, options, **changes)
+    args = build(StarFTConfig, options, **changes)
+    if options.preset is None or "per_device_train_batch_size" in options.passed:
+        return args
+    return find_preset(options.preset).with_batch(args)
+
+
+def take_preset(options: argparse.Namespace) -> None:
+    """Take the settings of the preset that was chosen, if any, other than those that were passed."""
+    from starft_hf.training.presets import find_preset
+
+    if options.preset is not None:
+        settings = find_preset(options.preset).settings
+        vars(options).update({name: value for name, value in settings.items() if name not in options.passed})
 
 
 def adapter_of(options: argparse.Namespace) -> Any:
@@ -203,7 +217,8 @@ def adapter_of(options: argparse.Namespace) -> Any:
 
 
 def check_required(options: argparse.Namespace) -> None:
-    """Check that model and dataset were passed, on the command line or in the file, and exist if they are paths."""
+    """Check that model and dataset were passed, and exist if they are paths; take what preset and benchmark decide."""
+    take_preset(options)
     choose_benchmark(options)
     for name in ("model", "dataset"):
         if getattr(options, name) is None:

@@ -34,7 +34,7 @@ def choose_benchmark(options: argparse.Namespace) -> None:
     prompts = entry.prompts()
     if "caption_template" not in options.passed and options.caption_template not in prompts:
         options.caption_template = prompts[0]
-    if "eval_templates" not in options.passed:
+    if "eval_templates" not in options.passed and getattr(options, "eval_templates", None) is None:
         options.eval_templates = list(prompts)
     # Its rows have the names of the classes.
     options.entry, options.dataset, options.class_names = entry, options.benchmark, None

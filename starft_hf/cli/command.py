@@ -34,6 +34,12 @@ def count(text: str) -> int:
     return int(text)
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of commands that load a model; others have it as a setting of `StarFTConfig`."""
+    text = "run code that comes with a model whose classes transformers does not have; read it before"
+    parser.add_argument("--trust_remote_code", action="store_true", help=text)
+
+
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The values of options under their names, without those that were not passed and have no default."""
     values = {name: getattr(options, name) for name in names}

@@ -3,12 +3,16 @@
 import argparse
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from starft_hf.cli.arguments import TrainingParser, build, check_required, option, settings_of, training_parser
-from starft_hf.cli.command import check_output, warn
+from starft_hf.cli.command import check_output, refuse
 from starft_hf.cli.effects import no_effect_on_a_comparison, warn_of_no_effect
 from starft_hf.cli.output import show
 
+
+if TYPE_CHECKING:
+    from starft_hf.cli.data import TrainingData
 
 SUMMARY = "fine-tune with several methods and seeds, and write one report"
 METHODS = "zero-shot, CE, FLYP, kl, star, conditional, attribution, 'conditional + attribution', L2-SP, CAR-FT"
@@ -20,13 +24,12 @@ class CompareArguments:
 
     methods: list[str] = field(
         default_factory=lambda: ["zero-shot", "CE", "FLYP", "kl", "star"],
-        metadata={"help": f"Methods, also with a weight (kl@10): {METHODS}."},
+        metadata={"help": f"Methods, also with a weight (kl@10) or a repair ('kl + last layer'): {METHODS}."},
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds; every method runs with each."})
-    alpha: float | None = option(
-        0.5, "Weight of the fine-tuned model in interpolated models; none (and with an adapter) makes none."
-    )
+    alpha: float | None = option(0.5, "Weight of the fine-tuned model in interpolated models; none makes none.")
     curve_alphas: list[float] = field(default_factory=list, metadata={"help": "Further weights, for the curves."})
+    repair_split: str | None = option(None, "Split that repairs are chosen on; by default validation, if it is free.")
     processes: int = option(1, "Runs at a time, on CPUs.")
 
 
@@ -40,6 +43,7 @@ def run(options: argparse.Namespace) -> None:
     from starft_hf.report.page import check_extra
     from starft_hf.training.comparison import compare
     from starft_hf.training.methods import settings_of_methods
+    from starft_hf.training.repairs import with_repairs
 
     check_required(options)
     own = build(CompareArguments, options)
@@ -47,10 +51,10 @@ def run(options: argparse.Namespace) -> None:
     check_output(folder, "--output_dir")
     check_extra()
     args, arguments = settings_of(options), run_arguments(options)
-    if arguments["peft_config"] is not None and "alpha" not in options.passed:
-        own.alpha = None
-        warn(options, "adapters are not interpolated, so there are no WiSE-FT models")
-    jobs = settings_of_methods(args, own.methods, own.seeds)
+    methods, repairs = with_repairs(own.methods)
+    if not repairs.by_method:
+        refuse(options, ["repair_split"], "none of --methods ends with a repair, as 'FLYP + repair' does")
+    jobs = settings_of_methods(args, methods, own.seeds)
     regularized = [method for method, args in jobs if args.regularizer != NO_REGULARIZER]
     weighted = regularized and all("@" in method for method in regularized)
     also = [*no_effect_on_a_comparison(), *(["reg_weight"] if weighted else [])]
@@ -60,7 +64,24 @@ def run(options: argparse.Namespace) -> None:
     args, train, evaluation = settings_of(options), data.train, data.evaluation
     if not evaluation:
         raise argparse.ArgumentTypeError("no split to evaluate on was found; pass --eval_split or --eval_dataset")
-    report = compare(arguments.pop("model"), args, train, evaluation, **arguments, **asdict(own))
+    given = {name: value for name, value in asdict(own).items() if name != "repair_split"}
+    if repairs.by_method:
+        given["repair_dataset"] = _repair_split(options, own.repair_split, data)
+    report = compare(arguments.pop("model"), args, train, evaluation, **arguments, **given)
     page = report.save(folder)
     content = {"report": str(page), "runs": [run.as_dict() for run in report.runs]}
     show(options, content, report, f"Written to {page}.")
+
+
+def _repair_split(options: argparse.Namespace, name: str | None, data: "TrainingData") -> Any:
+    """The rows that repairs are chosen on."""
+    from starft_hf.data.loading import choose_split, split_for_validation
+
+    splits = data.found.splits
+    name = name or split_for_validation(splits)
+    if name is None or any(rows is splits.get(name) for rows in (data.train, *data.evaluation.values())):
+        raise argparse.ArgumentTypeError(
+            f"repairs are chosen on a split that is neither trained nor reported on, and {name or 'validation'!r} of "
+            f"{options.dataset} is not one; pass --repair_split or --eval_split with another of {', '.join(splits)}"
+        )
+    return choose_split(splits, name, options.dataset)

@@ -84,6 +84,39 @@ def load_split(options: argparse.Namespace, preferred: str | None = None) -> tup
     return rows, shown or _shown(name, found, options.dataset)
 
 
+def load_validation_split(options: argparse.Namespace) -> tuple[Any, str]:
+    """The rows to choose by, and the name of their split: that of `--split`, or the one for validation.
+
+    Of a dataset with a training split only, that is what `starft train` holds out of it. A folder or a table without
+    splits is used as a whole.
+
+    Raises:
+        argparse.ArgumentTypeError: if there are splits, and none is for validation.
+    """
+    from starft_hf.data.holdout import VALIDATION_SPLIT
+    from starft_hf.data.layouts.split_names import TRAIN
+    from starft_hf.data.loading import choose_split, left_out, split_for_validation
+
+    found = read(options, options.dataset)
+    name = options.split or split_for_validation(found.splits)
+    shown = name or ""
+    if name is None and len(found.splits) == 1:
+        name = next(iter(found.splits))
+        shown = _shown(name, found, options.dataset)
+        if shown == TRAIN:
+            found = read(options, options.dataset, share=VALIDATION_SPLIT)
+            name = split_for_validation(found.splits)
+            shown = name or ""
+    if name is None:
+        raise argparse.ArgumentTypeError(
+            f"{options.dataset} has no split for validation, only {', '.join(found.splits)}; pass --split with one "
+            "that the model was not trained on and that you do not report results on"
+        )
+    if found.left_out:
+        warn(options, left_out(found.left_out, options.dataset))
+    return choose_split(found.splits, name, options.dataset), shown
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """The training set, the evaluation sets by name, if there are any, and how the dataset of these was found."""

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.command import check_output, check_sources, given, positive_int, refuse
+from starft_hf.cli.command import add_trust, check_output, check_sources, given, positive_int, refuse
 from starft_hf.cli.data import add_data_arguments, class_names, columns, load_split, reading
 from starft_hf.cli.output import show
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample and the permutations")
     parser.add_argument("--top", type=positive_int, default=20, help="rows to print")
     parser.add_argument("--output", type=Path, help="new folder for the table, the images and a pool for train")
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -34,6 +35,7 @@ def run(options: argparse.Namespace) -> None:
         **class_names(options),
         **columns(options),
         **reading(options),
+        "trust_remote_code": options.trust_remote_code,
     }
     import torch
 
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
 
     pool = SpuriosityPool.load(options.pool)
     rows, _ = load_split(options, "train")
-    model = load_model(options.model)
+    model = load_model(options.model, trust_remote_code=options.trust_remote_code)
     if torch.cuda.is_available():
         model.to("cuda")
     result = discover_spuriosity(model, None, rows, pool, **settings)

@@ -33,12 +33,7 @@ def _unused_by_all(options: argparse.Namespace, runs: Iterable[Any]) -> dict[str
     """What no run uses, by name, with the reason in one of them."""
     from starft_hf.training.unused_settings import unused_names
 
-    found = []
-    for args in runs:
-        unused = unused_names(args, options.spuriosity)
-        if args.base_loss == "cross_entropy":
-            unused["eval_templates"] = "with base_loss='cross_entropy', whose head is evaluated"
-        found.append(unused)
+    found = [unused_names(args, options.spuriosity) for args in runs]
     return {name: why for name, why in found[0].items() if all(name in unused for unused in found)} if found else {}
 
 
@@ -48,8 +43,8 @@ def no_effect_on_the_cache() -> list[str]:
 
     inherited = [part.name for part in fields(TrainingArguments) if part.name not in _OF_THE_CACHE]
     evaluation = ("eval_split", "eval_dataset", "group_column", "eval_templates", "card_template")
-    training = ("reg_weight", "reg_schedule", "decay_all_parameters", "base_loss", "ignore_mismatched_settings")
-    return [*inherited, *evaluation, *training]
+    training = ("reg_weight", "reg_schedule", "decay_all_parameters", "warmup_from_zero", "base_loss")
+    return [*inherited, *evaluation, *training, "freeze_batch_norm", "ignore_mismatched_settings"]
 
 
 def no_effect_on_a_comparison() -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from starft_hf.cli.benchmark import OF_A_BENCHMARK
-from starft_hf.cli.command import check_sources, refuse, warn
+from starft_hf.cli.command import add_trust, check_sources, refuse, warn
 from starft_hf.cli.data import add_data_arguments, class_names, columns, load_split, reading
 from starft_hf.cli.output import show
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--no_head", action="store_true", help="zero-shot, even if there is a linear head")
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -53,13 +54,13 @@ def run(options: argparse.Namespace) -> None:
     benchmark = None
     if options.benchmark is not None:
         benchmark = load_benchmark(options.benchmark, classes=given_names, root=options.data_dir)
-    folder = local_folder(options.model)
+    folder = local_folder(options.model, trust_remote_code=options.trust_remote_code)
     own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
     if benchmark is None:
-        _take_columns(options, own)
+        take_own_columns(options, own)
         rows, split = load_split(options)
-        groups = _group_column(options, own, rows)
-    saved = load(folder)
+        groups = own_group_column(options, own, rows)
+    saved = load(folder, trust_remote_code=options.trust_remote_code)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = saved.model.to(device)
     settings = {**read_as, "dtype": torch.bfloat16 if options.bf16 else None}
@@ -99,14 +100,14 @@ def _has_integers(rows: Any, column: str) -> bool:
     return not hasattr(feature, "names") and "int" in str(getattr(feature, "dtype", ""))
 
 
-def _take_columns(options: argparse.Namespace, own: dict[str, Any]) -> None:
+def take_own_columns(options: argparse.Namespace, own: dict[str, Any]) -> None:
     """Read the columns that the model's own run had, unless others were passed."""
     for name in ("image_column", "label_column"):
         if getattr(options, name) is None:
             setattr(options, name, own.get(name))
 
 
-def _group_column(options: argparse.Namespace, own: dict[str, Any], rows: Any) -> Any:
+def own_group_column(options: argparse.Namespace, own: dict[str, Any], rows: Any) -> Any:
     """The columns that name the groups: those that were passed, or else those of the model's own run if they exist."""
     from starft_hf.data.source import column_names
     from starft_hf.utils.names import unknown_name

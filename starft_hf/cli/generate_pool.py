@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.command import check_sources, given, positive_int, read_class_names, refuse
+from starft_hf.cli.command import add_trust, check_sources, given, positive_int, read_class_names, refuse
 from starft_hf.cli.data import CLASS_NAMES_HELP
 from starft_hf.cli.output import show
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--n", type=positive_int, default=60, help="number of templates")
     parser.add_argument("--max_rounds", type=positive_int, default=4, help="requests to the language model")
     parser.add_argument("--model", help="the model to be fine-tuned; its text tower finds near-duplicates")
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -38,13 +39,25 @@ def run(options: argparse.Namespace) -> None:
         refuse(options, ["api_key_file"], "--llm alone is a local model; pass --base_url or --provider as well")
     if options.api_key_file is not None and not options.api_key_file.is_file():
         raise argparse.ArgumentTypeError(f"there is no file --api_key_file {options.api_key_file}")
+    if options.model is None:
+        refuse(options, ["trust_remote_code"], "without --model no model is loaded")
     if options.output.exists():
         raise argparse.ArgumentTypeError(f"--output {options.output} exists, and is not overwritten; choose another")
     check_sources(options, "model")
     options.class_names = read_class_names(options.class_names)
     from starft_hf import generate_pool
 
-    names = ("domain", "class_names", "aspects", "n", "model", "temperature", "seed", "max_rounds")
+    names = (
+        "domain",
+        "class_names",
+        "aspects",
+        "n",
+        "model",
+        "temperature",
+        "seed",
+        "max_rounds",
+        "trust_remote_code",
+    )
     pool = generate_pool(backend=_backend(options), progress=not options.json, **given(options, *names))
     pool.save(options.output)
     content = {"output": str(options.output), "templates": list(pool)}

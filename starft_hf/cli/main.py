@@ -25,6 +25,7 @@ COMMANDS = (
     "compare",
     "tune",
     "interpolate",
+    "repair",
     "discover",
     "generate-pool",
     "precompute",

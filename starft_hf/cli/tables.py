@@ -12,6 +12,7 @@ from starft_hf.utils.text import one_line, percent
 if TYPE_CHECKING:
     from starft_hf.evaluation.results import EvaluationResult
     from starft_hf.spuriosity.result import DiscoveryResult
+    from starft_hf.weights.repair import RepairResult
 
 
 def result_table(result: "EvaluationResult", title: str) -> Table:
@@ -27,6 +28,18 @@ def result_table(result: "EvaluationResult", title: str) -> Table:
     table.add_row("expected calibration error", "", percent(result.ece))
     if result.skipped:
         table.add_row("skipped, unreadable image", f"{result.skipped:,}", "")
+    return table
+
+
+def repair_table(result: "RepairResult", title: str) -> Table:
+    """The best candidate of every method, with the chosen one in bold."""
+    table = _table(title, ["method", "settings"], ["average, %", "worst group, %", "95% interval"])
+    for candidate in result.best_of_methods():
+        settings = ", ".join(f"{name} {value:g}" for name, value in candidate.settings.items())
+        score, chosen = candidate.score, candidate.method == result.method
+        interval = " to ".join(percent(end) for end in score.interval)
+        numbers = (percent(score.average), percent(score.worst_group), interval)
+        _add(table, [candidate.method, settings], *numbers, style="bold" if chosen else None)
     return table
 
 

@@ -1,4 +1,4 @@
-"""The classes of ImageNet: their WordNet ids, and their names and prompts, from open_clip."""
+"""The classes of ImageNet: their WordNet ids, their names, from open_clip, and the prompts of CLIP for them."""
 
 import importlib.util
 import re
@@ -23,8 +23,8 @@ def _open_clip_metadata() -> dict[str, Any]:
     path = Path(package.origin).with_name("zero_shot_metadata.py") if package and package.origin else None
     if path is None or not path.is_file():
         raise ImportError(
-            "the class names and prompts of ImageNet come from open_clip, which is missing or too old; install it "
-            "with: pip install 'starft_hf[catalog]'"
+            "the class names of ImageNet come from open_clip, which is missing or too old; install it with: "
+            "pip install 'starft_hf[catalog]'"
         )
     return runpy.run_path(str(path))
 
@@ -37,9 +37,10 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple(_open_clip_metadata()["IMAGENET_CLASSNAMES"])
 
 
+@cache
 def imagenet_templates() -> tuple[str, ...]:
-    """The 80 prompts of CLIP for ImageNet, with `{}` for the class name; an ImportError without open_clip."""
-    return tuple(template("{}") for template in _open_clip_metadata()["OPENAI_IMAGENET_TEMPLATES"])
+    """The 80 prompts for ImageNet that CLIP's authors published (openai/CLIP, MIT), with `{}` for the class name."""
+    return tuple(Path(__file__).with_name("imagenet_prompts.txt").read_text(encoding="ascii").splitlines())
 
 
 @cache

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from starft_hf.data.files import DataFound, read_files
 from starft_hf.data.holdout import VALIDATION_SPLIT, check_share, held_out
-from starft_hf.data.layouts.split_names import TRAIN, VALIDATION
+from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION
 from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.names import unknown_name
@@ -23,6 +23,9 @@ logger = logging.get_logger(__name__)
 
 # Of an iterable dataset that is made from one in memory.
 _SHARDS = 128
+
+# The names of splits for validation, on the Hub.
+_VALIDATION = (VALIDATION, "valid", "val", "dev")
 
 # The names of an image and its label in WebDataset shards.
 _WEB_IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -203,4 +206,9 @@ def choose_split(splits: Any, name: str, source: str) -> Any:
 
 def evaluation_split(splits: Any) -> str | None:
     """The name of the split for evaluation, or None if no split has such a name."""
-    return next((name for name in ("test", "validation", "valid", "val", "dev") if name in splits), None)
+    return next((name for name in (TEST, *_VALIDATION) if name in splits), None)
+
+
+def split_for_validation(splits: Any) -> str | None:
+    """The name of the split to choose settings by, or None if no split has such a name."""
+    return next((name for name in _VALIDATION if name in splits), None)

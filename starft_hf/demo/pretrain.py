@@ -9,11 +9,12 @@ needed; no dataset is downloaded.
 import argparse
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from tqdm.auto import tqdm
 from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
 
@@ -28,17 +29,31 @@ LEARNING_RATE = 1.5e-3
 
 
 def pretrain(
-    seed: int = 0, steps: int = 600, batch_size: int = 128, progress: bool = True, logit_scale: float | None = None
+    seed: int = 0,
+    steps: int = 600,
+    batch_size: int = 128,
+    progress: bool = True,
+    logit_scale: float | None = None,
+    draw_captioned: Callable[[np.random.Generator], tuple[Image, str]] = world.draw_captioned,
+    processor: CLIPProcessor | None = None,
 ) -> tuple[CLIPModel, CLIPProcessor]:
     """Pre-train the shipped model anew, on clean images of every shape on every background, equally often.
 
-    `seed` is that of weights and images. `logit_scale` is a fixed inverse temperature; None trains it, as CLIP does,
-    to about 15 here.
+    Args:
+        seed: of weights and images.
+        steps: of the optimizer.
+        batch_size: images per step.
+        progress: whether to show a progress bar.
+        logit_scale: a fixed inverse temperature; None trains it, as CLIP does, to about 15 here.
+        draw_captioned: draws an image and its caption; by default those of the demo's world.
+        processor: whose tokenizer knows the words of the captions; None is the shipped one.
     """
-    processor = AutoProcessor.from_pretrained(MODEL_FOLDER)
+    processor = AutoProcessor.from_pretrained(MODEL_FOLDER) if processor is None else processor
+    config = CLIPConfig.from_pretrained(MODEL_FOLDER)
+    config.text_config.vocab_size = len(processor.tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIPModel(CLIPConfig.from_pretrained(MODEL_FOLDER))
+        model = CLIPModel(config)
     if logit_scale is not None:
         model.logit_scale.requires_grad_(False).fill_(math.log(logit_scale))
     encoder = DualEncoder.of(model, processor)
@@ -48,7 +63,7 @@ def pretrain(
     model.train()
     with tqdm(total=steps, desc="Pre-training", unit=" steps", disable=not progress) as bar:
         for _ in range(steps):
-            images, captions = zip(*(world.draw_captioned(rng) for _ in range(batch_size)), strict=True)
+            images, captions = zip(*(draw_captioned(rng) for _ in range(batch_size)), strict=True)
             pixels = processor.image_processor(images=list(images), return_tensors="pt")
             outputs = encoder.forward(model, {**pixels, **encoder.encode_texts(captions)})
             loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, outputs.logit_scale)

@@ -25,7 +25,13 @@ CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring", "heart",
 TRAINED_CLASSES = CLASS_NAMES[:6]
 HELD_OUT_CLASSES = CLASS_NAMES[6:]
 
-COLORS = {"navy": (22, 30, 96), "maroon": (104, 20, 34), "black": (18, 18, 20), "purple": (78, 22, 100)}
+RGB = tuple[int, int, int]
+COLORS: dict[str, RGB] = {
+    "navy": (22, 30, 96),
+    "maroon": (104, 20, 34),
+    "black": (18, 18, 20),
+    "purple": (78, 22, 100),
+}
 BACKGROUNDS = ("grass", "water", "snow", "sand", "brick", "gravel")
 
 TASK_BACKGROUNDS = ("grass", "water")
@@ -93,18 +99,20 @@ _SPLITS = {"train": (0, 480), "validation": (1, 396), "test": (2, 996), "held_ou
 
 
 def draw_image(
-    rng: np.random.Generator, shape: str, background: str, style: Style = "clean", color: str | None = None
+    rng: np.random.Generator, shape: str, background: str, style: Style = "clean", color: str | RGB | None = None
 ) -> PILImage.Image:
     """Draw `shape` on `background`, in a random place, size and rotation, and a random color unless one is given.
 
-    The style is "clean" as in pre-training, or "shifted": blurred, faded, tinted and noisy.
+    The style is "clean" as in pre-training, or "shifted": blurred, faded, tinted and noisy. The color is one of
+    `COLORS`, or any other as RGB.
     """
     for what, name, known in (("shape", shape, CLASS_NAMES), ("background", background, _BACKGROUND_PAINTERS)):
         if name not in known:
             raise ValueError(unknown_name(what, name, known))
     color = color or list(COLORS)[rng.integers(len(COLORS))]
     image = PILImage.fromarray(_BACKGROUND_PAINTERS[background](rng).clip(0, 255).astype(np.uint8))
-    jittered = tuple(int(value) for value in np.clip(np.array(COLORS[color]) + rng.normal(0, 8, 3), 0, 255))
+    rgb = COLORS[color] if isinstance(color, str) else color
+    jittered = tuple(int(value) for value in np.clip(np.array(rgb) + rng.normal(0, 8, 3), 0, 255))
     image.paste(PILImage.new("RGB", image.size, jittered), mask=_shape_mask(rng, shape))
     return _shift(rng, image) if style == "shifted" else image
 
@@ -259,7 +267,7 @@ _OUTLINES = {
 _ROWS, _COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
 
 
-def _tinted(color: tuple[int, int, int], brightness: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _tinted(color: RGB, brightness: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (np.array(color) + rng.normal(0, 8, 3)) + brightness[..., None]
 
 

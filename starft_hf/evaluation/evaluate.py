@@ -54,6 +54,7 @@ def evaluate_zero_shot(
     on_bad_image: str = RAISE,
     image_decoding: str = SCALED,
     image_cache: str | PathLike[str] | bool | None = None,
+    trust_remote_code: bool = False,
     progress: bool = True,
 ) -> EvaluationResult:
     """Classify the images of a labeled dataset zero-shot, or with a linear head, and measure accuracy and calibration.
@@ -87,6 +88,7 @@ def evaluate_zero_shot(
             for photos; "full" decodes all its pixels.
         image_cache: "auto" or True, for `starft` under HF_HOME, or a folder: what the model gets of the images is kept
             there, and further evaluations read it. None keeps nothing.
+        trust_remote_code: whether to run code that comes with a model whose classes transformers does not have.
         progress: whether to show a progress bar.
 
     Raises:
@@ -118,12 +120,13 @@ def evaluate_zero_shot(
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype is {dtype!r}; pass torch.bfloat16, torch.float16 or None, for the model's own")
 
-    model = load_model(model)
+    trusted = {"trust_remote_code": trust_remote_code}
+    model = load_model(model, **trusted)
     device = next(model.parameters()).device
     if head is not None:
         # Embeddings are in float32 or wider.
         head = copy.deepcopy(head).to(device, torch.promote_types(floating_dtype(model), torch.float32))
-    encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor))
+    encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor, **trusted))
     maker = EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor, decoding=image_decoding))
     examples = IndexedExamples(dataset, maker, on_bad_image, cache)
     examples.prepare(device)

@@ -125,6 +125,7 @@ def load(
     base: str | PathLike[str] | None = None,
     revision: str | None = None,
     token: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Classifier:
     """A model that `StarFTTrainer` has saved or published, as a classifier with its processor, classes and head.
 
@@ -134,28 +135,22 @@ def load(
         base: the base model of an adapter, if it is not the one that the adapter names.
         revision: branch, tag or commit on the Hub.
         token: for private repositories, that of an adapter's base model among them.
+        trust_remote_code: whether to run code that comes with a model whose classes transformers does not have.
 
     Raises:
         OSError: if the model, or the base model of an adapter, cannot be found.
+        ValueError: if its classes are not known, and its code may not be run.
     """
-    folder = processor_folder = local_folder(source, revision=revision, token=token)
+    trusted = {"trust_remote_code": trust_remote_code}
+    folder = processor_folder = local_folder(source, revision=revision, token=token, **trusted)
     if (folder / ADAPTER_CONFIG).is_file():
-        config = PeftConfig.from_pretrained(folder)
-        named = base or config.base_model_name_or_path
-        if not named:
-            raise FileNotFoundError(
-                f"the {ADAPTER_CONFIG} of {str(source)!r} names no base model; pass base='its id or folder'"
-            )
-        # One that lies in the adapter's folder moves with it.
-        named = folder / named if base is None and (folder / named).is_dir() else named
-        named = local_or_hub(named, "base" if base else "base_model_name_or_path of the adapter")
-        base_folder = local_folder(named, revision=None if base else config.revision, token=token)
+        base_folder = base_of(folder, base, token=token, **trusted)
         with without_peft_warning():
-            model: Any = PeftModel.from_pretrained(load_model(base_folder), folder)
+            model: Any = PeftModel.from_pretrained(load_model(base_folder, **trusted), folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
             processor_folder = base_folder
     else:
-        model = load_model(folder)
+        model = load_model(folder, **trusted)
     names: Sequence[str] | None = None
     templates, head = [DEFAULT_PROMPT], None
     if (folder / RECORD_FILE).is_file():
@@ -165,7 +160,32 @@ def load(
         check_caption_templates(f"{RECORD_FILE} of {str(source)!r}", templates)
     if (folder / HEAD_FILE).is_file():
         head, names = load_head(folder)
-    return Classifier(model, load_processor(model, str(processor_folder)), names, templates, head)
+    return Classifier(model, load_processor(model, str(processor_folder), **trusted), names, templates, head)
+
+
+def base_of(
+    adapter: Path,
+    base: str | PathLike[str] | None = None,
+    *,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    """The folder of the base model of an adapter in a folder: `base`, or the one that the adapter names.
+
+    Raises:
+        OSError: if it cannot be found, or the adapter names none.
+    """
+    config = PeftConfig.from_pretrained(adapter)
+    named = base or config.base_model_name_or_path
+    if not named:
+        raise FileNotFoundError(
+            f"the {ADAPTER_CONFIG} of {str(adapter)!r} names no base model; pass base='its id or folder'"
+        )
+    # One that lies in the adapter's folder moves with it.
+    named = adapter / named if base is None and (adapter / named).is_dir() else named
+    named = local_or_hub(named, "base" if base else "base_model_name_or_path of the adapter")
+    revision = None if base else config.revision
+    return local_folder(named, revision=revision, token=token, trust_remote_code=trust_remote_code)
 
 
 def copy_model(source: Path, target: Path) -> None:
@@ -197,14 +217,24 @@ def copy_model(source: Path, target: Path) -> None:
         )
 
 
-def local_folder(source: str | PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of a model; from the Hub, its weights are downloaded in one format, and no checkpoints."""
+def local_folder(
+    source: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    """The folder of a model; from the Hub, its weights are downloaded in one format, and no checkpoints.
+
+    Code is downloaded only if it is trusted.
+    """
     source = local_or_hub(source, "model")
     if Path(source).exists():
         return Path(source)
     wanted: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": "*/*"}
     try:
-        folder = Path(snapshot_download(str(source), allow_patterns=_FILES, **wanted))
+        files = [*_FILES, "*.py"] if trust_remote_code else _FILES
+        folder = Path(snapshot_download(str(source), allow_patterns=files, **wanted))
     except HFValidationError as error:
         raise FileNotFoundError(
             f"{str(source)!r} is neither a folder here nor the id of a repository: {error}"

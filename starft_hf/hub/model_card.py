@@ -88,6 +88,7 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         # PEFT adds a line of its own under this heading, unless it finds one with this name.
         frameworks=[("PEFT" if name == "peft" else name, version) for name, version in record.versions.items()],
         config=record.config,
+        repair=None if record.repair is None else _repair(record.repair),
     )
     if not card.data.to_dict():  # the template has no metadata
         card.data = metadata
@@ -134,6 +135,32 @@ def _results(content: CardContent) -> list[list[str]]:
         group = markdown(result.worst_group)
         rows.append([markdown(name), percent(average), percent(worst), group, percent(result.ece), *changes])
     return rows
+
+
+# What a repair was chosen by, as `repair` names it.
+_CRITERIA = {
+    "worst_group": "worst group",
+    "pseudo_group": "worst pseudo-group (class and what the zero-shot model sees)",
+    "worst_class": "worst class",
+}
+
+
+def _repair(found: Mapping[str, Any]) -> str:
+    """What was done to the weights after training, in a sentence or two."""
+    criterion = _CRITERIA.get(found["criterion"], markdown(found["criterion"]))
+    images, before, after = found["images"], *(found["validation"][when] for when in ("before", "after"))
+    if found["method"] == "none":
+        return (
+            f"Repairs without further training were compared by cross-validation on {images:,} images. None improves "
+            f"the {criterion} by more than its standard error, so the weights are as they were trained."
+        )
+    settings = ", ".join(f"{name} {value:g}" for name, value in found["settings"].items())
+    return (
+        f"After training, the model was repaired by {markdown(found['method'])} ({markdown(settings)}), chosen by "
+        f"cross-validation on {images:,} images: the {criterion} went from {percent(before['worst_group'])} to "
+        f"{percent(after['worst_group'])} %, the average from {percent(before['average'])} to "
+        f"{percent(after['average'])} %, on images that it was not fitted to."
+    )
 
 
 def _settings(record: RunRecord) -> dict[str, str]:

@@ -37,6 +37,7 @@ _KINDS: dict[str, Any] = {
     "reg_weight": (int, float, NoneType),
     "sample_weights": (dict, NoneType),
     "alpha": (int, float, NoneType),
+    "repair": (dict, NoneType),
     "combined": bool,
 }
 
@@ -59,6 +60,8 @@ class RunRecord:
         sample_weights: the `WeightDiagnostics` of `reweight="attribution"`, once it has run.
         alpha: weight of the fine-tuned model in the saved one, if `tune` has interpolated it with the start; None for
             the model as trained.
+        repair: what `repair` has done to the weights after the run: "method", "settings", "criterion", the number of
+            "images" of the validation set and the accuracies on it; None if nothing was tried.
         combined: whether the weights were made of those of several models. There is no run to repeat then, and only
             what classifying images needs is recorded.
     """
@@ -75,6 +78,7 @@ class RunRecord:
     reg_weight: float | None = None
     sample_weights: dict[str, Any] | None = None
     alpha: float | None = None
+    repair: dict[str, Any] | None = None
     combined: bool = False
 
     @property

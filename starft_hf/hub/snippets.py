@@ -45,11 +45,13 @@ class Usage:
         model_type: of the model's configuration.
         text_length: of all texts in tokens if they are padded to it; None if to the longest one.
         columns: what the labels of every evaluation set mean, by its name.
+        works_alone: whether the model embeds images and texts without this package.
     """
 
     model_type: str = ""
     text_length: int | None = None
     columns: Mapping[str, ImageColumns] = field(default_factory=dict)
+    works_alone: bool = True
 
     def class_names(self, record: RunRecord) -> tuple[str, ...]:
         """The classes of the training set, or of the first evaluation set if it has none."""
@@ -88,7 +90,8 @@ class SnippetWriter:
 
     def _with_transformers(self) -> Iterator[Snippet]:
         names, prompts = self.names, self.record.prompts
-        if not self.head and len(names) * len(prompts) > _MOST_TEXTS:
+        too_many = not self.head and len(names) * len(prompts) > _MOST_TEXTS
+        if too_many or not self.usage.works_alone:
             return
         library = "PEFT" if self.adapter else "Transformers"
         supported = self.usage.model_type in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
@@ -17,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from starft_hf.models.families import LOGIT_PARAMETERS, family_of
+from starft_hf.models.heads import HEAD_NAME
+from starft_hf.models.own_code import save_code_of_towers
 from starft_hf.utils.files import file_in_place_of
 from starft_hf.utils.names import unknown_name
 
@@ -26,6 +29,10 @@ PRESETS = {"lora": ("vision_tower", "text_tower"), "lora-vision": ("vision_tower
 
 # The rank of their adapters.
 PRESET_RANK = 16
+
+# What they adapt, and the most channels of an image.
+_LAYERS = (nn.Linear, nn.Conv2d)
+_COLORS = 4
 
 # The values of `init_lora_weights` that leave the base weights as they are.
 _STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
@@ -43,12 +50,35 @@ def resolve_peft_config(config: PeftConfig | str, model: nn.Module) -> PeftConfi
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, str) and targets in PRESETS:
         family = family_of(model)
-        towers = "|".join(getattr(family, tower) for tower in PRESETS[targets])
+        towers = [getattr(family, tower) for tower in PRESETS[targets]]
         config = copy.copy(config)
-        config.target_modules = rf"(.*\.)?({towers})\..*({'|'.join(family.lora_targets)})"
+        config.target_modules = "|".join(_preset_targets(targets, model, tower) for tower in towers)
     _check(config, model)
     _check_targets(config, model)
     return config
+
+
+def _preset_targets(preset: str, model: nn.Module, tower: str) -> str:
+    """A pattern for the names of the modules that a preset adapts in a tower; ValueError if there are none."""
+    named = model.named_modules()
+    layers = {name: part for name, part in named if f".{tower}." in f".{name}" and isinstance(part, _LAYERS)}
+    known = rf"(.*\.)?{tower}\.(.*\.)?({'|'.join(family_of(model).lora_targets)})"
+    if any(_matches(name, known) for name in layers):
+        return known
+    names = [name for name, part in layers.items() if isinstance(part, nn.Linear) or _mixes_channels(part)]
+    if not names:
+        of_own = sorted({type(part).__name__ for part in layers.values()} - {"Conv2d"})
+        raise ValueError(
+            f"peft_config={preset!r} adapts linear layers and convolutions that mix channels, and the {tower}, a "
+            f"{type(model.get_submodule(tower)).__name__}, has {'only ' + ', '.join(of_own) if of_own else 'none'}; "
+            "pass a LoraConfig whose target_modules PEFT can adapt, or the preset of the other tower"
+        )
+    return rf"(.*\.)?({'|'.join(map(re.escape, names))})"
+
+
+def _mixes_channels(module: nn.Module) -> bool:
+    # A subclass may take other arguments than PEFT passes. The first convolution sees colors.
+    return type(module) is nn.Conv2d and module.groups == 1 and module.in_channels > _COLORS
 
 
 def check_preset(name: str) -> None:
@@ -133,8 +163,9 @@ def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module
         for present in cast(PeftModel, model).peft_config.values():
             _check(present, base_model_of(model))
     elif config is not None:
-        with without_peft_warning():
-            model = get_peft_model(model, resolve_peft_config(config, model))
+        config = resolve_peft_config(config, model)
+        _check_names(config, model)
+        model = _adapted(model, config)
     if is_adapted(model):
         # As full fine-tuning does.
         for value in _logit_parameters(model).values():
@@ -144,6 +175,31 @@ def with_adapter(model: nn.Module, config: PeftConfig | str | None) -> nn.Module
                 # Running statistics are not part of the adapter: if they changed, the reference would change, too.
                 module.momentum = 0.0
     return model
+
+
+def _check_names(config: PeftConfig, model: nn.Module) -> None:
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
+    taken = next((name for name in model.state_dict() if prefix in name), None)
+    if taken is not None:
+        raise ValueError(
+            f"the {type(model).__name__} has weights of its own whose names contain {prefix!r}, such as {taken!r}; "
+            "PEFT would train and save them as part of the adapter; rename them, or merge an adapter that is in them"
+        )
+
+
+def _adapted(model: nn.Module, config: PeftConfig) -> nn.Module:
+    try:
+        with without_peft_warning():
+            return get_peft_model(model, config)
+    except Exception as error:
+        # As the model was, for another attempt.
+        for name, module in list(model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                model.set_submodule(name, without_adapter(module))
+        raise ValueError(
+            f"PEFT cannot put a {type(config).__name__} into the {type(model).__name__}: {error!r}. Modules that "
+            "subclass layers of torch often cannot be adapted; choose others by target_modules"
+        ) from error
 
 
 @contextmanager
@@ -244,14 +300,40 @@ def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]
     """
     if not isinstance(model, PeftModel):
         raise ValueError(f"the {type(model).__name__} has no adapter to merge; save it with save_model()")
+    with _merged(model) as (merged, is_quantized):
+        save_code_of_towers(merged, folder)
+        # transformers cannot revert how it read weights that were quantized already.
+        merged.save_pretrained(folder, save_original_format=not is_quantized)
+    processor.save_pretrained(folder)
+
+
+def merged_copy(model: nn.Module) -> nn.Module:
+    """A copy of an adapted model with its adapter merged, a plain model, with the head of a cross-entropy run.
+
+    Raises:
+        ValueError: if weights are quantized, so that only PEFT can read them.
+    """
+    with _merged(model) as (merged, is_quantized):
+        if is_quantized:
+            raise ValueError(
+                f"the {type(model).__name__} has quantized weights, which cannot be mixed; load its base model in "
+                "full precision"
+            )
+        head = getattr(model, HEAD_NAME, None)
+        if head is not None and getattr(merged, HEAD_NAME, None) is None:
+            # The trained head of a cross-entropy run is a module of the `PeftModel`.
+            merged.add_module(HEAD_NAME, copy.deepcopy(head))
+        return cast(nn.Module, merged)
+
+
+@contextmanager
+def _merged(model: Any) -> Iterator[tuple[Any, bool]]:
+    """A copy of an adapted model with its adapter merged, and whether it has quantized weights."""
     # Not every type of quantized weights can be copied. They are shared with the copy, where PEFT puts others in their
     # place, and set back for types whose merge writes into them.
     quantized = {value: value.data.clone() for value in model.parameters() if not value.is_floating_point()}
     try:
-        merged = copy.deepcopy(model, {id(value): value for value in quantized}).merge_and_unload()
-        # transformers cannot revert how it read weights that were quantized already.
-        merged.save_pretrained(folder, save_original_format=not quantized)
+        yield copy.deepcopy(model, {id(value): value for value in quantized}).merge_and_unload(), bool(quantized)
     finally:
         for value, before in quantized.items():
             value.data = before
-    processor.save_pretrained(folder)

@@ -19,6 +19,7 @@ from starft_hf.models.modes import floating_dtype, unwrapped
 from starft_hf.models.pixels import ByteValues, byte_values
 from starft_hf.models.prefix_sharing import POOL_PLACES, POOL_ROWS, pooled_at
 from starft_hf.models.texts import TextEncoding
+from starft_hf.models.towers import pool_towers
 from starft_hf.objectives.losses import as_float32_or_wider
 
 
@@ -56,6 +57,7 @@ class DualEncoder:
         `packed` lets texts share the computation of their prefixes, where the text tower allows it.
         """
         arguments = check_dual_encoder(model)
+        pool_towers(model)
         tokenizer, image_processor = check_processor(model, processor)
         return cls(TextEncoding(model, tokenizer, arguments, packed=packed), image_processor, arguments)
 

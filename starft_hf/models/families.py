@@ -5,11 +5,15 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 
-# How the names of attention projections end in the towers of CLIP and of BERT.
+# How the names of attention projections end in the towers of CLIP, ViT, BERT and DistilBERT.
 _CLIP = ("q_proj", "k_proj", "v_proj", "out_proj")
+_VIT = ("o_proj",)
 _BERT = ("query", "key", "value", r"attention\.output\.dense")
-# EfficientNet has no attention: there, the convolutions that mix channels.
+_DISTILBERT = ("q_lin", "k_lin", "v_lin", "out_lin")
+# EfficientNet and ConvNeXt have no attention: there, the convolutions that mix channels.
 _EFFICIENTNET = ("expand_conv", "project_conv")
+_CONVNEXT = ("pwconv1", "pwconv2")
+_ALL = _CLIP + _VIT + _BERT + _DISTILBERT + _EFFICIENTNET + _CONVNEXT
 
 # Old configurations of CLIP give the end token this id, whatever the tokenizer's; the tower then pools the highest id.
 LEGACY_EOS = 2
@@ -28,9 +32,10 @@ class Family:
         shares_prefixes: whether texts may share the computation of their prefixes (see `prefix_sharing`): the tower is
             causal, takes `position_ids` and a mask per pair of tokens, and pools the first end token.
         checks_end_token: whether the tokenizer must end texts with the token `text_config.eos_token_id`.
-        checks_image_size: whether the image processor must give images of `vision_config.image_size`.
         vision_tower, text_tower: the modules that embed images and texts.
-        lora_targets: patterns for the ends of the names of the modules that the LoRA presets adapt.
+        any_towers: whether the towers are models of any type, whose pooled embeddings may lack or have another shape.
+        lora_targets: patterns for the ends of the names of the modules that the LoRA presets adapt. In a tower without
+            any, they adapt its linear layers and the convolutions that mix channels.
     """
 
     temperature: str = "logit_scale"
@@ -39,9 +44,9 @@ class Family:
     fixed_length: bool = False
     shares_prefixes: bool = False
     checks_end_token: bool = False
-    checks_image_size: bool = True
     vision_tower: str = "vision_model"
     text_tower: str = "text_model"
+    any_towers: bool = False
     lora_targets: tuple[str, ...] = _CLIP
 
 
@@ -54,12 +59,12 @@ FAMILIES = {
     "metaclip_2": Family(),
     "altclip": Family(lora_targets=_CLIP + _BERT),
     "chinese_clip": Family(lora_targets=_CLIP + _BERT),
-    # Its convolutions take images of any size.
-    "align": Family("temperature", stores_log=False, checks_image_size=False, lora_targets=_BERT + _EFFICIENTNET),
+    "align": Family("temperature", stores_log=False, lora_targets=_BERT + _EFFICIENTNET),
+    "vision-text-dual-encoder": Family(any_towers=True, lora_targets=_ALL),
 }
 
 # Other model types: with either temperature, sigmoid if they have a bias, and with the LoRA targets of all families.
-_OTHER = Family(logit_bias="logit_bias", lora_targets=_CLIP + _BERT + _EFFICIENTNET)
+_OTHER = Family(logit_bias="logit_bias", any_towers=True, lora_targets=_ALL)
 _OTHERS = (_OTHER, replace(_OTHER, temperature="temperature", stores_log=False))
 
 TEMPERATURES = tuple(row.temperature for row in _OTHERS)

@@ -14,20 +14,28 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.families import LEGACY_EOS, TEMPERATURES, Family, family_of
+from starft_hf.models.modes import evaluation_mode, floating_dtype
+from starft_hf.models.own_code import check_classes
+from starft_hf.models.texts import counts_from_padding
 from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.untrusted import read_json_object
 
 
-def load_model(model: str | PathLike[str] | nn.Module) -> nn.Module:
+def load_model(model: str | PathLike[str] | nn.Module, *, trust_remote_code: bool = False) -> nn.Module:
     """`model` itself, or the model of that Hub id or path, in float32 so that small updates are not lost.
 
-    FileNotFoundError if `model` looks like a path, and there is nothing.
+    Its code is run if it has its own and `trust_remote_code` allows it.
+
+    Raises:
+        FileNotFoundError: if `model` looks like a path, and there is nothing.
+        ValueError: if its classes are not known, saying what to do.
     """
     if isinstance(model, nn.Module):
         return model
     model = local_or_hub(model, "model")
     check_config(Path(model))
-    loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+    check_classes(model, trust_remote_code=trust_remote_code)
+    loaded = AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust_remote_code)
     # Transformers set it itself before 5.24.
     if getattr(loaded.config, "_commit_hash", None) is None and not Path(model).exists():
         loaded.config._commit_hash = cached_commit(str(model))
@@ -59,7 +67,7 @@ def cached_commit(model_id: str, *, unambiguous: bool = False) -> str | None:
     return None if unambiguous and len(list(commit.parent.iterdir())) > 1 else commit.name
 
 
-def load_processor(model: nn.Module, processor: Any = None) -> Any:
+def load_processor(model: nn.Module, processor: Any = None, *, trust_remote_code: bool = False) -> Any:
     """`processor` itself, or the one of the checkpoint that `model` was loaded from; ValueError without one."""
     if processor is not None and not isinstance(processor, str):
         return processor
@@ -69,7 +77,7 @@ def load_processor(model: nn.Module, processor: Any = None) -> Any:
         raise ValueError(f"the model was not loaded from a checkpoint, so its processor is unknown; {advice}")
     source = local_or_hub(source, "processing_class") if processor else source
     try:
-        return AutoProcessor.from_pretrained(source)
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"no processor could be loaded from {source!r} ({error}); {advice}") from error
 
@@ -113,17 +121,41 @@ def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
     eos = getattr(config.text_config, "eos_token_id", None)
     if family.checks_end_token and eos not in (LEGACY_EOS, None, tokenizer.eos_token_id):
         wrong.append(f"its tokenizer ends texts with token {tokenizer.eos_token_id}, the model expects {eos}")
+    padding = counts_from_padding(base_model_of(model))
+    if padding is not None and tokenizer.pad_token_id != padding:
+        wrong.append(f"its tokenizer pads with token {tokenizer.pad_token_id}, the model with {padding}")
     blank = image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
     found, size = tuple(blank.shape[-2:]), getattr(config.vision_config, "image_size", None)
-    # SigLIP 2's processor gives sequences of patches, `(N, patches, values)`.
-    if family.checks_image_size and blank.ndim == 4 and isinstance(size, int) and found != (size, size):
-        wrong.append(f"its image processor gives images of {found} pixels, the model takes {size}")
+    wanted = (size, size) if isinstance(size, int) else size and tuple(size)
+    # SigLIP 2's processor gives sequences of patches, `(N, patches, values)`. Convolutions take images of any size, as
+    # do towers that interpolate their positions.
+    differs = blank.ndim == 4 and wanted is not None and found != wanted
+    if not wrong and (family.any_towers or differs) and (error := _error_of_forward(model, tokenizer, blank)):
+        if differs:
+            wrong.append(f"its image processor gives images of {found} pixels, the model takes {size} ({error!r})")
+        else:
+            raise ValueError(
+                f"the {type(base_model_of(model)).__name__} cannot embed a blank image and a text: {error!r}. Both "
+                "towers must return an output with the pooled embeddings, `(N, hidden_size)`, as `pooler_output`."
+            ) from error
     if wrong:
         raise ValueError(
             f"the {type(processor).__name__} does not belong to the {type(model).__name__}: {'; '.join(wrong)}. "
             "Load both from one checkpoint."
         )
     return tokenizer, image_processor
+
+
+def _error_of_forward(model: nn.Module, tokenizer: Any, pixels: Tensor) -> Exception | None:
+    """What `model` raises when it is to embed an image and a short text; None if it embeds them."""
+    device = next(model.parameters()).device
+    texts = {"input_ids": tokenizer(["a"], return_tensors="pt")["input_ids"].to(device)}
+    try:
+        with evaluation_mode(model):
+            model(pixel_values=pixels.to(device, floating_dtype(model)), **texts)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        return error
+    return None
 
 
 def _check_sides(tokenizer: Any, family: Family) -> None:

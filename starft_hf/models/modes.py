@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 
-# Attention keeps its dropout rate as a number, under one of these names.
-_DROPOUT_RATES = ("dropout", "attention_dropout")
+# Modules that use statistics of the batch, or of each of its images, in training mode.
+_Norm = nn.modules.batchnorm._NormBase
+_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 @contextmanager
@@ -25,18 +26,40 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def has_batch_statistics(model: nn.Module) -> bool:
-    """Whether rows of a batch influence each other inside the model in training mode, through batch statistics."""
-    return any(
-        isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats for module in model.modules()
-    )
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Let batch norm use its running statistics, and leave them as they are, until the next `model.train()`."""
+    for module in model.modules():
+        if isinstance(module, _Norm) and module.running_mean is not None:
+            module.training = False
+
+
+def has_batch_statistics(model: nn.Module, *, frozen: bool = False) -> bool:
+    """Whether rows of a batch influence each other inside the model in training mode, through batch norm.
+
+    When it is `frozen`, that is only where it has no running statistics (`track_running_stats=False`).
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return any(not frozen or module.running_mean is None for module in norms)
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether training mode drops anything at random: units, attention weights or whole layers."""
+    return any(_drops(module) for module in model.modules())
+
+
+def _drops(module: nn.Module) -> bool:
+    # Rates are numbers called dropout, attention_dropout, drop_prob, ..., or "p" in a module for nothing but dropping.
+    is_dropout = any(word in type(module).__name__.lower() for word in ("drop", "stochasticdepth"))
+    rates = [value for name, value in vars(module).items() if "drop" in name or (is_dropout and name == "p")]
+    return any(isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0 for rate in rates)
 
 
 def differs_in_training(model: nn.Module) -> bool:
-    """Whether training mode and eval mode give different outputs: through dropout or batch statistics."""
-    rates = [vars(module).get(name) for module in model.modules() for name in _DROPOUT_RATES]
-    rates += [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    return has_batch_statistics(model) or any(isinstance(rate, float) and rate > 0 for rate in rates)
+    """Whether modules that are in training mode compute something else than in eval mode.
+
+    Dropout does so whichever mode it is in now, and norms unless they are in eval mode, as frozen ones are.
+    """
+    return has_dropout(model) or any(isinstance(module, _Norm) and module.training for module in model.modules())
 
 
 def unwrapped(model: nn.Module) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from starft_hf.models.families import LEGACY_EOS, family_of
-from starft_hf.models.modes import differs_in_training
+from starft_hf.models.modes import has_dropout
 from starft_hf.models.prefix_sharing import pack
 
 
@@ -35,8 +35,9 @@ class TextEncoding:
     def __init__(self, model: nn.Module, tokenizer: Any, arguments: Sequence[str], *, packed: bool):
         config: Any = model.config
         self.tokenizer = tokenizer
-        # RoBERTa-like towers count positions from the padding index on, so that their configuration has two too many.
         positions = getattr(config.text_config, "max_position_embeddings", None) or tokenizer.model_max_length
+        if (padding := counts_from_padding(model)) is not None:
+            positions -= padding + 1
         self.max_length = int(min(positions, tokenizer.model_max_length))
         self.fixed_length = family_of(model).fixed_length
         self._arguments = tuple(arguments)
@@ -126,6 +127,18 @@ class TextEncoding:
         return sequence.index(max(sequence) if self._pooled_token == LEGACY_EOS else self._pooled_token)
 
 
+def counts_from_padding(model: nn.Module) -> int | None:
+    """The padding token after which the text tower counts positions, as RoBERTa does; None for other towers.
+
+    As many of its positions as that are not for tokens.
+    """
+    tower = getattr(model, family_of(model).text_tower, None)
+    for name, module in tower.named_modules() if isinstance(tower, nn.Module) else ():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.padding_idx
+    return None
+
+
 def _can_pack(model: nn.Module, arguments: Sequence[str]) -> bool:
     family = family_of(model)
     tower = getattr(model, family.text_tower, None)
@@ -133,4 +146,4 @@ def _can_pack(model: nn.Module, arguments: Sequence[str]) -> bool:
         return False
     # Only this attention takes a boolean mask per pair of tokens. Under dropout, shared tokens would drop alike.
     attention = getattr(tower.config, "_attn_implementation", None)
-    return attention == "sdpa" and not differs_in_training(tower)
+    return attention == "sdpa" and not has_dropout(tower)

@@ -157,10 +157,11 @@ def divergence_weight(num_classes: int | None) -> float:
 
     On the demo's world, with the contrastive base loss and reg_schedule="constant", "kl" and "conditional" are as good
     with it as with weights chosen on validation for each number of classes. "star" is within two points of its best
-    weight on validation for four or more classes, and far from it for two (docs/beyond.md). With fewer classes more
-    captions of a batch are identical, and the base loss, which cannot separate them, pulls harder. At logit scales of
-    50 and 100 the best of the weights that were tried, up to 100, was 30 or above, without a pattern. Nothing else was
-    measured.
+    weight on validation for four or more classes, and far from it for two (docs/beyond.md). Why fewer classes need
+    more is not known. Not because captions of a batch are identical: with one caption per class, the base loss has the
+    value and the gradients of one that counts all of them as positives (docs/reference/losses.md), and cross-entropy
+    over the captions of the classes needs large weights too. At logit scales of 50 and 100 the best of the weights
+    that were tried, up to 100, was 30 or above, without a pattern. Nothing else was measured.
 
     Args:
         num_classes: the classes of the training set; None without labels.

@@ -144,7 +144,10 @@ class LocalChatModel:
         # A loaded model stays on its device; the others go to the first accelerator.
         device = model.device if loaded and getattr(model, "hf_device_map", None) is None else None
         tokenizer = source if tokenizer is None else tokenizer
-        self._pipeline = pipeline("text-generation", model if loaded else source, tokenizer=tokenizer, device=device)
+        model = model if loaded else source
+        # None, the default, asks on the terminal.
+        settings = {"tokenizer": tokenizer, "device": device, "trust_remote_code": False}
+        self._pipeline = pipeline("text-generation", model, **settings)
         if not getattr(self._pipeline.tokenizer, "chat_template", None):
             raise ValueError(
                 f"the tokenizer of {source!r} has no chat template; choose a chat model, often named -Instruct or -it"

@@ -52,6 +52,7 @@ def discover_spuriosity(
     on_bad_image: str = RAISE,
     image_decoding: str = SCALED,
     image_cache: str | PathLike[str] | bool | None = None,
+    trust_remote_code: bool = False,
     progress: bool = True,
 ) -> DiscoveryResult:
     """Find the attributes of images that are correlated with their labels, by a zero-shot model and without groups.
@@ -61,7 +62,12 @@ def discover_spuriosity(
     attribute. The correlation of an attribute with the labels is measured by mutual information, and compared with
     that of permuted labels.
 
-    Templates with words that the tokenizer of the model does not know are left out, with a warning.
+    Templates with words that the tokenizer of the model does not know are left out, with a warning. Those that hardly
+    change a caption, compared with the other templates and with class names, are left out too, and named in the table.
+
+    The p-values are of independence: nothing is found in more than `alpha` of datasets whose labels have nothing to do
+    with the images. Where something is correlated with the labels, whatever the model confuses with it is as well: an
+    attribute that is found may name another one that no template names, such as a tint of all colors.
 
     An attribute that is correlated with a label need not be spurious: the wheels of cars are as well. Check the
     result before relying on it. Only attributes that the pool names are found.
@@ -88,6 +94,7 @@ def discover_spuriosity(
         image_decoding: "scaled" decodes an image at no more than the size that resizing it well takes, "full" in full.
         image_cache: "auto" or True, for `starft` under HF_HOME, or a folder: what the model gets of all images of the
             dataset is kept there for further runs. None keeps nothing.
+        trust_remote_code: whether to run code that comes with a model whose classes transformers does not have.
         progress: whether to show a progress bar.
 
     Raises:
@@ -115,7 +122,9 @@ def discover_spuriosity(
     named = ColumnSettings(image_column, label_column, class_names=class_names)
     columns = resolve_columns(dataset, named, what="dataset")
     check_labeled(columns, "dataset")
-    return discover(*load_encoder(model, processor), dataset, columns, pool, settings)
+    return discover(
+        *load_encoder(model, processor, trust_remote_code=trust_remote_code), dataset, columns, pool, settings
+    )
 
 
 def check_labeled(columns: ImageColumns, what: str) -> None:

@@ -19,10 +19,13 @@ from starft_hf.models.modes import evaluation_mode
 from starft_hf.spuriosity.settings import SearchSettings
 
 
-def load_encoder(model: str | PathLike[str] | nn.Module, processor: Any) -> tuple[nn.Module, DualEncoder]:
+def load_encoder(
+    model: str | PathLike[str] | nn.Module, processor: Any, *, trust_remote_code: bool = False
+) -> tuple[nn.Module, DualEncoder]:
     """A dual encoder and its spec; the arguments are as in `discover_spuriosity`."""
-    model = load_model(model)
-    return model, DualEncoder.of(model, load_processor(base_model_of(model), processor))
+    trusted = {"trust_remote_code": trust_remote_code}
+    model = load_model(model, **trusted)
+    return model, DualEncoder.of(model, load_processor(base_model_of(model), processor, **trusted))
 
 
 def embed_texts(model: nn.Module, encoder: DualEncoder, texts: Sequence[str]) -> Tensor:

@@ -54,6 +54,7 @@ def generate_pool(
     backend: ChatEndpoint | LocalChatModel | str | os.PathLike[str] | nn.Module,
     model: str | os.PathLike[str] | nn.Module | None = None,
     processor: Any = None,
+    trust_remote_code: bool = False,
     temperature: float = 0.0,
     seed: int = 0,
     max_rounds: int = 4,
@@ -78,6 +79,7 @@ def generate_pool(
         model: the dual encoder to be fine-tuned, its Hub id or path. If given, templates are excluded that are too
             long for its text tower or nearly the same to it.
         processor: its processor; None loads it from the source of the model.
+        trust_remote_code: whether to run code that comes with a model whose classes transformers does not have.
         temperature: of the language model; 0 makes it deterministic.
         seed: of the language model, where the temperature is above 0.
         max_rounds: largest number of requests per aspect.
@@ -115,7 +117,7 @@ def generate_pool(
         backend=as_backend(backend),
         temperature=temperature,
         cache_dir=default_folder() / "answers" if cache_dir is None else Path(cache_dir),
-        embed=None if model is None else _embedder(model, processor, names),
+        embed=None if model is None else _embedder(model, processor, names, trust_remote_code),
         similarity=similarity,
     )
     with tqdm(total=n, desc="Writing templates", unit=" templates", disable=not progress) as bar:
@@ -242,9 +244,11 @@ def _in_words(reasons: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
 
 
-def _embedder(model: Any, processor: Any, class_names: Sequence[str]) -> Callable[[str], Tensor]:
+def _embedder(
+    model: Any, processor: Any, class_names: Sequence[str], trust_remote_code: bool
+) -> Callable[[str], Tensor]:
     """A function that embeds what a template adds to the plain caption, as a unit row `(D,)`."""
-    model, encoder = load_encoder(model, processor)
+    model, encoder = load_encoder(model, processor, trust_remote_code=trust_remote_code)
     plain = [class_caption(name, "a photo of a {}.") for name in class_names]
 
     def embed(template: str) -> Tensor:

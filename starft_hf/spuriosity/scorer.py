@@ -20,6 +20,9 @@ from starft_hf.utils.names import readable
 _CLASSES_PER_TEMPLATE = 8
 # Templates are one attribute from this cosine on, of embeddings less the mean of their aspect.
 _SIMILARITY = 0.7
+# A template says nothing to the model if it changes captions by less than this share of the largest change, by any
+# template or by class names.
+_NEGLIGIBLE = 0.2
 # Entries of unit rows that differ by less count as equal.
 _ROUNDING = 1e-5
 # The class subspace has at most 1 / this of all dimensions, so that something is left for attributes.
@@ -98,10 +101,11 @@ def scorer_from(
         groups += [captions(template, own[half] or own) for template, own in zip(pool, wanted, strict=True)]
     rows = _means(embed, groups)
     class_embeds, views = rows[: len(names)], rows[len(names) :].unflatten(0, (3, 1 + len(pool)))
+    has_meaning = _changes(class_embeds, views[0], [bool(own) for own in wanted]) >= _NEGLIGIBLE
     aspects = [aspect or pool.name or "attribute" for aspect in pool.aspects or [None] * len(pool)]
     attributes: list[Attribute] = []
     for aspect in dict.fromkeys(aspects):
-        own = [index for index, other in enumerate(aspects) if other == aspect and wanted[index]]
+        own = [index for index, other in enumerate(aspects) if other == aspect and has_meaning[index]]
         # Templates in the cluster of the plain caption, which is last, cannot be distinguished from it.
         embeds = torch.cat([views[0, 1:][own], views[0, :1]])
         for cluster in merge_alike(embeds):
@@ -115,6 +119,17 @@ def scorer_from(
     excluded = tuple(index for index, own in enumerate(wanted) if own and index not in used)
     # What distinguishes classes is removed, so that it cannot be mistaken for an attribute.
     return Scorer(tuple(attributes), without_subspace(means, class_subspace(class_embeds)), excluded)
+
+
+def _changes(class_embeds: Tensor, embeds: Tensor, is_used: Sequence[bool]) -> Tensor:
+    """How far templates `(T,)` are from the plain caption, the first of `embeds` `(1 + T, D)`; the largest is 1.
+
+    That one is by any template or by class names `(C, D)`, so that it is the same for all aspects. Within one whose
+    templates all say nothing to the model, their differences from each other would look large.
+    """
+    changes = (embeds[1:] - embeds[0]).norm(dim=-1).where(torch.tensor(is_used), 0.0)
+    largest = torch.maximum(changes.max(), (class_embeds - class_embeds.mean(0)).norm(dim=-1).max())
+    return changes / largest.clamp(min=_ROUNDING)
 
 
 def _spread(items: Sequence[str]) -> Sequence[str]:

@@ -36,7 +36,8 @@ class ExponentialAverageCallback(ResumingCallback):
 
     The average starts from the initial weights. After every optimizer step it becomes
     `decay * average + (1 - decay) * weights`, so after a short run the initial weights still have the weight
-    `decay ** steps`. Frozen weights, and buffers such as running statistics, are not averaged.
+    `decay ** steps`. Frozen weights, and buffers such as running statistics, are not averaged; with
+    `freeze_batch_norm`, as by default, those of batch norm do not change.
 
     Checkpoints contain the average, as `ema.safetensors`, and a resumed run continues it. Under FSDP 2 every process
     keeps the average of its shards.

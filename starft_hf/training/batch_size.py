@@ -1,6 +1,42 @@
-"""The size of a batch, which is what the rows of a contrastive loss are compared in."""
+"""The size of a batch, which is what the rows of a contrastive loss are compared in, and the number of steps."""
 
+import math
+from typing import Any
+
+from transformers.utils import logging
+
+from starft_hf.data.source import is_iterable
 from starft_hf.training.candidates import Candidates
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_size(args: Any, dataset: Any, strategy: type[Candidates]) -> None:
+    """Check that there is something to compare in a batch and, where incomplete ones are dropped, that one is full."""
+    batch = args.train_batch_size * args.world_size
+    check_batch(batch if is_iterable(dataset) else min(batch, len(dataset)), args.base_loss, strategy)
+    if not is_iterable(dataset) and len(dataset) % batch == 1 and not args.dataloader_drop_last:
+        logger.warning(
+            "The last batch of every epoch has one image, which is compared with nothing, so it trains nothing; set "
+            "dataloader_drop_last=True to leave it out."
+        )
+    if args.dataloader_drop_last and not is_iterable(dataset) and len(dataset) < batch:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} rows, fewer than the {batch} of a batch, and dataloader_drop_last=True "
+            "drops what does not fill one; set dataloader_drop_last=False or a smaller per_device_train_batch_size"
+        )
+
+
+def optimizer_steps(args: Any, dataset: Any) -> int | None:
+    """The optimizer steps of a run, as `Trainer` counts them; None of an iterable dataset without max_steps."""
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    if is_iterable(dataset):
+        return None
+    batches = len(dataset) / (args.train_batch_size * args.world_size)
+    whole = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    return math.ceil(args.num_train_epochs * max(1, math.ceil(whole / args.gradient_accumulation_steps)))
 
 
 def check_batch(rows: int, base_loss: str, strategy: type[Candidates]) -> None:

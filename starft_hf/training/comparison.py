@@ -23,6 +23,7 @@ from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.methods import ZERO_SHOT, Methods, settings_of_methods
 from starft_hf.training.plan import RunInputs, RunPlan
 from starft_hf.training.processes import map_in_processes
+from starft_hf.training.repairs import Repairs, with_repairs
 from starft_hf.training.trainer import StarFTTrainer
 from starft_hf.training.unused_settings import unused_names, without_unused
 from starft_hf.weights.interpolation import check_alpha, mixed
@@ -35,35 +36,39 @@ class _Runner:
     shared: RunInputs
     alpha: float | None
     alphas: frozenset[float]
+    repairs: Repairs
 
     def __call__(self, job: tuple[str, StarFTConfig]) -> list[Run]:
         """The run of a method with its settings, and that of its interpolation with the zero-shot weights."""
         method, args = job
         trainer = trainer_of(self.shared, args, trains=method != ZERO_SHOT)
         if method == ZERO_SHOT:
-            return [Run(ZERO_SHOT, args.seed, evaluation_results(trainer))]
+            runs = [Run(ZERO_SHOT, args.seed, evaluation_results(trainer))]
+            return [*runs, *self.repairs.runs(method, trainer, self.shared)]
         start = weights_of(trainer)
         trainer.train()
+        repaired = self.repairs.runs(method, trainer, self.shared)
         log = TrainingPoint.from_log_history(trainer.state.log_history)
         found = results_by_alpha(trainer, start, self.alphas | {1.0})
         curve = [curve_point(alpha, next(iter(results.values()))) for alpha, results in found.items()]
         runs = [Run(method, args.seed, found[1.0], log=log, curve=curve)]
         if self.alpha is not None:
             runs.append(Run(method, args.seed, found[self.alpha], interpolated=self.alpha))
-        return runs
+        return [*runs, *repaired]
 
 
 def trainer_of(
     shared: RunInputs, args: StarFTConfig, *, trains: bool = True, callbacks: list[TrainerCallback] | None = None
 ) -> StarFTTrainer:
     """A trainer of the model that several runs start from; `trains` is False for the zero-shot model itself."""
-    model = copy.deepcopy(load_model(shared.model))
+    trusted = {"trust_remote_code": args.trust_remote_code}
+    model = copy.deepcopy(load_model(shared.model, **trusted))
     trainer = StarFTTrainer(
         model,
         args,
         shared.train_dataset(args.seed) if callable(shared.train_dataset) else shared.train_dataset,
         shared.eval_dataset,
-        processing_class=load_processor(model, shared.processing_class),
+        processing_class=load_processor(model, shared.processing_class, **trusted),
         spuriosity=_used_pool(args, shared.spuriosity),
         # Plain fine-tuning and the zero-shot model have no reference.
         reference_model=shared.reference_model if _has_reference(args) and trains else None,
@@ -91,12 +96,17 @@ def interpolate_with(
 def results_by_alpha(
     trainer: StarFTTrainer, start: Mapping[str, Tensor], alphas: Iterable[float]
 ) -> dict[float, dict[str, EvaluationResult]]:
-    """The results of the models between `start` and what `trainer` has trained, by the weight of the latter."""
-    end, found = weights_of(trainer), {}
-    for alpha in sorted(alphas, reverse=True):
-        # Adapters are not interpolated.
-        if alpha != 1:
-            interpolate_with(trainer, start, end, alpha)
+    """The results of the models between `start` and what `trainer` has trained, by the weight of the latter.
+
+    The model of `trainer` is not what was trained afterwards, and an adapter of it is merged.
+    """
+    found = {1.0: evaluation_results(trainer)} if 1.0 in (alphas := set(alphas)) else {}
+    if is_adapted(trainer.model):
+        # Merged weights are interpolated, since averaging the factors of adapters does not average models.
+        trainer.model.merge_adapter()
+    end = weights_of(trainer)
+    for alpha in sorted(alphas - {1.0}, reverse=True):
+        interpolate_with(trainer, start, end, alpha)
         found[alpha] = evaluation_results(trainer)
     return found
 
@@ -117,6 +127,7 @@ def compare(
     reference_model: str | PathLike[str] | nn.Module | None = None,
     peft_config: PeftConfig | str | None = None,
     class_mapping: Any = None,
+    repair_dataset: Any = None,
     processes: int = 1,
 ) -> RobustnessReport:
     """Fine-tune with every method and seed, with the same steps and order of the data, and compare.
@@ -128,7 +139,9 @@ def compare(
         eval_dataset: one evaluation set or a dictionary of several. The report has thumbnails of the mistakes in them,
             and WiSE-FT curves of average against worst group on the first.
         methods: "zero-shot" and keys of `METHODS`, also with a weight, as in "kl@10"; or a dictionary by any name of
-            settings, of which "method" is one of these: `{"kl, slow": {"method": "kl", "learning_rate": 1e-6}}`.
+            settings, of which "method" is one of these: `{"kl, slow": {"method": "kl", "learning_rate": 1e-6}}`. In a
+            list, a method may be followed by one of `repair`, as in "FLYP + last layer" or "kl + projection", or by
+            "repair", which takes the best of them or none: the run of the method is repaired on `repair_dataset`.
         seeds: of the runs.
         alpha: weight of the fine-tuned model in an interpolated model, as in WiSE-FT, that is evaluated beside every
             fine-tuned one; None disables it.
@@ -138,9 +151,9 @@ def compare(
         processing_class: the model's processor.
         spuriosity: the pool of the regularizers.
         reference_model: another reference than the model, as in `StarFTTrainer`.
-        peft_config: trains an adapter in every run, as in `StarFTTrainer`. Adapters are not interpolated: pass
-            `alpha=None`.
+        peft_config: trains an adapter in every run, as in `StarFTTrainer`.
         class_mapping: of evaluation sets whose labels map to classes of the training set, as in `StarFTTrainer`.
+        repair_dataset: the validation set that repairs are fitted to and chosen on, of which nothing else is reported.
         processes: number of parallel runs, on CPUs, each in a process of one thread. Arguments are then pickled, so
             functions must be defined in a module, and the caller guarded by `if __name__ == "__main__":`.
 
@@ -152,6 +165,7 @@ def compare(
             that is not compared, methods or seeds contain duplicates or are empty, a dataset is missing, or the
             settings of a method are inconsistent or do not fit the training set.
     """
+    methods, repairs = with_repairs(methods, repair_dataset)
     runs_asked = settings_of_methods(args, methods, seeds, settings)
     jobs = [(method, without_unused(own, spuriosity)) for method, own in runs_asked]
     if processes < 1:
@@ -165,11 +179,7 @@ def compare(
     for each in alphas:
         check_alpha(each)
     adapted = peft_config is not None or (isinstance(model, nn.Module) and is_adapted(model))
-    if alphas and adapted:
-        raise ValueError(
-            "a model with an adapter cannot be interpolated; merge the adapter first, or pass alpha=None and no "
-            "curve_alphas"
-        )
+    repairs.check(args)
     data = (train_dataset, eval_dataset, processing_class, spuriosity)
     shared = RunInputs(model, args, *data, reference_model, peft_config, class_mapping=class_mapping)
     # A function is not called, because drawing a training set may be expensive.
@@ -178,11 +188,13 @@ def compare(
         raise ValueError("reference_model has no effect: none of the methods has a reference; leave it out")
     check_runs(checked, jobs, adapted)
     if processes == 1:
-        model = load_model(model)
-        reference_model = None if reference_model is None else load_model(reference_model)
+        trusted = {"trust_remote_code": args.trust_remote_code}
+        model = load_model(model, **trusted)
+        reference_model = None if reference_model is None else load_model(reference_model, **trusted)
         shared = dataclasses.replace(shared, model=model, reference_model=reference_model)
     with tqdm(total=len(jobs), desc="Comparing", unit=" runs", disable=args.disable_tqdm) as bar:
-        runs = _run_all(_Runner(shared, alpha, alphas), jobs, processes, bar)
+        runs = _run_all(_Runner(shared, alpha, alphas, repairs), jobs, processes, bar)
+    runs = [run for run in runs if run.method not in repairs.only_repaired]
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     first = next(iter(datasets))
     thumbnails = images_of_mistakes(runs, datasets, args.image_column)

@@ -25,6 +25,7 @@ from starft_hf.data.shuffling import Shuffle
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.objectives.regularizers import get_regularizer
 from starft_hf.training.inherited_settings import check_inherited_settings
+from starft_hf.training.presets import find_preset
 from starft_hf.training.setting_checks import check_crop_scale, check_reg_weight, check_settings
 
 
@@ -73,7 +74,7 @@ class StarFTConfig(TrainingArguments):
 
     Args: Parameters that control the objective
         base_loss (`str`, defaults to `"contrastive"`): "contrastive" (images against captions, as FLYP) or
-            "cross_entropy" (a linear head on the image embeddings, initialized from the class captions).
+            "cross_entropy" (a linear head on the image embeddings, which starts as the zero-shot classifier).
         regularizer (`str`, defaults to `"auto"`): "auto" is "star" for four or more classes, and "kl" for fewer and
             without labels; or a registered regularizer, such as "star", "kl" or "conditional", or "none" for plain
             fine-tuning.
@@ -90,8 +91,14 @@ class StarFTConfig(TrainingArguments):
         reweight_clip (`float`, defaults to `10.0`): the largest weight, before all are normalized to a mean of 1.
         mini_batch_size (`int`, *optional*): images per forward and backward, for batches that do not fit into memory;
             None runs the batch as a whole. Losses and gradients stay the same; the encoders run forward once more.
+        freeze_batch_norm (`bool`, defaults to `True`): let batch norm use its running statistics while training, as it
+            does in the reference and after training, and keep them; its weights and biases are trained. False
+            normalizes by the statistics of the batch, with which the regularizer is not 0 at the start.
         decay_all_parameters (`bool`, defaults to `True`): apply weight decay to biases and norms as well, as the
             paper's code does; False excludes them, as Trainer does.
+        warmup_from_zero (`bool`, defaults to `True`): whether the learning rate warms up from 0, so that the first
+            step changes no weight, as with Trainer; False starts it at 1/w of its full value with w warm-up steps, as
+            the paper's code does.
 
     Args: Parameters that control the captions
         caption_template (`str` or `list[str]`, defaults to `"a photo of a {}."`): template with `{}` for the class
@@ -117,7 +124,8 @@ class StarFTConfig(TrainingArguments):
     Args: Parameters that control the evaluation
         group_column (`str` or `list[str]`, *optional*): column with the group of a row, for worst-group accuracy, or a
             list of columns whose combinations are the groups. Without one, the classes are the groups.
-        eval_templates (`list[str]`, *optional*): prompt ensemble of zero-shot classifiers; None is `caption_template`.
+        eval_templates (`list[str]`, *optional*): prompt ensemble of zero-shot classifiers, of the one that the head of
+            `base_loss="cross_entropy"` starts as, too; None is `caption_template`.
 
     Args: Parameters that control the data
         image_column (`str`, defaults to `"image"`): column with the images.
@@ -147,15 +155,19 @@ class StarFTConfig(TrainingArguments):
             "notes/*.md". Without it, files of the model, its record and its card are.
         hub_timeout (`float`, defaults to `60.0`): seconds that the Hub may take to answer a request; an upload may
             take a second more for every 100 KB.
+        trust_remote_code (`bool`, defaults to `False`): run the code that comes with a model or processor of a class
+            that transformers does not have. Read it before.
         ignore_mismatched_settings (`bool`, defaults to `False`): resume from a checkpoint although the run that wrote
             it had other settings, pool, classes, model or data, with a warning.
 
     Note: Defaults that differ from `TrainingArguments`
-        Those of the paper (arXiv 2505.13232), with AdamW and both towers tuned: `learning_rate` 1e-5, `weight_decay`
-        0.1, `lr_scheduler_type` "cosine", `num_train_epochs` 10. Not the paper's: `warmup_steps` 0.1 (a fraction of
-        the run, because a fixed 500 steps would never end on a small dataset), `per_device_train_batch_size` and
-        `per_device_eval_batch_size` 64, `logging_steps` 10, `remove_unused_columns` False, `logging_nan_inf_filter`
-        False.
+        Those of the paper (arXiv 2505.13232), which trains both towers with AdamW: `learning_rate` 1e-5,
+        `weight_decay` 0.1, `lr_scheduler_type` "cosine", `num_train_epochs` 10. Not those of the paper:
+        `per_device_train_batch_size` 64 (512 over all processes), `warmup_steps` 0.1 (500; of a small dataset a run is
+        shorter than that), and `max_grad_norm` as inherited, 1.0 (no clipping); `warmup_from_zero`, `reg_schedule` and
+        one prompt for evaluation (80) differ as well. `StarFTConfig.paper` has them all as in the paper.
+        For other reasons: `per_device_eval_batch_size` 64, `logging_steps` 10, `remove_unused_columns` False,
+        `logging_nan_inf_filter` False.
     """
 
     learning_rate: float = _setting(1e-5, RUN, "Initial learning rate of AdamW.")
@@ -163,6 +175,7 @@ class StarFTConfig(TrainingArguments):
     num_train_epochs: float = _setting(10.0, RUN, "Number of epochs to train for.")
     lr_scheduler_type: str = _setting("cosine", RUN, "Learning rate schedule.")
     warmup_steps: float = _setting(0.1, RUN, "Warm-up: a fraction of the run if below 1, else a number of steps.")
+    warmup_from_zero: bool = _setting(True, RUN, "Whether the first step has a learning rate of 0.")
     # A resumed run must have the same number of images per step, over all devices.
     per_device_train_batch_size: int = _setting(64, RECORDED, "Batch size per device. Losses compare all its rows.")
     per_device_eval_batch_size: int = _setting(64, IRRELEVANT, "Batch size per device for evaluation.")
@@ -205,11 +218,13 @@ class StarFTConfig(TrainingArguments):
     reference_text_cache_gib: float = _setting(1.0, RECORDED, "Limit of the caption embeddings in GiB.")
     reference_dtype: str | None = _setting(None, RUN, "What the reference computes in.")
     mini_batch_size: int | None = _setting(None, RECORDED, "Images per forward and backward.")
+    freeze_batch_norm: bool = _setting(True, RUN, "Train batch norm with its running statistics, and keep them.")
     decay_all_parameters: bool = _setting(True, RUN, "Decay biases and norms as well.")
     eval_templates: list[str] | None = _setting(None, RECORDED, "Prompt ensemble of zero-shot classifiers.")
     card_template: str | None = _setting(None, IRRELEVANT, "File with a template of the model card.")
     hub_include: list[str] | None = _setting(None, IRRELEVANT, "Further files to publish, as paths or patterns.")
     hub_timeout: float = _setting(60.0, IRRELEVANT, "Seconds that the Hub may take to answer a request.")
+    trust_remote_code: bool = _setting(False, IRRELEVANT, "Run code that comes with a model; read it before.")
     ignore_mismatched_settings: bool = _setting(False, IRRELEVANT, "Resume from a run with other settings.")
 
     def __post_init__(self) -> None:
@@ -266,6 +281,26 @@ class StarFTConfig(TrainingArguments):
         memo[id(self)] = copied
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
+
+    @classmethod
+    def paper(cls, output_dir: str | PathLike[str], **changes: Any) -> Self:
+        """The settings of the paper's own command, `scripts/train.sh contrastive spurious_bg star 0.5`.
+
+        Those are `regularizer="star"` at `reg_weight=0.5` with `reg_schedule="epoch_linear"`; batches of 512 images
+        over all processes; 10 epochs of AdamW, whose learning rate rises in 500 steps from 1/500 of 1e-5 to 1e-5 and
+        falls to 0 along half a cosine, with a weight decay of 0.1 on all parameters and no clipping; crops of 0.9 to 1
+        of the area, of images that are decoded in full; and the 80 prompts for ImageNet of CLIP's authors. Where a
+        device has no room for its share of a batch, set `mini_batch_size`, to 64 say: losses and gradients stay those
+        of the whole batch. The guide "The paper" says what differs from the paper's code all the same.
+
+        Args:
+            output_dir: where the run writes.
+            changes: settings in place of those of the command, or further ones.
+
+        Raises:
+            ValueError: if the processes cannot share a batch evenly.
+        """
+        return find_preset("paper").config(cls, output_dir=str(output_dir), **changes)
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike[str], *, revision: str | None = None, **changes: Any) -> Self:

@@ -25,6 +25,7 @@ from starft_hf.hub.record import RunRecord, make_record, model_source
 from starft_hf.hub.snippets import Usage
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, save_head
+from starft_hf.models.towers import works_alone
 from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.publishing import copy_to_publish
 from starft_hf.training.measurements import Measurements
@@ -181,6 +182,7 @@ class HubMixin(Trainer):
                 getattr(base_model_of(self.model).config, "model_type", ""),
                 texts.max_length if texts.fixed_length else None,
                 columns,
+                works_alone(self.model),
             ),
             figures=save_figures(folder, before, results),
         )

@@ -12,7 +12,6 @@ from transformers.utils import logging
 
 from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.data.columns import ImageColumns, check_captions, check_labels, resolve_columns
-from starft_hf.data.decoding import RAISE, SKIP
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.image_cache import check_cacheable_sets
 from starft_hf.data.images import ImageTransform
@@ -20,14 +19,15 @@ from starft_hf.data.source import column_names, is_iterable
 from starft_hf.data.streams import warn_of_shards
 from starft_hf.evaluation.retention import named_retention_sets
 from starft_hf.models.adapters import check_preset, is_adapted
-from starft_hf.models.modes import has_batch_statistics
 from starft_hf.objectives.regularizers import NO_REGULARIZER, Regularizer, get_regularizer
 from starft_hf.reference import CachePlan, ReferenceSettings, plan_cache
 from starft_hf.spuriosity.auto import Spuriosity, check_auto, given_pool
 from starft_hf.spuriosity.pool import CLASS_FIELD, SpuriosityPool
-from starft_hf.training.batch_size import check_batch
+from starft_hf.training.batch_norm import check_batch_norm
+from starft_hf.training.batch_size import check_size, optimizer_steps
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.learning_rate import warn_of_warmup
 from starft_hf.training.setting_checks import check_schedule
 from starft_hf.training.trained_weights import check_trained_adapter
 from starft_hf.training.unused_settings import settings_without_effect, unused_settings
@@ -132,7 +132,9 @@ class RunPlan:
         check_schedule(args, regularizer, streamed=is_iterable(dataset))
         check_labels(dataset, columns, what="train_dataset", several=True)
         check_captions(dataset, columns, what="train_dataset")
-        _check_size(args, dataset, strategy)
+        check_size(args, dataset, strategy)
+        if (steps := optimizer_steps(args, dataset)) is not None:
+            warn_of_warmup(args, steps)
         warn_of_shards(dataset, args.dataloader_num_workers)
         if args.save_strategy != "no" and args.should_save:
             check_writable(Path(str(args.output_dir)), "output_dir")
@@ -148,17 +150,8 @@ class RunPlan:
         # Before the reference switches the adapter off and on, which would make PEFT train it.
         check_trained_adapter(model)
         self.check_adapter(args, is_adapted(model))
-        if args.on_bad_image == SKIP and has_batch_statistics(model):
-            raise ValueError(
-                f"on_bad_image={SKIP!r} leaves an empty row in the batch, and this {type(model).__name__} normalizes "
-                "by the statistics of a batch, which that would change; use "
-                f"on_bad_image={RAISE!r} and remove bad images"
-            )
-        if args.mini_batch_size is not None and has_batch_statistics(model):
-            raise ValueError(
-                f"mini_batch_size={args.mini_batch_size} would change what this {type(model).__name__} computes: it "
-                "normalizes by the statistics of a batch, which a part of the batch does not have. Leave it at None."
-            )
+        compares = self.regularizer is not None and strategy_of(self.regularizer).needs_embeddings
+        check_batch_norm(args, model, compares=compares)
 
     def check_adapter(self, args: StarFTConfig, adapted: bool) -> None:
         """Check that the settings fit a model that is `adapted`, which may be known before it is loaded.
@@ -366,20 +359,4 @@ def _check_candidates(
             name,
             len(class_names),
             regularizer.fewest_classes,
-        )
-
-
-def _check_size(config: StarFTConfig, dataset: Any, strategy: type[Candidates]) -> None:
-    """Check that there is something to compare in a batch and, where incomplete ones are dropped, that one is full."""
-    batch = config.train_batch_size * config.world_size
-    check_batch(batch if is_iterable(dataset) else min(batch, len(dataset)), config.base_loss, strategy)
-    if not is_iterable(dataset) and len(dataset) % batch == 1 and not config.dataloader_drop_last:
-        logger.warning(
-            "The last batch of every epoch has one image, which is compared with nothing, so it trains nothing; set "
-            "dataloader_drop_last=True to leave it out."
-        )
-    if config.dataloader_drop_last and not is_iterable(dataset) and len(dataset) < batch:
-        raise ValueError(
-            f"train_dataset has {len(dataset)} rows, fewer than the {batch} of a batch, and dataloader_drop_last=True "
-            "drops what does not fill one; set dataloader_drop_last=False or a smaller per_device_train_batch_size"
         )

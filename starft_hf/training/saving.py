@@ -4,11 +4,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from starft_hf.models.adapters import is_adapted, save_temperature
+from starft_hf.models.adapters import base_model_of, is_adapted, save_temperature
 from starft_hf.models.fsdp import with_scalars
 from starft_hf.models.heads import HEAD_NAME, load_head, save_head
+from starft_hf.models.modes import floating_dtype
+from starft_hf.models.own_code import save_code_of_towers
+from starft_hf.training.checkpointing.files import CheckpointError
+
+
+logger = logging.get_logger(__name__)
 
 
 def save_weights(
@@ -26,6 +36,7 @@ def save_weights(
     state_dict = with_scalars(model.state_dict() if state_dict is None else state_dict, scalars)
     # A model may still carry the head of another run, which is not saved.
     head = {name: state_dict.pop(key) for name in ("weight", "bias") if (key := f"{HEAD_NAME}.{name}") in state_dict}
+    save_code_of_towers(base_model_of(model), folder)
     write(folder, state_dict)
     if class_names is not None:
         save_head(head, class_names, folder)
@@ -33,8 +44,29 @@ def save_weights(
         save_temperature(model, folder, state_dict)
 
 
-def restore_head(head: nn.Linear | None, folder: str | Path | None) -> None:
-    """Load the weights of a head from the folder of a checkpoint, where there are both."""
-    if head is not None and folder is not None:
+def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | Path | None) -> None:
+    """Load what `Trainer` does not of the folder of a checkpoint: a head, and weights that are saved by other names.
+
+    Transformers saves some towers by the names of former versions, and `Trainer` skips what has no place by its name.
+    """
+    if folder is None:
+        return
+    if head is not None:
         saved: Any = load_head(folder)[0]
         head.load_state_dict(saved.state_dict())
+    sharded = any(isinstance(value, DTensor) for value in model.parameters())
+    if not isinstance(model, PreTrainedModel) or sharded or _saved_names(folder) <= model.state_dict().keys():
+        return
+    logger.warning("The weights that are said to be missing are read by the names that transformers saves them by.")
+    weights = type(model).from_pretrained(folder, dtype=floating_dtype(model)).state_dict()
+    missing = [name for name in model.load_state_dict(weights, strict=False).missing_keys if HEAD_NAME not in name]
+    if missing:
+        raise CheckpointError(f"{str(folder)!r} lacks weights of the {type(model).__name__}, such as {missing[0]!r}")
+
+
+def _saved_names(folder: str | Path) -> set[str]:
+    names: set[str] = set()
+    for path in Path(folder).glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names

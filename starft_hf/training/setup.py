@@ -22,6 +22,7 @@ from starft_hf.models.adapters import base_model_of, base_state, check_adapters,
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
+from starft_hf.models.towers import allow_checkpointing
 from starft_hf.objectives.regularizers import AUTO_REGULARIZER, AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import DiscoverySettings, pool_of_run
@@ -98,13 +99,16 @@ class RunSetup:
 
         # Weights that are initialized anew depend on the seed alone, and not on what was drawn before.
         set_seed(args.seed)
-        model = load_model(given.model)
-        processor = load_processor(base_model_of(model), given.processing_class)
+        trusted = {"trust_remote_code": args.trust_remote_code}
+        model = load_model(given.model, **trusted)
+        processor = load_processor(base_model_of(model), given.processing_class, **trusted)
         check_dual_encoder(model)
         set_seed(args.seed)
         model = in_float32(with_adapter(model, given.peft_config))
         encoder = DualEncoder.of(model, processor, packed=args.mini_batch_size is None)
         plan.check_model(args, model)
+        if args.gradient_checkpointing:
+            allow_checkpointing(model)
 
         pool = pool_of_run(
             given.spuriosity, plan.pool, model, encoder, given.train_dataset, plan.columns, discovery_settings(args)
@@ -192,14 +196,13 @@ class RunSetup:
         )
 
     def add_head(self, model: nn.Module) -> nn.Linear | None:
-        """The linear head of cross-entropy runs, from the captions of the classes; None for others.
+        """The linear head of cross-entropy runs, from the prompts of the classes; None for others.
 
         It becomes a submodule of `model`, so that the optimizer, clipping and gradient scaling treat it as part of it.
         """
         if self.args.base_loss == "contrastive" or self.class_names is None:
             return None
-        templates = self.args.caption_templates
-        head = zero_shot_head(model, self.encoder, self.class_names, templates)
+        head = zero_shot_head(model, self.encoder, self.class_names, self.args.zero_shot_templates)
         model.add_module(HEAD_NAME, head)
         return head
 
@@ -214,6 +217,7 @@ class RunSetup:
             head,
             self.args.mini_batch_size,
             self.sample_weights,
+            self.args.freeze_batch_norm,
         )
 
     def evaluate_retention_sets(self, model: nn.Module, args: StarFTConfig) -> dict[str, EvaluationResult]:
@@ -283,7 +287,7 @@ def _check_prompts(eval_dataset: Any, args: StarFTConfig, encoder: DualEncoder) 
 def _reference_model(given: RunInputs, model: nn.Module) -> nn.Module:
     if given.reference_model is None:
         return model
-    reference = load_model(given.reference_model)
+    reference = load_model(given.reference_model, trust_remote_code=given.args.trust_remote_code)
     if is_adapted(reference):
         raise ValueError(
             "reference_model is a PeftModel, whose adapter a reference would switch off; pass "

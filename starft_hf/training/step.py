@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from starft_hf.models.encoder import DualEncoder, DualOutput
 from starft_hf.models.gradient_cache import forward_in_chunks
-from starft_hf.models.modes import unwrapped
+from starft_hf.models.modes import freeze_batch_norm, unwrapped
 from starft_hf.objectives.losses import alignment_rows, contrastive_rows, sigmoid_rows
 from starft_hf.objectives.regularizers import Regularizer, RegularizerInputs
 from starft_hf.reference import Reference
@@ -71,7 +71,7 @@ class TrainingStep:
 
     `sample_weights` maps sample indices `(n,)` to the weights of their terms of the base loss. With N samples in the
     batch of all processes, it is `sum(w_i l_i) / N`: the weights have a mean of 1 over the training set, and are not
-    normalized within a batch.
+    normalized within a batch. With `freeze_batch_norm`, batch norm uses its running statistics and keeps them.
     """
 
     encoder: DualEncoder
@@ -82,10 +82,14 @@ class TrainingStep:
     head: nn.Linear | None = None
     mini_batch_size: int | None = None
     sample_weights: Callable[[Tensor], Tensor] | None = None
+    freeze_batch_norm: bool = False
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], reg_weight: float) -> StepLosses:
         """The losses of `batch` by one forward of `model`, which may be inside a parallel wrapper."""
         inner = unwrapped(model)
+        if self.freeze_batch_norm:
+            # In every step, since Trainer puts all of the model into training mode before.
+            freeze_batch_norm(inner)
         with forward_in_chunks(inner, self.mini_batch_size):
             outputs = self.encoder.forward(model, batch, self.head)
         gathered = gather_batch(batch, outputs, spurious=self.candidates.drawn_per_example)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction
-from transformers.utils import logging
 
 from starft_hf.data.decoding import SkippedImages
 from starft_hf.data.examples import Examples
@@ -41,17 +40,16 @@ from starft_hf.training.checkpointing.resuming import ResumeCheck, ResumeState
 from starft_hf.training.checkpointing.run_settings import run_settings
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.hub_mixin import HubMixin
+from starft_hf.training.learning_rate import warmed_up
 from starft_hf.training.measurements import Measurements, data_key
 from starft_hf.training.nan_check import NaNCheck
 from starft_hf.training.plan import NO_SEARCH, RunInputs
 from starft_hf.training.sampling import evaluation_sampler, ready_loader, training_sampler
-from starft_hf.training.saving import restore_head, save_weights
+from starft_hf.training.saving import restore_weights, save_weights
 from starft_hf.training.setup import RunSetup
 from starft_hf.training.step import RunningLosses
 from starft_hf.training.trained_weights import check_trained, evaluation_precision
 
-
-logger = logging.get_logger(__name__)
 
 _KEPT_MISTAKES = 12
 
@@ -185,8 +183,7 @@ class StarFTTrainer(HubMixin, Trainer):
         """
         if self.train_dataset is None:
             raise ValueError("there is nothing to train on; pass train_dataset")
-        if resume_from_checkpoint is None:
-            resume_from_checkpoint = self.args.resume_from_checkpoint
+        resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         check_trained(self.model, self.head, None if self.is_fsdp_enabled else self.optimizer)
         self.record_start()
         self.checkpointer.start(self.args, self._run_settings)
@@ -194,7 +191,7 @@ class StarFTTrainer(HubMixin, Trainer):
             with self.checkpointer.exclusive(self.args), explained_worker_deaths():
                 # There is nothing to save before training, nor after it.
                 with self.interruption.ending_at_once(self.args):
-                    checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+                    checkpoint = self.checkpoint_to_resume(resume)
                     self.checkpointer.remove_flawed(self.args)
                     self.running_losses.restore(None, self.args.device)
                     self.setup.prepare(self.args.device)
@@ -215,7 +212,9 @@ class StarFTTrainer(HubMixin, Trainer):
     ) -> Any:
         """The loss of a training batch, by one forward of `model`."""
         self.measured.at_start = False
-        self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, self._progress())
+        state, epoch = self.state, self.setup.epoch.value
+        progress = Progress(state.global_step, state.max_steps, epoch, state.num_train_epochs)
+        self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, progress)
         batch = self.setup.candidates.add_to(inputs, self.state.global_step, self.batch_counter.advance())
         self.one_class_check.check(inputs, self.args, self.train_dataset)
         losses = self.training_losses(model, batch, self.reg_weight)
@@ -223,10 +222,6 @@ class StarFTTrainer(HubMixin, Trainer):
         self.nan_check.add(losses.parts)
         self.skipped_images.record(inputs)
         return (losses.loss, losses) if return_outputs else losses.loss
-
-    def _progress(self) -> Progress:
-        state = self.state
-        return Progress(state.global_step, state.max_steps, self.setup.epoch.value, state.num_train_epochs)
 
     def _prepare_model(self) -> None:
         """Make the model ready for FSDP and, after an evaluation, for training."""
@@ -248,6 +243,12 @@ class StarFTTrainer(HubMixin, Trainer):
         if self.args.decay_all_parameters:
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """`Trainer.create_scheduler`, with the warm-up of `warmup_from_zero`."""
+        is_new, scheduler = self.lr_scheduler is None, super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler: Any = warmed_up(scheduler, self.args, num_training_steps) if is_new else scheduler
+        return self.lr_scheduler
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(NO_SEARCH)
@@ -379,15 +380,14 @@ class StarFTTrainer(HubMixin, Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = str(output_dir or self.args.output_dir)
         if not self.args.should_save:
-            super()._save(folder, state_dict)
-            return
+            return super()._save(folder, state_dict)
         names = None if self.head is None else self.class_names
         save_weights(super()._save, folder, self.model, state_dict, names, self._scalars)
         self.save_record(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        restore_head(self.head, resume_from_checkpoint)
+        restore_weights(self.model, self.head, resume_from_checkpoint)
         self._resume_state.load(resume_from_checkpoint)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -396,5 +396,5 @@ class StarFTTrainer(HubMixin, Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        restore_head(self.head, self.state.best_model_checkpoint)
+        restore_weights(self.model, self.head, self.state.best_model_checkpoint)
         self.measured.load(read_content(Path(str(self.state.best_model_checkpoint))) or {}, self.model)

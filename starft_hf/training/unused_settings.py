@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from starft_hf.objectives.regularizers import NO_REGULARIZER, get_regularizer
 from starft_hf.training.candidates import strategy_of
+from starft_hf.training.learning_rate import without_warmup
 
 
 # By name: what a value has no effect on. Only values that differ from the default are warned of.
@@ -75,6 +76,7 @@ def unused_names(args: Any, spuriosity: Any, image_transform: Any = None) -> dic
         (reweighted, "with reweight='none'", ("reweight_clip",)),
         (compares and spuriosity == "auto", "without spuriosity='auto'", ("discovery_pool", "discovery_samples")),
         (image_transform is None or args.image_cache, "with an image_transform", ("crop_scale",)),
+        (without_warmup(args) is None, without_warmup(args) or "", ("warmup_from_zero",)),
     ]
     return {name: why for is_used, why, names in parts if not is_used for name in names}
 

@@ -19,8 +19,10 @@ from transformers.utils import logging
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, load_head, save_head
 from starft_hf.models.loading import check_config
+from starft_hf.models.own_code import classes_are_known
 from starft_hf.utils.files import folder_in_place_of, leads_out, read_text
-from starft_hf.weights.interpolation import difference, traits_of
+from starft_hf.utils.untrusted import read_json_object
+from starft_hf.weights.interpolation import difference, traits_of, warn_of_statistics
 from starft_hf.weights.records import combined_record
 
 
@@ -86,8 +88,10 @@ class Checkpoint:
         if not (path / "config.json").is_file() or leads_out(path / "config.json"):
             raise FileNotFoundError(f"{name} has no config.json of its own; {_SAVED}")
         check_config(path)
-        config = AutoConfig.from_pretrained(path)
-        if getattr(config, "quantization_config", None) is not None:
+        content = read_json_object(path / "config.json", {})
+        # Without running code: that of a class of its own is read as it is.
+        config: Any = AutoConfig.from_pretrained(path) if classes_are_known(content) else content
+        if content.get("quantization_config") is not None:
             raise ValueError(f"{name} holds quantized weights, which cannot be averaged; {_UNQUANTIZED}")
         headers = {file: _read_header(file, expected) for file, expected in _weight_files(path).items()}
         tensors = {name: value for header in headers.values() for name, value in header.items()}
@@ -147,6 +151,7 @@ def write_checkpoint(
             target.copy_(combine(pieces))
         return result
 
+    warn_of_statistics(first.tensors, lambda name: [checkpoint.read(name) for checkpoint in checkpoints])
     with folder_in_place_of(Path(output)) as folder:
         _copy_settings(first.folder, folder)
         record = combined_record([checkpoint.record for checkpoint in checkpoints if checkpoint.record is not None])

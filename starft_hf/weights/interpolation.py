@@ -2,22 +2,25 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_head
-from starft_hf.models.adapters import has_adapter_layers
+from starft_hf.models.adapters import check_adapters, is_adapted, merged_copy
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.loading import load_processor
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.utils.names import unknown_name
 
+
+logger = logging.get_logger(__name__)
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -37,11 +40,12 @@ def interpolate(model_a: ModelT, model_b: nn.Module, alpha: float, processing_cl
 
     Weights are mixed in float32 or wider. Their dtype, and integers, are those of `model_a`. If one of the models has
     the trained head of a cross-entropy run, as its module `classification_head`, the other one takes part with its
-    zero-shot head of the same classes and prompts, and the new model has the head between both.
+    zero-shot head of the same classes and prompts, and the new model has the head between both. A `PeftModel` takes
+    part with its adapter merged, and the new model is a plain one.
 
     Args:
         model_a: usually the zero-shot model.
-        model_b: usually the fine-tuned model, of the same architecture.
+        model_b: usually the fine-tuned model, of the same architecture, maybe with an adapter.
         alpha: weight of `model_b`, from 0 to 1.
         processing_class: the processor, for a zero-shot head; None loads it from the checkpoint of the model.
 
@@ -178,6 +182,38 @@ def mixed(value_a: Tensor, value_b: Tensor, alpha: float) -> Tensor:
     return torch.lerp(value_a.to(dtype), value_b.to(value_a.device, dtype), alpha).to(value_a.dtype)
 
 
+def warn_of_statistics(names: Iterable[str], read: Callable[[str], Sequence[Tensor]]) -> None:
+    """Warn if models whose weights are averaged have other running statistics of batch norm than each other.
+
+    Args:
+        names: of all tensors.
+        read: from such a name to the tensors of the models.
+    """
+    for name in names:
+        if name.endswith((".running_mean", ".running_var")):
+            first, *others = read(name)
+            if not all(torch.equal(first, other.to(first.device)) for other in others):
+                logger.warning_once(
+                    "The models differ in running statistics of batch norm, such as %r: one was trained with "
+                    "freeze_batch_norm=False. Those of the averaged model are averages, and not what its weights "
+                    "lead to; measure them anew on training images, as by torch.optim.swa_utils.update_bn.",
+                    name,
+                )
+                return
+
+
+def check_same_architecture(model_a: nn.Module, model_b: nn.Module) -> None:
+    """Raise ValueError, naming the first difference, if two models cannot be interpolated."""
+    traits = [traits_of(model.state_dict(), getattr(model, "config", None)) for model in (model_a, model_b)]
+    _check_alike(*traits)
+
+
+def _check_alike(traits_a: Mapping[str, Any], traits_b: Mapping[str, Any]) -> None:
+    found = difference(traits_a, traits_b, "the first", "the second")
+    if found is not None:
+        raise ValueError(f"the models differ: {found}; only models of one architecture can be interpolated")
+
+
 def difference(traits_a: Mapping[str, Any], traits_b: Mapping[str, Any], name_a: str, name_b: str) -> str | None:
     """The first trait in which two models differ, as a clause, or None."""
     for name in [*traits_a, *traits_b]:
@@ -212,12 +248,10 @@ def _prepared(
     model_a: ModelT, model_b: nn.Module, processing_class: Any
 ) -> tuple[ModelT, dict[str, Tensor], dict[str, Tensor]]:
     """A copy of the first model to mix weights into, and the weights of both, with the same head or none."""
-    models = (model_a, model_b)
-    if any(has_adapter_layers(model) for model in models):
-        raise ValueError(
-            "a model with an adapter cannot be interpolated, because averaging the factors of adapters does not "
-            "average models; merge it first, with merge_and_unload of its PeftModel"
-        )
+    for model in (model_a, model_b):
+        check_adapters(model)
+    # Averaging the factors of adapters would not average models.
+    models: list[Any] = [merged_copy(model) if is_adapted(model) else model for model in (model_a, model_b)]
     states = [model.state_dict() for model in models]
     heads = [getattr(model, HEAD_NAME, None) for model in models]
     one_head = heads.count(None) == 1
@@ -226,10 +260,9 @@ def _prepared(
         traits_of(state, getattr(model, "config", None))
         for state, model in zip(kept if one_head else states, models, strict=True)
     ]
-    found = difference(traits[0], traits[1], "the first", "the second")
-    if found is not None:
-        raise ValueError(f"the models differ: {found}; only models of one architecture can be interpolated")
-    merged = copy.deepcopy(model_a)
+    _check_alike(*traits)
+    warn_of_statistics(kept[0], lambda name: [state[name] for state in kept])
+    merged: Any = copy.deepcopy(models[0])
     if one_head:
         place = heads.index(None)
         head = _zero_shot_head(models[place], heads[1 - place], processing_class)

@@ -11,15 +11,17 @@ from starft_hf.models.heads import HEAD_FILE
 from starft_hf.utils.files import folder_in_place_of, leads_out
 
 
-def merge_checkpoint(adapter: str | PathLike[str], output: Path) -> None:
+def merge_checkpoint(adapter: str | PathLike[str], output: Path, *, trust_remote_code: bool = False) -> None:
     """Merge an adapter in a folder or a Hub repository, and write a plain checkpoint that `load` reads as the same.
+
+    The code of its base model is run if it has its own and `trust_remote_code` allows it.
 
     Raises:
         FileExistsError: if there is something in `output`.
         ValueError: if there is no adapter.
     """
     folder = local_folder(adapter)
-    loaded = load(folder)
+    loaded = load(folder, trust_remote_code=trust_remote_code)
     with folder_in_place_of(output) as temporary:
         merge_and_save(loaded.model, loaded.processor, temporary)
         for name in (RECORD_FILE, HEAD_FILE):

@@ -6,16 +6,19 @@ Checkpoints are read tensor by tensor: memory holds one file of the output, not 
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor
 
 from starft_hf.utils.files import check_free
 from starft_hf.weights.folders import Checkpoint, Folder, check_alike, write_checkpoint
 from starft_hf.weights.interpolation import check_alpha, mixed
+from starft_hf.weights.merging import merge_checkpoint
 from starft_hf.weights.zero_shot_heads import with_heads
 
 
@@ -47,12 +50,15 @@ def interpolate_checkpoints(
 ) -> Path:
     """Write `(1 - alpha) * a + alpha * b`, as in WiSE-FT: what `interpolate` gives, without loading the models.
 
+    An adapter takes part merged into its base model, so that alpha is how much of the adapter is merged. Its model is
+    loaded for that, and written beside `output` for the time being.
+
     If one of them is of a cross-entropy run, whose head is trained, the other one takes part with its zero-shot head:
     that of the classes and the `caption_template` that the run has recorded. Its model is loaded for that.
 
     Args:
         checkpoint_a: folder of the model that gives dtype, integers, configuration and processor; usually zero-shot.
-        checkpoint_b: folder of the other one, usually fine-tuned.
+        checkpoint_b: folder of the other one, usually fine-tuned, or of an adapter.
         alpha: weight of `checkpoint_b`, from 0 to 1.
         output: as for `uniform_soup`, as are the returned folder and the errors.
         max_shard_size: as for `uniform_soup`.
@@ -61,9 +67,29 @@ def interpolate_checkpoints(
         ValueError: also if `alpha` is outside [0, 1].
     """
     check_alpha(alpha)
-    opened = with_heads(_opened([checkpoint_a, checkpoint_b], output, max_shard_size))
-    check_alike(opened)
-    return write_checkpoint(output, opened, lambda parts: mixed(parts[0], parts[1], alpha), max_shard_size)
+    check_free(Path(output))
+    with _plain([checkpoint_a, checkpoint_b], Path(output)) as plain:
+        opened = with_heads(_opened(plain, output, max_shard_size))
+        check_alike(opened)
+        return write_checkpoint(output, opened, lambda parts: mixed(parts[0], parts[1], alpha), max_shard_size)
+
+
+@contextmanager
+def _plain(checkpoints: Sequence[Folder], output: Path) -> Iterator[list[Folder]]:
+    """The same checkpoints, with adapters merged, in folders beside `output` that exist within only."""
+    if not any((Path(checkpoint) / ADAPTER_CONFIG).is_file() for checkpoint in checkpoints):
+        yield list(checkpoints)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
+        plain: list[Folder] = []
+        for number, checkpoint in enumerate(checkpoints):
+            if (Path(checkpoint) / ADAPTER_CONFIG).is_file():
+                merged = Path(workspace) / f"merged-{number}"
+                merge_checkpoint(checkpoint, merged)
+                checkpoint = merged
+            plain.append(checkpoint)
+        yield plain
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from starft_hf.hub.record import RECORD_FILE
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE
 from starft_hf.models.loading import load_processor
+from starft_hf.models.own_code import check_classes
 from starft_hf.weights.folders import Checkpoint, check_alike
 
 
@@ -26,13 +27,12 @@ def with_heads(pair: Sequence[Checkpoint]) -> list[Checkpoint]:
         return list(pair)
     # Before a model is loaded.
     check_alike([one.with_head(None, None) for one in pair])
-    prompts = None if trained.record is None else trained.record.config.get("caption_template")
-    if not prompts:
+    if trained.record is None or not trained.record.config.get("caption_template"):
         raise ValueError(
             f"{str(trained.folder)!r} has a {HEAD_FILE} and no {RECORD_FILE} with the caption_template it was made "
             "of, so no zero-shot head can be made for the other checkpoint; copy the file from the folder of the run"
         )
-    templates, names = [prompts] if isinstance(prompts, str) else prompts, trained.class_names or ()
+    templates, names = trained.record.prompts, trained.class_names or ()
     return [one if one is trained else one.with_head(_head_of(one, pair, names, templates), names) for one in pair]
 
 
@@ -40,7 +40,9 @@ def _head_of(
     checkpoint: Checkpoint, pair: Sequence[Checkpoint], class_names: Sequence[str], templates: Sequence[str]
 ) -> nn.Linear:
     stored = next(value.dtype for value in checkpoint.tensors.values() if value.is_floating_point())
-    model = AutoModel.from_pretrained(checkpoint.folder, dtype=torch.promote_types(stored, torch.float32))
+    check_classes(str(checkpoint.folder), trust_remote_code=False)
+    dtype = torch.promote_types(stored, torch.float32)
+    model = AutoModel.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
     return zero_shot_head(model, DualEncoder.of(model, _processor_of(model, pair)), class_names, templates)
 
 

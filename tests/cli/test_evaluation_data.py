@@ -115,11 +115,13 @@ def test_groups_across_classes_are_warned_of_once(run, photos, caplog):
     assert "most classes" not in caplog.text
 
 
-def test_compare_trains_adapters_and_does_not_interpolate_them(run, photos):
-    compare = ["compare", *RUN, *FAST[:-2], "--methods", "FLYP", "--disable_tqdm", "true"]
+def test_compare_trains_adapters_and_repairs_runs(run, photos):
+    compare = ["compare", *RUN, *FAST[:-2], "--disable_tqdm", "true", "--methods", "FLYP"]
     found = json.loads(run(*compare, "--peft", "lora", "--output_dir", "a", "--json"))["runs"]
-    assert [entry["interpolated"] for entry in found] == [None]
-    error = run(*compare, "--lora_r", "4", "--alpha", "0.5", "--output_dir", "c", code=2)
-    assert "a model with an adapter cannot be interpolated" in error
+    assert [entry["interpolated"] for entry in found] == [None, 0.5]
+    error = run(*compare, "--repair_split", "validation", "--output_dir", "c", code=2)
+    assert "--repair_split has no effect: none of --methods ends with a repair" in error
+    error = run(*compare, "FLYP + repair", "--repair_split", "train", "--output_dir", "c", code=2)
+    assert "neither trained nor reported on, and 'train' of photos is not one; pass --repair_split" in error
     error = run(*compare, "--reference_model", TINY_CLIP, "--output_dir", "c", code=2)
     assert "--reference_model has no effect: none of the methods has a reference" in error

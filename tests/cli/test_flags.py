@@ -95,6 +95,7 @@ VALUES = {
     "output": ["elsewhere"],
     "peft": ["lora-text"],
     "pool": ["texture"],
+    "preset": ["paper"],
     "provider": ["other"],
     "reference_cache": ["none"],
     "reference_cache_dir": ["cache"],
@@ -187,6 +188,7 @@ def calls(monkeypatch, tmp_path):
     pool = type("Pool", (list,), {"save": record("save")})
 
     def loaded(folder, **settings):
+        found.append(("load", plain(settings)))
         head = SimpleNamespace(to=lambda device: "head") if "with-head" in str(folder) else None
         model = SimpleNamespace(to=lambda device: "model")
         return SimpleNamespace(model=model, processor="p", head=head, class_names=("x", "y"), templates=("own {}",))
@@ -338,7 +340,7 @@ def test_all_arguments_of_a_command_that_trains_are_fields_of_what_it_reads():
         ),
         (["--regularizer", "l2-sp", "--reg_weight", "2", "--reference_cache", "text"], ["--reference_cache"]),
         (["--discovery_pool", "texture", "--reg_weight", "2"], ["--discovery_pool"]),
-        (["--base_loss", "cross_entropy", "--eval_templates", "a {}."], ["--eval_templates"]),
+        (["--preset", "paper", "--regularizer", "none"], []),
         (["--spuriosity", "auto", "--discovery_pool", "texture", "--reference_cache", "none"], []),
     ],
 )

@@ -15,6 +15,7 @@ from starft_hf.evaluation.catalog import (
     imagenet_templates,
     load_benchmark,
     published_accuracies,
+    published_figures,
     registry,
 )
 from starft_hf.evaluation.catalog import entry as entry_module
@@ -119,6 +120,7 @@ def test_names_and_prompts_of_imagenet():
     assert len(names) == 1000
     assert (names[0], names[999]) == ("tench", "toilet paper")
     assert len(set(templates)) == 80
+    assert templates == tuple(prompt("{}") for prompt in _open_clip_metadata()["OPENAI_IMAGENET_TEMPLATES"])
     assert all(template.count("{}") == 1 for template in templates)
     assert load_benchmark("imagenet-a").prompts() == templates
     # Telling classes of the same name apart leaves the published prompts as they are.
@@ -183,6 +185,33 @@ def test_published_figures():
     assert published_accuracies("imagenet")["zero-shot"] == 68.3
     with pytest.raises(ValueError, match="unknown benchmark with published figures 'objectnet'"):
         published_accuracies("objectnet")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "method", "average", "robust"),
+    [
+        ("imagenet", "TRACER", 82.76, 64.07),
+        ("imagenet", "FLYP", 82.72, 59.45),
+        ("imagenet", "ReCalCon", 83.3, 62.2),
+        ("imagenet", "Model Stock", 84.07, 62.40),
+        ("imagenet", "R-Adapter", 82.0, 64.8),
+        ("waterbirds", "DFR", None, 92.9),
+        ("waterbirds", "AFR", None, 90.4),
+        ("waterbirds", "PRISM-mini", 92.6, 69.5),
+        ("waterbirds", "PRISM", 93.6, 84.2),
+    ],
+)
+def test_figures_of_other_harnesses_have_their_sources(benchmark, method, average, robust):
+    (found,) = [figure for figure in published_figures(benchmark) if figure.method == method]
+    assert (found.average, found.robust) == (average, robust)
+    assert found.source
+    # Means with and without ObjectNet are not comparable.
+    assert (found.shifts is None) == (benchmark == "waterbirds")
+
+
+def test_figures_that_were_not_published_are_refused():
+    with pytest.raises(ValueError, match="unknown benchmark with published figures 'pacs'"):
+        published_figures("pacs")
 
 
 def test_labels_of_selected_rows_leave_a_transform_as_it_is():

@@ -12,7 +12,7 @@ from starft_hf import StarFTTrainer
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import CAPTION_TEMPLATE, make_split
 from starft_hf.hub.card_edits import keep_published_edits
-from tests.support.families import family
+from tests.support.families import family, towers
 from tests.support.tiny import CLASS_NAMES, TINY_CLIP, make_dataset
 
 
@@ -145,6 +145,21 @@ def test_sets_with_other_candidates_have_snippets_of_their_own(config, tmp_path,
 def test_snippets_of_other_families(config, tmp_path, name):
     train(config, tmp_path / "run", model=family(name))
     check(tmp_path / "run", {"plain": named(CLASS_NAMES)}, PIPELINE)
+
+
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        (("vit", "roberta"), [PIPELINE[0], PIPELINE[1]]),
+        (("efficientnet", "bert"), [PIPELINE[0], PIPELINE[1]]),
+        # Transformers does not pool what these towers return.
+        (("vit", "distilbert"), PIPELINE[1:]),
+        (("resnet", "bert"), PIPELINE[1:]),
+    ],
+)
+def test_snippets_of_two_towers(config, tmp_path, pair, expected):
+    train(config, tmp_path / "run", model=towers(*pair))
+    check(tmp_path / "run", {"plain": named(CLASS_NAMES)}, expected)
 
 
 def test_a_run_on_captions_classifies_as_its_evaluation_did(config, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from starft_hf.models.encoder import DualEncoder, logit_bias_of, logit_scale_of
 from starft_hf.models.families import FAMILIES, LOGIT_PARAMETERS, Family, family_of
 from tests.support.families import FAMILIES as NAMES
+from tests.support.families import TEXT_TOWERS, VISION_TOWERS, towers
 from tests.support.families import family as make
 
 
@@ -25,6 +26,9 @@ def test_a_row_names_what_its_models_have(name):
     assert scalars <= set(LOGIT_PARAMETERS)
     modules = dict(model.named_modules())
     assert {row.vision_tower, row.text_tower} <= modules.keys()
+    if row.any_towers:
+        pairs = [*((vision, "bert") for vision in VISION_TOWERS), *(("vit", text) for text in TEXT_TOWERS)]
+        modules = {key: part for pair in pairs for key, part in towers(*pair)[0].named_modules()}
     for target in row.lora_targets:
         assert any(re.fullmatch(rf".*\.{target}", key) for key in modules), target
 

@@ -43,6 +43,7 @@ ENTRY_POINTS = {
     "generate_pool",
     "push_folder",
     "tune",
+    "repair",
 }
 
 

@@ -148,6 +148,17 @@ def test_the_plain_caption_is_no_attribute(discover):
     assert (result.table, result.scorer.excluded) == ([], (0,))
 
 
+def test_an_aspect_whose_templates_all_say_nothing_has_no_attributes(discover):
+    """Alone in an aspect, they would differ from each other as much as backgrounds do."""
+    kinds = ("background", BACKGROUND_TEMPLATES), ("circumstances", UNRELATED_TEMPLATES)
+    aspects = [aspect for aspect, templates in kinds for _ in templates]
+    result = discover(
+        make_split("train"), SpuriosityPool([*BACKGROUND_TEMPLATES, *UNRELATED_TEMPLATES], aspects=aspects)
+    )
+    assert [POOL[index] for index in result.scorer.excluded] == list(UNRELATED_TEMPLATES)
+    assert templates_of(result, result.found) == PLANTED
+
+
 def test_weights_and_restrictions_of_the_candidates_are_kept(discover):
     weights = [1 + index for index in range(len(POOL))]
     classes = [["circle", "triangle"] if "lake" in template else None for template in POOL]

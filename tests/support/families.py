@@ -7,6 +7,7 @@ from transformers import (
     AlignModel,
     AltCLIPConfig,
     AltCLIPModel,
+    AutoConfig,
     ChineseCLIPConfig,
     ChineseCLIPModel,
     CLIPConfig,
@@ -24,10 +25,16 @@ from transformers import (
     SiglipImageProcessor,
     SiglipModel,
     SiglipProcessor,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    VisionTextDualEncoderProcessor,
 )
 
 
-FAMILIES = ["clip", "siglip", "siglip2", "metaclip_2", "altclip", "chinese_clip", "align"]
+FAMILIES = [
+    *("clip", "siglip", "siglip2", "metaclip_2", "altclip", "chinese_clip", "align"),
+    "vision-text-dual-encoder",
+]
 
 
 def letter_tokenizer(max_length=77, inputs=("input_ids", "attention_mask")):
@@ -102,4 +109,53 @@ def family(name, dtype=torch.float32, max_length=77):
         # ALIGN's image features stay as wide as its vision tower makes them.
         image_processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
         processor = CLIPProcessor(image_processor, tokenizer)
+    elif name == "vision-text-dual-encoder":
+        return towers("vit", "bert", dtype, max_length)
     return model.to(dtype).eval(), processor
+
+
+VISION_TOWERS = ["vit", "clip_vision_model", "efficientnet", "convnext", "resnet", "swin"]
+TEXT_TOWERS = ["bert", "roberta", "distilbert"]
+
+
+def towers(vision, text, dtype=torch.float32, max_length=77, **changes):
+    """A tiny `VisionTextDualEncoderModel` of towers of these types, without dropout, and its processor."""
+    torch.manual_seed(0)
+    tokenizer = letter_tokenizer(max_length)
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    of_vision = {
+        "vit": size | {"image_size": 16, "patch_size": 8},
+        "clip_vision_model": size | {"image_size": 16, "patch_size": 8},
+        # None of the convolutional ones has `hidden_size`, which the whole model asks for.
+        "efficientnet": {"width_coefficient": 0.1, "in_channels": [32, 16], "out_channels": [16, 24]}
+        | {"kernel_sizes": [3, 3], "strides": [1, 2], "num_block_repeats": [1, 2], "expand_ratios": [1, 6]}
+        | {"depth_coefficient": 1.0, "depthwise_padding": [], "drop_connect_rate": 0.0, "initializer_range": 0.3}
+        | {"hidden_dim": 128, "hidden_size": 128},
+        "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "hidden_size": 16},
+        "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+        | {"hidden_size": 16},
+        "swin": {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}
+        | {"window_size": 2, "drop_path_rate": 0.0},
+    }
+    of_text = {
+        "bert": size | {"max_position_embeddings": max_length},
+        # It counts positions from the padding token on.
+        "roberta": size | {"max_position_embeddings": max_length + 1},
+        "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2, "dropout": 0.0}
+        | {"attention_dropout": 0.0, "max_position_embeddings": max_length},
+    }
+    special = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": tokenizer.bos_token_id}
+    special |= {"eos_token_id": tokenizer.eos_token_id}
+    without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = VisionTextDualEncoderModel(
+        VisionTextDualEncoderConfig.from_vision_text_configs(
+            AutoConfig.for_model(vision, **of_vision[vision] | (without if vision in ("vit", "swin") else {})),
+            AutoConfig.for_model(text, **of_text[text] | special | (without if text != "distilbert" else {})),
+            projection_dim=24,
+            **changes,
+        )
+    )
+    pixels = 16 if "image_size" in of_vision[vision] else 32
+    crop = {"height": pixels, "width": pixels}
+    image_processor = CLIPImageProcessor(size={"shortest_edge": pixels}, crop_size=crop)
+    return model.to(dtype).eval(), VisionTextDualEncoderProcessor(image_processor, tokenizer)

@@ -19,6 +19,7 @@ from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.models.fsdp import full_tensor
 from starft_hf.reference import FrozenReference
 from starft_hf.utils.collectives import rank, world_size
+from tests.support.families import towers
 from tests.support.launch import end_quietly
 from tests.support.tiny import MANY_NAMES, TINY_CLIP, make_dataset
 
@@ -61,6 +62,7 @@ SCENARIOS = {
         {"reweight": "attribution", "base_loss": "cross_entropy", "regularizer": "none"},
         31,
     ),
+    "batch norm": ({"towers": ("efficientnet", "bert"), "crop_scale": None, "reference_cache": "none"}, 31),
 }
 
 
@@ -82,10 +84,9 @@ class Recorder(StarFTTrainer):
 
 def make_trainer(name, folder, **overrides):
     """The trainer of a scenario, for as many processes as there are."""
-    from transformers import AutoProcessor, CLIPModel
-
     settings, size = SCENARIOS[name]
     settings = {**settings, **overrides}
+    model, processor = _model_of(settings.pop("towers", None))
     peft_config = settings.pop("peft_config", None)
     sharded = settings.pop("sharded", False)
     evaluated_before = settings.pop("evaluated_before", False)
@@ -112,11 +113,11 @@ def make_trainer(name, folder, **overrides):
     )
     torch.manual_seed(0)
     trainer = Recorder(
-        CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float64),
+        model,
         args,
         make_dataset(size, **classes),
         eval_dataset=make_dataset(13, seed=5, **classes),
-        processing_class=AutoProcessor.from_pretrained(TINY_CLIP),
+        processing_class=processor,
         spuriosity=["{} in the snow.", "{} at night.", "{} on a beach."],
         peft_config=peft_config,
     )
@@ -127,13 +128,24 @@ def make_trainer(name, folder, **overrides):
     return trainer
 
 
+def _model_of(names):
+    """A model of the towers of these names, or else `TINY_CLIP`, and its processor."""
+    from transformers import AutoProcessor, CLIPModel
+
+    if names is not None:
+        return towers(*names, torch.float64)
+    return CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float64), AutoProcessor.from_pretrained(TINY_CLIP)
+
+
 def shard(trainer):
     """Switch FSDP 2 on. On CPUs Accelerate does not offer it, though all that it calls works there."""
+    from transformers import CLIPModel
+
     AcceleratorState.distributed_type = property(lambda self: DistributedType.FSDP, lambda self, value: None)
     trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["CLIPEncoderLayer"],
+        transformer_cls_names_to_wrap=["CLIPEncoderLayer" if isinstance(trainer.model, CLIPModel) else "BertLayer"],
         state_dict_type="FULL_STATE_DICT",
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,

@@ -1,6 +1,7 @@
 """Several methods and seeds from one call, and one report out."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers.utils import logging
 from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, interpolate
 from starft_hf.models.adapters import with_adapter
 from starft_hf.training.methods import METHODS, settings_of_methods
-from tests.support.tiny import make_dataset
+from tests.support.tiny import CLASS_NAMES, make_dataset
 
 
 @pytest.fixture
@@ -239,7 +240,6 @@ def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_h
             "settings of 'L2-SP': .* no weight for reg_weight='auto'.* set reg_weight to a number",
         ),
         ({"settings": {"star": {}}, "methods": ["kl"]}, "'star', which is not compared"),
-        ({"peft_config": "lora"}, "with an adapter cannot be interpolated"),
         (
             {
                 "peft_config": "lora",
@@ -268,10 +268,64 @@ def test_what_workers_cannot_be_sent_is_refused_before_they_start(clip, config, 
         compare(clip, config(), lambda seed: dataset, dataset, processes=2)
 
 
-def test_weights_of_adapters_are_not_interpolated(clip, processor, config, dataset):
-    model = with_adapter(clip, "lora")
-    settings = {"methods": ["FLYP"], "processing_class": processor}
-    with pytest.raises(ValueError, match="a model with an adapter cannot be interpolated"):
-        compare(model, config(), dataset, dataset, **settings)
-    (run,) = compare(model, config(), dataset, dataset, alpha=None, **settings).runs
-    assert run.interpolated is None
+@pytest.mark.parametrize("given", ["configuration", "model"])
+def test_adapters_are_interpolated_as_the_models_they_are_merged_into(clip, processor, config, dataset, given):
+    args, base = config(learning_rate=1e-2, seed=0), copy.deepcopy(clip)
+    settings = {"methods": ["CE"], "processing_class": processor, "alpha": 0.3}
+    if given == "model":
+        torch.manual_seed(args.seed)
+        own = with_adapter(copy.deepcopy(clip), "lora")
+        trained, more = copy.deepcopy(own), {}
+    else:
+        own, trained, more = clip, copy.deepcopy(clip), {"peft_config": "lora"}
+    plain, mixed = compare(own, args, dataset, dataset, **settings, **more).runs
+    trainer = StarFTTrainer(
+        trained,
+        dataclasses.replace(args, base_loss="cross_entropy", regularizer="none"),
+        dataset,
+        processing_class=processor,
+        **more,
+    )
+    trainer.train()
+    between = interpolate(base, trainer.model, 0.3, processor)
+    expected = evaluate_zero_shot(
+        between, processor, dataset, head=between.classification_head, class_names=CLASS_NAMES, progress=False
+    )
+    assert mixed.results["eval"].loss == pytest.approx(expected.loss, abs=1e-5)
+    assert abs(mixed.results["eval"].loss - plain.results["eval"].loss) > 1e-3
+
+
+def test_runs_are_repaired_on_a_validation_set(clip, processor, config, dataset):
+    methods = ["zero-shot", "FLYP", "FLYP + last layer", "kl + WiSE-FT", "CE + repair"]
+    validation, shown = make_dataset(48, seed=5), make_dataset(20, seed=6)
+    settings = {"processing_class": processor, "alpha": None, "repair_dataset": validation}
+    args = config(learning_rate=1e-2)
+    report = compare(clip, args, dataset, shown, methods=methods, **settings)
+    assert [run.method for run in report.runs] == methods
+    sizes = {tuple(run.results["eval"].group_sizes.items()) for run in report.runs}
+    assert len(sizes) == 1
+    assert "FLYP + last layer" in report.as_markdown()
+    # A repair changes nothing about the run that it is of.
+    (alone,) = compare(clip, args, dataset, shown, methods=["FLYP"], processing_class=processor, alpha=None).runs
+    assert alone.results["eval"].loss == report.runs[1].results["eval"].loss
+    assert alone.results["eval"].loss != report.runs[2].results["eval"].loss
+
+
+@pytest.mark.parametrize(
+    ("methods", "rows", "match"),
+    [
+        (["FLYP + last layer"], None, "methods has repairs, such as 'FLYP [+] last layer'.* pass repair_dataset"),
+        (["FLYP"], 24, "repair_dataset has no effect"),
+        (["FLYP + last layer", "FLYP + last layer"], 24, "without duplicates"),
+        (["FLYP + last-layer"], 24, "unknown method 'FLYP [+] last-layer'"),
+        (["FLYP + DFR"], 12, "images of the class .* at least 5"),
+    ],
+)
+def test_repairs_that_cannot_be_made_are_refused_before_training(
+    clip, processor, config, dataset, methods, rows, match
+):
+    validation = None if rows is None else make_dataset(rows, seed=5)
+    with pytest.raises(ValueError, match=match):
+        compare(
+            clip, config(), dataset, dataset, methods=methods, repair_dataset=validation, processing_class=processor
+        )

@@ -1,6 +1,7 @@
 """Figures of the paper's own code, reproduced through the public API in float64."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from starft_hf import StarFTConfig, StarFTTrainer, alignment_loss, contrastive_l
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RUNS = ["contrastive_star_diminishing", "contrastive_kl", "contrastive_none", "cross_entropy_star"]
+PRESET = "contrastive_star_diminishing, by the preset"
 
 LOSS_CASES = json.loads((GOLDEN / "losses" / "losses.json").read_text())
 
@@ -43,33 +45,37 @@ def test_losses_and_their_gradients(case, loss):
     torch.testing.assert_close(spurious.grad, tensor(f"{loss}.grad_spurious"), rtol=0, atol=1e-9)
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(scope="module", params=[*RUNS, PRESET])
 def golden_run(request, tmp_path_factory):
     """A golden run's folder, its settings and figures, and a trainer that has just repeated it."""
-    folder = GOLDEN / request.param
+    run = request.param.split(",")[0]
+    folder = GOLDEN / run
     trajectory = json.loads((folder / "trajectory.json").read_text())
     model = CLIPModel.from_pretrained(folder / "model", dtype=torch.float64)
     train_dataset = Dataset.from_parquet(
         str(folder / "train.parquet"), cache_dir=str(tmp_path_factory.mktemp("datasets"))
     )
     adam = trajectory["adam"]
+    # What the preset of the paper sets to the same.
+    papers = {
+        "base_loss": trajectory["loss_type"],
+        "regularizer": trajectory["regularizer"] or "none",
+        "reg_weight": trajectory["reg_weight"],
+        "reg_schedule": "epoch_linear" if trajectory["diminishing"] else "constant",
+        "weight_decay": trajectory["weight_decay"],
+        "max_grad_norm": 0,
+        **dict(zip(("adam_beta1", "adam_beta2", "adam_epsilon"), adam, strict=True)),
+    }
+    make_config = StarFTConfig.paper if request.param == PRESET else partial(StarFTConfig, **papers)
     trainer = StarFTTrainer(
         model=model,
-        args=StarFTConfig(
-            output_dir=str(tmp_path_factory.mktemp(request.param)),
-            base_loss=trajectory["loss_type"],
-            regularizer=trajectory["regularizer"] or "none",
-            reg_weight=trajectory["reg_weight"],
-            reg_schedule="epoch_linear" if trajectory["diminishing"] else "constant",
+        args=make_config(
+            output_dir=str(tmp_path_factory.mktemp(run)),
             per_device_train_batch_size=trajectory["per_device_train_batch_size"],
             num_train_epochs=trajectory["num_train_epochs"],
             learning_rate=trajectory["learning_rate"],
-            weight_decay=trajectory["weight_decay"],
             warmup_steps=0,
-            max_grad_norm=0,
-            adam_beta1=adam[0],
-            adam_beta2=adam[1],
-            adam_epsilon=adam[2],
+            # Nothing random.
             train_sampling_strategy="sequential",
             crop_scale=None,
             logging_steps=1,

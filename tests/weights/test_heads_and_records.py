@@ -40,7 +40,8 @@ def train(clip, processor, config, dataset, tmp_path):
     """Trains `clip`, or an adapter of it, and saves it in a folder."""
 
     def train(name, peft_config=None, **settings):
-        args = config(output_dir=str(tmp_path / name), caption_template=PROMPTS, learning_rate=1e-2, **settings)
+        own = {"caption_template": PROMPTS, "learning_rate": 1e-2, **settings}
+        args = config(output_dir=str(tmp_path / name), **own)
         model = copy.deepcopy(clip) if peft_config is None else str(TINY_CLIP)
         trainer = StarFTTrainer(model, args, dataset, processing_class=processor, peft_config=peft_config)
         trainer.train()
@@ -64,10 +65,13 @@ def zero_shot_head(model, processor):
 
 @pytest.mark.parametrize("trained_first", [False, True])
 @pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize(
+    "prompts", [{"caption_template": PROMPTS}, {"caption_template": "{}", "eval_templates": PROMPTS}], ids=["", "eval"]
+)
 def test_wise_ft_of_a_cross_entropy_run_mixes_its_head_with_the_zero_shot_one(
-    start, train, processor, tmp_path, in_memory, trained_first
+    start, train, processor, tmp_path, prompts, in_memory, trained_first
 ):
-    trainer = train("tuned", base_loss="cross_entropy")
+    trainer = train("tuned", base_loss="cross_entropy", **prompts)
     zero_shot, alpha = CLIPModel.from_pretrained(start, dtype=torch.float64).eval(), 0.3
     # The share of the trained model.
     share = 1 - alpha if trained_first else alpha
@@ -91,6 +95,12 @@ def test_wise_ft_of_a_cross_entropy_run_mixes_its_head_with_the_zero_shot_one(
         if value.is_floating_point():
             exact = (1 - share) * value + share * trained[name]
             torch.testing.assert_close(mixed.state_dict()[name], exact, rtol=0, atol=1e-12)
+
+
+def test_the_head_starts_as_the_zero_shot_classifier_of_the_prompts(clip, processor, config, dataset):
+    args = config(base_loss="cross_entropy", eval_templates=PROMPTS)
+    trainer = StarFTTrainer(clip, args, dataset, processing_class=processor)
+    torch.testing.assert_close(trainer.head.weight, zero_shot_head(clip.eval(), processor), rtol=0, atol=1e-5)
 
 
 def test_a_sweep_from_zero_shot_begins_with_the_zero_shot_classifier(clip, train, processor):
@@ -172,3 +182,16 @@ def test_a_merged_adapter_classifies_as_the_adapter(train, dataset, tmp_path, ba
     for one, other in zip(adapter(dataset["image"][:4]), merged(dataset["image"][:4]), strict=True):
         assert other.scores == pytest.approx(one.scores, abs=1e-5)
     assert AutoProcessor.from_pretrained(tmp_path / "merged")
+
+
+@pytest.mark.parametrize("base_loss", ["contrastive", "cross_entropy"])
+def test_a_saved_adapter_is_interpolated_as_the_model_it_is_merged_into(train, dataset, tmp_path, base_loss):
+    train("adapter", "lora", base_loss=base_loss).merge_and_save(tmp_path / "merged")
+    for name in ("adapter", "merged"):
+        interpolate_checkpoints(TINY_CLIP, tmp_path / name, 0.3, tmp_path / f"mixed-{name}")
+    found, expected = (load(tmp_path / f"mixed-{name}") for name in ("adapter", "merged"))
+    torch.testing.assert_close(found.model.state_dict(), expected.model.state_dict(), rtol=0, atol=1e-6)
+    assert (found.head is None) == (base_loss == "contrastive")
+    assert found.class_names == expected.class_names == tuple(CLASS_NAMES)
+    assert {path.name for path in tmp_path.iterdir()} >= {"mixed-adapter", "mixed-merged"}
+    assert not list(tmp_path.glob(".mixed*"))

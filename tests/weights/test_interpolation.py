@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from peft import IA3Config, LoHaConfig, LoraConfig, inject_adapter_in_model
 from transformers import CLIPModel
 
 from starft_hf import interpolate, sweep
@@ -74,10 +75,66 @@ def test_other_architectures_and_alphas_are_refused(clip):
             interpolate(clip, clip, alpha)
 
 
-def test_adapters_are_refused(clip):
-    adapted = [with_adapter(copy.deepcopy(clip), "lora") for _ in range(2)]
-    with pytest.raises(ValueError, match="a model with an adapter cannot be interpolated"):
-        interpolate(*adapted, 0.5)
+ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
+ADAPTERS = {
+    "LoRA": LoraConfig(r=4, target_modules=ATTENTION),
+    # Neither is linear in the adapter's scale.
+    "DoRA": LoraConfig(r=4, target_modules=ATTENTION, use_dora=True),
+    "LoHa": LoHaConfig(r=4, target_modules=ATTENTION),
+    "IA3": IA3Config(target_modules=["k_proj", "v_proj", "fc2"], feedforward_modules=["fc2"]),
+    "a module beside": LoraConfig(r=4, target_modules=ATTENTION, modules_to_save=["visual_projection"]),
+}
+
+
+def trained_adapter(clip, name):
+    """An adapter of `clip`, and its temperature, as if they had been trained."""
+    adapted = with_adapter(copy.deepcopy(clip), copy.deepcopy(ADAPTERS[name]))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in adapted.parameters():
+            if value.requires_grad:
+                value.add_(0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+    return adapted
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_takes_part_as_the_model_it_is_merged_into(clip, name):
+    clip.double()
+    adapted, alpha = trained_adapter(clip, name), 0.3
+    before = states(clip, adapted)
+    merged = copy.deepcopy(adapted).merge_and_unload().state_dict()
+    found = interpolate(clip, adapted, alpha)
+    assert type(found) is CLIPModel
+    for key, value in found.state_dict().items():
+        exact = (1 - alpha) * before[0][key] + alpha * merged[key] if value.is_floating_point() else merged[key]
+        torch.testing.assert_close(value, exact, rtol=0, atol=1e-12)
+    assert not torch.equal(found.logit_scale, clip.logit_scale)
+    for state, model in zip(before, (clip, adapted), strict=True):
+        assert_same(state, model.state_dict())
+    # One copy is overwritten for every alpha, and the first of two models may have the adapter as well.
+    mixes = []
+    for pair in ((clip, adapted), (adapted, clip)):
+        sweep(*pair, lambda model: mixes.append(states(model)[0]) or {"birds": result()}, [0.6, alpha])
+    torch.testing.assert_close(mixes[1], states(found)[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(mixes[2], states(interpolate(clip, adapted, 0.4))[0], rtol=0, atol=1e-12)
+
+
+def test_alpha_is_the_scale_of_a_lora_adapter(clip):
+    clip.double()
+    adapted = trained_adapter(clip, "LoRA")
+    found = interpolate(clip, adapted, 0.3)
+    with torch.no_grad():
+        for module in adapted.modules():
+            if hasattr(module, "scaling"):
+                module.scaling["default"] *= 0.3
+        adapted.base_model.model.logit_scale.copy_(found.logit_scale)
+    torch.testing.assert_close(states(adapted.merge_and_unload())[0], states(found)[0], rtol=0, atol=1e-12)
+
+
+def test_an_adapter_without_a_peft_model_is_refused(clip):
+    layers = inject_adapter_in_model(ADAPTERS["LoRA"], copy.deepcopy(clip))
+    with pytest.raises(ValueError, match="layers of a PEFT adapter inside"):
+        interpolate(clip, layers, 0.5)
 
 
 def test_the_same_shapes_under_another_activation_are_another_architecture(clip):

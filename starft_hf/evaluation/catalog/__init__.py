@@ -15,10 +15,12 @@ from starft_hf.evaluation.catalog.classes import ClassSpace
 from starft_hf.evaluation.catalog.entry import BenchmarkEntry, HubSource
 from starft_hf.evaluation.catalog.registry import (
     PUBLISHED_NOTE,
+    PublishedFigure,
     benchmark_names,
     catalog_table,
     load_benchmark,
     published_accuracies,
+    published_figures,
 )
 
 
@@ -27,10 +29,12 @@ __all__ = [
     "BenchmarkEntry",
     "ClassSpace",
     "HubSource",
+    "PublishedFigure",
     "benchmark_names",
     "catalog_table",
     "imagenet_class_names",
     "imagenet_templates",
     "load_benchmark",
     "published_accuracies",
+    "published_figures",
 ]

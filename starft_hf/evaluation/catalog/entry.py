@@ -120,7 +120,7 @@ class BenchmarkEntry:
         return self.classes() if callable(self.classes) else self.classes
 
     def prompts(self) -> tuple[str, ...]:
-        """The prompts of the zero-shot classifier; an ImportError if they need a missing library."""
+        """The prompts of the zero-shot classifier."""
         return self.templates() if callable(self.templates) else self.templates
 
     @property

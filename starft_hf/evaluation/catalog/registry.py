@@ -1,7 +1,7 @@
 """Benchmarks by name, read from the data files of this folder."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from os import PathLike
 from pathlib import Path
@@ -143,3 +143,44 @@ def published_accuracies(benchmark: str) -> dict[str, float]:
     if benchmark not in published:
         raise ValueError(unknown_name("benchmark with published figures", benchmark, published))
     return dict(published[benchmark])
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """What is reported of a method on a benchmark, in percent.
+
+    Attributes:
+        method: its name in the source.
+        model: what was fine-tuned or, for "zero-shot", evaluated.
+        average: top-1 accuracy, on ImageNet itself for "imagenet"; None if it was not seen.
+        robust: worst-group accuracy; for "imagenet" the mean over V2, R, A, Sketch and, where `shifts` says so,
+            ObjectNet.
+        source: where the figures were read; "second hand" if that was not a source of the method's authors.
+        shifts: "with ObjectNet" or "without ObjectNet" for "imagenet", None otherwise.
+    """
+
+    method: str
+    model: str
+    average: float | None
+    robust: float
+    source: str
+    shifts: str | None = None
+
+
+def published_figures(benchmark: str) -> tuple[PublishedFigure, ...]:
+    """What papers report beside the one harness of `published_accuracies`, for "imagenet" and "waterbirds".
+
+    Args:
+        benchmark: the name of the benchmark.
+
+    Raises:
+        ValueError: if nothing is known of `benchmark`.
+    """
+    published = _read("published_figures.yaml")
+    if benchmark not in published:
+        raise ValueError(unknown_name("benchmark with published figures", benchmark, published))
+    return tuple(
+        PublishedFigure(method, average=average, robust=robust, **part["group"])
+        for part in published[benchmark]
+        for method, (average, robust) in part["rows"].items()
+    )

@@ -128,9 +128,10 @@ def tune(
     sets = (train_dataset, {name: validation, **tests})
     given = RunInputs(model, plain, *sets, processing_class, spuriosity, reference_model, peft_config)
     check_runs(given, [(one.label, one.args) for one in candidates], adapted)
-    given = replace(given, model=load_model(model))
+    trusted = {"trust_remote_code": args.trust_remote_code}
+    given = replace(given, model=load_model(model, **trusted))
     if reference_model is not None:
-        given = replace(given, reference_model=load_model(reference_model))
+        given = replace(given, reference_model=load_model(reference_model, **trusted))
 
     # Its data are checked as well, those that are first needed at the end among them.
     start = trainer_of(given, _in_folder(plain, folder), trains=False)

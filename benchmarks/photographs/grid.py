@@ -1,0 +1,256 @@
+"""The grid: cells of a model, a draw, a task and a method, each fine-tuned and evaluated once and kept."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, astuple, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from datasets import Dataset
+from filelock import FileLock
+from tqdm import tqdm
+
+from benchmarks.photographs.methods import BUILT_IN, METHODS, POOLS, Method, default_regularizer
+from benchmarks.photographs.models import PIXELS, folder_of, zero_shot_accuracies
+from benchmarks.photographs.packages import work_folder
+from benchmarks.photographs.world import CAPTION_TEMPLATE, make_split
+from starft_hf import StarFTConfig, compare
+from starft_hf.utils.files import write_text_atomically
+
+
+ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# Draws that weights are chosen on are not tested.
+CHOICE_DRAWS = (100, 101)
+CHOICE_CORRELATION = 0.95
+TESTED = {"test": "test", "new": "new individuals", "held_out": "held-out classes"}
+# Learning rate, steps and images per step, and rows of the splits, by kind of model.
+TASKS = {
+    "A": {"learning_rate": 4e-4, "max_steps": 100, "per_device_train_batch_size": 64},
+    "B": {"learning_rate": 1e-4, "max_steps": 80, "per_device_train_batch_size": 32},
+}
+SIZES = {
+    "A": {"train": 480, "validation": 480, "test": 960, "new": 480, "held_out": 480},
+    "B": {"train": 480, "validation": 240, "test": 480, "new": 240, "held_out": 240},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning and what it is evaluated on.
+
+    Attributes:
+        part: "choice" is evaluated on validation, "test" on what is reported.
+        model: of `benchmarks.photographs.models.MODELS`.
+        draw: the content of the splits, the images and the seed of the run.
+        classes: 2 or 6.
+        correlation: fraction of a class's training images at home.
+        method: a key of `METHODS`.
+        weight: of the regularizer; for FLYP in a test the weight of the fine-tuned model in WiSE-FT.
+    """
+
+    part: str
+    model: str
+    draw: int
+    classes: int
+    correlation: float
+    method: str
+    weight: float | str | None
+
+    @property
+    def key(self) -> str:
+        """Under which its result is kept."""
+        return " | ".join(str(value) for value in asdict(self).values())
+
+
+class Store:
+    """Finished cells in one JSON file, which several processes may add to."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.cells: dict[str, Any] = {}
+        self._read()
+
+    def _read(self) -> None:
+        self.cells = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+
+    def add(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Keep the result of a cell, beside what others have kept."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(work_folder() / f"{self.path.stem}.lock"):
+            self._read()
+            self.cells[cell.key] = result
+            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(self.cells[key])}" for key in sorted(self.cells))
+            write_text_atomically(self.path, f"{{\n{lines}\n}}\n")
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell.key in self.cells
+
+    def __getitem__(self, cell: Cell) -> Any:
+        return self.cells[cell.key]
+
+
+def task_settings(model: str, folder: str, **more: Any) -> StarFTConfig:
+    """The settings of a run on this world; `more` takes precedence."""
+    settings: dict[str, Any] = {
+        "output_dir": folder,
+        "reg_schedule": "constant",
+        "reference_cache_dir": folder,
+        "warmup_steps": 0,
+        "max_grad_norm": 0,
+        "per_device_eval_batch_size": 120,
+        "caption_template": CAPTION_TEMPLATE,
+        "group_column": "group",
+        "crop_scale": None,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        **TASKS[model[0]],
+    }
+    return StarFTConfig(**settings | more)
+
+
+def split_of(cell: Cell, split: str) -> Dataset:
+    """A split of a cell; held-out classes are those beyond the first six."""
+    rows, pixels = SIZES[cell.model[0]][split], PIXELS[cell.model]
+    classes = 6 if split == "held_out" else cell.classes
+    shared = {"draw": cell.draw, "classes": classes, "pixels": pixels, "size": rows}
+    return make_split(split, correlation=cell.correlation, **shared)
+
+
+def pool_of(cell: Cell, method: Method, folder: str) -> tuple[Any, dict[str, str]]:
+    """The pool of a cell as `compare` takes it, and the settings that go with it."""
+    pool = method.pool
+    if pool == "built-in":
+        pool = "right" if cell.model.startswith("A") else None
+    if pool == "found":
+        file = Path(folder) / "candidates.json"
+        file.write_text(json.dumps([*POOLS["right"], *POOLS["unrelated"]]))
+        return "auto", {"discovery_pool": str(file)}
+    return list(POOLS[pool]) if pool else BUILT_IN, {}
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Worst group, average and groups on every split that the cell is evaluated on; of FLYP also interpolated."""
+    torch.set_num_threads(1)
+    method = METHODS[cell.method]
+    name = default_regularizer(cell.classes) if method.name == "default" else method.name
+    choice, plain = cell.part == "choice", cell.method == "FLYP"
+    splits = {"validation": "validation"} if choice else dict(TESTED)
+    if name == "CE":
+        # Its head has no other classes.
+        splits.pop("held_out", None)
+    start, cpu = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        pool, settings = pool_of(cell, method, folder)
+        settings = {**method.settings, **settings}
+        if cell.weight is not None and not plain:
+            settings["reg_weight"] = cell.weight
+        report = compare(
+            folder_of(cell.model),
+            task_settings(cell.model, folder),
+            split_of(cell, "train"),
+            {what: split_of(cell, split) for split, what in splits.items()},
+            methods=[name],
+            seeds=[cell.draw],
+            settings={name: settings} if settings else None,
+            alpha=cell.weight if plain and not choice else None,
+            curve_alphas=ALPHAS if plain and choice else (),
+            spuriosity=pool,
+        )
+    found = _figures(report.runs[0])
+    if plain and choice:
+        points = (astuple(point) for point in report.runs[0].curve)
+        found["curve"] = {str(alpha): round(worst, 4) for alpha, _, worst in points}
+    if len(report.runs) > 1:
+        found["interpolated"] = _figures(report.runs[1])
+    found["seconds"] = [round(time.perf_counter() - start, 1), round(time.process_time() - cpu, 1)]
+    return found
+
+
+def _figures(run: Any) -> dict[str, Any]:
+    return {
+        what: {
+            "worst": round(result.worst_group_accuracy, 4),
+            "average": round(result.accuracy, 4),
+            "groups": {group: round(value, 4) for group, value in result.group_accuracies.items()},
+        }
+        for what, result in run.results.items()
+    }
+
+
+def choice_cells(model: str, classes: int, methods: Sequence[str]) -> Iterator[Cell]:
+    """What the weights of some methods are chosen by."""
+    for draw in CHOICE_DRAWS[: 1 if model == "B" else None]:
+        for name in methods:
+            weights = METHODS[name].weights_for(classes)
+            for weight in weights if len(weights) > 1 else [None] * (name == "FLYP"):
+                yield Cell("choice", model, draw, classes, CHOICE_CORRELATION, name, weight)
+
+
+def chosen(store: Store, model: str, classes: int, name: str) -> float | str | None:
+    """The weight with the best worst group on validation, mean over the draws of the choice.
+
+    For models A, it is chosen with the first of them. Of equal ones the first is taken. For FLYP, it is that of the
+    fine-tuned model in WiSE-FT.
+    """
+    model = "A0" if model.startswith("A") else model
+    weights = METHODS[name].weights_for(classes)
+    if len(weights) == 1 or (not weights and name != "FLYP"):
+        return weights[0] if weights else None
+    cells = list(choice_cells(model, classes, [name]))
+    if name == "FLYP":
+        return max(ALPHAS, key=lambda alpha: fmean(store[cell]["curve"][str(alpha)] for cell in cells))
+    return max(weights, key=lambda weight: fmean(store[c]["validation"]["worst"] for c in cells if c.weight == weight))
+
+
+def test_cell(store: Store, run: tuple[str, int], classes: int, correlation: float, name: str) -> Cell:
+    """The test of a method with its chosen weight, on a model and a draw."""
+    model, draw = run
+    # The zero-shot model does not depend on the training images.
+    correlation = CHOICE_CORRELATION if name == "zero-shot" else correlation
+    return Cell("test", model, draw, classes, correlation, name, chosen(store, model, classes, name))
+
+
+def check_cell(model: str) -> Cell:
+    """Under which the accuracies of a model on clean images are kept."""
+    return Cell("check", model, 0, 12, 0.5, "zero-shot", None)
+
+
+def run_check(model: str, store: Store) -> None:
+    """Keep what a model can do before it is fine-tuned."""
+    if check_cell(model) not in store:
+        store.add(check_cell(model), zero_shot_accuracies(model))
+
+
+def run_all(cells: Sequence[Cell], store: Store, processes: int, what: str) -> None:
+    """Run what is not in the store yet."""
+    waiting = [cell for cell in dict.fromkeys(cells) if cell not in store]
+    if not waiting:
+        return
+    for model in {cell.model for cell in waiting}:
+        folder_of(model)
+    if processes == 1:
+        _start_worker()
+        for cell in tqdm(waiting, desc=what, unit="run"):
+            store.add(cell, run_cell(cell))
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker) as pool:
+        futures = {pool.submit(run_cell, cell): cell for cell in waiting}
+        for future in tqdm(as_completed(futures), total=len(futures), desc=what, unit="run"):
+            store.add(futures[future], future.result())
+
+
+def _start_worker() -> None:
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()

@@ -1,0 +1,146 @@
+"""The results for people: tables, plots and what became of the hypotheses, as one page."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.photographs.grid import TESTED, Store
+from benchmarks.photographs.plots import draw_methods, draw_pools
+from benchmarks.photographs.results import Estimate, Results, Task
+from benchmarks.photographs.stages import STAGES
+from benchmarks.photographs.verdicts import verdicts
+from starft_hf.utils.files import write_text_atomically
+
+
+PAGE, METHODS_PLOT, POOLS_PLOT = "RESULTS.md", "methods.png", "pools.png"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table whose first column is text and whose others are figures."""
+    line = " | ".join(header)
+    return [f"| {line} |", f"| --- |{' ---: |' * (len(header) - 1)}", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _text(found: Estimate | None, signed: bool = False) -> str:
+    return "" if found is None else found.signed if signed else str(found)
+
+
+def task_table(results: Results, task: Task) -> list[str]:
+    """Every method on a task: worst group and average of the test, and those of new individuals."""
+    rows = []
+    for method in results.methods(task):
+        weight, level = results.weight(task, method), results.level(task, method)
+        assert level is not None
+        rows.append(
+            [
+                method,
+                "" if weight is None else str(weight) if weight == "auto" else f"{weight:g}",
+                str(level),
+                _text(results.difference(task, method, "zero-shot"), signed=True) if method != "zero-shot" else "",
+                _text(results.level(task, method, what="average")),
+                _text(results.level(task, method, TESTED["new"])),
+                _text(results.level(task, method, TESTED["new"], "average")),
+                _text(results.level(task, method, TESTED["held_out"], "average")),
+                f"{level.draws} / {level.runs}",
+            ]
+        )
+    header = [
+        "Method",
+        "Weight",
+        "Worst group",
+        "against zero-shot",
+        "Average",
+        "New: worst group",
+        "New: average",
+        "Held-out: average",
+        "Draws / runs",
+    ]
+    return markdown_table(header, rows)
+
+
+def pools_table(results: Results) -> list[str]:
+    """What the right pool gives against others, worst group and average."""
+    rows = []
+    for task in results.tasks:
+        for name in ("kl", "star"):
+            for own, other in (("right", "unrelated"), ("right", "plain"), ("unrelated", "plain"), ("found", "right")):
+                pair = (f"{name}, {own}", f"{name}, {other}")
+                worst = results.difference(task, *pair)
+                if worst is not None:
+                    average = results.difference(task, *pair, what="average")
+                    label = f"{task.name}: {name}, {own} against {other}"
+                    rows.append([label, worst.signed, _text(average, signed=True), f"{worst.draws} / {worst.runs}"])
+    return markdown_table(["Pools", "Worst group", "Average", "Draws / runs"], rows)
+
+
+def cost_lines(store: Store) -> Iterator[str]:
+    """How much of the grid is there, and how long all of it takes on one core."""
+    total = 0.0
+    for kind in ("A", "B"):
+        seconds = [
+            cell["seconds"][1]
+            for key, cell in store.cells.items()
+            if "seconds" in cell and key.split(" | ")[1].startswith(kind)
+        ]
+        cells = {cell for stage in STAGES if stage.kind == kind for cell in stage.choices()}
+        count = len(cells) + sum(len(stage.runs) * len(stage.methods) for stage in STAGES if stage.kind == kind)
+        if seconds:
+            mean = sum(seconds) / len(seconds)
+            total += count * mean
+            yield (
+                f"Model {kind}: {len(seconds)} of {count} cells, {mean:.0f} CPU seconds each, "
+                f"{sum(seconds) / 3600:.1f} core-hours so far."
+            )
+    yield f"The full grid takes about {total / 3600:.0f} core-hours."
+
+
+def page(results: Results, store: Store) -> str:
+    """The page, in markdown."""
+    lines = [
+        "# Photographs: results",
+        "",
+        "By `python -m benchmarks.photographs`, from `results.json`. Photographed cut-outs on photographs; a draw",
+        "decides which cut-outs and photographs train, validate and test. Figures are in %, means over draws (of the",
+        "mean over a draw's models) ± their standard errors over draws; differences are on the same draws and models.",
+        "",
+        "| Draws / runs | draws, and pairs of a draw and a model |",
+        "| --- | --- |",
+        "| Weight | chosen on validation, on two draws that are not tested; of WiSE-FT that of the fine-tuned model |",
+        "| Test | cut-outs that pre-training saw and fine-tuning did not, photographs that neither did |",
+        "| New | individuals that pre-training did not see either |",
+        "| Held-out | the six classes that are not fine-tuned, seen in pre-training |",
+        "",
+        *cost_lines(store),
+        "",
+        "## Hypotheses",
+        "",
+        "Written down before the grid was run ([hypotheses.md](hypotheses.md)).",
+        "",
+        *markdown_table(["Hypothesis", "Found", "Outcome"], verdicts(results)),
+        "",
+        f"![Worst group and average against zero-shot]({METHODS_PLOT})",
+        "",
+        f"![Worst group by pool]({POOLS_PLOT})",
+        "",
+        "## Pools",
+        "",
+        *pools_table(results),
+        "",
+    ]
+    for task in results.tasks:
+        lines += [f"## {task.name}", "", *task_table(results, task), ""]
+    return "\n".join(lines)
+
+
+def write_report(store: Store, folder: Path) -> None:
+    """The page and its plots."""
+    results = Results(store)
+    write_text_atomically(folder / PAGE, page(results, store))
+    drawn = [task for task in results.tasks if results.level(task, "FLYP")]
+    shown = [
+        method
+        for method in dict.fromkeys(name for task in drawn for name in results.methods(task))
+        if method != "zero-shot"
+    ]
+    draw_methods(results, drawn[:4], shown, folder / METHODS_PLOT)
+    pools = [task for task in drawn if any(results.level(task, f"{name}, unrelated") for name in ("kl", "star"))]
+    draw_pools(results, pools[:3], folder / POOLS_PLOT)

@@ -1,0 +1,97 @@
+"""What became of the hypotheses of hypotheses.md, decided by the results."""
+
+from collections.abc import Iterator
+
+from benchmarks.photographs.grid import TESTED
+from benchmarks.photographs.methods import TUNED
+from benchmarks.photographs.results import Estimate, Results, Task
+
+
+MAIN, EXTREME, TWO, LARGE = Task("A", 6, 0.95), Task("A", 6, 1.0), Task("A", 2, 0.95), Task("B", 6, 0.95)
+REGULARIZED = ("kl, right", "star, right", "conditional", "conditional + attribution")
+UNDECIDED = "not run yet"
+
+
+def _outcome(holds: bool | None) -> str:
+    return UNDECIDED if holds is None else "held" if holds else "**refuted**"
+
+
+def _row(hypothesis: str, found: Estimate | None, holds: bool | None, what: str = "worst group") -> list[str]:
+    text = "" if found is None else f"{found.signed} ({what}, {found.draws} draws)"
+    return [hypothesis, text, _outcome(None if found is None else holds)]
+
+
+def _above(found: Estimate | None) -> bool | None:
+    """Whether a difference is above 0 by more than two standard errors."""
+    return None if found is None or found.error is None else found.mean > 2 * found.error
+
+
+def _best(results: Results, task: Task, methods: tuple[str, ...]) -> dict[str, float]:
+    levels = {name: results.level(task, name) for name in methods}
+    return {name: level.mean for name, level in levels.items() if level is not None}
+
+
+def verdicts(results: Results) -> list[list[str]]:
+    """A row for each hypothesis, or for each part of it: what it says, what was found, and the outcome."""
+    return [
+        *_on_task(results, MAIN, ""),
+        *_extremes(results),
+        *_on_task(results, LARGE, "7. Model B, as "),
+        *_defaults(results),
+        *_individuals(results),
+    ]
+
+
+def _on_task(results: Results, task: Task, label: str) -> Iterator[list[str]]:
+    """Hypotheses 1 to 5; of model B only 1 to 3."""
+    loss = results.difference(task, "FLYP", "zero-shot")
+    yield _row(f"{label}1. FLYP loses at least 10 points", loss, loss and loss.mean <= -10)
+    for name in ("kl", "star"):
+        kept = results.difference(task, f"{name}, right", "zero-shot")
+        yield _row(f"{label}2. {name} ends at most 2 points below zero-shot", kept, kept and kept.mean >= -2)
+    numbers = (("3", "right", "unrelated"), ("4", "unrelated", "plain"))
+    for number, own, other in numbers[: 1 if task == LARGE else None]:
+        for name in ("kl", "star"):
+            gain = results.difference(task, f"{name}, {own}", f"{name}, {other}")
+            if gain is not None or task != LARGE:
+                yield _row(f"{label}{number}. {name}: the pool {own} is better than {other}", gain, _above(gain))
+    if task != LARGE:
+        tuned = results.difference(task, TUNED, "kl, right")
+        level = tuned and tuned.error is not None and abs(tuned.mean) <= 2 * tuned.error
+        yield _row("5. tuned WiSE-FT is level with kl", tuned, level)
+
+
+def _extremes(results: Results) -> Iterator[list[str]]:
+    both = "conditional + attribution"
+    best = _best(results, MAIN, tuple(results.methods(MAIN)))
+    if both in best:
+        first = max(best, key=lambda name: best[name])
+        yield [
+            "6. conditional + attribution is best at 0.95",
+            f"best: {first}, {best[first]:.1f}",
+            _outcome(first == both),
+        ]
+    worst = _best(results, EXTREME, REGULARIZED)
+    if both in worst:
+        last = min(worst, key=lambda name: worst[name])
+        yield [
+            "6. and worst of the regularized ones at 1.0",
+            f"worst: {last}, {worst[last]:.1f}",
+            _outcome(last == both),
+        ]
+
+
+def _defaults(results: Results) -> Iterator[list[str]]:
+    for task in (MAIN, TWO, LARGE):
+        found = results.difference(task, "defaults", "zero-shot")
+        if found is not None or task != LARGE:
+            text = f"8. the defaults end at most 2 points below zero-shot ({task.name})"
+            yield _row(text, found, found and found.mean >= -2)
+
+
+def _individuals(results: Results) -> Iterator[list[str]]:
+    splits = ("test", TESTED["new"])
+    test, new = (results.difference(MAIN, "FLYP", "zero-shot", split, "average") for split in splits)
+    if test is not None and new is not None:
+        text = f"{test.signed} on test, {new.signed} on new individuals (average)"
+        yield ["9. FLYP gains less on new individuals", text, _outcome(new.mean < test.mean)]

@@ -1,0 +1,89 @@
+"""The groups by whose worst a repair is chosen, and whether there are enough images of each."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from starft_hf.utils.names import unknown_name
+from starft_hf.weights.repair.embedded import Ints
+from starft_hf.weights.repair.selection import FOLDS
+
+
+AUTO = "auto"
+WORST_GROUP = "worst_group"
+PSEUDO_GROUP = "pseudo_group"
+WORST_CLASS = "worst_class"
+CRITERIA = (WORST_GROUP, PSEUDO_GROUP, WORST_CLASS)
+
+
+def resolve_criterion(criterion: str, *, has_groups: bool, has_pool: bool) -> str:
+    """The criterion that "auto" stands for: that of groups if the dataset has them, or else the worst class.
+
+    Raises:
+        ValueError: if it is unknown, or what it needs is missing.
+    """
+    if criterion == AUTO:
+        return WORST_GROUP if has_groups else WORST_CLASS
+    if criterion not in CRITERIA:
+        raise ValueError(unknown_name("criterion", criterion, (AUTO, *CRITERIA)))
+    if criterion == WORST_GROUP and not has_groups:
+        raise ValueError(
+            f"criterion={criterion!r} needs groups, and dataset has no column that names them; pass group_column, or "
+            f"criterion={WORST_CLASS!r}"
+        )
+    if criterion == PSEUDO_GROUP and not has_pool:
+        raise ValueError(
+            f"criterion={criterion!r} groups images by what the start sees of a pool's templates in them; pass base, "
+            f"the model before fine-tuning, and spuriosity, or criterion={WORST_CLASS!r}"
+        )
+    return criterion
+
+
+def check_numbers(labels: Ints, class_names: Sequence[str], groups: Sequence[str] | None) -> None:
+    """Check that there are images of every class and enough of every group, or without groups of every class.
+
+    Raises:
+        ValueError: if not, naming the first that has too few.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    for name, count in zip(class_names, counts, strict=True):
+        if count < 2:
+            found = "no images" if count == 0 else "a single image"
+            raise ValueError(
+                f"dataset has {found} of the class {name!r}, and a repair is fitted to images of every class; add "
+                "some, or pass class_names without it"
+            )
+    sizes = Counter(groups) if groups is not None else dict(zip(class_names, counts.tolist(), strict=True))
+    name, size = min(sizes.items(), key=lambda item: (item[1], item[0]))
+    if size < FOLDS:
+        kind = "class" if groups is None else "group"
+        raise ValueError(
+            f"dataset has {size} images of the {kind} {name!r}, and choosing a repair by cross-validation takes at "
+            f"least {FOLDS} of every {kind}; add some, or choose a criterion with larger groups"
+        )
+
+
+def indices_of(names: Sequence[str]) -> tuple[Ints, tuple[str, ...]]:
+    """The index of every name among the distinct ones, and these."""
+    distinct, indices = np.unique(np.array(names), return_inverse=True)
+    return indices.reshape(-1).astype(np.int64), tuple(distinct.tolist())
+
+
+def pseudo_groups(labels: Ints, seen: Ints) -> Ints:
+    """Group indices `(N,)` of class and attribute.
+
+    Combinations with too few images are one group together, or where that is too small as well, join the largest group
+    of their class.
+    """
+    cells = np.unique(np.stack([labels, seen]), axis=1, return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(cells)
+    is_rare = sizes[cells] < FOLDS
+    if is_rare.sum() >= FOLDS:
+        cells = np.where(is_rare, len(sizes), cells)
+    else:
+        for row in np.flatnonzero(is_rare):
+            own = cells[(labels == labels[row]) & ~is_rare]
+            cells[row] = np.bincount(own).argmax() if len(own) else cells[row]
+    groups: Ints = np.unique(cells, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return groups

@@ -1,0 +1,336 @@
+"""`repair`: a better worst group after training, from embeddings of a validation set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluation_columns
+from starft_hf.data.decoding import RAISE, check_on_bad_image
+from starft_hf.data.groups import GroupFunction
+from starft_hf.data.image_cache import given_image_cache
+from starft_hf.data.images import SCALED, check_image_decoding
+from starft_hf.data.labels import class_feature
+from starft_hf.data.source import is_iterable
+from starft_hf.hub.classifier import Classifier
+from starft_hf.reference.factory import ReferenceSettings
+from starft_hf.spuriosity.auto import Spuriosity
+from starft_hf.utils.files import check_free
+from starft_hf.utils.names import unknown_name
+from starft_hf.weights.repair import candidates as tried
+from starft_hf.weights.repair.embedded import Embedded, Ints
+from starft_hf.weights.repair.embedding import Embedder, ImageReading, embed, readable_rows, seen_attributes, targets
+from starft_hf.weights.repair.groups import (
+    AUTO,
+    PSEUDO_GROUP,
+    WORST_GROUP,
+    check_numbers,
+    indices_of,
+    pseudo_groups,
+    resolve_criterion,
+)
+from starft_hf.weights.repair.projections import why_not_foldable
+from starft_hf.weights.repair.selection import Score, choose
+from starft_hf.weights.repair.subject import Described, Subject, describe, load_subject
+from starft_hf.weights.repair.writing import record_of, repaired, write
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate: its method and settings, and its score on images that it was not fitted to."""
+
+    method: str
+    settings: Mapping[str, Any]
+    score: Score
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """What `repair` has found. Accuracies are from 0 to 1, of images that a candidate was not fitted to.
+
+    Attributes:
+        method: the chosen one; "none" if no candidate gains more than it may err.
+        settings: of the method.
+        criterion: "worst_group", "pseudo_group" or "worst_class".
+        images: how many the candidates were fitted to and compared on.
+        before, after: scores without a repair, and with the chosen one.
+        gain: in worst-group accuracy of the best candidate, corrected for being the best of many.
+        standard_error: of the difference between the best candidate and no repair.
+        candidates: everything that was tried.
+        left_out: the methods that were not tried, with the reason.
+        classifier: the repaired model.
+        output_dir: where it has been written; None if it was not.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    criterion: str
+    images: int
+    before: Score
+    after: Score
+    gain: float
+    standard_error: float
+    candidates: tuple[Tried, ...]
+    left_out: Mapping[str, str]
+    classifier: Classifier
+    output_dir: Path | None = None
+
+    def best_of_methods(self) -> list[Tried]:
+        """The candidate with the best worst group of each method, in the order of their worst groups."""
+        best: dict[str, Tried] = {}
+        for candidate in self.candidates:
+            known = best.get(candidate.method)
+            if known is None or candidate.score.worst_group > known.score.worst_group:
+                best[candidate.method] = candidate
+        return sorted(best.values(), key=lambda candidate: -candidate.score.worst_group)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The outcome for JSON, without the model."""
+        return {
+            "method": self.method,
+            "settings": dict(self.settings),
+            "criterion": self.criterion,
+            "images": self.images,
+            "validation": {"before": asdict(self.before), "after": asdict(self.after)},
+            "gain": self.gain,
+            "standard_error": self.standard_error,
+            "candidates": [
+                {"method": each.method, "settings": dict(each.settings), **asdict(each.score)}
+                for each in self.candidates
+            ],
+            "left_out": dict(self.left_out),
+            "output_dir": None if self.output_dir is None else str(self.output_dir),
+        }
+
+
+def repair(
+    model: str | PathLike[str] | nn.Module,
+    processor: Any,
+    dataset: Any,
+    *,
+    output_dir: str | PathLike[str] | None = None,
+    base: str | PathLike[str] | nn.Module | None = None,
+    methods: Sequence[str] | None = None,
+    criterion: str = AUTO,
+    spuriosity: Spuriosity | None = None,
+    class_names: Sequence[str] | None = None,
+    templates: Sequence[str] | str | None = None,
+    group_column: str | Sequence[str] | None = None,
+    group_function: GroupFunction | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    batch_size: int = 64,
+    num_workers: int = 0,
+    on_bad_image: str = RAISE,
+    image_decoding: str = SCALED,
+    image_cache: str | PathLike[str] | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> RepairResult:
+    """Improve the worst group of a fine-tuned model without training it again, where that can be done.
+
+    The images of a validation set are embedded by the model, by its start, and by interpolations of both. On the
+    embeddings several repairs are fitted and compared by cross-validation. The best one is taken only if it gains more
+    than one standard error; otherwise the model stays as it is.
+
+    The methods are "logit adjustment" (arXiv 2007.07314); "WiSE-FT" (arXiv 2109.01903); "projection", which removes
+    the principal directions of a pool's templates from images and texts; "PRISM-mini" (arXiv 2507.08979), which
+    removes the texts that the templates add from images; a class-balanced "last layer"; "DFR" (arXiv 2204.02937); and
+    "AFR" (arXiv 2306.11074), which counts images more that the model gets wrong, or as "AFR, zero-shot errors" its
+    start.
+
+    Args:
+        model: a fine-tuned dual encoder: a folder or Hub id of a full model, of one with a head or of an adapter, or a
+            model in memory. It is not changed.
+        processor: its processor; None loads it from where the model is from.
+        dataset: labeled images that the model was not trained on, and that no results are reported on: a validation
+            split.
+        output_dir: where to write the repaired model, a new or empty folder; None does not write it.
+        base: the model before fine-tuning; None: the base model of an adapter, or the one that the model's record
+            names. Without one, what needs it is left out.
+        methods: those to try; if "none" is not among them, the best one is taken however little it gains. None: all,
+            but without groups those that fit no last layer, since one that is fitted to images in which the classes
+            are correlated with something learns that again, and no criterion but groups can tell.
+        criterion: "worst_group", "pseudo_group" (class and what the start sees of the pool's templates), "worst_class"
+            or "auto": groups if there are some, classes if not.
+        spuriosity: the pool, as for `StarFTTrainer`; None: that of the model's record, if any.
+        class_names: names of the classes; None: those of the head, of the ClassLabel column or of the record.
+        templates: prompts; None: those of the record.
+        group_column: column that names a row's group, or several whose combinations do.
+        group_function: names a row's group from its other columns, in place of `group_column`.
+        image_column: column with the images.
+        label_column: column with the labels.
+        batch_size: images per forward.
+        num_workers: processes that load images.
+        on_bad_image: "raise" or "skip", as in `evaluate_zero_shot`.
+        image_decoding: as in `evaluate_zero_shot`, as is `image_cache`.
+        image_cache: where decoded images are kept.
+        cache_dir: folder of the cached embeddings, as `reference_cache_dir`.
+        device: where images are embedded; None: where the model is.
+        trust_remote_code: run the code that comes with a model of a class that transformers does not have.
+        seed: of folds and bootstrap samples.
+        progress: whether to show progress bars.
+
+    Returns:
+        What was chosen and all that was tried, with the repaired model.
+
+    Raises:
+        FileExistsError: if there is something in `output_dir`.
+        ValueError: before the first forward, if there is no image of a class, there are fewer than five of a group,
+            or data and model do not fit.
+    """
+    output = None if output_dir is None else Path(output_dir)
+    if output is not None:
+        check_free(output)
+    check_on_bad_image(on_bad_image)
+    check_image_decoding(image_decoding)
+    for method in methods or ():
+        if method not in tried.METHODS:
+            raise ValueError(unknown_name("method", method, tried.METHODS))
+    check_validation_set(dataset)
+    cache = given_image_cache(image_cache, dataset, num_workers, progress)
+    known = describe(model, templates, spuriosity, trust_remote_code)
+    asked = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
+    columns = _columns(known, dataset, asked)
+    # Whether there is a start is known once it is loaded.
+    criterion, labels, groups = check_numbers_of(dataset, columns, criterion, has_pool=known.pool is not None)
+    subject = load_subject(known, processor, base, columns.class_names or ())
+    has_pool = known.pool is not None and subject.start is not None
+    resolve_criterion(criterion, has_groups=columns.groups is not None, has_pool=has_pool)
+
+    folder = None if cache_dir is None else str(cache_dir)
+    settings = ReferenceSettings(cache_dir=folder, batch_size=batch_size, num_workers=num_workers, progress=progress)
+    embedder = Embedder(subject, dataset, columns, ImageReading(settings, cache, on_bad_image, image_decoding, device))
+    left_out = _left_out(subject, methods or tried.METHODS)
+    if methods is None and criterion != WORST_GROUP:
+        why = "it would learn what is correlated with the classes of this dataset; pass group_column, or methods"
+        left_out |= dict.fromkeys(tried.FITS_LAST_LAYER, why)
+    methods = tuple(methods or tried.METHODS)
+    used = tuple(method for method in methods if method not in left_out)
+    if not used:
+        raise ValueError(
+            f"none of methods can be tried: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}"
+        )
+    alphas = tried.ALPHAS if tried.WISE_FT in used else tried.ALPHAS[:1] if tried.AFR_OF_START in used else ()
+    data = embed(subject, embedder, labels, alphas)
+    if criterion == WORST_GROUP:
+        data = replace(data, groups=indices_of(groups)[0])
+    elif criterion == PSEUDO_GROUP:
+        seen = seen_attributes(subject, embedder)
+        if seen is None:
+            raise ValueError(
+                "the start cannot tell any template of the pool from the plain caption, so that there are no "
+                "pseudo-groups; pass another spuriosity, or criterion='worst_class'"
+            )
+        data = replace(data, groups=pseudo_groups(labels, seen))
+    return _chosen(subject, _checked(data), criterion, used, seed, left_out, output)
+
+
+def check_validation_set(dataset: Any) -> None:
+    """Raise ValueError if `dataset` is not one that a repair can be chosen on."""
+    if dataset is None or isinstance(dataset, Mapping) or is_iterable(dataset):
+        raise ValueError(
+            f"dataset is a {type(dataset).__name__}; pass a validation split whose rows can be read by index, with "
+            "images that the model was not trained on"
+        )
+
+
+def check_numbers_of(
+    dataset: Any, columns: ImageColumns, criterion: str, *, has_pool: bool
+) -> tuple[str, Ints, list[str]]:
+    """The criterion, and the class index and group of every row, of which there are enough; ValueError if not."""
+    criterion = resolve_criterion(criterion, has_groups=columns.groups is not None, has_pool=has_pool)
+    labels, groups = targets(dataset, columns)
+    check_numbers(labels, columns.class_names or (), groups if criterion == WORST_GROUP else None)
+    return criterion, labels, groups
+
+
+def _chosen(
+    subject: Subject,
+    data: Embedded,
+    criterion: str,
+    methods: tuple[str, ...],
+    seed: int,
+    left_out: Mapping[str, str],
+    output: Path | None,
+) -> RepairResult:
+    each = tried.candidates(data, methods)
+    choice = choose(data, each, seed, may_keep=tried.NONE in methods)
+    found = each[choice.chosen]
+    classifier = repaired(subject, found.fit(data, np.arange(len(data.labels))))
+    result = RepairResult(
+        method=found.method,
+        settings=found.settings,
+        criterion=criterion,
+        images=len(data.labels),
+        before=choice.scores[0],
+        after=choice.scores[choice.chosen],
+        gain=choice.gain,
+        standard_error=choice.standard_error,
+        candidates=tuple(
+            Tried(candidate.method, candidate.settings, score)
+            for candidate, score in zip(each, choice.scores, strict=True)
+        ),
+        left_out=left_out,
+        classifier=classifier,
+        output_dir=output,
+    )
+    if output is not None:
+        content = result.as_dict()
+        what = {key: content[key] for key in ("method", "settings", "criterion", "images", "validation")}
+        record = record_of(subject, {**what, "standard_error": result.standard_error})
+        write(classifier, record, output)
+    return result
+
+
+def _columns(known: Described, dataset: Any, asked: ColumnSettings) -> ImageColumns:
+    """The columns of the dataset, with the classes in the order of the model's head, if it has one."""
+    names = asked.class_names
+    if known.has_head and known.class_names is not None:
+        if names is not None and tuple(names) != tuple(known.class_names):
+            raise ValueError(
+                f"class_names begins with {list(names[:3])}, and the head of the model has the classes "
+                f"{list(known.class_names[:3])}, ...; omit class_names, or pass those of the head"
+            )
+        names = known.class_names
+    elif names is None and class_feature((getattr(dataset, "features", None) or {}).get(asked.label_column)) is None:
+        names = known.class_names
+    return resolve_evaluation_columns(dataset, replace(asked, class_names=names), what="dataset")
+
+
+def _left_out(subject: Subject, methods: Sequence[str]) -> dict[str, str]:
+    """The methods that cannot be tried, with the reason."""
+    found = {}
+    fixed = why_not_foldable(subject.model)
+    for method in methods:
+        if method in tried.NEEDS_START and subject.start is None:
+            found[method] = "the model before fine-tuning is unknown; pass it as base"
+        elif method in tried.NEEDS_POOL and subject.pool is None:
+            found[method] = "no pool is known; pass spuriosity"
+        elif method in tried.NEEDS_POOL and fixed is not None:
+            found[method] = fixed
+    for method, why in found.items():
+        logger.warning("repair leaves out %r: %s.", method, why)
+    return found
+
+
+def _checked(data: Embedded) -> Embedded:
+    """The data without unreadable images, of which there must not be too many."""
+    kept = readable_rows(data)
+    if len(kept.labels) < len(data.labels):
+        names = [str(group) for group in range(int(data.groups.max()) + 1)]
+        check_numbers(kept.labels, [f"class {label}" for label in range(data.num_classes)], None)
+        check_numbers(kept.groups, names, None)
+    return kept

@@ -1,0 +1,123 @@
+"""The choice of a repair: cross-validation, and a bootstrap that corrects for having chosen the best of many."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from starft_hf.weights.repair.candidates import Candidate
+from starft_hf.weights.repair.embedded import Embedded, Floats, Ints
+
+
+# Every group needs as many images, so that each fold has one of it.
+FOLDS = 5
+_REPEATS = 2
+# From here on, one division into folds is enough.
+_LARGE = 300
+_RESAMPLES = 500
+_INTERVAL = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A candidate on images that it was not fitted to; accuracies are from 0 to 1.
+
+    Attributes:
+        average: over all images.
+        worst_group: in the group where it is lowest.
+        interval: of `worst_group`, with 95% confidence, over bootstrap samples of the images.
+    """
+
+    average: float
+    worst_group: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why.
+
+    Attributes:
+        chosen: the index of the candidate; 0, that of no repair, if the best gains no more than one standard error.
+        best: the index of the candidate with the best worst group.
+        scores: of every candidate.
+        gain: what the best one gains in worst-group accuracy over no repair, corrected for being the best of many.
+        standard_error: of the difference.
+    """
+
+    chosen: int
+    best: int
+    scores: tuple[Score, ...]
+    gain: float
+    standard_error: float
+
+
+def choose(data: Embedded, candidates: Sequence[Candidate], seed: int = 0, *, may_keep: bool = True) -> Choice:
+    """Choose among candidates, of which the first is no repair, by the worst group of a cross-validation.
+
+    The best of many candidates looks better than it is. As in BBC-CV (arXiv 1708.07180), the images are resampled,
+    the best candidate of each sample is found, and its gain is measured on the images outside of the sample. It is
+    taken if the mean gain is more than one standard error; unless the model `may_keep` its weights, in any case.
+    """
+    right = out_of_fold(data, candidates, seed)
+    generator = np.random.default_rng(seed)
+    inside, outside = _resampled(data.groups, generator)
+    worst, worst_outside = (_worst(right, data.groups, counts) for counts in (inside, outside))
+    everything = np.ones((1, len(data.groups)))
+    own = _worst(right, data.groups, everything)[0]
+    first = 0 if may_keep else 1
+    best, found = first + int(own[first:].argmax()), first + worst[:, first:].argmax(1)
+    gain = float(np.mean(worst_outside[np.arange(len(found)), found] - worst_outside[:, 0]))
+    error = float(np.std(worst[:, best] - worst[:, 0], ddof=1))
+    low, high = np.quantile(worst, _INTERVAL, axis=0)
+    scores = tuple(
+        Score(float(right[index].mean()), float(own[index]), (float(low[index]), float(high[index])))
+        for index in range(len(candidates))
+    )
+    return Choice(best if gain > error or not may_keep else 0, best, scores, gain if best else 0.0, error)
+
+
+def out_of_fold(data: Embedded, candidates: Sequence[Candidate], seed: int) -> Floats:
+    """How often each image is classified correctly by a candidate that was fitted without it, `(candidates, N)`."""
+    repeats = 1 if len(data.labels) > _LARGE else _REPEATS
+    right = np.zeros((len(candidates), len(data.labels)))
+    for repeat in range(repeats):
+        folds = _folds(data, np.random.default_rng((seed, repeat)))
+        for fold in range(FOLDS):
+            held_out, rows = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+            for index, candidate in enumerate(candidates):
+                logits = data.logits(candidate.fit(data, rows))[held_out]
+                right[index, held_out] += logits.argmax(1) == data.labels[held_out]
+    return right / repeats
+
+
+def _folds(data: Embedded, generator: np.random.Generator) -> Ints:
+    """The fold of every image; images of one class and group, and those of one class, are spread evenly."""
+    order = np.lexsort((generator.random(len(data.labels)), data.groups, data.labels))
+    folds = np.empty(len(order), dtype=np.int64)
+    folds[order] = np.arange(len(order)) % FOLDS
+    return folds
+
+
+def _resampled(groups: Ints, generator: np.random.Generator) -> tuple[Floats, Floats]:
+    """How often every image is in each of the bootstrap samples, and whether it is outside, `(samples, N)`.
+
+    Groups keep their sizes.
+    """
+    inside = np.zeros((_RESAMPLES, len(groups)))
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        inside[:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), _RESAMPLES)
+    return inside, (inside == 0).astype(np.float64)
+
+
+def _worst(right: Floats, groups: Ints, counts: Floats) -> Floats:
+    """The accuracy in the worst group, `(samples, candidates)`; a group without rows in a sample does not count."""
+    accuracies = []
+    for group in np.unique(groups):
+        rows = groups == group
+        total = counts[:, rows].sum(1, keepdims=True)
+        share = counts[:, rows] @ right[:, rows].T / np.maximum(total, 1)
+        accuracies.append(np.where(total > 0, share, np.inf))
+    worst: Floats = np.min(accuracies, axis=0)
+    return np.where(np.isfinite(worst), worst, 0.0)

@@ -1,0 +1,167 @@
+"""The choice among repairs keeps its promise, and every repair is what its paper defines."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from starft_hf.weights.repair import selection
+from starft_hf.weights.repair.candidates import ADJUSTMENT, DFR, LAST_LAYER, PROJECTION, candidates
+from starft_hf.weights.repair.embedded import Embedded, Repair, softmax, unit, without
+from starft_hf.weights.repair.groups import pseudo_groups
+from starft_hf.weights.repair.last_layers import adjusted_bias, class_balanced, group_balanced, reweighted
+from starft_hf.weights.repair.projections import principal_directions, span
+from starft_hf.weights.repair.selection import FOLDS, choose
+
+
+DIMENSIONS = 8
+
+
+def draw(size, lean, seed, noise=0.5):
+    """A balanced sample of two classes on two places, and a classifier that leans on the place by `lean`."""
+    generator = np.random.default_rng(seed)
+    labels, places = np.arange(size) % 2, np.arange(size) // 2 % 2
+    images = noise * generator.normal(size=(size, DIMENSIONS))
+    images[:, 0] += 2 * labels - 1
+    images[:, 1] += 2 * places - 1
+    prompts = np.zeros((2, 1, DIMENSIONS))
+    prompts[:, 0, :2] = [[-1, -lean], [1, lean]]
+    pool = np.zeros((2, DIMENSIONS))
+    pool[:, 1] = [1, -0.9]
+    return Embedded(unit(images), labels, labels + 2 * places, unit(prompts), 10.0, pool=pool, attributes=unit(pool))
+
+
+def worst(data, repair):
+    right = data.logits(repair).argmax(1) == data.labels
+    return min(right[data.groups == group].mean() for group in np.unique(data.groups))
+
+
+@pytest.mark.parametrize(
+    ("lean", "size", "repeats", "taken"),
+    [
+        (0.0, 40, 1, (0, 8)),
+        (1.0, 120, 1, (40, 50)),
+        pytest.param(0.0, 40, 2, (0, 5), marks=pytest.mark.slow),
+        pytest.param(0.0, 120, 2, (0, 5), marks=pytest.mark.slow),
+        pytest.param(1.0, 40, 2, (15, 50), marks=pytest.mark.slow),
+        pytest.param(1.0, 120, 2, (45, 50), marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_chosen_loses_no_more_than_it_promises(lean, size, repeats, taken, monkeypatch):
+    monkeypatch.setattr(selection, "_REPEATS", repeats)
+    held_out, kept, chosen, gains = draw(4000, lean, seed=1), 0, 0, []
+    for seed in range(50):
+        data = draw(size, lean, seed=(2, seed))
+        each = candidates(data, (ADJUSTMENT, PROJECTION, LAST_LAYER))
+        choice = choose(data, each, seed)
+        repair = each[choice.chosen].fit(data, np.arange(size))
+        gains.append(worst(held_out, repair) - worst(held_out, Repair()))
+        kept += gains[-1] >= -choice.standard_error
+        chosen += choice.chosen > 0
+        assert (choice.chosen == 0) == (not choice.gain > choice.standard_error or choice.best == 0)
+    assert kept >= 48
+    assert taken[0] <= chosen <= taken[1]
+    assert np.mean(gains) > (0.15 if lean and size == 120 else -0.01)
+
+
+def test_no_image_is_scored_by_what_was_fitted_to_it():
+    """Labels that nothing predicts are guessed right half of the time, however closely a last layer fits them."""
+    data = draw(80, 0.0, seed=3)
+    labels = np.random.default_rng(4).permutation(data.labels)
+    data = Embedded(data.images, labels, labels, data.prompts, data.scale)
+    choice = choose(data, candidates(data, (LAST_LAYER,)))
+    assert all(0.3 < score.average < 0.7 for score in choice.scores)
+    assert choice.chosen == 0
+    assert all(low <= score.worst_group <= high for score in choice.scores for low, high in [score.interval])
+
+
+def test_a_last_layer_is_that_of_scikit_learn_on_standardized_embeddings():
+    data = draw(60, 1.0, seed=5)
+    labels = np.where(data.images[:, 2] > 0.2, 2, data.labels)
+    weight, bias = class_balanced(data.images, labels, 0.1)
+    scaled = (data.images - data.images.mean(0)) / data.images.std(0)
+    expected = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000).fit(scaled, labels)
+    found = softmax(data.images @ weight.T + bias)
+    np.testing.assert_allclose(found, expected.predict_proba(scaled), atol=1e-9)
+    two = class_balanced(data.images, data.labels, 0.1)
+    expected = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000).fit(scaled, data.labels)
+    np.testing.assert_allclose(softmax(data.images @ two[0].T + two[1]), expected.predict_proba(scaled), atol=1e-9)
+
+
+def test_dfr_sees_as_many_images_of_every_group_and_every_class():
+    generator = np.random.default_rng(6)
+    images, labels, groups = unit(generator.normal(size=(90, DIMENSIONS))), np.arange(90) % 3, np.zeros(90, int)
+    groups[:5] = 1
+    seen = []
+    fit = LogisticRegression.fit
+
+    def recorded(self, rows, own):
+        seen.append(len(own))
+        assert set(own) == {0, 1, 2}
+        return fit(self, rows, own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LogisticRegression, "fit", recorded)
+        group_balanced(images, labels, groups, 0.1, generator)
+    assert len(seen) > 1
+    assert all(10 <= rows <= 12 for rows in seen)
+
+
+def test_afr_counts_mistakes_more_and_stays_near_the_last_layer_that_was_there():
+    data = draw(60, 1.0, seed=7)
+    logits, start = data.logits(Repair()), data.classifier
+    unchanged = reweighted(data.images, data.labels, logits, start, gamma=4.0, penalty=1e6)
+    np.testing.assert_allclose(unchanged[0], start[0], atol=1e-4)
+    weight, bias = reweighted(data.images, data.labels, logits, start, gamma=4.0, penalty=1e-2)
+    # At the minimum the gradient of weighted cross-entropy and penalty is 0.
+    right = softmax(logits)[np.arange(60), data.labels]
+    weights = np.exp(-4 * right) / 30
+    errors = softmax(data.images @ weight.T + bias) - np.eye(2)[data.labels]
+    gradient = (weights / weights.sum() * errors.T) @ data.images + 2e-2 * (weight - start[0])
+    np.testing.assert_allclose(gradient, 0, atol=1e-4)
+
+
+def test_logit_adjustment_undoes_a_preference():
+    data = draw(400, 0.0, seed=8)
+    logits = data.logits(Repair())
+    np.testing.assert_allclose(np.ptp(adjusted_bias(logits, data.labels, 1.0)), 0, atol=0.2)
+    leaning = logits + np.array([12.0, 0.0])
+    adjusted = leaning + adjusted_bias(leaning, data.labels, 1.0)
+    recalls = [
+        [(own.argmax(1) == label)[data.labels == label].mean() for label in (0, 1)] for own in (leaning, adjusted)
+    ]
+    assert np.ptp(recalls[1]) < 0.1 < 0.3 < np.ptp(recalls[0])
+
+
+def test_prism_mini_is_the_projection_of_its_definition():
+    columns = unit(np.random.default_rng(9).normal(size=(3, DIMENSIONS))).T
+    expected = np.eye(DIMENSIONS) - columns @ np.linalg.inv(columns.T @ columns) @ columns.T
+    basis = span(columns.T)
+    np.testing.assert_allclose(without(np.eye(DIMENSIONS), basis), expected, atol=1e-12)
+    # A template that occurs twice adds no dimension.
+    assert len(span(np.concatenate([columns.T, columns.T]))) == 3
+    assert len(principal_directions(columns.T, 2)) == 2
+    assert len(span(np.zeros((2, DIMENSIONS)))) == 0
+
+
+def test_what_is_missing_is_not_tried():
+    data = draw(40, 1.0, seed=10)
+    methods = {candidate.method for candidate in candidates(data)}
+    assert methods == {"none", "logit adjustment", "projection", "PRISM-mini", "last layer", "DFR", "AFR"}
+    # Without groups in a class DFR is a class-balanced last layer.
+    classes = Embedded(data.images, data.labels, data.labels, data.prompts, data.scale)
+    assert DFR not in {candidate.method for candidate in candidates(classes)}
+
+
+def test_rare_pseudo_groups_are_one_group_or_join_another():
+    labels = np.repeat([0, 1, 2], 40)
+    seen = np.zeros(120, int)
+    seen[[0, 1, 40, 41, 80, 81]] = 1
+    groups = pseudo_groups(labels, seen)
+    assert np.bincount(groups).tolist() == [38, 38, 38, 6]
+    assert len(set(groups[seen == 1])) == 1
+    # Too few together.
+    seen[[40, 41, 80, 81]] = 0
+    assert np.bincount(pseudo_groups(labels, seen)).tolist() == [40, 40, 40]
+    seen[:20] = 1
+    assert np.bincount(pseudo_groups(labels, seen)).min() >= FOLDS
+    assert len(np.unique(pseudo_groups(labels, seen))) == 4
