@@ -4,6 +4,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ RATIOS = (
     *(("full", "paper"), ("full", "plain"), ("full", "no regularizer"), ("text", "paper"), ("none", "paper")),
     *(("full, bf16", "no regularizer, bf16"), ("full, bf16", "full")),
 )
+RATIOS_OF_COUNTS = RATIOS[:5]
 BATCH_SIZE = 32
 
 # Model, classes, images per step, measured rounds.
@@ -78,11 +80,13 @@ def as_markdown(results: dict[str, Any]) -> str:
     ]
     for name, seconds in results["steps"].items():
         lines.append(f"| {name} | {' | '.join(_spread(seconds[variant]) for variant in variants)} |")
-    lines += ["", "| Model, classes, batch | " + " | ".join(f"{above} / {below}" for above, below in RATIOS) + " |"]
-    lines.append("| --- |" + " ---: |" * len(RATIOS))
-    for name, seconds in results["steps"].items():
-        cells = [_ratio(seconds, above, below) for above, below in RATIOS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += _ratio_table(results["steps"], RATIOS)
+    lines += [
+        "",
+        "Floating-point operations of matrix products and convolutions, counted, which depend on no machine:",
+    ]
+    counted = {name: {each: [count] for each, count in own.items()} for name, own in results["operations"].items()}
+    lines += _ratio_table(counted, RATIOS_OF_COUNTS)
     lines += ["", "## Peak memory, ViT-B/32", "", "| Batch | `mini_batch_size` | GiB | of batch 32 |"]
     lines.append("| ---: | ---: | ---: | ---: |")
     base = results["memory"][0]["gib"]
@@ -102,6 +106,14 @@ def as_markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _ratio_table(steps: dict[str, dict[str, list[float]]], ratios: Sequence[tuple[str, str]]) -> list[str]:
+    lines = ["", "| Model, classes, batch | " + " | ".join(f"{above} / {below}" for above, below in ratios) + " |"]
+    lines.append("| --- |" + " ---: |" * len(ratios))
+    for name, seconds in steps.items():
+        lines.append(f"| {name} | {' | '.join(_ratio(seconds, above, below) for above, below in ratios)} |")
+    return lines
+
+
 def _took(results: dict[str, Any]) -> str:
     return f"; {results['seconds']} s in all" if results["seconds"] is not None else ""
 
@@ -113,6 +125,8 @@ def _ratio(seconds: dict[str, list[float]], above: str, below: str) -> str:
 
 
 def _spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
@@ -126,10 +140,12 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
     start = time.monotonic()
     packages = (("starft_hf", starft_hf), ("torch", torch), ("transformers", transformers))
+    steps = in_fresh_process(KEEPS_MEMORY, measure_steps, STEPS)
     results: dict[str, Any] = {
         "device": device,
         "versions": {name: package.__version__ for name, package in packages},
-        "steps": in_fresh_process(KEEPS_MEMORY, measure_steps, STEPS),
+        "steps": steps["seconds"],
+        "operations": steps["operations"],
         "memory": [
             {"batch": batch, "settings": settings, "gib": gib}
             for (batch, settings), gib in zip(MEMORY, measure_memory(), strict=True)

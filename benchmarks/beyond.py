@@ -170,7 +170,7 @@ def run_cell(cell: Cell, work: str) -> dict[str, Any]:
         )
     found = {**_figures(report.runs[0].results[split]), "seconds": round(time.perf_counter() - start, 2)}
     if cell.part == "choice" and plain:
-        found["curve"] = {str(point.alpha): point.out_of_distribution for point in report.runs[0].curve}
+        found["curve"] = {str(point.alpha): point.worst_group for point in report.runs[0].curve}
     if len(report.runs) > 1:
         found["interpolated"] = _figures(report.runs[1].results[split])
     return found
@@ -288,7 +288,7 @@ def auto_cells(run: tuple[str, int]) -> Iterator[Cell]:
 
 
 def schedule_cells(part: str) -> Iterator[Cell]:
-    """`reg_weight="auto"` under the schedule of the comparison ("choice") or the default one ("linear")."""
+    """`reg_weight="auto"` under the schedule of the comparison ("choice") or one that falls to 0 ("linear")."""
     for classes in CLASSES:
         for method in SCALE_METHODS:
             for seed in CHOICE_SEEDS:

@@ -388,8 +388,8 @@ def write_report(store: Store, folder: Path) -> None:
         *scale_table(store),
         "",
         f'`reg_weight="auto"` on validation, correlation {CHOICE["correlation"]}, the package\'s model, '
-        f'{len(CHOICE_SEEDS)} seeds; "linear", which falls to 0,',
-        "is the default:",
+        f"{len(CHOICE_SEEDS)} seeds, under the default",
+        'schedule and under "linear", which falls to 0:',
         "",
         *schedule_table(store),
         "",

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from accelerate.utils import convert_outputs_to_fp32
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel
 
 from benchmarks.setup import MANY_CLASSES, MAX_LENGTH, POOL, Scene, make_optimizer, make_scene, make_state
@@ -212,19 +213,31 @@ def open_step(variant: str, scene: Scene, batch_size: int, cache: str) -> Any:
     return our_step(scene, batch_size, reference_cache=kind, **settings)
 
 
-def measure_steps(rows: Iterable[tuple[str, int, int, int]]) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every variant's step, by model, classes and batch size, which are given with repetitions."""
+def measure_steps(rows: Iterable[tuple[str, int, int, int]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Seconds and operations of every variant's step, by model, classes and batch size.
+
+    Args:
+        rows: model, classes, images per step and measured rounds of each.
+
+    Returns:
+        Under "seconds" those of every round; under "operations" the floating-point operations of matrix products and
+        convolutions, in units of 1e9. Those within attention are not counted, as PyTorch does not on CPUs.
+    """
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    return {
-        f"{shape}, {num_classes:,}, {batch_size}": _measure_steps(shape, num_classes, batch_size, repetitions)
-        for shape, num_classes, batch_size, repetitions in rows
-    }
+    found: dict[str, dict[str, dict[str, Any]]] = {"seconds": {}, "operations": {}}
+    for shape, num_classes, batch_size, repetitions in rows:
+        name = f"{shape}, {num_classes:,}, {batch_size}"
+        found["seconds"][name], found["operations"][name] = _measure_steps(shape, num_classes, batch_size, repetitions)
+    return found
 
 
-def _measure_steps(shape: str, num_classes: int, batch_size: int, repetitions: int) -> dict[str, list[float]]:
-    """Seconds of every variant's step, taken in turn so that what slows the machine down slows all of them."""
+def _measure_steps(
+    shape: str, num_classes: int, batch_size: int, repetitions: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Every variant's step, taken in turn so that what slows the machine down slows all of them."""
     variants = VARIANTS + GPU_VARIANTS * torch.cuda.is_available()
+    operations: dict[str, float] = {}
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     scene = make_scene(shape, num_classes, batch_size)
     make_state(scene.optimizer)
@@ -235,11 +248,14 @@ def _measure_steps(shape: str, num_classes: int, batch_size: int, repetitions: i
         for repetition in range(-WARM_UP, repetitions):
             # In another order each time, since a step may profit from what the one before it has left behind.
             for variant in _in_turn(variants, repetition):
-                taken = seconds_of(steps[variant])
-                if repetition >= 0:
+                with FlopCounterMode(display=False) if repetition < 0 else nullcontext() as counter:
+                    taken = seconds_of(steps[variant])
+                if counter is None:
                     seconds[variant].append(taken)
+                else:
+                    operations[variant] = round(counter.get_total_flops() / 1e9, 1)
                 print(f"{shape}, {num_classes} classes, round {repetition}: {variant} {taken:.2f} s", flush=True)
-    return seconds
+    return seconds, operations
 
 
 def _in_turn(variants: Sequence[str], repetition: int) -> Sequence[str]:

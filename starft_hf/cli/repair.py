@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     from starft_hf.utils.text import percent
 
     settings: dict[str, Any] = {**names, **columns(options), **reading(options), "group_column": groups}
-    settings |= given(options, "base", "methods", "spuriosity", "templates", "cache_dir")
+    settings |= given(options, "base", "methods", "spuriosity", "templates", "cache_dir", "trust_remote_code")
     settings |= {"criterion": options.criterion, "seed": options.seed, "output_dir": options.output_dir}
     if torch.cuda.is_available():
         settings["device"] = "cuda"

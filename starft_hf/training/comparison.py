@@ -188,9 +188,15 @@ def compare(
         raise ValueError("reference_model has no effect: none of the methods has a reference; leave it out")
     check_runs(checked, jobs, adapted)
     if processes == 1:
+<<<<<<< HEAD
         trusted = {"trust_remote_code": args.trust_remote_code}
         model = load_model(model, **trusted)
         reference_model = None if reference_model is None else load_model(reference_model, **trusted)
+=======
+        model = load_model(model)
+        repairs.check_model(model)
+        reference_model = None if reference_model is None else load_model(reference_model)
+>>>>>>> repair
         shared = dataclasses.replace(shared, model=model, reference_model=reference_model)
     with tqdm(total=len(jobs), desc="Comparing", unit=" runs", disable=args.disable_tqdm) as bar:
         runs = _run_all(_Runner(shared, alpha, alphas, repairs), jobs, processes, bar)

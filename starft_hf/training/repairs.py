@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from torch import nn
 from torch.utils.data import DataLoader
 
 from starft_hf.data.collator import StarFTCollator
@@ -13,17 +14,21 @@ from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
 from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_shares
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.classifier import Classifier
+from starft_hf.models.adapters import base_model_of
 from starft_hf.models.heads import select_classes
 from starft_hf.models.loading import load_model
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.report import Run
+from starft_hf.spuriosity.auto import given_pool, is_auto
+from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.methods import ZERO_SHOT, Methods
 from starft_hf.training.plan import RunInputs
 from starft_hf.training.trainer import StarFTTrainer
 from starft_hf.weights.repair import repair
-from starft_hf.weights.repair.candidates import METHODS
+from starft_hf.weights.repair.candidates import DFR, METHODS, NEEDS_POOL, NEEDS_START
 from starft_hf.weights.repair.groups import AUTO
+from starft_hf.weights.repair.projections import why_not_foldable
 from starft_hf.weights.repair.repairing import check_numbers_of, check_validation_set
 
 
@@ -70,6 +75,21 @@ class Repairs:
             check_validation_set(self.dataset)
             columns = resolve_evaluation_columns(self.dataset, _columns(args), what="repair_dataset")
             check_numbers_of(self.dataset, columns, AUTO, has_pool=False)
+            names = {name for own in self.by_method.values() for name in own}
+            if DFR in names and columns.groups is None:
+                raise ValueError(f"{DFR!r} balances groups, and there are none; set group_column, or remove it")
+            for name in self.by_method.get(ZERO_SHOT, ()):
+                if name in NEEDS_START:
+                    raise ValueError(
+                        f"'{ZERO_SHOT}{_PLUS}{name}' needs the model before fine-tuning beside a fine-tuned one; "
+                        "remove it"
+                    )
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raise ValueError if a projection cannot become part of the weights of `model`."""
+        names = {name for own in self.by_method.values() for name in own if name in NEEDS_POOL}
+        if names and (why := why_not_foldable(base_model_of(model))) is not None:
+            raise ValueError(f"methods has the repair {min(names)!r}, but {why}; remove it")
 
     @property
     def example(self) -> str:
@@ -90,7 +110,7 @@ class Repairs:
             self.dataset,
             base=base,
             methods=None if name == REPAIR else (name,),
-            spuriosity=shared.spuriosity,
+            spuriosity=_pool(trainer, shared),
             class_names=trainer.class_names,
             templates=args.zero_shot_templates,
             group_column=args.group_column,
@@ -123,6 +143,12 @@ def with_repairs(methods: Methods, dataset: Any = None) -> tuple[Methods, Repair
     others = dict.fromkeys(method for method, _ in asked if method not in own)
     by_method = {method: tuple(str(name) for other, name in asked if other == method) for method in (*own, *others)}
     return [*own, *others], Repairs(by_method, dataset, frozenset(others))
+
+
+def _pool(trainer: StarFTTrainer, shared: RunInputs) -> SpuriosityPool:
+    """The pool that is projected out; for "auto" the one that the run has found, or without one all candidates."""
+    found = trainer.setup.pool if is_auto(shared.spuriosity) else None
+    return found or given_pool(shared.spuriosity, trainer.args.discovery_pool)
 
 
 def _split(label: Any) -> tuple[str, str | None]:

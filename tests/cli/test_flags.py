@@ -39,6 +39,7 @@ MODES = {
         *(RUN, *([*RUN, "--methods", name] for name in ("FLYP", "kl@10", "zero-shot")), [*RUN, "--peft", "lora"]),
     ],
     "tune": [RUN, [*RUN, "--methods", "FLYP"], [*RUN, "--peft", "lora"]],
+    "repair": [["m", "d", "--output_dir", "new"], ["m", "d", "--output_dir", "new", "--json"]],
     "interpolate": [["a", "b", "out"]],
     "discover": [["m", "d"], ["m", "d", "--json"]],
     "generate-pool": [
@@ -69,8 +70,10 @@ VALUES = {
     "api_key_file": ["key.txt"],
     "aspects": ["places", "light"],
     "base_url": ["http://y"],
+    "base": ["r"],
     "baseline": ["FLYP"],
     "benchmark": ["celeba"],
+    "cache_dir": ["cache"],
     "caption_column": ["text"],
     "caption_template": ["a {}.", "the {}."],
     "card_template": ["card.md"],
@@ -112,10 +115,11 @@ VALUES = {
     "image_cache": ["auto"],
     "repo_id": ["you/owls"],
     "report": ["report.html"],
+    "repair_split": ["dev"],
     "revision": ["next"],
     "seeds": ["3"],
     "select_by": ["average"],
-    "split": ["validation"],
+    "split": ["dev"],
     "spuriosity": ["texture"],
     "tag": ["v1"],
     "templates": ["a {}."],
@@ -194,7 +198,7 @@ def calls(monkeypatch, tmp_path):
         return SimpleNamespace(model=model, processor="p", head=head, class_names=("x", "y"), templates=("own {}",))
 
     def found_data(source, *args, **settings):
-        names = ("train", "validation", "test")
+        names = ("train", "validation", "test", "dev")
         return DataFound({name: Rows(source, name, args, settings) for name in names})
 
     def benchmark(name, **settings):
@@ -230,6 +234,7 @@ def calls(monkeypatch, tmp_path):
         "starft_hf.cli.train.launch": record("launch", 0),
         "starft_hf.cli.tables.associations_table": record("table", "table"),
         "starft_hf.cli.tables.result_table": record("table", "table"),
+        "starft_hf.cli.tables.repair_table": record("table", "table"),
         "starft_hf.report.page.check_extra": record("check"),
     }.items():
         monkeypatch.setattr(name, stub)
@@ -238,6 +243,7 @@ def calls(monkeypatch, tmp_path):
         "RobustnessReport": Report,
         "evaluate_zero_shot": record("evaluate", result),
         "discover_spuriosity": record("discover", result),
+        "repair": record("repair", SimpleNamespace(left_out={}, method="none", standard_error=0.1, as_dict=dict)),
         "generate_pool": record("generate", pool(["{} here."])),
     }.items():
         monkeypatch.setattr(starft_hf, name, stub, raising=False)

@@ -318,7 +318,9 @@ def test_runs_are_repaired_on_a_validation_set(clip, processor, config, dataset)
         (["FLYP"], 24, "repair_dataset has no effect"),
         (["FLYP + last layer", "FLYP + last layer"], 24, "without duplicates"),
         (["FLYP + last-layer"], 24, "unknown method 'FLYP [+] last-layer'"),
-        (["FLYP + DFR"], 12, "images of the class .* at least 5"),
+        (["FLYP + DFR"], 48, "'DFR' balances groups, and there are none"),
+        (["zero-shot + WiSE-FT"], 48, "needs the model before fine-tuning"),
+        (["FLYP + last layer"], 12, "images of the class .* at least 5"),
     ],
 )
 def test_repairs_that_cannot_be_made_are_refused_before_training(

@@ -29,6 +29,7 @@ from starft_hf.weights.repair.embedding import Embedder, ImageReading, embed, re
 from starft_hf.weights.repair.groups import (
     AUTO,
     PSEUDO_GROUP,
+    WORST_CLASS,
     WORST_GROUP,
     check_numbers,
     indices_of,
@@ -213,7 +214,7 @@ def repair(
     folder = None if cache_dir is None else str(cache_dir)
     settings = ReferenceSettings(cache_dir=folder, batch_size=batch_size, num_workers=num_workers, progress=progress)
     embedder = Embedder(subject, dataset, columns, ImageReading(settings, cache, on_bad_image, image_decoding, device))
-    left_out = _left_out(subject, methods or tried.METHODS)
+    left_out = _left_out(subject, methods or tried.METHODS, criterion)
     if methods is None and criterion != WORST_GROUP:
         why = "it would learn what is correlated with the classes of this dataset; pass group_column, or methods"
         left_out |= dict.fromkeys(tried.FITS_LAST_LAYER, why)
@@ -267,6 +268,11 @@ def _chosen(
     output: Path | None,
 ) -> RepairResult:
     each = tried.candidates(data, methods)
+    if len(each) == 1 and tried.NONE not in methods:
+        raise ValueError(
+            f"none of methods ({', '.join(methods)}) can be tried: the pool leaves no dimensions for the classes, or "
+            "no class has images of several groups"
+        )
     choice = choose(data, each, seed, may_keep=tried.NONE in methods)
     found = each[choice.chosen]
     classifier = repaired(subject, found.fit(data, np.arange(len(data.labels))))
@@ -310,7 +316,7 @@ def _columns(known: Described, dataset: Any, asked: ColumnSettings) -> ImageColu
     return resolve_evaluation_columns(dataset, replace(asked, class_names=names), what="dataset")
 
 
-def _left_out(subject: Subject, methods: Sequence[str]) -> dict[str, str]:
+def _left_out(subject: Subject, methods: Sequence[str], criterion: str) -> dict[str, str]:
     """The methods that cannot be tried, with the reason."""
     found = {}
     fixed = why_not_foldable(subject.model)
@@ -321,6 +327,8 @@ def _left_out(subject: Subject, methods: Sequence[str]) -> dict[str, str]:
             found[method] = "no pool is known; pass spuriosity"
         elif method in tried.NEEDS_POOL and fixed is not None:
             found[method] = fixed
+        elif method == tried.DFR and criterion == WORST_CLASS:
+            found[method] = "it balances groups, and there are none; pass group_column"
     for method, why in found.items():
         logger.warning("repair leaves out %r: %s.", method, why)
     return found

@@ -153,7 +153,7 @@ def _path_or_none(base: str | PathLike[str] | None) -> str | None:
 
 
 def _start(known: Described, model: nn.Module, base: Model | None) -> nn.Module | None:
-    trusted = {"trust_remote_code": known.trust_remote_code}
+    trusted: dict[str, Any] = {"trust_remote_code": known.trust_remote_code}
     if base is not None:
         start = load_model(base, **trusted)
         check_adapters(start)

@@ -1,0 +1,131 @@
+"""The results of `benchmarks.repair` for people: REPAIR.md."""
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.beyond import CORRELATIONS, Store
+from benchmarks.repair import METHODS, SIZES, TEST_SIZE, complete_blocks
+from starft_hf.utils.files import write_text_atomically
+from starft_hf.weights.repair.candidates import METHODS as REPAIRS
+
+
+CHOICES = {**{f"balanced {size}": f"{size} balanced" for size in SIZES}, "as trained": f"{max(SIZES)} as trained"}
+FIGURES = ("worst", "average")
+
+
+def entries(store: Store) -> list[dict[str, Any]]:
+    """The results of all cells of complete blocks, with their tasks."""
+    return [
+        {"classes": cell.classes, "correlation": cell.correlation, "run": (cell.base, cell.seed), **store[cell]}
+        for block in complete_blocks(store)
+        for cell in block
+    ]
+
+
+def mean(found: list[dict[str, Any]]) -> str:
+    """Worst group / average in %, means over cells."""
+    if not found:
+        return ""
+    return " / ".join(f"{100 * statistics.fmean(one[what] for one in found):.1f}" for what in FIGURES)
+
+
+def rows_of(found: list[dict[str, Any]], trained: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """What is compared of a fine-tuning: itself, what was chosen on each validation set, every method on 96 images."""
+    own = [entry[trained] for entry in found]
+    yield f"{trained}, no repair", [entry["none"] for entry in own]
+    for key, name in CHOICES.items():
+        yield f"{trained}, repair chosen on {name}", [entry[key]["chosen"] for entry in own if key in entry]
+    for method in REPAIRS[1:]:
+        each = [entry["balanced 96"]["methods"] for entry in own]
+        yield f"{trained} + {method}, 96 balanced", [one[method] for one in each if method in one]
+
+
+def summary(found: list[dict[str, Any]]) -> list[str]:
+    """By correlation, means over the numbers of classes and the runs."""
+    lines = [
+        f"| Worst group / average, % | {' | '.join(f'{correlation:g}' for correlation in CORRELATIONS)} |",
+        f"| --- | {' | '.join('---:' for _ in CORRELATIONS)} |",
+    ]
+    by_correlation = [[one for one in found if one["correlation"] == correlation] for correlation in CORRELATIONS]
+    zero_shot = [mean([one["FLYP"]["zero-shot"] for one in own]) for own in by_correlation]
+    lines.append(f"| zero-shot | {' | '.join(zero_shot)} |")
+    for trained in METHODS:
+        columns = [dict(rows_of(own, trained)) for own in by_correlation]
+        for name in columns[0]:
+            lines.append(f"| {name} | {' | '.join(mean(column[name]) for column in columns)} |")
+    return lines
+
+
+def gains(found: list[dict[str, Any]]) -> list[str]:
+    """What each choice gains over no repair, in points, and what it promised."""
+    lines = [
+        "| | taken | gain of worst group ± standard error | smallest | within its promise |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for trained in METHODS:
+        for key, name in CHOICES.items():
+            own = [entry[trained] for entry in found if key in entry[trained]]
+            if not own:
+                continue
+            changes = [100 * (one[key]["chosen"]["worst"] - one["none"]["worst"]) for one in own]
+            errors = [100 * one[key]["standard_error"] for one in own]
+            taken = sum(one[key]["chosen"]["method"] != "none" for one in own)
+            spread = statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else 0.0
+            kept = sum(change >= -error for change, error in zip(changes, errors, strict=True))
+            lines.append(
+                f"| {trained}, {name} | {taken} of {len(own)} | {statistics.fmean(changes):+.1f} ± {spread:.1f} | "
+                f"{min(changes):+.1f} | {kept} of {len(own)} |"
+            )
+    return lines
+
+
+def chosen_methods(found: list[dict[str, Any]]) -> list[str]:
+    """How often each method was chosen."""
+    lines = [f"| | {' | '.join(REPAIRS)} |", f"| --- | {' | '.join('---:' for _ in REPAIRS)} |"]
+    for trained in METHODS:
+        for key, name in CHOICES.items():
+            own = [one[trained][key]["chosen"]["method"] for one in found if key in one[trained]]
+            lines.append(f"| {trained}, {name} | {' | '.join(str(own.count(method)) for method in REPAIRS)} |")
+    return lines
+
+
+def page(store: Store) -> str:
+    """The whole page."""
+    found = entries(store)
+    blocks = sorted({(entry["classes"], *entry["run"]) for entry in found})
+    lines = [
+        "# Repair",
+        "",
+        "By `python -m benchmarks.repair`, on the demo's world: 480 training images, two backgrounds, 100 steps, and",
+        f"correlations of {', '.join(f'{correlation:g}' for correlation in CORRELATIONS)}. Finished are",
+        "; ".join(f"{classes} classes, model {base}, seed {seed}" for classes, base, seed in blocks) + ".",
+        "Repairs are chosen on balanced validation images by the worst group, or on 396 images that are drawn as the",
+        "training set is, without groups, by the worst class among all methods (which `repair` does not do unasked).",
+        f"Figures are of {TEST_SIZE} balanced",
+        "test images.",
+        "",
+        "## Figures",
+        "",
+        "By correlation, means over what is finished:",
+        "",
+        *summary(found),
+        "",
+        "## What the choice promises",
+        "",
+        'Changes in points against no repair, over all cells; "within its promise" are choices whose worst group on',
+        "the test set is at least that of no repair less the standard error that was reported:",
+        "",
+        *gains(found),
+        "",
+        "## What is chosen",
+        "",
+        *chosen_methods(found),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(store: Store, path: Path) -> None:
+    """Write the page."""
+    write_text_atomically(path, page(store))
