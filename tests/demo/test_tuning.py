@@ -42,7 +42,6 @@ def test_what_is_chosen_is_better_than_zero_shot_on_test_data(tmp_path):
         )
         test = result.test["test"]
         found.append([(one.worst_group_accuracy, one.accuracy) for one in (test["zero-shot"], [*test.values()][-1])])
-        print(seed, result.as_markdown())
     for measure in (0, 1):
         zero_shot, chosen = (fmean(pair[model][measure] for pair in found) for model in (0, 1))
-        assert chosen > zero_shot - 0.005 if measure == 0 else chosen > zero_shot, found
+        assert chosen > zero_shot, found
