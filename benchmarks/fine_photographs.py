@@ -38,9 +38,9 @@ class Row(NamedTuple):
     group: str
 
 
-def base_folder(replicate: int, work: Path) -> Path:
-    """The folder of the pre-trained model of a replicate: the models A in turn."""
-    return models.folder_of(MODELS_A[replicate % len(MODELS_A)], progress=False)
+def base_folder(model: int, work: Path) -> Path:
+    """The folder of a model A, by its number."""
+    return models.folder_of(MODELS_A[model], progress=False)
 
 
 def cutouts_by_name(assets: Assets, kinds: Sequence[str]) -> dict[str, list[int]]:

@@ -82,14 +82,14 @@ def make_processor() -> CLIPProcessor:
     return processor
 
 
-def base_folder(replicate: int, work: Path) -> Path:
-    """The folder of the model of a replicate, which is pre-trained unless that was done before."""
-    folder = work / f"fine-{replicate}"
+def base_folder(model: int, work: Path) -> Path:
+    """The folder of a model, by its number, which is pre-trained unless that was done before."""
+    folder = work / f"fine-{model}"
     if not (folder / "config.json").is_file():
         drawn = {"draw_captioned": draw_captioned, "processor": make_processor()}
-        model, processor = pretrain(replicate, PRETRAINING_STEPS, progress=False, **drawn)
+        tuned, processor = pretrain(model, PRETRAINING_STEPS, progress=False, **drawn)
         processor.save_pretrained(folder)
-        model.save_pretrained(folder)
+        tuned.save_pretrained(folder)
     return folder
 
 

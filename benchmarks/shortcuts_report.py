@@ -3,6 +3,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +186,15 @@ def repair_paired_table(store: Store) -> list[str]:
 
 @rc_context({"font.size": 9, "axes.titlesize": 9})
 def draw(store: Store, path: Path) -> None:
-    """Above what is found where one shortcut is planted, below the worst group by every shortcut."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    top, bottom = figure.subplots(2, 1)
-    _draw_single(searched(store), top)
-    _draw_repair(store, bottom)
+    """What is found where one shortcut is planted, and the worst group by every shortcut; what there is of both."""
+    parts: list[Callable[[Axes], None]] = []
+    if rows := searched(store):
+        parts.append(partial(_draw_single, rows))
+    if complete_replicates(store):
+        parts.append(partial(_draw_repair, store))
+    figure = Figure(figsize=(9, 3 * len(parts)), layout="constrained")
+    for part, panel in zip(parts, figure.subplots(len(parts), squeeze=False).flat, strict=True):
+        part(panel)
     with file_in_place_of(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
@@ -269,7 +274,7 @@ def models_of(number: int, of: int) -> str:
 
 
 def as_markdown(store: Store) -> str:
-    """The page."""
+    """The page; a part of which nothing is complete is left out."""
     rows = searched(store)
     draws, replicates = len(rows) // (1 + MOST_PLANTED * len(STRENGTHS)), len(complete_replicates(store))
     lines = [
@@ -278,38 +283,42 @@ def as_markdown(store: Store) -> str:
         "",
         "![What is found, and the worst group by shortcut](shortcuts.png)",
         "",
-        "Bars below are two standard errors.",
-        "",
-        "## What discovery finds",
-        "",
-        f"{draws} of {DRAWS} draws, each of a training set of 480 images for every row of the first table, on "
-        f"{models_of(draws, DRAWS)}.",
-        *SEARCHED.splitlines()[1:],
-        "",
-        *discovery_table(rows),
-        "",
-        *single_table(rows),
-        "",
-        *power_table(rows),
-        "",
-        "## What repairing one does to the others",
-        "",
-        f"{replicates} of {REPLICATES} replicates, each with images of its own, on "
-        f"{models_of(replicates, REPLICATES)}.",
-        *REPAIRED.splitlines()[1:],
-        "",
-        *repair_table(store),
-        "",
-        *repair_paired_table(store),
-        "",
-        *NOTES.read_text(encoding="utf-8").splitlines(),
+        "Bars of worst groups are two standard errors.",
     ]
-    return "\n".join(lines) + "\n"
+    if draws:
+        lines += [
+            "",
+            "## What discovery finds",
+            "",
+            f"{draws} of {DRAWS} draws, each of a training set of 480 images for every row of the first table, on "
+            f"{models_of(draws, DRAWS)}.",
+            *SEARCHED.splitlines()[1:],
+            "",
+            *discovery_table(rows),
+            "",
+            *single_table(rows),
+            "",
+            *power_table(rows),
+        ]
+    if replicates:
+        lines += [
+            "",
+            "## What repairing one does to the others",
+            "",
+            f"{replicates} of {REPLICATES} replicates, each with images of its own, on "
+            f"{models_of(replicates, REPLICATES)}.",
+            *REPAIRED.splitlines()[1:],
+            "",
+            *repair_table(store),
+            "",
+            *repair_paired_table(store),
+        ]
+    return "\n".join([*lines, "", *NOTES.read_text(encoding="utf-8").splitlines()]) + "\n"
 
 
 def write_report(store: Store, folder: Path) -> None:
     """SHORTCUTS.md and its plot."""
-    if not searched(store) or not complete_replicates(store):
+    if not searched(store) and not complete_replicates(store):
         print("no part is complete yet")
         return
     write_text_atomically(folder / "SHORTCUTS.md", as_markdown(store))

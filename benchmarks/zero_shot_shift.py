@@ -2,9 +2,9 @@
 
 Fine-tunes on 60 or more fine classes, each at home on one of two backgrounds, and then classifies zero-shot two
 group shifts that were never trained on, and six retention sets: what the paper did with ImageNet and Waterbirds, at
-a small scale. Every replicate has images of its own, and in the drawn world a model of its own. What is finished
-stands in zero_shot_shift.json and is not run again. At the end ZERO_SHOT_SHIFT.md and its plot are written. What was
-expected was written down before: several_shortcuts_hypotheses.md.
+a small scale. Every replicate has images of its own, and one of three pre-trained models. What is finished stands in
+zero_shot_shift.json and is not run again. At the end ZERO_SHOT_SHIFT.md and its plot are written. What was expected
+was written down before: several_shortcuts_hypotheses.md.
 """
 
 import argparse
@@ -34,7 +34,8 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "zero_shot_shift.json"
 
 CORRELATIONS = (0.95, 0.5)
-REPLICATES = 8
+# Pre-trained models, and replicates, of which the first ones have the first model and so on.
+MODELS, REPLICATES = 3, 9
 ZERO_SHOT = "zero-shot"
 AUTO = {"reg_weight": "auto", "reg_schedule": "constant"}
 # The settings of every method, and its pool: "background" or "unrelated".
@@ -68,7 +69,7 @@ class World:
     """A world to fine-tune in.
 
     Attributes:
-        base_folder: of the pre-trained model of a replicate, which is made unless that was done before.
+        base_folder: of a pre-trained model, by its number, which is made unless that was done before.
         train_split: the training images of a correlation and a replicate.
         test_sets: by name, images of a replicate and their prompts: "fine classes", then shifts, then retention sets.
         pools: "background" and "unrelated".
@@ -139,7 +140,7 @@ def figures(model: Any, processor: Any, sets: Sets) -> dict[str, Any]:
 def run_cell(cell: Cell, sets: Sets, work: Path) -> dict[str, Any]:
     """What the model of a cell gets right; of FLYP also that of the interpolated weights."""
     world = WORLDS[cell.world]
-    base = world.base_folder(cell.replicate, work)
+    base = world.base_folder(MODELS * cell.replicate // REPLICATES, work)
     start = time.perf_counter()
     model, processor = load_model(base), AutoProcessor.from_pretrained(base)
     if cell.correlation is None:

@@ -13,6 +13,7 @@ from benchmarks.zero_shot_shift import (
     ALPHA,
     CORRELATIONS,
     METHODS,
+    MODELS,
     REPLICATES,
     WORLDS,
     ZERO_SHOT,
@@ -156,9 +157,8 @@ By `python -m benchmarks.zero_shot_shift`. A model is fine-tuned on 60 or more f
 two backgrounds, in 50% (nothing spurious) or 95% of its images; then it classifies with names that fine-tuning
 never saw. "Common names" are two, of trained classes at home on one background and of trained classes at home on
 the other; "new classes" are two without any training image. Worst groups are of class and background. Every
-replicate has images of its own, of the drawn world also a model of its own, of the photographs the three models A
-in turn; differences are paired by replicate, ± the standard error of their mean. What was expected:
-several_shortcuts_hypotheses.md, part A, committed before the first run.
+replicate has images of its own; differences are paired by replicate, ± the standard error of their mean. What was
+expected: several_shortcuts_hypotheses.md, part A, committed before the first run.
 """
 
 
@@ -183,8 +183,11 @@ def as_markdown(store: Store) -> str:
     ]
     for world, correlations in covered(store).items():
         seconds = sum(own["seconds"] for key, own in store.cells.items() if key.split(" | ")[0] == world)
+        numbers = {correlation: complete_replicates(store, world, correlation) for correlation in correlations}
         counts = [
-            f"{len(complete_replicates(store, world, correlation))} at {correlation:g}" for correlation in correlations
+            f"{len(own)} at {correlation:g} ({len({MODELS * number // REPLICATES for number in own})} of {MODELS} "
+            "pre-trained models)"
+            for correlation, own in numbers.items()
         ]
         lines += [
             "",
