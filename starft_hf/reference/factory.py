@@ -33,7 +33,6 @@ class ReferenceSettings:
         cache_dir: folder of the cached embeddings; None is the default one.
         cache_dtype: dtype of cached image embeddings; None stores them as they were computed.
         text_cache_gib: above this many GiB, captions are encoded on demand.
-        plain_captions: whether to cache captions without a spurious template as well: one more per class and template.
         dtype: dtype of a frozen copy; None is the model's own.
         mini_batch_size: images per forward in a step; None runs a batch at once.
         batch_size: images per forward while the cache is built.
@@ -45,7 +44,6 @@ class ReferenceSettings:
     cache_dir: str | None = None
     cache_dtype: str | None = None
     text_cache_gib: float = 1.0
-    plain_captions: bool = False
     dtype: str | None = None
     mini_batch_size: int | None = None
     batch_size: int = 64
@@ -157,7 +155,7 @@ def make_reference(
         width = getattr(config, "projection_dim", None) or config.text_config.hidden_size
         gib = bank.num_spurious_captions * width * 4 / 2**30
         if gib <= settings.text_cache_gib:
-            texts = CachedTexts(bank, plan.store, progress=settings.progress, plain=settings.plain_captions)
+            texts = CachedTexts(bank, plan.store, progress=settings.progress, plain=True)
         else:
             logger.warning(
                 "The %d spurious captions of this run would take %.1f GiB as features, more than "

@@ -178,8 +178,6 @@ def reference_settings(args: StarFTConfig) -> ReferenceSettings:
         cache_dir=args.reference_cache_dir,
         cache_dtype=args.reference_cache_dtype,
         text_cache_gib=args.reference_text_cache_gib,
-        # A head is trained without captions.
-        plain_captions=args.base_loss == "contrastive",
         dtype=args.reference_dtype,
         mini_batch_size=args.mini_batch_size,
         batch_size=args.per_device_eval_batch_size,

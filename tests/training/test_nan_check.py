@@ -97,7 +97,7 @@ def test_a_regularizer_is_named(trainer):
     )
     try:
         with pytest.raises(FloatingPointError, match=r"They start with: the regularizer.*reg_weight"):
-            trainer(regularizer="broken").train()
+            trainer(regularizer="broken", reg_weight=0.5).train()
     finally:
         del _REGISTRY["broken"]
 
@@ -129,7 +129,7 @@ def test_steps_that_a_gradient_scaler_skips_are_no_failure_unless_it_skips_all(c
 def test_a_run_with_a_scaler_trains_on_after_overflows(trainer, clip, optim):
     """As `fp16=True` does on a GPU: a scale that is too large at first costs steps, not the run."""
     before = clip.visual_projection.weight.detach().clone()
-    running = trainer(max_steps=5, optim=optim)
+    running = trainer(max_steps=5, optim=optim, reg_weight=0.5)
     accelerator, norms = running.accelerator, []
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
