@@ -28,12 +28,12 @@ def task_table(results: Results, task: Task) -> list[str]:
     """Every method on a task: worst group and average of the test, and those of new individuals."""
     rows = []
     for method in results.methods(task):
-        weight, level = results.weight(task, method), results.level(task, method)
+        level = results.level(task, method)
         assert level is not None
         rows.append(
             [
                 method,
-                "" if weight is None else str(weight) if weight == "auto" else f"{weight:g}",
+                results.weight(task, method),
                 str(level),
                 _text(results.difference(task, method, "zero-shot"), signed=True) if method != "zero-shot" else "",
                 _text(results.level(task, method, what="average")),
