@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.photographs.grid import TESTED, Store
+from benchmarks.photographs.grid import TESTED, Store, check_cell
+from benchmarks.photographs.models import MODELS
 from benchmarks.photographs.plots import draw_methods, draw_pools
 from benchmarks.photographs.results import Estimate, Results, Task
 from benchmarks.photographs.stages import STAGES
@@ -93,6 +94,14 @@ def cost_lines(store: Store) -> Iterator[str]:
     yield f"The full grid takes about {total / 3600:.0f} core-hours."
 
 
+def checks_table(store: Store) -> list[str]:
+    """What the models can do before they are fine-tuned, those that were checked."""
+    found = {model: store[check_cell(model)] for model in MODELS if check_cell(model) in store}
+    columns = list(next(iter(found.values()), {}))
+    rows = [[model, *(f"{accuracies[column]:.1f}" for column in columns)] for model, accuracies in found.items()]
+    return markdown_table(["Model", *(f"{column} cut-outs" for column in columns)], rows)
+
+
 def page(results: Results, store: Store) -> str:
     """The page, in markdown."""
     lines = [
@@ -110,6 +119,10 @@ def page(results: Results, store: Store) -> str:
         "| Held-out | the six classes that are not fine-tuned, seen in pre-training |",
         "",
         *cost_lines(store),
+        "",
+        "Accuracy before fine-tuning in %, on clean images of the classes that are fine-tuned, the others, and all:",
+        "",
+        *checks_table(store),
         "",
         "## Hypotheses",
         "",
