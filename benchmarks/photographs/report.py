@@ -149,11 +149,7 @@ def write_report(store: Store, folder: Path) -> None:
     results = Results(store)
     write_text_atomically(folder / PAGE, page(results, store))
     drawn = [task for task in results.tasks if results.level(task, "FLYP")]
-    shown = [
-        method
-        for method in dict.fromkeys(name for task in drawn for name in results.methods(task))
-        if method != "zero-shot"
-    ]
-    draw_methods(results, drawn[:4], shown, folder / METHODS_PLOT)
-    pools = [task for task in drawn if any(results.level(task, f"{name}, unrelated") for name in ("kl", "star"))]
-    draw_pools(results, pools[:3], folder / POOLS_PLOT)
+    if drawn:
+        shown = dict.fromkeys(name for task in drawn for name in results.methods(task) if name != "zero-shot")
+        draw_methods(results, drawn[:4], list(shown), folder / METHODS_PLOT)
+        draw_pools(results, drawn[:3], folder / POOLS_PLOT)
