@@ -25,8 +25,7 @@ class Method:
         weights: what the weight of the regularizer is chosen from on validation, by the number of classes; for a
             method without one, nothing.
         settings: further settings.
-        chosen_as: the row whose weight this one takes. That of the right pool, for others: if it favors any of them,
-            then the right one.
+        chosen_as: the row whose weight this one takes, where the pool is not known in advance.
     """
 
     name: str
@@ -39,19 +38,18 @@ class Method:
 # What `StarFTConfig` takes by default where the task of this benchmark asks for something else.
 SHIPPED = {"reg_weight": "auto", "warmup_steps": 0.1, "max_grad_norm": 1.0, "crop_scale": (0.9, 1.0)}
 AUTO = {"reg_weight": "auto"}
-_OF_TWO = {2: (30.0, 100.0, 300.0)}
+WEIGHTS = {6: (3.0, 10.0, 30.0, 100.0), 2: (30.0, 100.0, 300.0)}
 
 METHODS = {
     "zero-shot": Method("zero-shot"),
     "FLYP": Method("FLYP"),
-    "kl, right": Method("kl", "right", {6: (10.0, 30.0, 100.0), **_OF_TWO}),
-    "kl, unrelated": Method("kl", "unrelated", chosen_as="kl, right"),
-    "kl, plain": Method("kl", "plain", chosen_as="kl, right"),
-    "star, right": Method("star", "right", {6: (3.0, 10.0, 30.0)}),
-    "star, unrelated": Method("star", "unrelated", chosen_as="star, right"),
-    "star, plain": Method("star", "plain", chosen_as="star, right"),
-    "conditional": Method("conditional", "right", {6: (3.0, 10.0, 30.0), **_OF_TWO}),
-    "conditional + attribution": Method("conditional + attribution", "right", {6: (3.0, 10.0, 30.0), **_OF_TWO}),
+    **{
+        f"{name}, {pool}": Method(name, pool, WEIGHTS)
+        for name in ("kl", "star")
+        for pool in ("right", "unrelated", "plain")
+    },
+    "conditional": Method("conditional", "right", WEIGHTS),
+    "conditional + attribution": Method("conditional + attribution", "right", WEIGHTS),
     # "auto" takes star from four classes on, else kl; which one it is, `default_regularizer` says.
     "defaults": Method("default", "built-in", settings=SHIPPED),
     "kl, auto": Method("kl", "right", settings=AUTO),
