@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.photographs.assets import load_assets
-from benchmarks.photographs.grid import Store, run_check
-from benchmarks.photographs.models import MODELS, folder_of
+from benchmarks.photographs.grid import Store
+from benchmarks.photographs.models import folder_of
 from benchmarks.photographs.packages import work_folder
 from benchmarks.photographs.report import task_table, write_report
 from benchmarks.photographs.results import Results, Task
@@ -57,11 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_grid(store: Store, options: argparse.Namespace) -> None:
-    """Run what is missing of the stages of some kinds of model, and of what the models can do before."""
-    for model in MODELS:
-        if model[0] in options.models:
-            folder_of(model, options.folder)
-            run_check(model, store)
+    """Run what is missing of the stages of some kinds of model."""
+    if "B" in options.models and options.folder:
+        # The wheels are in the folder too.
+        folder_of("B", options.folder)
     for stage in STAGES[: options.stages]:
         if stage.kind in options.models:
             run_stage(stage, store, options.processes)
@@ -69,7 +68,6 @@ def run_grid(store: Store, options: argparse.Namespace) -> None:
 
 def run_quick(options: argparse.Namespace) -> None:
     """Run and print one draw of one model."""
-    folder_of("A0", options.folder)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "results.json")
         run_stage(QUICK, store, options.processes)

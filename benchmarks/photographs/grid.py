@@ -51,7 +51,7 @@ class Cell:
         classes: 2 or 6.
         correlation: fraction of a class's training images at home.
         method: a key of `METHODS`.
-        weight: of the regularizer; for FLYP in a test the weight of the fine-tuned model in WiSE-FT.
+        weight: of the regularizer, if it was chosen; for FLYP in a test that of the fine-tuned model in WiSE-FT.
     """
 
     part: str
@@ -60,7 +60,7 @@ class Cell:
     classes: int
     correlation: float
     method: str
-    weight: float | str | None
+    weight: float | None
 
     @property
     def key(self) -> str:
@@ -186,28 +186,26 @@ def _figures(run: Any) -> dict[str, Any]:
 
 
 def choice_cells(model: str, classes: int, methods: Sequence[str]) -> Iterator[Cell]:
-    """What the weights of some methods are chosen by."""
+    """What the weights of some methods are chosen by; for FLYP, that of the fine-tuned model in WiSE-FT."""
     for draw in CHOICE_DRAWS[: 1 if model == "B" else None]:
-        for name in methods:
-            weights = METHODS[name].weights_for(classes)
-            for weight in weights if len(weights) > 1 else [None] * (name == "FLYP"):
+        for name in dict.fromkeys(METHODS[name].chosen_as or name for name in methods):
+            for weight in [None] if name == "FLYP" else METHODS[name].weights.get(classes, ()):
                 yield Cell("choice", model, draw, classes, CHOICE_CORRELATION, name, weight)
 
 
-def chosen(store: Store, model: str, classes: int, name: str) -> float | str | None:
-    """The weight with the best worst group on validation, mean over the draws of the choice.
+def chosen(store: Store, model: str, classes: int, name: str) -> float | None:
+    """The weight with the best worst group on validation, mean over the draws of the choice; None without a choice.
 
-    For models A, it is chosen with the first of them. Of equal ones the first is taken. For FLYP, it is that of the
-    fine-tuned model in WiSE-FT.
+    For models A, it is chosen with the first of them. Of equal ones the first is taken.
     """
-    model = "A0" if model.startswith("A") else model
-    weights = METHODS[name].weights_for(classes)
-    if len(weights) == 1 or (not weights and name != "FLYP"):
-        return weights[0] if weights else None
-    cells = list(choice_cells(model, classes, [name]))
+    name = METHODS[name].chosen_as or name
+    cells = list(choice_cells("A0" if model.startswith("A") else model, classes, [name]))
     if name == "FLYP":
         return max(ALPHAS, key=lambda alpha: fmean(store[cell]["curve"][str(alpha)] for cell in cells))
-    return max(weights, key=lambda weight: fmean(store[c]["validation"]["worst"] for c in cells if c.weight == weight))
+    found: dict[Any, list[float]] = {}
+    for cell in cells:
+        found.setdefault(cell.weight, []).append(store[cell]["validation"]["worst"])
+    return max(found, key=lambda weight: fmean(found[weight]), default=None)
 
 
 def test_cell(store: Store, run: tuple[str, int], classes: int, correlation: float, name: str) -> Cell:

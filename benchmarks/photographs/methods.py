@@ -22,44 +22,42 @@ class Method:
         name: of `starft_hf.compare`.
         pool: of `POOLS`, or "built-in": that of the package for model B, and for model A, which lacks its words, the
             right one. None for a method without a pool.
-        weights: what the weight of the regularizer is chosen from on validation; a single one is taken as it is; none
-            for a method without one. With more classes fewer are needed: those of two classes are `weights_of_two`.
-        weights_of_two: the same for two classes; None if they are the same.
+        weights: what the weight of the regularizer is chosen from on validation, by the number of classes; for a
+            method without one, nothing.
         settings: further settings.
+        chosen_as: the row whose weight this one takes, where the pool is not known in advance.
     """
 
     name: str
     pool: str | None = None
-    weights: tuple[float | str, ...] = ()
-    weights_of_two: tuple[float | str, ...] | None = None
+    weights: dict[int, tuple[float, ...]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-
-    def weights_for(self, classes: int) -> tuple[float | str, ...]:
-        """The weights for a number of classes."""
-        return self.weights if classes > 2 or self.weights_of_two is None else self.weights_of_two
-
-
-def _aligned(name: str, pool: str) -> Method:
-    return Method(name, pool, (10.0, 30.0, 100.0) if name == "kl" else (3.0, 10.0, 30.0), (30.0, 100.0, 300.0))
+    chosen_as: str | None = None
 
 
 # What `StarFTConfig` takes by default where the task of this benchmark asks for something else.
-SHIPPED = {"warmup_steps": 0.1, "max_grad_norm": 1.0, "crop_scale": (0.9, 1.0)}
+SHIPPED = {"reg_weight": "auto", "warmup_steps": 0.1, "max_grad_norm": 1.0, "crop_scale": (0.9, 1.0)}
+AUTO = {"reg_weight": "auto"}
+WEIGHTS = {6: (10.0, 30.0, 100.0), 2: (30.0, 100.0, 300.0)}
 
 METHODS = {
     "zero-shot": Method("zero-shot"),
     "FLYP": Method("FLYP"),
-    **{f"{name}, {pool}": _aligned(name, pool) for name in ("kl", "star") for pool in ("right", "unrelated", "plain")},
-    "conditional": _aligned("conditional", "right"),
-    "conditional + attribution": _aligned("conditional + attribution", "right"),
+    **{
+        f"{name}, {pool}": Method(name, pool, WEIGHTS)
+        for name in ("kl", "star")
+        for pool in ("right", "unrelated", "plain")
+    },
+    "conditional": Method("conditional", "right", WEIGHTS),
+    "conditional + attribution": Method("conditional + attribution", "right", WEIGHTS),
     # "auto" takes star from four classes on, else kl; which one it is, `default_regularizer` says.
-    "defaults": Method("default", "built-in", ("auto",), settings=SHIPPED),
-    "kl, auto": Method("kl", "right", ("auto",)),
-    "star, auto": Method("star", "right", ("auto",)),
-    "kl, found": Method("kl", "found", ("auto",)),
-    "star, found": Method("star", "found", ("auto",)),
+    "defaults": Method("default", "built-in", settings=SHIPPED),
+    "kl, auto": Method("kl", "right", settings=AUTO),
+    "star, auto": Method("star", "right", settings=AUTO),
+    "kl, found": Method("kl", "found", chosen_as="kl, right"),
+    "star, found": Method("star", "found", chosen_as="star, right"),
     "CE": Method("CE"),
-    "L2-SP": Method("L2-SP", None, (0.01, 0.1, 1.0)),
+    "L2-SP": Method("L2-SP", weights={6: (0.01, 0.1, 1.0), 2: (0.01, 0.1, 1.0)}),
 }
 TUNED = "FLYP + WiSE-FT, tuned"
 

@@ -55,13 +55,13 @@ def zero_shot_accuracies(name: str, size: int = 480) -> dict[str, float]:
     """How well a model tells apart clean compositions on photographs that it has not seen, in %.
 
     Returns:
-        By classes ("6", the other ones, "12") and whether it has seen the cut-outs ("test") or not ("new").
+        By classes (6, the others, 12) and whether pre-training has seen the cut-outs ("seen") or not ("new").
     """
     model, processor = load(name)
     found = {}
-    for what, classes in (("6", CLASS_NAMES[:6]), ("6 others", CLASS_NAMES[6:]), ("12", CLASS_NAMES)):
-        for split in ("test", "new"):
+    for what, classes in (("6 classes", CLASS_NAMES[:6]), ("the others", CLASS_NAMES[6:]), ("all", CLASS_NAMES)):
+        for split, known in (("test", "seen"), ("new", "new")):
             dataset = make_split(split, classes=classes, pixels=PIXELS[name], size=size, style="clean")
             result = evaluate_zero_shot(model, processor, dataset, progress=False)
-            found[f"{what}, {split}"] = round(100 * result.accuracy, 1)
+            found[f"{what}, {known}"] = round(100 * result.accuracy, 1)
     return found

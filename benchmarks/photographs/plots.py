@@ -56,6 +56,8 @@ def draw_methods(results: Results, tasks: Sequence[Task], methods: Sequence[str]
 def draw_pools(results: Results, tasks: Sequence[Task], path: Path) -> None:
     """Worst group on the test split by pool, a line for each run: what an unrelated pool changes, and what content."""
     pairs = [(task, name) for task in tasks for name in ("kl", "star") if results.level(task, f"{name}, unrelated")]
+    if not pairs:
+        return
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
     for panel, (task, name) in zip(panels, pairs, strict=True):

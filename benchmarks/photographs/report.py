@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.photographs.grid import TESTED, Store
+from benchmarks.photographs.grid import TESTED, Store, check_cell
+from benchmarks.photographs.models import MODELS
 from benchmarks.photographs.plots import draw_methods, draw_pools
 from benchmarks.photographs.results import Estimate, Results, Task
 from benchmarks.photographs.stages import STAGES
@@ -28,12 +29,12 @@ def task_table(results: Results, task: Task) -> list[str]:
     """Every method on a task: worst group and average of the test, and those of new individuals."""
     rows = []
     for method in results.methods(task):
-        weight, level = results.weight(task, method), results.level(task, method)
+        level = results.level(task, method)
         assert level is not None
         rows.append(
             [
                 method,
-                "" if weight is None else str(weight) if weight == "auto" else f"{weight:g}",
+                results.weight(task, method),
                 str(level),
                 _text(results.difference(task, method, "zero-shot"), signed=True) if method != "zero-shot" else "",
                 _text(results.level(task, method, what="average")),
@@ -93,6 +94,14 @@ def cost_lines(store: Store) -> Iterator[str]:
     yield f"The full grid takes about {total / 3600:.0f} core-hours."
 
 
+def checks_table(store: Store) -> list[str]:
+    """What the models can do before they are fine-tuned, those that were checked."""
+    found = {model: store[check_cell(model)] for model in MODELS if check_cell(model) in store}
+    columns = list(next(iter(found.values()), {}))
+    rows = [[model, *(f"{accuracies[column]:.1f}" for column in columns)] for model, accuracies in found.items()]
+    return markdown_table(["Model", *(f"{column} cut-outs" for column in columns)], rows)
+
+
 def page(results: Results, store: Store) -> str:
     """The page, in markdown."""
     lines = [
@@ -110,6 +119,10 @@ def page(results: Results, store: Store) -> str:
         "| Held-out | the six classes that are not fine-tuned, seen in pre-training |",
         "",
         *cost_lines(store),
+        "",
+        "Accuracy before fine-tuning in %, on clean images of the classes that are fine-tuned, the others, and all:",
+        "",
+        *checks_table(store),
         "",
         "## Hypotheses",
         "",
@@ -136,11 +149,7 @@ def write_report(store: Store, folder: Path) -> None:
     results = Results(store)
     write_text_atomically(folder / PAGE, page(results, store))
     drawn = [task for task in results.tasks if results.level(task, "FLYP")]
-    shown = [
-        method
-        for method in dict.fromkeys(name for task in drawn for name in results.methods(task))
-        if method != "zero-shot"
-    ]
-    draw_methods(results, drawn[:4], shown, folder / METHODS_PLOT)
-    pools = [task for task in drawn if any(results.level(task, f"{name}, unrelated") for name in ("kl", "star"))]
-    draw_pools(results, pools[:3], folder / POOLS_PLOT)
+    if drawn:
+        shown = dict.fromkeys(name for task in drawn for name in results.methods(task) if name != "zero-shot")
+        draw_methods(results, drawn[:4], list(shown), folder / METHODS_PLOT)
+        draw_pools(results, drawn[:3], folder / POOLS_PLOT)

@@ -86,10 +86,13 @@ class Results:
         names.insert(names.index("FLYP") + 1, TUNED)
         return [name for name in names if (task, name) in self._found]
 
-    def weight(self, task: Task, method: str) -> float | str | None:
-        """The weight that was chosen for a method."""
-        name = "FLYP" if method == TUNED else method
-        return None if method == "FLYP" else chosen(self.store, "A0" if task.kind == "A" else "B", task.classes, name)
+    def weight(self, task: Task, method: str) -> str:
+        """The weight of a method for people: chosen, "auto" or, without one, nothing."""
+        own = METHODS["FLYP" if method == TUNED else method]
+        if "reg_weight" in own.settings or method == "FLYP":
+            return str(own.settings.get("reg_weight", ""))
+        found = chosen(self.store, task.kind, task.classes, "FLYP" if method == TUNED else method)
+        return "" if found is None else f"{found:g}"
 
     def by_run(self, task: Task, method: str, split: str = "test", what: str = "worst") -> dict[Run, float]:
         """A figure of every run of a method on a task, in %; without those that have no such split."""

@@ -1,43 +1,24 @@
 """What the grid consists of, in the order in which it is run: what decides most comes first.
 
-A stage is a task with some methods. Pairs of a draw and a model are finished one after another, such that a run that
-is broken off is balanced: of model A, every draw has been run with one model before any is run with a second.
+A stage is a task with some methods, on pairs of a model and a draw, which are finished one after another: a grid that
+is broken off is complete in what it has.
 """
 
 from dataclasses import dataclass
 
-from benchmarks.photographs.grid import CHOICE_CORRELATION, Cell, Store, choice_cells, run_all, test_cell
+from benchmarks.photographs.grid import CHOICE_CORRELATION, Cell, Store, choice_cells, run_all, run_check, test_cell
 
 
 DRAWS = 5
-# Pairs of a model and a draw: of model A, every draw with one model, then every draw with the next.
-ROUNDS = tuple(tuple((f"A{(draw + turn) % 3}", draw) for draw in range(DRAWS)) for turn in range(3))
-FIRST, SECOND, THIRD = ROUNDS
+FIRST, SECOND, THIRD = (tuple((model, draw) for draw in range(DRAWS)) for model in ("A0", "A1", "A2"))
 LATER = SECOND + THIRD
 LARGE_RUNS = tuple(("B", draw) for draw in range(3))
 
-_POOLS = tuple(f"{name}, {pool}" for name in ("kl", "star") for pool in ("right", "unrelated", "plain"))
-MAIN = ("zero-shot", "FLYP", *_POOLS, "conditional", "conditional + attribution", "defaults")
-SHORT = (
-    "zero-shot",
-    "FLYP",
-    "kl, right",
-    "star, right",
-    "star, unrelated",
-    "conditional",
-    "conditional + attribution",
-    "defaults",
-)
-TWO = (
-    "zero-shot",
-    "FLYP",
-    "kl, right",
-    "kl, unrelated",
-    "kl, plain",
-    "conditional",
-    "conditional + attribution",
-    "defaults",
-)
+POOLS = tuple(f"{name}, {pool}" for name in ("kl", "star") for pool in ("right", "unrelated", "plain"))
+MAIN = ("zero-shot", "FLYP", *POOLS)
+BOTH = ("conditional", "conditional + attribution", "defaults")
+SHORT = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "star, right", "star, unrelated", *BOTH)
+TWO = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "kl, plain", *BOTH)
 MORE = ("kl, auto", "star, auto", "kl, found", "star, found", "CE", "L2-SP")
 LARGE = ("zero-shot", "FLYP", "kl, right", "star, right", "star, unrelated")
 
@@ -78,34 +59,37 @@ class Stage:
 
 STAGES = (
     Stage("A", 6, 0.95, MAIN, FIRST),
+    Stage("A", 6, 0.95, BOTH, FIRST),
     Stage("A", 6, 1.0, SHORT, FIRST),
     Stage("A", 2, 0.95, TWO, FIRST),
-    Stage("A", 6, 0.95, MAIN, SECOND),
+    Stage("B", 6, 0.95, LARGE, LARGE_RUNS),
+    Stage("A", 6, 0.95, MAIN + BOTH, SECOND),
     Stage("A", 6, 0.95, MORE, FIRST),
     Stage("A", 6, 0.5, SHORT, FIRST),
     Stage("A", 6, 0.8, SHORT, FIRST),
     Stage("A", 2, 1.0, TWO, FIRST),
-    Stage("A", 6, 0.95, MAIN, THIRD),
+    Stage("A", 6, 0.95, MAIN + BOTH, THIRD),
+    Stage("B", 6, 0.95, ("defaults", "kl, unrelated", "conditional"), LARGE_RUNS),
     Stage("A", 2, 0.5, TWO, FIRST),
     Stage("A", 2, 0.8, TWO, FIRST),
     Stage("A", 6, 1.0, SHORT, LATER),
     Stage("A", 2, 0.95, TWO, LATER),
+    Stage("B", 6, 1.0, LARGE, LARGE_RUNS),
+    Stage("B", 2, 0.95, ("zero-shot", "FLYP", "kl, right", "kl, unrelated"), LARGE_RUNS),
     Stage("A", 6, 0.95, MORE, LATER),
     Stage("A", 6, 0.5, SHORT, LATER),
     Stage("A", 6, 0.8, SHORT, LATER),
     Stage("A", 2, 1.0, TWO, LATER),
     Stage("A", 2, 0.5, TWO, LATER),
     Stage("A", 2, 0.8, TWO, LATER),
-    Stage("B", 6, 0.95, LARGE, LARGE_RUNS),
-    Stage("B", 6, 0.95, ("defaults", "kl, unrelated", "conditional"), LARGE_RUNS),
-    Stage("B", 6, 1.0, LARGE, LARGE_RUNS),
-    Stage("B", 2, 0.95, ("zero-shot", "FLYP", "kl, right", "kl, unrelated"), LARGE_RUNS),
 )
 # All of a short run, with weights by "auto".
 QUICK = Stage("A", 6, CHOICE_CORRELATION, ("zero-shot", "FLYP", "kl, auto", "star, auto"), FIRST[:1])
 
 
 def run_stage(stage: Stage, store: Store, processes: int) -> None:
-    """Choose the weights of a stage, then test them."""
+    """Choose the weights of a stage, then test them; of its models, keep what they can do before."""
     run_all(stage.choices(), store, processes, f"{stage.name}, choice of weights")
     run_all(stage.tests(store), store, processes, stage.name)
+    for model in dict.fromkeys(model for model, _ in stage.runs):
+        run_check(model, store)

@@ -55,6 +55,7 @@ PHRASES = {
 }
 PLACES = tuple(PHRASES)
 CAPTION_TEMPLATE = "a photo of a {}."
+STYLES = ("clean", "print")
 
 # A number for each split, so that splits of a draw share no randomness, and its rows.
 _SPLITS = {"train": (0, 480), "validation": (1, 480), "test": (2, 960), "new": (3, 480), "held_out": (4, 480)}
@@ -89,8 +90,6 @@ class Content:
 
 def content_of(split: str, draw: int, assets: Assets) -> Content:
     """What a split of a draw is composed of, of all classes and of both homes."""
-    if split not in _SPLITS:
-        raise ValueError(unknown_name("split", split, _SPLITS))
     cutouts, photographs = {}, {}
     for kind in CLASS_NAMES:
         own = _shuffled(assets.cutouts_of[kind, split != "new"], draw, kind)
@@ -153,48 +152,24 @@ def make_split(
         ValueError: if the split, a class, the style, the correlation or the size is not possible.
     """
     names = class_names(classes)
-    if split not in _SPLITS:
-        raise ValueError(unknown_name("split", split, _SPLITS))
-    if pixels not in BLUR:
-        raise ValueError(f"pixels is {pixels}; choose one of {sorted(BLUR)}")
-    if style not in ("clean", "print"):
-        raise ValueError(unknown_name("style", style, ("clean", "print")))
-    if not 0 <= correlation <= 1:
-        raise ValueError(f"correlation is {correlation}; it must be between 0 and 1")
     homes = {kind: HOMES[index % 2] for index, kind in enumerate(names)}
     if split == "held_out":
         names = tuple(name for name in CLASS_NAMES if name not in names)
-    number, rows_of_all = _SPLITS[split]
-    size = rows_of_all if size is None else size
-    per_class = size // len(names) if names else 0
-    if per_class < 2:
+    _check(split, correlation, pixels, style)
+    number, usual_size = _SPLITS[split]
+    size = usual_size if size is None else size
+    if size < 2 * len(names) or not names:
         raise ValueError(f"size is {size} for the classes {list(names)} of {split!r}; it needs two images of each")
     cached = None
     if assets is None:
         assets = load_assets()
-        key = [
-            _VERSION,
-            assets.key,
-            split,
-            draw,
-            correlation if split == "train" else None,
-            names,
-            pixels,
-            size,
-            style,
-        ]
+        shortcut = correlation if split == "train" else None
+        key = [_VERSION, assets.key, split, draw, shortcut, names, homes, pixels, size, style]
         cached = work_folder() / "splits" / f"{split}-{digest(key)}"
         if cached.is_dir():
             return load_from_disk(str(cached))
     rng = np.random.default_rng((number, draw, 1))
-    at_home = round(correlation * per_class) if split == "train" else per_class // 2
-    away = per_class - at_home if split == "train" else at_home
-    rows = [
-        (kind, place)
-        for kind in names
-        for place in HOMES
-        for _ in range(at_home if place == homes.get(kind, HOMES[0]) else away)
-    ]
+    rows = _rows(names, homes, size, correlation if split == "train" else None)
     rows = [rows[i] for i in rng.permutation(len(rows))]
     content = content_of(split, draw, assets)
     picked = np.array([content.pick(rng, *row) for row in rows])
@@ -220,6 +195,29 @@ def make_split(
         with folder_in_place_of(cached) as temporary:
             made.save_to_disk(str(temporary))
     return made
+
+
+def _check(split: str, correlation: float, pixels: int, style: str) -> None:
+    for what, value, known in (("split", split, _SPLITS), ("style", style, STYLES)):
+        if value not in known:
+            raise ValueError(unknown_name(what, value, known))
+    if pixels not in BLUR:
+        raise ValueError(f"pixels is {pixels}; choose one of {sorted(BLUR)}")
+    if not 0 <= correlation <= 1:
+        raise ValueError(f"correlation is {correlation}; it must be between 0 and 1")
+
+
+def _rows(names: Sequence[str], homes: dict[str, str], size: int, correlation: float | None) -> list[tuple[str, str]]:
+    """Pairs of a class and a place: exact fractions at home or, without a correlation, as many on either place."""
+    per_class = size // len(names)
+    at_home = per_class // 2 if correlation is None else round(correlation * per_class)
+    away = at_home if correlation is None else per_class - at_home
+    return [
+        (kind, place)
+        for kind in names
+        for place in HOMES
+        for _ in range(at_home if place == homes.get(kind) else away)
+    ]
 
 
 def _png(pixels: np.ndarray) -> bytes:

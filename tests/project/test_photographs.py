@@ -11,21 +11,23 @@ import torch
 from PIL import Image as PILImage
 
 from benchmarks.photographs import __main__ as command
-from benchmarks.photographs import grid, packages, report
+from benchmarks.photographs import grid, model_a, model_b, packages, report
 from benchmarks.photographs.assets import Assets, Cutout, Tile, listed, read_cutout, read_tiles
-from benchmarks.photographs.grid import Cell, Store, choice_cells, chosen, run_all
+from benchmarks.photographs.grid import Cell, Store, chosen, run_all
+from benchmarks.photographs.methods import METHODS, POOLS
 from benchmarks.photographs.packages import Package, unpacked, verified
+from benchmarks.photographs.pretraining import draw_captioned
 from benchmarks.photographs.rcc import read_rcc
 from benchmarks.photographs.results import MINUS, Results, Task, estimate
 from benchmarks.photographs.stages import QUICK, STAGES
-from benchmarks.photographs.world import CLASS_NAMES, HOMES, PLACES, content_of, make_split
+from benchmarks.photographs.world import CLASS_NAMES, HOMES, PHRASES, PLACES, content_of, make_split
 
 
 @pytest.fixture(scope="module")
 def assets():
-    """Ten cut-outs of every class and ten photographs of both homes, in plain colors, six of each seen."""
+    """Ten cut-outs of every class and ten photographs of every place, in plain colors, six of each seen."""
     rows = [Cutout(kind, f"{kind} {i % 3}", f"{i}.png", i < 6) for kind in CLASS_NAMES for i in range(10)]
-    tiles = [Tile(place, str(i), i < 6) for place in HOMES for i in range(10)]
+    tiles = [Tile(place, str(i), i < 6) for place in PLACES for i in range(10)]
     cutouts = torch.zeros(len(rows), 4, 128, 128, dtype=torch.uint8)
     cutouts[:, :, 32:96, 32:96] = torch.tensor([250, 0, 0, 255], dtype=torch.uint8)[:, None, None]
     colors = torch.tensor([[0, 0, 250] if tile.place == "water" else [0, 250, 0] for tile in tiles], dtype=torch.uint8)
@@ -99,6 +101,39 @@ def test_files_are_cropped_to_what_they_show(tmp_path):
     tiles = read_tiles(tmp_path / "photograph.png", (0, 0.5, 1, 1), 50)
     assert tiles.shape == (3, 3, 50, 50)
     assert tiles.min() == 255
+
+
+def test_pre_training_draws_captions_of_what_images_show(assets):
+    batch = draw_captioned(np.random.default_rng(0), assets, 60, 48)
+    shown = [phrase for own in PHRASES.values() for phrase in own]
+    for caption, kind, place in zip(batch.captions, batch.kinds, batch.places, strict=True):
+        assert CLASS_NAMES[kind] in caption
+        assert [phrase for phrase in shown if phrase in caption] in [[], *([own] for own in PHRASES[PLACES[place]])]
+    assert any(caption.count(" ") == 4 for caption in batch.captions)
+    model, processor = model_a.pretrain(0, assets, steps=2, progress=False)
+    known = processor.tokenizer.get_vocab()
+    for template in (*POOLS["right"], *POOLS["unrelated"], *POOLS["plain"]):
+        assert set(processor.tokenizer.tokenize(template.replace("{}", "a photo of a bird"))) <= set(known) - {"<unk>"}
+    assert sum(parameter.numel() for parameter in model.parameters()) < 700_000
+
+
+@pytest.mark.parametrize(
+    ("name", "native"),
+    [
+        ("_conv_stem.weight", "embeddings.convolution.weight"),
+        ("_bn1.running_var", "encoder.top_bn.running_var"),
+        ("_blocks.12._bn1.bias", "encoder.blocks.12.depthwise_conv.depthwise_norm.bias"),
+        ("_blocks.0._project_conv.weight", "encoder.blocks.0.projection.project_conv.weight"),
+        ("_fc.weight", None),
+    ],
+)
+def test_weights_get_their_native_names(name, native):
+    assert model_b.native_name(name) == native
+
+
+def test_missing_weights_are_an_error():
+    with pytest.raises(ValueError, match=r"do not fit EfficientNet-Lite0: \['embeddings.convolution.weight'"):
+        model_b.vision_tower({})
 
 
 def resource_file(contents, flags):
@@ -219,12 +254,13 @@ def test_standard_errors_are_over_draws():
     assert estimate({}) is None
 
 
-def test_every_stage_has_weights_to_choose_from():
+def test_what_has_weights_to_choose_from_is_chosen_in_every_stage():
     for stage in STAGES:
-        methods = {cell.method for cell in stage.choices()}
-        assert methods <= set(stage.methods)
+        chosen_in = {cell.method for cell in stage.choices()}
+        wanted = {METHODS[name].chosen_as or name for name in stage.methods}
+        assert chosen_in == {name for name in wanted if name == "FLYP" or METHODS[name].weights}
+        assert all(stage.classes in METHODS[name].weights for name in chosen_in - {"FLYP"})
         assert len(set(stage.runs)) == len(stage.runs)
-    assert len(list(choice_cells("B", 6, ["kl, right"]))) < len(list(choice_cells("A0", 6, ["kl, right"])))
 
 
 def test_the_page_is_that_of_the_results():
