@@ -91,7 +91,7 @@ def _pseudo_groups(given: RunInputs, validation: Any) -> list[str]:
     assert isinstance(given.model, nn.Module)
     # A copy, since the runs start from the model where it is.
     model = copy.deepcopy(given.model).to(args.device)
-    processor = load_processor(model, given.processing_class)
+    processor = load_processor(model, given.processing_class, trust_remote_code=args.trust_remote_code)
     found = discover_spuriosity(
         model,
         processor,
