@@ -12,7 +12,7 @@ import datasets
 import pytest
 from datasets import DatasetDict
 
-from benchmarks import beyond_report
+from benchmarks import beyond_report, defaults_report
 from benchmarks.beyond import Store
 from starft_hf import RobustnessReport
 from starft_hf.cli import main
@@ -206,6 +206,12 @@ def test_the_page_beyond_the_paper_is_that_of_the_stored_runs():
     ]
     assert len(rows) > 60
     assert all(row in page for row in rows)
+
+
+def test_the_page_of_the_defaults_is_that_of_the_stored_runs():
+    page = (ROOT / "benchmarks" / "DEFAULTS.md").read_text(encoding="utf-8")
+    assert page.splitlines() == defaults_report.page(Store(ROOT / "benchmarks" / "defaults.json"))
+    assert page.count("| 0.0004, 100, 64 |") >= 4
 
 
 def test_links_and_make_targets_exist():
