@@ -1,7 +1,7 @@
 """The page of the evidence, from the pages of the benchmarks: `python -m benchmarks.evidence`.
 
-evidence_notes.md has the words; a line such as `{{ photographs/RESULTS.md: Pools }}` stands for that section of a page.
-The tables are those of the stored runs, since every page is.
+evidence_notes.md has the words; a line such as `{{ photographs/RESULTS.md: Pools }}` stands for that section of a
+page. Every page is that of the stored runs.
 """
 
 import re
