@@ -17,8 +17,13 @@ from starft_hf.utils.files import write_text_atomically
 FOLDER = Path(__file__).parent
 NOTES = FOLDER / "evidence_notes.md"
 PHOTOGRAPHS = FOLDER / "photographs" / "results.json"
-PLOTS = {"photographs/methods.png": "photographs_methods.png", "photographs/pools.png": "photographs_pools.png"}
+PLOTS = {
+    "photographs/methods.png": "photographs_methods.png",
+    "photographs/pools.png": "photographs_pools.png",
+    "shortcuts.png": "shortcuts.png",
+}
 CLASSES, CORRELATION = 6, 0.95
+WORLDS = ("drawn", "photographs")
 # Methods by their names in both worlds.
 METHODS = {
     "FLYP": ("FLYP", "FLYP"),
@@ -32,13 +37,16 @@ _INSERTED = re.compile(r"^\{\{ (.+): (.+) \}\}$", re.MULTILINE)
 
 
 def section(page: str, title: str) -> str:
-    """What stands under a heading of the second level on a page.
+    """What stands under a heading of the second level on a page, or under all that begin with "title...".
 
     Raises:
         ValueError: if there is no such heading.
     """
     parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)
     found = dict(zip(parts[1::2], parts[2::2], strict=True))
+    if title.endswith("..."):
+        under = [f"### {name}\n\n{text.strip()}" for name, text in found.items() if name.startswith(title[:-3])]
+        return "\n\n".join(under)
     if title not in found:
         raise ValueError(f"there is no section {title!r}; there are {', '.join(found)}")
     return found[title].strip()
@@ -74,9 +82,6 @@ def both_worlds() -> list[str]:
         rows.append([name, *("" if cell is None else cell.signed for cell in cells)])
     header = ["Against zero-shot", *(f"{world}, {what}" for what in ("worst group", "average") for world in WORLDS)]
     return markdown_table(header, rows)
-
-
-WORLDS = ("drawn", "photographs")
 
 
 def page() -> str:
