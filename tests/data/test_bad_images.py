@@ -204,7 +204,7 @@ def test_a_wrong_choice_is_refused(clip, processor, config, dataset):
 def test_batch_statistics_do_not_go_with_it(config, dataset):
     model, processor = family("align")
     with pytest.raises(ValueError, match="statistics of a batch"):
-        StarFTTrainer(model, config(on_bad_image="skip"), dataset, processing_class=processor)
+        StarFTTrainer(model, config(on_bad_image="skip", freeze_batch_norm=False), dataset, processing_class=processor)
 
 
 def test_discovery_looks_at_the_others(clip, processor):

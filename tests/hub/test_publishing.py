@@ -37,6 +37,7 @@ def run(hub, folder, scenario):
     assert done.returncode == 0, done.stderr[-5000:]
 
 
+@pytest.mark.slow
 def test_every_kind_of_model_is_published_and_used_at_once(hub, tmp_path):
     run(hub, tmp_path, "kinds")
     assert hub.private == {"lab/owls", "lab/merged"}

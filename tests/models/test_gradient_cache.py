@@ -120,7 +120,8 @@ def test_training_in_chunks_gives_the_weights_of_training_as_a_whole(clip, proce
 def test_bfloat16_autocast_stays_on_when_a_chunk_is_computed_again(clip, processor, config, dataset):
     losses = []
     for size in (None, 3):
-        args = config(mini_batch_size=size, bf16=True)
+        # The weight of "auto" makes of rounding in bfloat16 what is more than a percent of the loss.
+        args = config(mini_batch_size=size, bf16=True, reg_weight=0.5)
         trainer = StarFTTrainer(copy.deepcopy(clip), args, dataset, processing_class=processor)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history[:-1]])
