@@ -19,10 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="an empty or new folder")
     parser.add_argument("--base", help="model before fine-tuning (default: what the model's own run names)")
     parser.add_argument(
-        "--criterion",
-        choices=("auto", "worst_group", "pseudo_group", "worst_class"),
-        default="auto",
-        help="what a repair is chosen by",
+        "--select_by",
+        choices=("worst_group", "pseudo_groups", "worst_class"),
+        help="what a repair is chosen by (default: the first if groups are known, else the last)",
     )
     parser.add_argument(
         "--methods",
@@ -62,8 +61,10 @@ def run(options: argparse.Namespace) -> None:
     from starft_hf.utils.text import percent
 
     settings: dict[str, Any] = {**names, **columns(options), **reading(options), "group_column": groups}
-    settings |= given(options, "base", "methods", "spuriosity", "templates", "cache_dir", "trust_remote_code")
-    settings |= {"criterion": options.criterion, "seed": options.seed, "output_dir": options.output_dir}
+    settings |= given(
+        options, "base", "methods", "select_by", "spuriosity", "templates", "cache_dir", "trust_remote_code"
+    )
+    settings |= {"seed": options.seed, "output_dir": options.output_dir}
     if torch.cuda.is_available():
         settings["device"] = "cuda"
     result = repair(options.model, None, rows, **settings)

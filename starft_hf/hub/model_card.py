@@ -138,26 +138,26 @@ def _results(content: CardContent) -> list[list[str]]:
 
 
 # What a repair was chosen by, as `repair` names it.
-_CRITERIA = {
+_MEASURES = {
     "worst_group": "worst group",
-    "pseudo_group": "worst pseudo-group (class and what the zero-shot model sees)",
+    "pseudo_groups": "worst pseudo-group (class and what the zero-shot model sees)",
     "worst_class": "worst class",
 }
 
 
 def _repair(found: Mapping[str, Any]) -> str:
     """What was done to the weights after training, in a sentence or two."""
-    criterion = _CRITERIA.get(found["criterion"], markdown(found["criterion"]))
+    measure = _MEASURES.get(found["select_by"], markdown(found["select_by"]))
     images, before, after = found["images"], *(found["validation"][when] for when in ("before", "after"))
     if found["method"] == "none":
         return (
             f"Repairs without further training were compared by cross-validation on {images:,} images. None improves "
-            f"the {criterion} by more than its standard error, so the weights are as they were trained."
+            f"the {measure} by more than its standard error, so the weights are as they were trained."
         )
     settings = ", ".join(f"{name} {value:g}" for name, value in found["settings"].items())
     return (
         f"After training, the model was repaired by {markdown(found['method'])} ({markdown(settings)}), chosen by "
-        f"cross-validation on {images:,} images: the {criterion} went from {percent(before['worst_group'])} to "
+        f"cross-validation on {images:,} images: the {measure} went from {percent(before['worst_group'])} to "
         f"{percent(after['worst_group'])} %, the average from {percent(before['average'])} to "
         f"{percent(after['average'])} %, on images that it was not fitted to."
     )

@@ -60,7 +60,7 @@ class RunRecord:
         sample_weights: the `WeightDiagnostics` of `reweight="attribution"`, once it has run.
         alpha: weight of the fine-tuned model in the saved one, if `tune` has interpolated it with the start; None for
             the model as trained.
-        repair: what `repair` has done to the weights after the run: "method", "settings", "criterion", the number of
+        repair: what `repair` has done to the weights after the run: "method", "settings", "select_by", the number of
             "images" of the validation set and the accuracies on it; None if nothing was tried.
         combined: whether the weights were made of those of several models. There is no run to repeat then, and only
             what classifying images needs is recorded.

@@ -27,7 +27,6 @@ from starft_hf.training.plan import RunInputs
 from starft_hf.training.trainer import StarFTTrainer
 from starft_hf.weights.repair import repair
 from starft_hf.weights.repair.candidates import DFR, METHODS, NEEDS_POOL, NEEDS_START
-from starft_hf.weights.repair.groups import AUTO
 from starft_hf.weights.repair.projections import why_not_foldable
 from starft_hf.weights.repair.repairing import check_numbers_of, check_validation_set
 
@@ -74,7 +73,7 @@ class Repairs:
         if self.by_method:
             check_validation_set(self.dataset)
             columns = resolve_evaluation_columns(self.dataset, _columns(args), what="repair_dataset")
-            check_numbers_of(self.dataset, columns, AUTO, has_pool=False)
+            check_numbers_of(self.dataset, columns, None, has_pool=False)
             names = {name for own in self.by_method.values() for name in own}
             if DFR in names and columns.groups is None:
                 raise ValueError(f"{DFR!r} balances groups, and there are none; set group_column, or remove it")
@@ -103,7 +102,7 @@ class Repairs:
     def _run(self, method: str, name: str, trainer: StarFTTrainer, shared: RunInputs) -> Run:
         args = trainer.args
         # Without a start, the zero-shot model has no interpolations.
-        base = None if method == ZERO_SHOT else load_model(shared.model)
+        base = None if method == ZERO_SHOT else load_model(shared.model, trust_remote_code=args.trust_remote_code)
         found = repair(
             trainer.model,
             trainer.processing_class,
@@ -121,6 +120,7 @@ class Repairs:
             image_decoding=args.image_decoding,
             image_cache=args.image_cache,
             cache_dir=args.reference_cache_dir,
+            trust_remote_code=args.trust_remote_code,
             seed=args.seed,
             progress=False,
         )

@@ -110,7 +110,7 @@ def test_what_is_written_classifies_as_what_was_compared(validation, tmp_path, d
             continue
         tried.add(candidate.method)
         found = candidate.fit(data, np.arange(len(validation)))
-        what = {"method": candidate.method, "settings": {}, "criterion": "worst_class", "images": 20}
+        what = {"method": candidate.method, "settings": {}, "select_by": "worst_class", "images": 20}
         scores = {when: {"average": 0.5, "worst_group": 0.4} for when in ("before", "after")}
         record = record_of(subject, {**what, "validation": scores})
         write(repaired(subject, found), record, tmp_path / candidate.method)
@@ -131,7 +131,7 @@ def test_what_is_written_classifies_as_what_was_compared(validation, tmp_path, d
 def test_a_run_is_repaired_and_says_so(tuned, validation, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(repairing, "choose", lambda data, each, *_, **__: chosen_as("projection", data, each))
     result = repair(tuned, None, validation, output_dir=tmp_path / "repaired", spuriosity=POOL, **settings)
-    assert (result.method, result.criterion, result.images) == ("projection", "worst_group", 20)
+    assert (result.method, result.select_by, result.images) == ("projection", "worst_group", 20)
     assert result.left_out == {}
     record = RunRecord.load(tmp_path / "repaired")
     assert record.repair["method"] == "projection"
@@ -181,19 +181,19 @@ def test_without_none_the_best_is_taken(tuned, validation, settings):
         repair(tuned, None, validation, methods=["projection"], **settings)
 
 
-@pytest.mark.parametrize("criterion", ["worst_class", "pseudo_group"])
-def test_without_groups_no_last_layer_is_fitted_unasked(tuned, validation, settings, criterion):
+@pytest.mark.parametrize("select_by", ["worst_class", "pseudo_groups"])
+def test_without_groups_no_last_layer_is_fitted_unasked(tuned, validation, settings, select_by):
     """It would learn what is correlated with the classes, and the worst class cannot tell."""
     settings.pop("group_column")
     rows = validation.remove_columns("group")
     pool = list(BACKGROUND_TEMPLATES)
-    result = repair(tuned, None, rows, criterion=criterion, spuriosity=pool, **settings)
-    assert result.criterion == criterion
+    result = repair(tuned, None, rows, select_by=select_by, spuriosity=pool, **settings)
+    assert result.select_by == select_by
     found = {candidate.method for candidate in result.candidates}
     assert found == {"none", "logit adjustment", "WiSE-FT", "projection", "PRISM-mini"}
     assert "learn what is correlated with the classes" in result.left_out["last layer"]
     methods = ["last layer", "none"]
-    asked = repair(tuned, None, rows, criterion=criterion, spuriosity=pool, methods=methods, **settings)
+    asked = repair(tuned, None, rows, select_by=select_by, spuriosity=pool, methods=methods, **settings)
     assert {candidate.method for candidate in asked.candidates} == set(methods)
 
 
@@ -246,9 +246,9 @@ def with_small_group(rows):
         (with_small_group, {}, "has 3 images of the group .* takes at least 5 of every group"),
         (lambda rows: None, {}, "dataset is a NoneType; pass a validation split"),
         (lambda rows: {"validation": rows}, {}, "dataset is a dict; pass a validation split"),
-        (lambda rows: rows, {"criterion": "worst"}, "unknown criterion 'worst'"),
-        (lambda rows: rows, {"group_column": None, "criterion": "worst_group"}, "needs groups"),
-        (lambda rows: rows, {"criterion": "pseudo_group"}, "pass base, the model before fine-tuning, and spuriosity"),
+        (lambda rows: rows, {"select_by": "worst"}, "unknown select_by 'worst'"),
+        (lambda rows: rows, {"group_column": None, "select_by": "worst_group"}, "needs groups"),
+        (lambda rows: rows, {"select_by": "pseudo_groups"}, "pass base, the model before fine-tuning, and spuriosity"),
         (lambda rows: rows, {"methods": ["last-layer"]}, "unknown method 'last-layer'. Did you mean 'last layer'"),
     ],
 )

@@ -10,34 +10,33 @@ from starft_hf.weights.repair.embedded import Ints
 from starft_hf.weights.repair.selection import FOLDS
 
 
-AUTO = "auto"
 WORST_GROUP = "worst_group"
-PSEUDO_GROUP = "pseudo_group"
+PSEUDO_GROUPS = "pseudo_groups"
 WORST_CLASS = "worst_class"
-CRITERIA = (WORST_GROUP, PSEUDO_GROUP, WORST_CLASS)
+MEASURES = (WORST_GROUP, PSEUDO_GROUPS, WORST_CLASS)
 
 
-def resolve_criterion(criterion: str, *, has_groups: bool, has_pool: bool) -> str:
-    """The criterion that "auto" stands for: that of groups if the dataset has them, or else the worst class.
+def resolve_measure(select_by: str | None, *, has_groups: bool, has_pool: bool) -> str:
+    """What to choose by; None is the worst group if the dataset has groups, or else the worst class.
 
     Raises:
         ValueError: if it is unknown, or what it needs is missing.
     """
-    if criterion == AUTO:
+    if select_by is None:
         return WORST_GROUP if has_groups else WORST_CLASS
-    if criterion not in CRITERIA:
-        raise ValueError(unknown_name("criterion", criterion, (AUTO, *CRITERIA)))
-    if criterion == WORST_GROUP and not has_groups:
+    if select_by not in MEASURES:
+        raise ValueError(unknown_name("select_by", select_by, MEASURES))
+    if select_by == WORST_GROUP and not has_groups:
         raise ValueError(
-            f"criterion={criterion!r} needs groups, and dataset has no column that names them; pass group_column, or "
-            f"criterion={WORST_CLASS!r}"
+            f"select_by={select_by!r} needs groups, and dataset has no column that names them; pass group_column, or "
+            f"select_by={WORST_CLASS!r}"
         )
-    if criterion == PSEUDO_GROUP and not has_pool:
+    if select_by == PSEUDO_GROUPS and not has_pool:
         raise ValueError(
-            f"criterion={criterion!r} groups images by what the start sees of a pool's templates in them; pass base, "
-            f"the model before fine-tuning, and spuriosity, or criterion={WORST_CLASS!r}"
+            f"select_by={select_by!r} groups images by what the start sees of a pool's templates in them; pass base, "
+            f"the model before fine-tuning, and spuriosity, or select_by={WORST_CLASS!r}"
         )
-    return criterion
+    return select_by
 
 
 def check_numbers(labels: Ints, class_names: Sequence[str], groups: Sequence[str] | None) -> None:
@@ -60,7 +59,7 @@ def check_numbers(labels: Ints, class_names: Sequence[str], groups: Sequence[str
         kind = "class" if groups is None else "group"
         raise ValueError(
             f"dataset has {size} images of the {kind} {name!r}, and choosing a repair by cross-validation takes at "
-            f"least {FOLDS} of every {kind}; add some, or choose a criterion with larger groups"
+            f"least {FOLDS} of every {kind}; add some, or choose by larger groups"
         )
 
 

@@ -27,14 +27,13 @@ from starft_hf.weights.repair import candidates as tried
 from starft_hf.weights.repair.embedded import Embedded, Ints
 from starft_hf.weights.repair.embedding import Embedder, ImageReading, embed, readable_rows, seen_attributes, targets
 from starft_hf.weights.repair.groups import (
-    AUTO,
-    PSEUDO_GROUP,
+    PSEUDO_GROUPS,
     WORST_CLASS,
     WORST_GROUP,
     check_numbers,
     indices_of,
     pseudo_groups,
-    resolve_criterion,
+    resolve_measure,
 )
 from starft_hf.weights.repair.projections import why_not_foldable
 from starft_hf.weights.repair.selection import Score, choose
@@ -61,7 +60,7 @@ class RepairResult:
     Attributes:
         method: the chosen one; "none" if no candidate gains more than it may err.
         settings: of the method.
-        criterion: "worst_group", "pseudo_group" or "worst_class".
+        select_by: "worst_group", "pseudo_groups" or "worst_class".
         images: how many the candidates were fitted to and compared on.
         before, after: scores without a repair, and with the chosen one.
         gain: in worst-group accuracy of the best candidate, corrected for being the best of many.
@@ -74,7 +73,7 @@ class RepairResult:
 
     method: str
     settings: Mapping[str, Any]
-    criterion: str
+    select_by: str
     images: int
     before: Score
     after: Score
@@ -99,7 +98,7 @@ class RepairResult:
         return {
             "method": self.method,
             "settings": dict(self.settings),
-            "criterion": self.criterion,
+            "select_by": self.select_by,
             "images": self.images,
             "validation": {"before": asdict(self.before), "after": asdict(self.after)},
             "gain": self.gain,
@@ -121,7 +120,7 @@ def repair(
     output_dir: str | PathLike[str] | None = None,
     base: str | PathLike[str] | nn.Module | None = None,
     methods: Sequence[str] | None = None,
-    criterion: str = AUTO,
+    select_by: str | None = None,
     spuriosity: Spuriosity | None = None,
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] | str | None = None,
@@ -163,9 +162,9 @@ def repair(
             names. Without one, what needs it is left out.
         methods: those to try; if "none" is not among them, the best one is taken however little it gains. None: all,
             but without groups those that fit no last layer, since one that is fitted to images in which the classes
-            are correlated with something learns that again, and no criterion but groups can tell.
-        criterion: "worst_group", "pseudo_group" (class and what the start sees of the pool's templates), "worst_class"
-            or "auto": groups if there are some, classes if not.
+            are correlated with something learns that again, and nothing but groups can tell.
+        select_by: "worst_group", "pseudo_groups" (class and what the start sees of the pool's templates) or
+            "worst_class". None: the worst group if there are groups, else the worst class.
         spuriosity: the pool, as for `StarFTTrainer`; None: that of the model's record, if any.
         class_names: names of the classes; None: those of the head, of the ClassLabel column or of the record.
         templates: prompts; None: those of the record.
@@ -206,16 +205,16 @@ def repair(
     asked = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
     columns = _columns(known, dataset, asked)
     # Whether there is a start is known once it is loaded.
-    criterion, labels, groups = check_numbers_of(dataset, columns, criterion, has_pool=known.pool is not None)
+    select_by, labels, groups = check_numbers_of(dataset, columns, select_by, has_pool=known.pool is not None)
     subject = load_subject(known, processor, base, columns.class_names or ())
     has_pool = known.pool is not None and subject.start is not None
-    resolve_criterion(criterion, has_groups=columns.groups is not None, has_pool=has_pool)
+    resolve_measure(select_by, has_groups=columns.groups is not None, has_pool=has_pool)
 
     folder = None if cache_dir is None else str(cache_dir)
     settings = ReferenceSettings(cache_dir=folder, batch_size=batch_size, num_workers=num_workers, progress=progress)
     embedder = Embedder(subject, dataset, columns, ImageReading(settings, cache, on_bad_image, image_decoding, device))
-    left_out = _left_out(subject, methods or tried.METHODS, criterion)
-    if methods is None and criterion != WORST_GROUP:
+    left_out = _left_out(subject, methods or tried.METHODS, select_by)
+    if methods is None and select_by != WORST_GROUP:
         why = "it would learn what is correlated with the classes of this dataset; pass group_column, or methods"
         left_out |= dict.fromkeys(tried.FITS_LAST_LAYER, why)
     methods = tuple(methods or tried.METHODS)
@@ -226,17 +225,17 @@ def repair(
         )
     alphas = tried.ALPHAS if tried.WISE_FT in used else tried.ALPHAS[:1] if tried.AFR_OF_START in used else ()
     data = embed(subject, embedder, labels, alphas)
-    if criterion == WORST_GROUP:
+    if select_by == WORST_GROUP:
         data = replace(data, groups=indices_of(groups)[0])
-    elif criterion == PSEUDO_GROUP:
+    elif select_by == PSEUDO_GROUPS:
         seen = seen_attributes(subject, embedder)
         if seen is None:
             raise ValueError(
                 "the start cannot tell any template of the pool from the plain caption, so that there are no "
-                "pseudo-groups; pass another spuriosity, or criterion='worst_class'"
+                "pseudo-groups; pass another spuriosity, or select_by='worst_class'"
             )
         data = replace(data, groups=pseudo_groups(labels, seen))
-    return _chosen(subject, _checked(data), criterion, used, seed, left_out, output)
+    return _chosen(subject, _checked(data), select_by, used, seed, left_out, output)
 
 
 def check_validation_set(dataset: Any) -> None:
@@ -249,19 +248,19 @@ def check_validation_set(dataset: Any) -> None:
 
 
 def check_numbers_of(
-    dataset: Any, columns: ImageColumns, criterion: str, *, has_pool: bool
+    dataset: Any, columns: ImageColumns, select_by: str | None, *, has_pool: bool
 ) -> tuple[str, Ints, list[str]]:
-    """The criterion, and the class index and group of every row, of which there are enough; ValueError if not."""
-    criterion = resolve_criterion(criterion, has_groups=columns.groups is not None, has_pool=has_pool)
+    """What to choose by, and the class index and group of every row, of which there are enough; ValueError if not."""
+    select_by = resolve_measure(select_by, has_groups=columns.groups is not None, has_pool=has_pool)
     labels, groups = targets(dataset, columns)
-    check_numbers(labels, columns.class_names or (), groups if criterion == WORST_GROUP else None)
-    return criterion, labels, groups
+    check_numbers(labels, columns.class_names or (), groups if select_by == WORST_GROUP else None)
+    return select_by, labels, groups
 
 
 def _chosen(
     subject: Subject,
     data: Embedded,
-    criterion: str,
+    select_by: str,
     methods: tuple[str, ...],
     seed: int,
     left_out: Mapping[str, str],
@@ -279,7 +278,7 @@ def _chosen(
     result = RepairResult(
         method=found.method,
         settings=found.settings,
-        criterion=criterion,
+        select_by=select_by,
         images=len(data.labels),
         before=choice.scores[0],
         after=choice.scores[choice.chosen],
@@ -295,7 +294,7 @@ def _chosen(
     )
     if output is not None:
         content = result.as_dict()
-        what = {key: content[key] for key in ("method", "settings", "criterion", "images", "validation")}
+        what = {key: content[key] for key in ("method", "settings", "select_by", "images", "validation")}
         record = record_of(subject, {**what, "standard_error": result.standard_error})
         write(classifier, record, output)
     return result
@@ -316,7 +315,7 @@ def _columns(known: Described, dataset: Any, asked: ColumnSettings) -> ImageColu
     return resolve_evaluation_columns(dataset, replace(asked, class_names=names), what="dataset")
 
 
-def _left_out(subject: Subject, methods: Sequence[str], criterion: str) -> dict[str, str]:
+def _left_out(subject: Subject, methods: Sequence[str], select_by: str) -> dict[str, str]:
     """The methods that cannot be tried, with the reason."""
     found = {}
     fixed = why_not_foldable(subject.model)
@@ -327,7 +326,7 @@ def _left_out(subject: Subject, methods: Sequence[str], criterion: str) -> dict[
             found[method] = "no pool is known; pass spuriosity"
         elif method in tried.NEEDS_POOL and fixed is not None:
             found[method] = fixed
-        elif method == tried.DFR and criterion == WORST_CLASS:
+        elif method == tried.DFR and select_by == WORST_CLASS:
             found[method] = "it balances groups, and there are none; pass group_column"
     for method, why in found.items():
         logger.warning("repair leaves out %r: %s.", method, why)
