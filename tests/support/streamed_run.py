@@ -62,7 +62,7 @@ def trained(folder, dataset, workers, *callbacks, resume=False):
     )
     torch.manual_seed(0)
     trainer = StarFTTrainer(
-        CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float32),
+        CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float64),
         args,
         dataset,
         processing_class=AutoProcessor.from_pretrained(TINY_CLIP),
