@@ -105,6 +105,7 @@ def steps_of(trainer):
     return [[entry[name] for name in names] for entry in trainer.state.log_history if "base_loss" in entry]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_skipped_row_is_as_though_it_were_not_in_its_batch(processor, config, settings, tmp_path):
     """Against the same rows in batches without it: fewer to a batch, and everything drawn for a row as ever."""

@@ -82,6 +82,7 @@ def test_a_hub_that_does_not_answer_at_first_is_tried_again(hub, tmp_path):
     run(hub, tmp_path, "late")
 
 
+@pytest.mark.slow
 def test_missing_write_access_raises_before_training(hub, tmp_path):
     hub.read_only = {"lab/locked"}
     run(hub, tmp_path, "refused")

@@ -120,6 +120,7 @@ def test_all_of_six_classes_are_candidates(config, tmp_path):
     check(tmp_path / "run", evaluation, PIPELINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base_loss", ["contrastive", "cross_entropy"])
 def test_sets_with_other_candidates_have_snippets_of_their_own(config, tmp_path, base_loss):
     features = named(CLASS_NAMES).features.copy()

@@ -45,9 +45,7 @@ def templates_of(result, indices):
     return {result.candidates[template] for index in indices for template in result.attributes[index].templates}
 
 
-@pytest.mark.parametrize(
-    "correlation", [0.95, *(pytest.param(value, marks=pytest.mark.slow) for value in (0.8, 0.65))]
-)
+@pytest.mark.parametrize("correlation", [pytest.param(value, marks=pytest.mark.slow) for value in (0.95, 0.8, 0.65)])
 def test_what_was_planted_comes_first_and_no_control_is_found(discover, correlation):
     for seed in range(10):
         result = discover(make_split("train", seed=seed, correlation=correlation))
