@@ -150,5 +150,6 @@ def _report(trainer: Any, runs: list[Any], evaluation: dict[str, Any], options: 
         parts = [report]
         if importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
             report.save(folder, overwrite=True)
-    results = {run.method: {name: part.as_dict() for name, part in run.results.items()} for run in runs}
-    show(options, {"output_dir": str(folder), "results": results}, *parts, f"Written to {folder}.")
+    before, *_, after = [{name: part.as_dict() for name, part in run.results.items()} for run in runs] or [{}, {}]
+    content = {"output_dir": str(folder), "method": runs[-1].method if runs else None}
+    show(options, {**content, "results": after, "before": before}, *parts, f"Written to {folder}.")

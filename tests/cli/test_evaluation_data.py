@@ -28,7 +28,7 @@ def test_several_splits_and_another_dataset_to_evaluate_on(run, photos):
         return {name: len(rows) for name, rows in load_training_data(options).evaluation.items()}
 
     train = ["train", *RUN, *FAST, "--json"]
-    found = json.loads(run(*train, "--eval_split", "validation", "test", "--output_dir", "a"))["results"]["star"]
+    found = json.loads(run(*train, "--eval_split", "validation", "test", "--output_dir", "a"))["results"]
     assert set(found) == {"validation", "test"}
     assert loaded() == {"test": 16}
     # A folder of images without splits, which `datasets` calls "train".
@@ -83,7 +83,7 @@ def test_evaluate_reads_what_the_run_of_a_model_had(run, tmp_path):
     DatasetDict(train=rows, test=rows).save_to_disk("photos")
     named = ["--image_column", "img", "--label_column", "kind", "--group_column", "kind", "place"]
     settings = ["--caption_template", "a {} of some kind.", "--output_dir", "out", "--json"]
-    tuned = json.loads(run("train", *RUN, *FAST, *named, *settings))["results"]["star"]["test"]
+    tuned = json.loads(run("train", *RUN, *FAST, *named, *settings))["results"]["test"]
     again = json.loads(run("evaluate", "out", "photos", "--json"))
     assert again["group_accuracies"] == tuned["group_accuracies"]
     assert again["loss"] == pytest.approx(tuned["loss"], rel=1e-5)

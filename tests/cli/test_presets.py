@@ -52,7 +52,7 @@ def test_a_run_by_the_preset(run, tmp_path):
     write_folder(tmp_path / "photos", size=8, split="test")
     train = ["train", "--preset", "paper", "--model", TINY_CLIP, "--dataset", "photos", "--output_dir", "out"]
     content = json.loads(run(*train, "--num_train_epochs", "2", "--use_cpu", "--save_strategy", "no", "--json"))
-    assert set(content["results"]) == {"zero-shot", "star"}
+    assert (content["method"], set(content["results"]), set(content["before"])) == ("star", {"test"}, {"test"})
     recorded = RunRecord.load(tmp_path / "out").config
     assert (recorded["warmup_steps"], recorded["warmup_from_zero"], recorded["num_train_epochs"]) == (500, False, 2)
     assert recorded["eval_templates"] == list(imagenet_templates())
