@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.command import add_trust, check_output, check_sources, given, warn
+from starft_hf.cli.command import add_trust, check_output, check_sources, given
 from starft_hf.cli.data import add_data_arguments, class_names, columns, load_validation_split, reading
 from starft_hf.cli.output import show
 
@@ -68,8 +68,6 @@ def run(options: argparse.Namespace) -> None:
     if torch.cuda.is_available():
         settings["device"] = "cuda"
     result = repair(options.model, None, rows, **settings)
-    for method, why in result.left_out.items():
-        warn(options, f"{method!r} is left out: {why}")
     table = repair_table(result, f"{options.model} on {options.dataset}, split {split}, not fitted to these images")
     if result.method == "none":
         outcome = (

@@ -167,7 +167,7 @@ def test_what_is_unknown_is_left_out_and_said(tuned, validation, settings, caplo
     settings.pop("base")
     result = repair(tuned, None, validation, **settings)
     assert set(result.left_out) == {"WiSE-FT", "AFR, zero-shot errors", "projection", "PRISM-mini"}
-    assert "pass it as base" in result.left_out["WiSE-FT"]
+    assert "pass base='its id or folder'" in result.left_out["WiSE-FT"]
     assert "repair leaves out 'projection'" in caplog.text
     assert {candidate.method for candidate in result.candidates} == set(METHODS) - set(result.left_out)
     assert "DFR" in {candidate.method for candidate in result.candidates}
@@ -182,12 +182,14 @@ def test_without_none_the_best_is_taken(tuned, validation, settings):
 
 
 @pytest.mark.parametrize("select_by", ["worst_class", "pseudo_groups"])
-def test_without_groups_no_last_layer_is_fitted_unasked(tuned, validation, settings, select_by):
+def test_without_groups_no_last_layer_is_fitted_unasked(tuned, validation, settings, select_by, monkeypatch):
     """It would learn what is correlated with the classes, and the worst class cannot tell."""
     settings.pop("group_column")
     rows = validation.remove_columns("group")
-    pool = list(BACKGROUND_TEMPLATES)
+    pool, warned = list(BACKGROUND_TEMPLATES), []
+    monkeypatch.setattr(repairing.logger, "warning", lambda text, *values: warned.append(values))
     result = repair(tuned, None, rows, select_by=select_by, spuriosity=pool, **settings)
+    assert warned == list(result.left_out.items())
     assert result.select_by == select_by
     found = {candidate.method for candidate in result.candidates}
     assert found == {"none", "logit adjustment", "WiSE-FT", "projection", "PRISM-mini"}

@@ -213,10 +213,7 @@ def repair(
     folder = None if cache_dir is None else str(cache_dir)
     settings = ReferenceSettings(cache_dir=folder, batch_size=batch_size, num_workers=num_workers, progress=progress)
     embedder = Embedder(subject, dataset, columns, ImageReading(settings, cache, on_bad_image, image_decoding, device))
-    left_out = _left_out(subject, methods or tried.METHODS, select_by)
-    if methods is None and select_by != WORST_GROUP:
-        why = "it would learn what is correlated with the classes of this dataset; pass group_column, or methods"
-        left_out |= dict.fromkeys(tried.FITS_LAST_LAYER, why)
+    left_out = _left_out(subject, methods, select_by)
     methods = tuple(methods or tried.METHODS)
     used = tuple(method for method in methods if method not in left_out)
     if not used:
@@ -315,15 +312,20 @@ def _columns(known: Described, dataset: Any, asked: ColumnSettings) -> ImageColu
     return resolve_evaluation_columns(dataset, replace(asked, class_names=names), what="dataset")
 
 
-def _left_out(subject: Subject, methods: Sequence[str], select_by: str) -> dict[str, str]:
-    """The methods that cannot be tried, with the reason."""
+def _left_out(subject: Subject, methods: Sequence[str] | None, select_by: str) -> dict[str, str]:
+    """The methods that cannot be tried, or are not tried unasked, with the reason, which is warned of."""
     found = {}
     fixed = why_not_foldable(subject.model)
-    for method in methods:
-        if method in tried.NEEDS_START and subject.start is None:
-            found[method] = "the model before fine-tuning is unknown; pass it as base"
+    for method in methods or tried.METHODS:
+        if methods is None and select_by != WORST_GROUP and method in tried.FITS_LAST_LAYER:
+            found[method] = (
+                "it would learn what is correlated with the classes of this dataset; pass group_column, or name it in "
+                f"methods=[{method!r}]"
+            )
+        elif method in tried.NEEDS_START and subject.start is None:
+            found[method] = "the model before fine-tuning is unknown; pass base='its id or folder'"
         elif method in tried.NEEDS_POOL and subject.pool is None:
-            found[method] = "no pool is known; pass spuriosity"
+            found[method] = "no pool is known; pass spuriosity='background' or another"
         elif method in tried.NEEDS_POOL and fixed is not None:
             found[method] = fixed
         elif method == tried.DFR and select_by == WORST_CLASS:
