@@ -57,7 +57,7 @@ def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | Path
     sharded = any(isinstance(value, DTensor) for value in model.parameters())
     if not isinstance(model, PreTrainedModel) or sharded or _saved_names(folder) <= model.state_dict().keys():
         return
-    logger.warning("The weights that are said to be missing are read by the names that transformers saves them by.")
+    logger.warning("The weights reported as missing are loaded by the names under which transformers saves them.")
     weights = type(model).from_pretrained(folder, dtype=floating_dtype(model)).state_dict()
     missing = [name for name in model.load_state_dict(weights, strict=False).missing_keys if HEAD_NAME not in name]
     if missing:

@@ -53,7 +53,7 @@ class Choice:
 
 
 def choose(data: Embedded, candidates: Sequence[Candidate], seed: int = 0, *, may_keep: bool = True) -> Choice:
-    """Choose among candidates, of which the first is no repair, by the worst group of a cross-validation.
+    """Choose among candidates, the first of which repairs nothing, by the cross-validated worst group.
 
     The best of many candidates looks better than it is. As in BBC-CV (arXiv 1708.07180), the images are resampled,
     the best candidate of each sample is found, and its gain is measured on the images outside of the sample. It is
