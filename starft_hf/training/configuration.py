@@ -1,12 +1,12 @@
 """The settings of a StarFT run."""
 
-# `_setting` makes a new field at every call.
+# `setting` makes a new field at every call.
 # ruff: noqa: RUF009
 
 import copy
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.objectives.regularizers import get_regularizer
 from starft_hf.training.inherited_settings import check_inherited_settings
 from starft_hf.training.presets import find_preset
+from starft_hf.training.scopes import INHERITED, IRRELEVANT, RECORDED, RUN, setting
 from starft_hf.training.setting_checks import check_crop_scale, check_reg_weight, check_settings
 
 
@@ -36,36 +37,6 @@ if TYPE_CHECKING:
     NumberOrAuto = float | str
 else:
     NumberOrAuto = str
-
-# The scope of a setting: RUN is recorded in `starft.json`, and a resumed run must have the same; RECORDED is recorded
-# only; IRRELEVANT is neither.
-RUN, RECORDED, IRRELEVANT = "run", "recorded", "irrelevant"
-
-# The scopes of settings that are inherited from `TrainingArguments`. All others are about the machine, or say where
-# things go.
-_INHERITED = {
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "optim"), RUN),
-    **dict.fromkeys(("bf16", "data_seed", "dataloader_drop_last", "fp16", "gradient_accumulation_steps", "seed"), RUN),
-    **dict.fromkeys(("label_smoothing_factor", "lr_scheduler_kwargs", "optim_args", "optim_target_modules"), RUN),
-    "train_sampling_strategy": RUN,
-    # They change how numbers are rounded.
-    **dict.fromkeys(("full_determinism", "tf32", "torch_compile", "torch_compile_backend"), RECORDED),
-    "torch_compile_mode": RECORDED,
-}
-
-
-class _Help(str):
-    # With the scope of the setting, because HfArgumentParser passes all metadata of a field on to argparse.
-    scope: str
-
-
-def _setting(default: Any, scope: str, help: str, is_list: bool = False) -> Any:
-    """A field of the configuration."""
-    text = _Help(help)
-    text.scope = scope
-    # HfArgumentParser reads the default of a list from its factory only.
-    defaults: dict[str, Any] = {"default_factory": lambda: default} if is_list else {"default": default}
-    return field(**defaults, metadata={"help": text})
 
 
 @dataclass
@@ -170,62 +141,62 @@ class StarFTConfig(TrainingArguments):
         `logging_nan_inf_filter` False.
     """
 
-    learning_rate: float = _setting(1e-5, RUN, "Initial learning rate of AdamW.")
-    weight_decay: float = _setting(0.1, RUN, "Weight decay.")
-    num_train_epochs: float = _setting(10.0, RUN, "Number of epochs to train for.")
-    lr_scheduler_type: str = _setting("cosine", RUN, "Learning rate schedule.")
-    warmup_steps: float = _setting(0.1, RUN, "Warm-up: a fraction of the run if below 1, else a number of steps.")
-    warmup_from_zero: bool = _setting(True, RUN, "Whether the first step has a learning rate of 0.")
+    learning_rate: float = setting(1e-5, RUN, "Initial learning rate of AdamW.")
+    weight_decay: float = setting(0.1, RUN, "Weight decay.")
+    num_train_epochs: float = setting(10.0, RUN, "Number of epochs to train for.")
+    lr_scheduler_type: str = setting("cosine", RUN, "Learning rate schedule.")
+    warmup_steps: float = setting(0.1, RUN, "Warm-up: a fraction of the run if below 1, else a number of steps.")
+    warmup_from_zero: bool = setting(True, RUN, "Whether the first step has a learning rate of 0.")
     # A resumed run must have the same number of images per step, over all devices.
-    per_device_train_batch_size: int = _setting(64, RECORDED, "Batch size per device. Losses compare all its rows.")
-    per_device_eval_batch_size: int = _setting(64, IRRELEVANT, "Batch size per device for evaluation.")
-    logging_steps: float = _setting(10, IRRELEVANT, "Log the losses every so many steps, or this fraction of the run.")
-    remove_unused_columns: bool = _setting(False, IRRELEVANT, "Must stay False: the *_column settings choose columns.")
+    per_device_train_batch_size: int = setting(64, RECORDED, "Batch size per device. Losses compare all its rows.")
+    per_device_eval_batch_size: int = setting(64, IRRELEVANT, "Batch size per device for evaluation.")
+    logging_steps: float = setting(10, IRRELEVANT, "Log the losses every so many steps, or this fraction of the run.")
+    remove_unused_columns: bool = setting(False, IRRELEVANT, "Must stay False: the *_column settings choose columns.")
     # Filtering waits for the device in every batch, for something that ends the run anyway.
-    logging_nan_inf_filter: bool = _setting(False, IRRELEVANT, "Not used: NaN and infinity in the loss end the run.")
+    logging_nan_inf_filter: bool = setting(False, IRRELEVANT, "Not used: NaN and infinity in the loss end the run.")
 
-    base_loss: str = _setting("contrastive", RUN, "'contrastive' or 'cross_entropy'.")
-    regularizer: str = _setting(
+    base_loss: str = setting("contrastive", RUN, "'contrastive' or 'cross_entropy'.")
+    regularizer: str = setting(
         "auto", RUN, "'auto' ('star' from four classes on, else 'kl'), 'none' or a registered name."
     )
-    reg_weight: NumberOrAuto = _setting("auto", RUN, "Weight of the regularizer at the start of the run, or 'auto'.")
-    reg_schedule: str = _setting("constant", RUN, "'constant', 'linear' or 'epoch_linear'.")
-    reg_max_classes: int = _setting(512, RUN, "The most classes that 'conditional' compares.")
-    reweight: str = _setting("none", RUN, "'attribution' or 'none'.")
-    reweight_clip: float = _setting(10.0, RUN, "Largest weight of an image.")
+    reg_weight: NumberOrAuto = setting("auto", RUN, "Weight of the regularizer at the start of the run, or 'auto'.")
+    reg_schedule: str = setting("constant", RUN, "'constant', 'linear' or 'epoch_linear'.")
+    reg_max_classes: int = setting(512, RUN, "The most classes that 'conditional' compares.")
+    reweight: str = setting("none", RUN, "'attribution' or 'none'.")
+    reweight_clip: float = setting(10.0, RUN, "Largest weight of an image.")
     # In a resumed run, the captions and the names of the classes must be the same, however they are set.
-    caption_template: list[str] | str = _setting(
+    caption_template: list[str] | str = setting(
         "a photo of a {}.", RECORDED, "Caption template(s); `{}` is the class name.", is_list=True
     )
-    class_names: list[str] | None = _setting(None, RECORDED, "Class names in label order.")
-    image_column: str = _setting("image", RUN, "Column with the images.")
-    label_column: str = _setting("label", RUN, "Column with the labels.")
-    caption_column: str | None = _setting(None, RUN, "Column with captions.")
+    class_names: list[str] | None = setting(None, RECORDED, "Class names in label order.")
+    image_column: str = setting("image", RUN, "Column with the images.")
+    label_column: str = setting("label", RUN, "Column with the labels.")
+    caption_column: str | None = setting(None, RUN, "Column with captions.")
     # The parser takes one type besides str only, and that is the list; None is a value for it all the same.
-    group_column: list[str] | str = _setting(None, RECORDED, "Column(s) with the evaluation groups.", is_list=True)
-    crop_scale: list[float] | None = _setting(
+    group_column: list[str] | str = setting(None, RECORDED, "Column(s) with the evaluation groups.", is_list=True)
+    crop_scale: list[float] | None = setting(
         (0.9, 1.0), RUN, "Fraction of the area that a random crop keeps: two numbers.", is_list=True
     )
-    shuffle_buffer_size: int = _setting(1000, RUN, "Rows of the buffer that shuffles iterable datasets; 0: none.")
-    on_bad_image: str = _setting(RAISE, RUN, "'raise' or 'skip' rows whose image is unreadable.")
-    image_decoding: str = _setting(SCALED, RUN, "'scaled' (no more pixels than crops need) or 'full'.")
-    image_cache: str | None = _setting(None, RUN, "'auto' or a folder that keeps images decoded and resized.")
-    discovery_pool: str = _setting("all", IRRELEVANT, "What spuriosity='auto' searches for.")
-    discovery_samples: int = _setting(2000, RECORDED, "Training images that spuriosity='auto' searches.")
-    reference_cache: str = _setting("auto", RECORDED, "'auto', 'text', 'full' or 'none'.")
-    reference_cache_dir: str | None = _setting(None, IRRELEVANT, "Folder of cached embeddings.")
-    reference_cache_dtype: str | None = _setting(None, RUN, "'float32' or 'float16'.")
-    reference_text_cache_gib: float = _setting(1.0, RECORDED, "Limit of the caption embeddings in GiB.")
-    reference_dtype: str | None = _setting(None, RUN, "What the reference computes in.")
-    mini_batch_size: int | None = _setting(None, RECORDED, "Images per forward and backward.")
-    freeze_batch_norm: bool = _setting(True, RUN, "Train batch norm with its running statistics, and keep them.")
-    decay_all_parameters: bool = _setting(True, RUN, "Decay biases and norms as well.")
-    eval_templates: list[str] | None = _setting(None, RECORDED, "Prompt ensemble of zero-shot classifiers.")
-    card_template: str | None = _setting(None, IRRELEVANT, "File with a template of the model card.")
-    hub_include: list[str] | None = _setting(None, IRRELEVANT, "Further files to publish, as paths or patterns.")
-    hub_timeout: float = _setting(60.0, IRRELEVANT, "Seconds that the Hub may take to answer a request.")
-    trust_remote_code: bool = _setting(False, IRRELEVANT, "Run code that comes with a model; read it before.")
-    ignore_mismatched_settings: bool = _setting(False, IRRELEVANT, "Resume from a run with other settings.")
+    shuffle_buffer_size: int = setting(1000, RUN, "Rows of the buffer that shuffles iterable datasets; 0: none.")
+    on_bad_image: str = setting(RAISE, RUN, "'raise' or 'skip' rows whose image is unreadable.")
+    image_decoding: str = setting(SCALED, RUN, "'scaled' (no more pixels than crops need) or 'full'.")
+    image_cache: str | None = setting(None, RUN, "'auto' or a folder that keeps images decoded and resized.")
+    discovery_pool: str = setting("all", IRRELEVANT, "What spuriosity='auto' searches for.")
+    discovery_samples: int = setting(2000, RECORDED, "Training images that spuriosity='auto' searches.")
+    reference_cache: str = setting("auto", RECORDED, "'auto', 'text', 'full' or 'none'.")
+    reference_cache_dir: str | None = setting(None, IRRELEVANT, "Folder of cached embeddings.")
+    reference_cache_dtype: str | None = setting(None, RUN, "'float32' or 'float16'.")
+    reference_text_cache_gib: float = setting(1.0, RECORDED, "Limit of the caption embeddings in GiB.")
+    reference_dtype: str | None = setting(None, RUN, "What the reference computes in.")
+    mini_batch_size: int | None = setting(None, RECORDED, "Images per forward and backward.")
+    freeze_batch_norm: bool = setting(True, RUN, "Train batch norm with its running statistics, and keep them.")
+    decay_all_parameters: bool = setting(True, RUN, "Decay biases and norms as well.")
+    eval_templates: list[str] | None = setting(None, RECORDED, "Prompt ensemble of zero-shot classifiers.")
+    card_template: str | None = setting(None, IRRELEVANT, "File with a template of the model card.")
+    hub_include: list[str] | None = setting(None, IRRELEVANT, "Further files to publish, as paths or patterns.")
+    hub_timeout: float = setting(60.0, IRRELEVANT, "Seconds that the Hub may take to answer a request.")
+    trust_remote_code: bool = setting(False, IRRELEVANT, "Run code that comes with a model; read it before.")
+    ignore_mismatched_settings: bool = setting(False, IRRELEVANT, "Resume from a run with other settings.")
 
     def __post_init__(self) -> None:
         # Trainer assumes that greater is better for all but losses, and would keep the checkpoint calibrated worst.
@@ -343,7 +314,7 @@ class StarFTConfig(TrainingArguments):
     @classmethod
     def settings_in(cls, *scopes: str) -> list[str]:
         """The names of the settings in any of these scopes, sorted."""
-        known = {part.name: IRRELEVANT for part in dataclasses.fields(TrainingArguments)} | _INHERITED
+        known = {part.name: IRRELEVANT for part in dataclasses.fields(TrainingArguments)} | INHERITED
         # A subclass may give a setting another default, which does not change its scope. What it adds without a scope
         # is taken to change the outcome.
         for kind in (StarFTConfig, cls):

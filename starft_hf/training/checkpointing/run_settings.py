@@ -10,7 +10,8 @@ from datasets import Dataset, Image
 
 from starft_hf.hub.record import RunRecord
 from starft_hf.models.adapters import is_adapted
-from starft_hf.training.configuration import RUN, StarFTConfig
+from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.scopes import RUN
 
 
 _SAMPLED_ROWS = 16

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from starft_hf import CheckpointError, SpuriosityPool, StarFTConfig, StarFTTrainer
 from starft_hf.training.checkpointing.files import CHECKPOINT_FILE
-from starft_hf.training.configuration import IRRELEVANT, RECORDED, RUN
+from starft_hf.training.scopes import IRRELEVANT, RECORDED, RUN
 from tests.support.runs import steps
 from tests.support.tiny import make_dataset
 

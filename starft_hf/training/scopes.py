@@ -1,0 +1,35 @@
+"""What a setting of a run is for: whether it is recorded, and whether a resumed run must have the same."""
+
+from dataclasses import field
+from typing import Any
+
+
+# The scope of a setting: RUN is recorded in `starft.json`, and a resumed run must have the same; RECORDED is recorded
+# only; IRRELEVANT is neither.
+RUN, RECORDED, IRRELEVANT = "run", "recorded", "irrelevant"
+
+# The scopes of settings that are inherited from `TrainingArguments`. All others are about the machine, or say where
+# things go.
+INHERITED = {
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "optim"), RUN),
+    **dict.fromkeys(("bf16", "data_seed", "dataloader_drop_last", "fp16", "gradient_accumulation_steps", "seed"), RUN),
+    **dict.fromkeys(("label_smoothing_factor", "lr_scheduler_kwargs", "optim_args", "optim_target_modules"), RUN),
+    "train_sampling_strategy": RUN,
+    # They change how numbers are rounded.
+    **dict.fromkeys(("full_determinism", "tf32", "torch_compile", "torch_compile_backend"), RECORDED),
+    "torch_compile_mode": RECORDED,
+}
+
+
+class _Help(str):
+    # With the scope of the setting, because HfArgumentParser passes all metadata of a field on to argparse.
+    scope: str
+
+
+def setting(default: Any, scope: str, help: str, is_list: bool = False) -> Any:
+    """A field of the configuration, with its scope and its line of `--help`."""
+    text = _Help(help)
+    text.scope = scope
+    # HfArgumentParser reads the default of a list from its factory only.
+    defaults: dict[str, Any] = {"default_factory": lambda: default} if is_list else {"default": default}
+    return field(**defaults, metadata={"help": text})
