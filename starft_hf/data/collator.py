@@ -29,6 +29,8 @@ class StarFTCollator:
     into floats on the device, unless examples have floats. If examples have them, it also has:
         labels: class indices, `(N,)`.
         groups: names of the evaluation groups, a list of N strings.
+        image_keys: for retrieval, a list of N strings, the same for rows with the same image.
+        image_captions: for retrieval, all captions of every row, a list of N lists of strings.
         valid: whether a row is a sample rather than padding, `(N,)`, with several processes or on_bad_image="skip".
         bad_images: the reason for every row that is skipped because of its image.
         sample_index: `(N,)`, the key of the reference's cached image features.
@@ -85,6 +87,9 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
             batch[key] = torch.tensor([example[name] for example in examples])
     if "group" in examples[0]:
         batch["groups"] = [example["group"] for example in examples]
+    if "image_key" in examples[0]:
+        batch["image_keys"] = [example["image_key"] for example in examples]
+        batch["image_captions"] = [example["captions"] for example in examples]
     if reasons := [example["bad_image"] for example in examples if "bad_image" in example]:
         batch[BAD_IMAGES] = reasons
     return batch

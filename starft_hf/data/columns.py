@@ -37,7 +37,7 @@ class ColumnSettings:
     """
 
     image_column: str = "image"
-    label_column: str = "label"
+    label_column: str | None = "label"
     caption_column: str | None = None
     group_column: str | Sequence[str] | None = None
     class_names: Sequence[str] | None = None
@@ -215,7 +215,8 @@ def resolve_evaluation_columns(dataset: Any, settings: ColumnSettings, *, what: 
     columns = resolve_columns(dataset, settings, what=what)
     if columns.class_names is None:
         raise ValueError(
-            f"{what} has no labels in column {settings.label_column!r}; evaluation needs labels and class_names"
+            f"{what} has no labels in column {settings.label_column!r}; evaluation needs labels and class_names, or "
+            "captions, for retrieval"
         )
     if settings.group_column and columns.groups is None:
         wanted = [settings.group_column] if isinstance(settings.group_column, str) else settings.group_column
@@ -261,11 +262,11 @@ def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: boo
         )
 
 
-def check_captions(dataset: Any, columns: ImageColumns, *, what: str) -> None:
-    """Check the captions of the first rows of a dataset, unless that would mean reading images."""
+def check_captions(dataset: Any, columns: ImageColumns, *, what: str, most: int | None = _CHECKED_CAPTIONS) -> None:
+    """Check the captions of the first rows of a dataset, or of all, unless that would mean reading images."""
     if columns.caption is None or is_iterable(dataset) or not hasattr(dataset, "features"):
         return
-    first = read_column(dataset.select(range(min(len(dataset), _CHECKED_CAPTIONS))), columns.caption)
+    first = read_column(dataset.select(range(min(len(dataset), most or len(dataset)))), columns.caption)
     for row, value in enumerate(first):
         try:
             captions_of(value, columns.caption)

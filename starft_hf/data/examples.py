@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from starft_hf.data.captions import CaptionBank, captions_of, inject
-from starft_hf.data.class_mapping import resolve_mapped_columns
-from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluation_columns
+from starft_hf.data.columns import ImageColumns
 from starft_hf.data.decoding import RAISE, SKIP, BadImageError, ImageReader, Row
 from starft_hf.data.image_cache import ImageCache, ImageCacheSettings, check_cacheable
 from starft_hf.data.images import ImagePreprocessor
@@ -348,41 +347,6 @@ def as_examples(
     if is_iterable(dataset):
         return IterableExamples(dataset, make, on_bad_image, shuffle)
     return IndexedExamples(dataset, make, on_bad_image, cache)
-
-
-def evaluation_sets(
-    dataset: Any,
-    settings: ColumnSettings,
-    training: ImageColumns | None,
-    preprocessor: ImagePreprocessor,
-    *,
-    class_mapping: Any = None,
-    on_bad_image: str = RAISE,
-    cache: ImageCacheSettings | None = None,
-) -> Any:
-    """The evaluation examples of a dataset, or of a dictionary of datasets by name; examples are returned unchanged.
-
-    `training` has the columns of the training set, `preprocessor` prepares the images, and `class_mapping` has the
-    indices into its classes for every label, or a dictionary of these by name.
-    """
-    if dataset is None or isinstance(dataset, Examples):
-        return dataset
-    if isinstance(dataset, dict):
-        mappings = class_mapping or {}
-        shared = (settings, training, preprocessor)
-        return {
-            name: evaluation_sets(
-                part, *shared, class_mapping=mappings.get(name), on_bad_image=on_bad_image, cache=cache
-            )
-            for name, part in dataset.items()
-        }
-    if class_mapping is None:
-        training = training or ImageColumns(settings.image_column, None, None, None, None)
-        columns = resolve_evaluation_columns(dataset, replace(settings, training=training), what="eval_dataset")
-    else:
-        names = (training and training.class_names) or settings.class_names
-        columns = resolve_mapped_columns(dataset, settings, class_mapping, names, what="eval_dataset")
-    return as_examples(dataset, EvaluationExampleMaker(columns, preprocessor), on_bad_image, cache=cache)
 
 
 def image_examples(examples: IndexedExamples, preprocessor: ImagePreprocessor | None = None) -> IndexedExamples:

@@ -66,7 +66,7 @@ def _draw_paths(axis: "Axes", scored: Section, alpha: float) -> None:
     axis.scatter(start[:1], start[1:], s=80, marker="D", color=colors.pop(ZERO_SHOT), label=ZERO_SHOT, zorder=4)
     for method, color in colors.items():
         models = [entry for entry in scored.entries if entry.method == method]
-        results = [run.results[scored.dataset] for entry in models for run in entry.runs]
+        results = [run.classified[scored.dataset] for entry in models for run in entry.runs]
         average, worst = 100 * np.transpose([(result.accuracy, result.worst_group_accuracy) for result in results])
         axis.scatter(average, worst, s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
         tuned, halfway = (points[entry.label] for entry in models)

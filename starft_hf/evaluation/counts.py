@@ -79,8 +79,7 @@ class ClassificationCounts:
         """
         total = self.group_total.total()
         if not total:
-            skipped = f" ({self.skipped} were skipped because of their images)" if self.skipped else ""
-            raise ValueError(f"the evaluation dataset has no rows{skipped}; pass one with readable rows")
+            raise ValueError(no_rows(self.skipped))
         accuracies = accuracies_of(self.group_correct, self.group_total)
         rows, right, confidence = self.bins
         # As in WILDS (arXiv 2012.07421), a class that is only predicted does not count; in the metric MacroF1 it does.
@@ -99,3 +98,9 @@ class ClassificationCounts:
             macro_f1=fmean(f1),
             skipped=self.skipped,
         )
+
+
+def no_rows(skipped: int) -> str:
+    """What is wrong with an evaluation dataset of which nothing was counted."""
+    why = f" ({skipped} were skipped because of their images)" if skipped else ""
+    return f"the evaluation dataset has no rows{why}; pass one with readable rows"

@@ -2,34 +2,24 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from os import PathLike
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
 from starft_hf.data.captions import check_caption_templates
 from starft_hf.data.class_mapping import resolve_mapped_columns
-from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.columns import ColumnSettings, group_names, resolve_evaluation_columns
-from starft_hf.data.decoding import RAISE, check_on_bad_image
-from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples
+from starft_hf.data.decoding import RAISE
+from starft_hf.data.examples import EvaluationExampleMaker
 from starft_hf.data.groups import GroupFunction
-from starft_hf.data.image_cache import given_image_cache
-from starft_hf.data.images import SCALED, ImagePreprocessor, check_image_decoding
-from starft_hf.data.source import is_iterable
+from starft_hf.data.images import SCALED
 from starft_hf.evaluation.loop import ClassifierEvaluation
+from starft_hf.evaluation.passes import EvaluationSettings
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.validation import check_shares
-from starft_hf.models.adapters import base_model_of
-from starft_hf.models.encoder import DualEncoder
-from starft_hf.models.loading import load_model, load_processor
-from starft_hf.models.modes import evaluation_mode, floating_dtype
-from starft_hf.utils.collectives import NO_SAMPLE, shard_indices, world_size
+from starft_hf.models.modes import floating_dtype
 from starft_hf.utils.names import check_distinct, check_names
 
 
@@ -94,55 +84,33 @@ def evaluate_zero_shot(
     Raises:
         ValueError: if data, classes, groups or model do not fit, before the first forward.
     """
-    check_on_bad_image(on_bad_image)
-    check_image_decoding(image_decoding)
+    settings = EvaluationSettings(
+        batch_size, num_workers, dtype, on_bad_image, image_decoding, image_cache, trust_remote_code, progress
+    )
+    settings.check(dataset)
     templates = [templates] if isinstance(templates, str) else list(templates)
     check_caption_templates("templates", templates)
-    if isinstance(dataset, Mapping):
-        raise ValueError(f"dataset is a dictionary with {sorted(dataset)}; pass one of its datasets")
-    if is_iterable(dataset):
-        raise ValueError(
-            "dataset is an iterable dataset, which cannot be split among processes; pass one that can be read by index"
-        )
-    cache = given_image_cache(image_cache, dataset, num_workers, progress)
     if class_names is not None:
         check_names(class_names)
         check_distinct(class_names)
-    settings = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
+    named = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
     if class_mapping is None:
-        columns = resolve_evaluation_columns(dataset, settings, what="dataset")
+        columns = resolve_evaluation_columns(dataset, named, what="dataset")
     else:
-        columns = resolve_mapped_columns(dataset, settings, class_mapping, class_names, what="dataset")
+        columns = resolve_mapped_columns(dataset, named, class_mapping, class_names, what="dataset")
     if head is not None:
         _check_head(head, columns.classifier or columns.class_names or ())
     if training_shares is not None:
         check_shares(training_shares, group_names(dataset, columns))
-    if dtype not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype is {dtype!r}; pass torch.bfloat16, torch.float16 or None, for the model's own")
 
-    trusted = {"trust_remote_code": trust_remote_code}
-    model = load_model(model, **trusted)
-    device = next(model.parameters()).device
+    model, encoder = settings.load(model, processor)
     if head is not None:
         # Embeddings are in float32 or wider.
+        device = next(model.parameters()).device
         head = copy.deepcopy(head).to(device, torch.promote_types(floating_dtype(model), torch.float32))
-    encoder = DualEncoder.of(model, load_processor(base_model_of(model), processor, **trusted))
-    maker = EvaluationExampleMaker(columns, ImagePreprocessor(encoder.image_processor, decoding=image_decoding))
-    examples = IndexedExamples(dataset, maker, on_bad_image, cache)
-    examples.prepare(device)
-    # Every process runs as many forwards as the others, because wrappers gather parameters in them.
-    examples.padded = True
-    share = list(shard_indices(len(examples)))
-    mine = Subset(examples, share + [NO_SAMPLE] * (-(-len(examples) // world_size()) - len(share)))
-    collate, generator = StarFTCollator(encoder.encode_texts), torch.Generator()
-    # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
-    loader = DataLoader(mine, batch_size, num_workers=num_workers, collate_fn=collate, generator=generator)
+    maker = EvaluationExampleMaker(columns, settings.preprocessor(encoder))
     evaluation = ClassifierEvaluation(encoder, columns, templates, head, keep_mistakes)
-    autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-    with evaluation_mode(model), autocast:
-        for batch in tqdm(loader, desc="Evaluating", unit=" batches", disable=not progress):
-            evaluation.step(model, send_to_device(batch, device))
-    return evaluation.result(training_shares)
+    return settings.evaluate(model, dataset, maker, evaluation, training_shares)
 
 
 def _check_head(head: nn.Linear, class_names: Sequence[str]) -> None:

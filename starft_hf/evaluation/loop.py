@@ -15,12 +15,15 @@ from starft_hf.data.examples import IndexedExamples
 from starft_hf.evaluation.counts import ClassificationCounts
 from starft_hf.evaluation.mistakes import ConfidentMistakes
 from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.retrieval import RetrievalEvaluation
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.models.encoder import DualEncoder, batch_images
 from starft_hf.models.heads import head_logits
 
 
 logger = logging.get_logger(__name__)
+
+_KEPT_MISTAKES = 12
 
 
 class ClassifierEvaluation:
@@ -71,6 +74,10 @@ class ClassifierEvaluation:
             self.mistakes.update(logits, batch)
         return logits
 
+    def keeps_logits(self, compute_metrics: Any, description: str) -> bool:
+        """Whether a trainer, which calls its loop by `description`, needs what `step` returns."""
+        return compute_metrics is not None or description == "Prediction"
+
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
         """The result over all processes; a ValueError if there were no rows."""
         result = self.counts.gathered().result(training_shares)
@@ -82,6 +89,18 @@ class ClassifierEvaluation:
                 "give their columns the same values."
             )
         return replace(result, mistakes=self.mistakes.gathered().of(result.worst_group))
+
+
+def evaluation_of(
+    encoder: DualEncoder,
+    columns: ImageColumns,
+    templates: Sequence[str],
+    head: nn.Linear | None = None,
+) -> ClassifierEvaluation | RetrievalEvaluation:
+    """What measures a dataset with these columns for a trainer: a classifier if there are labels, else retrieval."""
+    if columns.label is None:
+        return RetrievalEvaluation(encoder)
+    return ClassifierEvaluation(encoder, columns, templates, head, _KEPT_MISTAKES)
 
 
 def labels_that_count(batch: Mapping[str, Any]) -> Tensor:

@@ -1,8 +1,9 @@
 """Results of evaluations, as values that can be stored, compared and drawn."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from statistics import fmean
+from typing import Any, TypeAlias
 
 from starft_hf.utils.names import log_names
 
@@ -66,6 +67,16 @@ class EvaluationResult:
         return min(self.group_accuracies, key=lambda group: self.group_accuracies[group])
 
     @property
+    def sizes(self) -> Mapping[str, int]:
+        """What was counted: rows in every group."""
+        return self.group_sizes
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """What a retention set is compared by: the accuracy."""
+        return {"accuracy": self.accuracy}
+
+    @property
     def gap(self) -> float:
         """The average accuracy less that of the worst group."""
         return self.accuracy - self.worst_group_accuracy
@@ -113,20 +124,112 @@ class EvaluationResult:
 
 
 @dataclass(frozen=True)
+class RetrievalResult:
+    """How well a dual encoder finds the captions of images and the images of captions, from 0 to 1.
+
+    Recall at k is the share of the images that have one of their captions among the k captions most similar to them,
+    and the share of the captions that have an image of theirs among the k most similar images. Images and captions
+    count once each, in however many rows they are: rows have the same image if the model gets the same pixels, and the
+    same caption if the texts are equal. A caption of several images has all of them to be found. Ties count against
+    the model.
+
+    Attributes:
+        image_to_text_recall_at_1, image_to_text_recall_at_5, image_to_text_recall_at_10: of the images.
+        text_to_image_recall_at_1, text_to_image_recall_at_5, text_to_image_recall_at_10: of the captions.
+        images: how many distinct images there are.
+        captions: how many distinct captions there are.
+        skipped: rows whose images cannot be read; no metric counts them or their captions.
+    """
+
+    image_to_text_recall_at_1: float
+    image_to_text_recall_at_5: float
+    image_to_text_recall_at_10: float
+    text_to_image_recall_at_1: float
+    text_to_image_recall_at_5: float
+    text_to_image_recall_at_10: float
+    images: int
+    captions: int
+    skipped: int = 0
+
+    @property
+    def mean_recall(self) -> float:
+        """The mean of the six recalls."""
+        return fmean(getattr(self, name) for name in RECALLS)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """What was counted: images and captions."""
+        return {"images": self.images, "captions": self.captions}
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """What a retention set is compared by: the recalls at 1 and the mean of all."""
+        return {name: getattr(self, name) for name in (*RECALLS_AT_1, MEAN_RECALL)}
+
+    def metrics(self) -> dict[str, float]:
+        """All figures."""
+        figures = {name: getattr(self, name) for name in (*RECALLS, MEAN_RECALL)}
+        return figures | ({"skipped_images": self.skipped} if self.skipped else {})
+
+    def logged(self, groups: bool = False, wanted: str | None = None) -> dict[str, float | str]:
+        """The figures that a trainer logs; there are no groups to add."""
+        return dict(self.metrics())
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields and the mean, for JSON."""
+        return {**asdict(self), MEAN_RECALL: self.mean_recall}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "RetrievalResult":
+        """The result from what `as_dict` returned."""
+        return cls(**{name: value for name, value in content.items() if name != MEAN_RECALL})
+
+
+RECALLS = tuple(field.name for field in fields(RetrievalResult) if "_recall_at_" in field.name)
+RECALLS_AT_1 = ("image_to_text_recall_at_1", "text_to_image_recall_at_1")
+MEAN_RECALL = "mean_recall"
+
+AnyResult: TypeAlias = EvaluationResult | RetrievalResult
+
+
+def result_from_dict(content: Mapping[str, Any]) -> AnyResult:
+    """The result from what its `as_dict` returned."""
+    kind = RetrievalResult if RECALLS[0] in content else EvaluationResult
+    return kind.from_dict(content)
+
+
+def classification_results(results: Mapping[str, AnyResult]) -> dict[str, EvaluationResult]:
+    """Those of `results` that are of datasets whose images were classified."""
+    return {name: result for name, result in results.items() if isinstance(result, EvaluationResult)}
+
+
+def retrieval_results(results: Mapping[str, AnyResult]) -> dict[str, RetrievalResult]:
+    """Those of `results` that are of datasets for retrieval."""
+    return {name: result for name, result in results.items() if isinstance(result, RetrievalResult)}
+
+
+@dataclass(frozen=True)
 class Retention:
     """The results on a retention set, a dataset of another task, before and after fine-tuning."""
 
-    before: EvaluationResult
-    after: EvaluationResult
+    before: AnyResult
+    after: AnyResult
+
+    @property
+    def changes(self) -> dict[str, float]:
+        """The changes of the results' `headline`, negative if the model has forgotten."""
+        before = self.before.headline
+        return {name: value - before[name] for name, value in self.after.headline.items()}
 
     @property
     def change(self) -> float:
-        """The change of accuracy, negative if the model has forgotten."""
-        return self.after.accuracy - self.before.accuracy
+        """The change of accuracy, or of the mean recall, negative if the model has forgotten."""
+        return list(self.changes.values())[-1]
 
     def metrics(self, name: str) -> dict[str, float]:
         """Figures for a log."""
-        return {f"{name}_accuracy": self.after.accuracy, f"{name}_accuracy_change": self.change}
+        after = {f"{name}_{measure}": value for measure, value in self.after.headline.items()}
+        return after | {f"{name}_{measure}_change": value for measure, value in self.changes.items()}
 
 
 @dataclass(frozen=True)

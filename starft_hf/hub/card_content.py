@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.results import AnyResult, classification_results
 from starft_hf.hub.model_card import BEFORE
 from starft_hf.hub.record import public_id
 from starft_hf.utils.waiting import answered
@@ -39,11 +39,12 @@ def dataset_ids(dataset: Any) -> list[str]:
 
 
 def save_figures(
-    folder: Path, before: Mapping[str, EvaluationResult], results: Mapping[str, EvaluationResult]
+    folder: Path, before: Mapping[str, AnyResult], results: Mapping[str, AnyResult]
 ) -> list[tuple[str, str]]:
     """Draw the figures of a card into `folder`; returns their descriptions and paths, none without matplotlib."""
     from starft_hf.report import RobustnessReport, Run
 
+    results, before = classification_results(results), classification_results(before)
     if not results or importlib.util.find_spec("matplotlib") is None:
         return []
     runs = [Run("fine-tuned", 0, results)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.results import AnyResult, Retention, classification_results, retrieval_results
 from starft_hf.hub.card_edits import BEGIN, END
 from starft_hf.hub.record import RunRecord
 from starft_hf.hub.snippets import SnippetWriter, Usage
@@ -18,6 +18,7 @@ from starft_hf.utils.text import markdown, one_line, percent, points
 
 TAGS = ("starft", "robust-fine-tuning", "zero-shot-image-classification")
 TASK = "zero-shot-image-classification"
+RETRIEVAL_TASK = "image-text-retrieval"
 
 # What results are compared with. It need not be a zero-shot model: a run may start from a fine-tuned one.
 BEFORE = "before training"
@@ -31,15 +32,15 @@ class CardContent:
     """The content of a card.
 
     `results` are by the name of the dataset, as is `before`: those of the model that training started from, on the
-    same data. `adapter` is its kind, such as "LORA"; `datasets` are ids on the Hub; `figures` are pairs of alternative
-    text and path.
+    same data. `retention` has the retention sets by name. `adapter` is its kind, such as "LORA"; `datasets` are ids on
+    the Hub; `figures` are pairs of alternative text and path.
     """
 
     title: str
     repo_id: str | None
     record: RunRecord
-    results: Mapping[str, EvaluationResult]
-    before: Mapping[str, EvaluationResult]
+    results: Mapping[str, AnyResult]
+    before: Mapping[str, AnyResult]
     adapter: str | None = None
     head: bool = False
     license: str | None = None
@@ -47,6 +48,7 @@ class CardContent:
     tags: Sequence[str] = ()
     figures: Sequence[tuple[str, str]] = ()
     usage: Usage = field(default_factory=Usage)
+    retention: Mapping[str, Retention] = field(default_factory=dict)
 
 
 def default_template() -> Path:
@@ -72,6 +74,8 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         class_names=", ".join(shown),
         num_classes=len(names),
         results=_results(content),
+        retrieval=_retrieval(content),
+        retention=_retention(content),
         compared=bool(content.before),
         figures=[{"alt": markdown(alt), "path": path} for alt, path in content.figures],
         snippets=writer.snippets(),
@@ -97,16 +101,23 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
 
 def _metadata(content: CardContent) -> ModelCardData:
     base_model, evaluations = content.record.start["id"], []
-    for name, result in content.results.items():
+    dataset: dict[str, Any]
+    for name, retrieved in retrieval_results(content.results).items():
+        dataset = {"task_type": RETRIEVAL_TASK, "dataset_type": name, "dataset_name": name}
+        evaluations += [
+            EvalResult(**dataset, metric_type=metric, metric_name=_MEASURES_OF[metric], metric_value=round(value, 6))
+            for metric, value in retrieved.headline.items()
+        ]
+    for name, result in classification_results(content.results).items():
         measured = [
             ("accuracy", "Accuracy", result.accuracy),
             ("worst_group_accuracy", "Worst-group accuracy", result.worst_group_accuracy),
             ("expected_calibration_error", "Expected calibration error", result.ece),
         ]
-        if (before := content.before.get(name)) is not None:
+        if (before := classification_results(content.before).get(name)) is not None:
             change = result.worst_group_accuracy - before.worst_group_accuracy
             measured.append(("worst_group_accuracy_change", f"Worst-group accuracy, change from {BEFORE}", change))
-        dataset: dict[str, Any] = {"task_type": TASK, "dataset_type": name, "dataset_name": name}
+        dataset = {"task_type": TASK, "dataset_type": name, "dataset_name": name}
         evaluations += [
             EvalResult(**dataset, metric_type=metric, metric_name=title, metric_value=round(value, 6))
             for metric, title, value in measured
@@ -127,14 +138,43 @@ def _metadata(content: CardContent) -> ModelCardData:
 def _results(content: CardContent) -> list[list[str]]:
     """The cells of the table of results, by rows."""
     rows = []
-    for name, result in content.results.items():
+    for name, result in classification_results(content.results).items():
         average, worst = result.accuracy, result.worst_group_accuracy
         changes = ["", ""]
-        if (before := content.before.get(name)) is not None:
+        if (before := classification_results(content.before).get(name)) is not None:
             changes = [points(average - before.accuracy), points(worst - before.worst_group_accuracy)]
         group = markdown(result.worst_group)
         rows.append([markdown(name), percent(average), percent(worst), group, percent(result.ece), *changes])
     return rows
+
+
+# What results have in one line each, in words.
+_MEASURES_OF = {
+    "accuracy": "Accuracy",
+    "image_to_text_recall_at_1": "Image-to-text recall at 1",
+    "text_to_image_recall_at_1": "Text-to-image recall at 1",
+    "mean_recall": "Mean recall at 1, 5 and 10, both ways",
+}
+
+
+def _retrieval(content: CardContent) -> list[list[str]]:
+    """The cells of the table of recalls, by rows."""
+    rows = []
+    for name, result in retrieval_results(content.results).items():
+        before = retrieval_results(content.before).get(name)
+        cells = [percent(value) for value in result.headline.values()]
+        cells.append("" if before is None else points(result.mean_recall - before.mean_recall))
+        rows.append([markdown(name), f"{result.images:,}", f"{result.captions:,}", *cells])
+    return rows
+
+
+def _retention(content: CardContent) -> list[list[str]]:
+    """The cells of the table of retention sets, by rows."""
+    return [
+        [markdown(name), _MEASURES_OF[measure], percent(kept.before.headline[measure]), percent(after), points(change)]
+        for name, kept in content.retention.items()
+        for (measure, after), change in zip(kept.after.headline.items(), kept.changes.values(), strict=True)
+    ]
 
 
 # What a repair was chosen by, as `repair` names it.

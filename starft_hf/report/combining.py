@@ -49,4 +49,7 @@ def combined(reports: Sequence[tuple[str, Sequence[Run]]], baseline: str = _ZERO
 
 
 def _accuracies(run: Run) -> dict[str, dict[str, float]]:
-    return {dataset: dict(result.group_accuracies) for dataset, result in run.results.items()}
+    accuracies = {dataset: dict(result.group_accuracies) for dataset, result in run.classified.items()}
+    return accuracies | {
+        dataset: run.results[dataset].headline for dataset in run.results if dataset not in accuracies
+    }

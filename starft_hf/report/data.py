@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from starft_hf.evaluation.results import CurvePoint, EvaluationResult
+from starft_hf.evaluation.results import (
+    AnyResult,
+    CurvePoint,
+    EvaluationResult,
+    RetrievalResult,
+    classification_results,
+    result_from_dict,
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Run:
 
     method: str
     seed: int
-    results: Mapping[str, EvaluationResult]
+    results: Mapping[str, AnyResult]
     log: Sequence[TrainingPoint] = ()
     curve: Sequence[CurvePoint] = ()
     interpolated: float | None = None
@@ -75,6 +82,10 @@ class Run:
         for point in self.curve:
             fractions |= {f"{name} of the WiSE-FT curve of {self}": value for name, value in asdict(point).items()}
         for dataset, result in self.results.items():
+            if isinstance(result, RetrievalResult):
+                recalls = {f"{name} of {self} on {dataset!r}": value for name, value in result.headline.items()}
+                fractions |= recalls
+                continue
             if not result.group_accuracies:
                 raise ValueError(f"the result of {self} on {dataset!r} has no groups; pass at least one group")
             accuracies = {"accuracy": result.accuracy, "worst_group_accuracy": result.worst_group_accuracy}
@@ -89,6 +100,11 @@ class Run:
         at = "" if self.interpolated is None else f", interpolated {self.interpolated:g}"
         return f"the run {self.method!r}, seed {self.seed}{at}"
 
+    @property
+    def classified(self) -> dict[str, EvaluationResult]:
+        """The results on datasets whose images were classified."""
+        return classification_results(self.results)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, for `as_plain` and JSON."""
         return asdict(self)
@@ -98,7 +114,7 @@ class Run:
         """The inverse of `as_dict`, also of what JSON keeps of it."""
         content = json.loads(json.dumps(as_plain(content)), object_hook=nan_where_none)
         parts = {
-            "results": {dataset: EvaluationResult.from_dict(part) for dataset, part in content["results"].items()},
+            "results": {dataset: result_from_dict(part) for dataset, part in content["results"].items()},
             "log": [TrainingPoint(**part) for part in content["log"]],
             "curve": [CurvePoint(**part) for part in content["curve"]],
         }
@@ -126,6 +142,9 @@ def _check_same_data(first: Run, run: Run) -> None:
         )
     for dataset, result in run.results.items():
         expected = first.results[dataset]
+        if not isinstance(result, EvaluationResult) or not isinstance(expected, EvaluationResult):
+            _check_same_pairs(dataset, first, run)
+            continue
         groups = {**expected.group_sizes, **expected.group_accuracies, **result.group_sizes, **result.group_accuracies}
         different = [
             group
@@ -146,6 +165,18 @@ def _check_same_data(first: Run, run: Run) -> None:
                 f"{first} has {len(expected.bins)} reliability bins on {dataset!r} and {run} {len(result.bins)}; "
                 "evaluate all runs with the same number"
             )
+
+
+def _check_same_pairs(dataset: str, first: Run, run: Run) -> None:
+    expected, result = first.results[dataset], run.results[dataset]
+    if type(expected) is not type(result) or expected.sizes != result.sizes:
+        counted = [
+            dict(one.sizes) if isinstance(one, RetrievalResult) else "labeled images" for one in (expected, result)
+        ]
+        raise ValueError(
+            f"{dataset!r} has {counted[0]} in {first} and {counted[1]} in {run}; these are not the same data. "
+            "Evaluate all runs on the same rows and in the same way, or give the datasets different names."
+        )
 
 
 def as_plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starft_hf.report import plots
+from starft_hf.report.retrieval import RetrievalSection
 from starft_hf.report.rows import Entry, Row, Section
 from starft_hf.report.series import MIN_BIN_FRACTION, Line, pooled_bins, training_line, wise_ft_curve
 from starft_hf.report.svg import as_svg
@@ -73,12 +74,12 @@ def _reliability(section: Section, prefix: str) -> Iterator[Illustration]:
 
 
 @drawing()
-def training_figures(section: Section, axes: tuple[str, str]) -> list[Illustration]:
+def training_figures(section: Section | RetrievalSection, axes: tuple[str, str]) -> list[Illustration]:
     """The losses while training and the WiSE-FT curves of the models of any section, if they have some."""
     return [*_training(section), *_wise_ft(section, axes)]
 
 
-def _training(section: Section) -> Iterator[Illustration]:
+def _training(section: Section | RetrievalSection) -> Iterator[Illustration]:
     logged = [entry for entry, _ in section.trained if any(run.log for run in entry.runs)]
     if not logged:
         return
@@ -115,7 +116,7 @@ def _losses(entry: Entry) -> str:
     )
 
 
-def _wise_ft(section: Section, axes: tuple[str, str]) -> Iterator[Illustration]:
+def _wise_ft(section: Section | RetrievalSection, axes: tuple[str, str]) -> Iterator[Illustration]:
     found = [(entry, curve) for entry, _ in section.trained if (curve := wise_ft_curve(entry))]
     if not found:
         return

@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from starft_hf.data.rgb import as_rgb
+from starft_hf.evaluation.results import EvaluationResult, Mistake
 from starft_hf.report.data import Run
 from starft_hf.report.rows import Section
 
@@ -27,16 +28,22 @@ def images_of_mistakes(
     runs = list(runs)
     found = {}
     for name, dataset in datasets.items():
-        samples = {mistake.sample for run in runs for mistake in run.results[name].mistakes}
+        samples = {mistake.sample for run in runs for mistake in mistakes_of(run, name)}
         found[name] = {sample: dataset[sample][image_column] for sample in sorted(samples)}
     return found
+
+
+def mistakes_of(run: Run, dataset: str) -> tuple[Mistake, ...]:
+    """The mistakes of a run on a dataset; none where images and captions were retrieved."""
+    result = run.results[dataset]
+    return result.mistakes if isinstance(result, EvaluationResult) else ()
 
 
 def galleries_of(section: Section, images: Mapping[int, Any]) -> list[dict[str, Any]]:
     """The mistakes of every model on a dataset, from the first of its seeds that has any, with `images` by index."""
     found = []
     for entry, _ in section.trained:
-        runs = [(entry.label, run.seed, run.results[section.dataset].mistakes) for run in entry.runs]
+        runs = [(entry.label, run.seed, mistakes_of(run, section.dataset)) for run in entry.runs]
         found += [part for part in runs if part[2]][:1]
     count = max(_MIN_PER_MODEL, MAX_THUMBNAILS // max(1, len(found)))
     return [

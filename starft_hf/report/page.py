@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starft_hf.report.mistakes import galleries_of
+from starft_hf.report.retrieval import RECALL_NOTE, RetrievalSection, retrieval_columns_of, retrieval_finding
 from starft_hf.report.rows import Section
 from starft_hf.report.table import MODEL, SEEDS, Table, measures
 from starft_hf.report.words import finding_of
@@ -21,7 +22,11 @@ def check_extra() -> None:
 
 
 def render_page(
-    title: str, sections: Sequence[Section], curve_axes: tuple[str, str], thumbnails: Mapping[str, Mapping[int, Any]]
+    title: str,
+    sections: Sequence[Section],
+    retrieval: Sequence[RetrievalSection],
+    curve_axes: tuple[str, str],
+    thumbnails: Mapping[str, Mapping[int, Any]],
 ) -> str:
     """The HTML of the page, with the arguments and errors of `RobustnessReport`."""
     check_extra()
@@ -32,8 +37,9 @@ def render_page(
     from starft_hf.report.plots import Style
     from starft_hf.utils.plotting import COLORS, SERIES
 
-    entries, reference = sections[0].entries, sections[0].reference
-    columns = [MODEL, *measures(sections), SEEDS]
+    first: Any = [*sections, *retrieval][0]
+    entries = first.entries
+    columns = [MODEL, *measures(sections), SEEDS] if sections else []
     environment = Environment(
         loader=PackageLoader("starft_hf.report", ""),
         autoescape=True,
@@ -44,7 +50,7 @@ def render_page(
     )
     return environment.get_template("template.html.jinja").render(
         title=title,
-        findings=[finding_of(section) for section in sections],
+        findings=[*map(finding_of, sections), *map(retrieval_finding, retrieval)],
         summaries=[(section.dataset, Table.of(columns, [section])) for section in sections],
         datasets=[
             {
@@ -57,11 +63,15 @@ def render_page(
             }
             for number, section in enumerate(sections, start=1)
         ],
-        others=figures.training_figures(sections[0], curve_axes),
+        retrieval=[
+            (section.dataset, Table.of(retrieval_columns_of([section])[1:], [section])) for section in retrieval
+        ],
+        recall_note=RECALL_NOTE,
+        others=figures.training_figures(first, curve_axes),
         colors=COLORS,
         series={entry.label: SERIES.index(Style.of(entry).color) for entry in entries},
         several_seeds=any(len(entry.runs) > 1 for entry in entries),
-        baseline=reference.label if reference and len(entries) > 1 else None,
+        baseline=entries[0].label if entries[0].is_baseline and len(entries) > 1 else None,
         version=starft_hf.__version__,
     )
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from rich.text import Text
 
+from starft_hf.evaluation.results import RECALLS_AT_1
 from starft_hf.report.data import Run, as_plain, check_runs
 from starft_hf.report.figures import save_figures
 from starft_hf.report.mistakes import thumbnails_as_plain, thumbnails_from_plain
 from starft_hf.report.page import check_extra, render_page
+from starft_hf.report.retrieval import RECALL_NOTE, retrieval_columns_of, retrieval_finding, retrieval_sections_of
 from starft_hf.report.rows import Row, entries_of, sections_of
 from starft_hf.report.table import AVERAGE, DATASET, ECE, MODEL, SEEDS, WORST_GROUP, Table, measures
 from starft_hf.report.words import Finding, finding_of
@@ -62,7 +64,8 @@ class RobustnessReport:
         for dataset in self.thumbnails:
             if dataset not in self.runs[0].results:
                 raise ValueError(f"thumbnails: {unknown_name('dataset', dataset, self.runs[0].results)}")
-        self.sections = sections_of(entries_of(self.runs, baseline))
+        entries = entries_of(self.runs, baseline)
+        self.sections, self.retrieval = sections_of(entries), retrieval_sections_of(entries)
 
     @property
     def rows(self) -> list[Row]:
@@ -72,19 +75,24 @@ class RobustnessReport:
     @property
     def findings(self) -> list[Finding]:
         """What happened to the worst group and the average of every dataset, in plain text."""
-        return [finding_of(section) for section in self.sections]
+        found = [finding_of(section) for section in self.sections]
+        return found + [retrieval_finding(section) for section in self.retrieval]
 
     def as_markdown(self) -> str:
         """The sentences and tables in Markdown."""
-        parts = [
-            f"# {markdown(self.title)}",
-            *(markdown(f"{finding.lead} {finding.remarks}") for finding in self.findings),
-            "In %, changes in percentage points; mean \u00b1 sample standard deviation over seeds. "
-            "Gap: average minus worst group. ECE: expected calibration error.",
-            Table.of([DATASET, MODEL, SEEDS, *measures(self.sections)], self.sections).as_markdown(),
-        ]
+        parts = [f"# {markdown(self.title)}"]
+        parts += [markdown(f"{finding.lead} {finding.remarks}") for finding in self.findings]
+        spread = "In %, changes in percentage points; mean \u00b1 sample standard deviation over seeds."
+        if self.sections:
+            parts += [
+                f"{spread} Gap: average minus worst group. ECE: expected calibration error.",
+                Table.of([DATASET, MODEL, SEEDS, *measures(self.sections)], self.sections).as_markdown(),
+            ]
         for section in self.sections:
             parts += [f"## Groups of {markdown(section.dataset)}", section.cut, Table.of_groups(section).as_markdown()]
+        if self.retrieval:
+            table = Table.of(retrieval_columns_of(self.retrieval), self.retrieval)
+            parts += ["## Retrieval", f"{spread} {RECALL_NOTE}", table.as_markdown()]
         return "\n\n".join(filter(None, parts)) + "\n"
 
     # What a notebook shows.
@@ -92,7 +100,11 @@ class RobustnessReport:
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """What `rich.print` shows: the main figures of all models, and the sentences."""
-        yield Table.of([DATASET, MODEL, AVERAGE, WORST_GROUP, ECE], self.sections).as_rich("Accuracy in %")
+        if self.sections:
+            yield Table.of([DATASET, MODEL, AVERAGE, WORST_GROUP, ECE], self.sections).as_rich("Accuracy in %")
+        if self.retrieval:
+            columns = retrieval_columns_of(self.retrieval, RECALLS_AT_1)
+            yield Table.of(columns, self.retrieval).as_rich("Recall in %")
         for finding in self.findings:
             yield Text(f"{finding.lead} {finding.remarks}".strip())
 
@@ -104,6 +116,7 @@ class RobustnessReport:
             "baseline": self.baseline,
             "curve_axes": list(self.curve_axes),
             "rows": [asdict(row) for row in self.rows],
+            "retrieval": [asdict(row) for section in self.retrieval for row in section.rows],
             "runs": [run.as_dict() for run in self.runs],
             "thumbnails": thumbnails_as_plain(self.sections, self.thumbnails),
         }
@@ -138,7 +151,7 @@ class RobustnessReport:
             ImportError: if matplotlib or jinja2 is missing.
             TypeError: if a thumbnail is not an image.
         """
-        return render_page(self.title, self.sections, self.curve_axes, self.thumbnails)
+        return render_page(self.title, self.sections, self.retrieval, self.curve_axes, self.thumbnails)
 
     def save(self, folder: str | PathLike[str], *, overwrite: bool = False) -> Path:
         """Write report.json, report.md and report.html.

@@ -5,12 +5,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from starft_hf.report.data import Run
 
 
 # Larger numbers of groups, such as the classes of ImageNet, are in the JSON file only.
 MAX_GROUPS = 12
+
+RowT = TypeVar("RowT")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Section:
     @property
     def sizes(self) -> Mapping[str, int]:
         """Rows of the dataset in every group."""
-        return self.entries[0].runs[0].results[self.dataset].group_sizes
+        return self.entries[0].runs[0].results[self.dataset].sizes
 
     @cached_property
     def groups(self) -> list[str]:
@@ -125,9 +128,14 @@ class Section:
     @cached_property
     def trained(self) -> list[tuple[Entry, Row]]:
         """The models as trained, with their rows; interpolations only of methods that have nothing else."""
-        models = list(zip(self.entries, self.rows, strict=True))
-        trained = {entry.method for entry in self.entries if entry.interpolated is None}
-        return [pair for pair in models if pair[0].interpolated is None or pair[0].method not in trained]
+        return trained_of(self.entries, self.rows)
+
+
+def trained_of(entries: Sequence[Entry], rows: Sequence[RowT]) -> list[tuple[Entry, RowT]]:
+    """The models as trained, with their rows; interpolations only of methods that have nothing else."""
+    trained = {entry.method for entry in entries if entry.interpolated is None}
+    models = zip(entries, rows, strict=True)
+    return [pair for pair in models if pair[0].interpolated is None or pair[0].method not in trained]
 
 
 def entries_of(runs: Sequence[Run], baseline: str) -> list[Entry]:
@@ -142,15 +150,15 @@ def entries_of(runs: Sequence[Run], baseline: str) -> list[Entry]:
 
 
 def sections_of(entries: Sequence[Entry]) -> list[Section]:
-    """A section per dataset, with a row per model."""
+    """A section per dataset whose images were classified, with a row per model."""
     return [
         Section(dataset, entries, [_row(dataset, entry, entries[0]) for entry in entries])
-        for dataset in entries[0].runs[0].results
+        for dataset in entries[0].runs[0].classified
     ]
 
 
 def _row(dataset: str, entry: Entry, first: Entry) -> Row:
-    results = [run.results[dataset] for run in entry.runs]
+    results = [run.classified[dataset] for run in entry.runs]
     return Row(
         dataset=dataset,
         method=entry.method,
@@ -160,8 +168,8 @@ def _row(dataset: str, entry: Entry, first: Entry) -> Row:
         worst_group=Summary.of(result.worst_group_accuracy for result in results),
         gap=Summary.of(result.gap for result in results),
         ece=Summary.of(result.ece for result in results),
-        average_change=_change(dataset, entry, first, "accuracy"),
-        worst_group_change=_change(dataset, entry, first, "worst_group_accuracy"),
+        average_change=change_from(dataset, entry, first, "accuracy"),
+        worst_group_change=change_from(dataset, entry, first, "worst_group_accuracy"),
         groups={
             name: Summary.of(result.group_accuracies[name] for result in results)
             for name in results[0].group_accuracies
@@ -171,7 +179,7 @@ def _row(dataset: str, entry: Entry, first: Entry) -> Row:
     )
 
 
-def _change(dataset: str, entry: Entry, first: Entry, measure: str) -> Summary | None:
+def change_from(dataset: str, entry: Entry, first: Entry, measure: str) -> Summary | None:
     """The change from the baseline of the same seed, or from its mean if a seed is missing there."""
     if not first.is_baseline or entry is first:
         return None

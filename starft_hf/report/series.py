@@ -65,7 +65,7 @@ class Bins:
 
 def pooled_bins(entry: Entry, dataset: str) -> Bins | None:
     """The reliability bins of a model on a dataset, or None if no seed has any."""
-    seeds = [run.results[dataset].bins for run in entry.runs if run.results[dataset].bins]
+    seeds = [run.classified[dataset].bins for run in entry.runs if run.classified[dataset].bins]
     if not seeds:
         return None
     counts, *measures = np.array(

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from starft_hf.report.rows import Row, Section, Summary
+from starft_hf.report.rows import Section, Summary
 from starft_hf.utils.text import markdown, one_line, percent, points
 
 
@@ -38,12 +39,12 @@ class Column:
     """
 
     heading: str
-    value: Callable[[Row], str | Summary | None]
+    value: Callable[[Any], str | Summary | None]
     signed: bool = False
     name: bool = False
     best: Callable[[list[float]], float] | None = None
 
-    def cells(self, rows: Sequence[Row]) -> list[str | Cell]:
+    def cells(self, rows: Sequence[Any]) -> list[str | Cell]:
         """Its cells for the rows of one dataset."""
         values = [self.value(row) for row in rows]
         cells = [value if isinstance(value, str) else Cell.of(value, signed=self.signed) for value in values]
@@ -84,7 +85,7 @@ class Table:
     names: int = 1
 
     @classmethod
-    def of(cls, columns: Sequence[Column], sections: Sequence[Section]) -> "Table":
+    def of(cls, columns: Sequence[Column], sections: Sequence[Any]) -> "Table":
         """A line for every model on every dataset."""
         lines = [
             line

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from starft_hf.report.rows import Row, Section, Summary
 from starft_hf.report.table import Cell
@@ -34,7 +35,7 @@ def finding_of(section: Section) -> Finding:
     else:
         clauses = [_change(row, first=row is methods[0]) for row in methods]
         lead = f"{start}{_state(reference)}. {prefix.capitalize()}{and_then(clauses)}."
-    remarks = [_doubt(methods), _best(section.rows, reference), _seeds(others or section.rows)]
+    remarks = [_doubt(methods), _best(section.rows, reference), seeds_remark(others or section.rows)]
     return Finding(lead, " ".join(filter(None, remarks)))
 
 
@@ -52,7 +53,7 @@ def _change(row: Row, *, first: bool) -> str:
     assert row.average_change is not None
     changes = (row.worst_group_change, row.average_change)
     worst, average = sizes = [percent(abs(change.mean)) for change in changes]
-    verb, other = (_verb(change, size) for change, size in zip(changes, sizes, strict=True))
+    verb, other = (verb_of(change, size) for change, size in zip(changes, sizes, strict=True))
     where, overall = (" points in the worst group", " on average") if first else ("", "")
     return (
         f"{one_line(row.label)} {verb} {worst}{where} (to {percent(row.worst_group.mean)}%) and "
@@ -60,7 +61,8 @@ def _change(row: Row, *, first: bool) -> str:
     )
 
 
-def _verb(change: Summary, size: str) -> str:
+def verb_of(change: Summary, size: str) -> str:
+    """Whether a change, as it is shown, is a gain or a loss."""
     if float(size) == 0:
         return "changes by"
     return "gains" if change.mean > 0 else "loses"
@@ -87,7 +89,8 @@ def _best(rows: Sequence[Row], reference: Row | None) -> str:
     return f"The best worst group is that of {one_line(best.label)}, {Cell.of(best.worst_group)}%."
 
 
-def _seeds(rows: Sequence[Row]) -> str:
+def seeds_remark(rows: Sequence[Any]) -> str:
+    """How many seeds the figures of these rows are means over."""
     few, many = (bound(len(row.seeds) for row in rows) for bound in (min, max))
     if many == 1:
         return "One seed each: the variation between seeds is unknown."

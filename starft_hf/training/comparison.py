@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
 from starft_hf.data.class_mapping import check_mapped_sets
-from starft_hf.evaluation.results import CurvePoint, EvaluationResult
+from starft_hf.evaluation.results import AnyResult, CurvePoint, EvaluationResult, classification_results
 from starft_hf.models.adapters import is_adapted
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.objectives.regularizers import NO_REGULARIZER
@@ -50,7 +50,8 @@ class _Runner:
         repaired = self.repairs.runs(method, trainer, self.shared)
         log = TrainingPoint.from_log_history(trainer.state.log_history)
         found = results_by_alpha(trainer, start, self.alphas | {1.0})
-        curve = [curve_point(alpha, next(iter(results.values()))) for alpha, results in found.items()]
+        classified = {alpha: classification_results(results) for alpha, results in found.items()}
+        curve = [curve_point(alpha, next(iter(part.values()))) for alpha, part in classified.items() if part]
         runs = [Run(method, args.seed, found[1.0], log=log, curve=curve)]
         if self.alpha is not None:
             runs.append(Run(method, args.seed, found[self.alpha], interpolated=self.alpha))
@@ -95,7 +96,7 @@ def interpolate_with(
 
 def results_by_alpha(
     trainer: StarFTTrainer, start: Mapping[str, Tensor], alphas: Iterable[float]
-) -> dict[float, dict[str, EvaluationResult]]:
+) -> dict[float, dict[str, AnyResult]]:
     """The results of the models between `start` and what `trainer` has trained, by the weight of the latter.
 
     The model of `trainer` is not what was trained afterwards, and an adapter of it is merged.
@@ -137,7 +138,7 @@ def compare(
         args: the settings that all runs share. Nothing is saved to its output_dir or published.
         train_dataset: the training set, or a function that returns that of a seed.
         eval_dataset: one evaluation set or a dictionary of several. The report has thumbnails of the mistakes in them,
-            and WiSE-FT curves of average against worst group on the first.
+            and WiSE-FT curves of average against worst group on the first whose images are classified.
         methods: "zero-shot" and keys of `METHODS`, also with a weight, as in "kl@10"; or a dictionary by any name of
             settings, of which "method" is one of these: `{"kl, slow": {"method": "kl", "learning_rate": 1e-6}}`. In a
             list, a method may be followed by one of `repair`, as in "FLYP + last layer" or "kl + projection", or by
@@ -197,7 +198,7 @@ def compare(
         runs = _run_all(_Runner(shared, alpha, alphas, repairs), jobs, processes, bar)
     runs = [run for run in runs if run.method not in repairs.only_repaired]
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    first = next(iter(datasets))
+    first = next(iter(classification_results(runs[0].results)), None)
     thumbnails = images_of_mistakes(runs, datasets, args.image_column)
     axes = (f"average on {first}", f"worst group on {first}")
     return RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes)
@@ -234,7 +235,7 @@ def _run_all(runner: _Runner, jobs: Sequence[tuple[str, StarFTConfig]], processe
     return runs
 
 
-def evaluation_results(trainer: StarFTTrainer) -> dict[str, EvaluationResult]:
+def evaluation_results(trainer: StarFTTrainer) -> dict[str, AnyResult]:
     """The results of `trainer.evaluate()` on each of its evaluation sets, by name."""
     trainer.evaluation_results.clear()
     trainer.evaluate()
@@ -245,9 +246,10 @@ def curve_point(alpha: float, result: EvaluationResult) -> CurvePoint:
     return CurvePoint(alpha, result.accuracy, result.worst_group_accuracy)
 
 
-def _with_start(runs: Sequence[Run], dataset: str) -> list[Run]:
-    """The runs, with the zero-shot model, if it was evaluated, as the start of every curve."""
-    start = [curve_point(0.0, run.results[dataset]) for run in runs if run.method == ZERO_SHOT]
+def _with_start(runs: Sequence[Run], dataset: str | None) -> list[Run]:
+    """The runs, with the zero-shot model, if it was evaluated on what curves are of, as the start of every curve."""
+    zero_shot = [classification_results(run.results) for run in runs if run.method == ZERO_SHOT]
+    start = [curve_point(0.0, results[dataset]) for results in zero_shot if dataset is not None]
     return [
         dataclasses.replace(run, curve=[*start, *run.curve]) if run.curve and run.curve[0].alpha > 0 else run
         for run in runs

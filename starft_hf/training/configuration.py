@@ -97,6 +97,8 @@ class StarFTConfig(TrainingArguments):
             list of columns whose combinations are the groups. Without one, the classes are the groups.
         eval_templates (`list[str]`, *optional*): prompt ensemble of zero-shot classifiers, of the one that the head of
             `base_loss="cross_entropy"` starts as, too; None is `caption_template`.
+        eval_task (`str`, defaults to `"auto"`): "classification" of labeled images; "retrieval" of images and captions
+            (`caption_column`, or else "caption"); "auto": retrieval for evaluation sets with captions and no labels.
 
     Args: Parameters that control the data
         image_column (`str`, defaults to `"image"`): column with the images.
@@ -192,6 +194,7 @@ class StarFTConfig(TrainingArguments):
     freeze_batch_norm: bool = setting(True, RUN, "Train batch norm with its running statistics, and keep them.")
     decay_all_parameters: bool = setting(True, RUN, "Decay biases and norms as well.")
     eval_templates: list[str] | None = setting(None, RECORDED, "Prompt ensemble of zero-shot classifiers.")
+    eval_task: str = setting("auto", RECORDED, "'classification', 'retrieval', or 'auto' (with captions, no labels).")
     card_template: str | None = setting(None, IRRELEVANT, "File with a template of the model card.")
     hub_include: list[str] | None = setting(None, IRRELEVANT, "Further files to publish, as paths or patterns.")
     hub_timeout: float = setting(60.0, IRRELEVANT, "Seconds that the Hub may take to answer a request.")

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from starft_hf.data.columns import ImageColumns
+from starft_hf.evaluation.results import classification_results
 from starft_hf.hub.card_content import dataset_ids, license_of, save_figures
 from starft_hf.hub.card_edits import update_card
 from starft_hf.hub.model_card import CardContent, render_card
@@ -164,7 +165,7 @@ class HubMixin(Trainer):
         before = self.measured.comparable(results)
         for name in self.measured.latest.keys() - results.keys() if not self.is_in_train else ():
             logger.warning("The weights have changed since %r was evaluated, so the card has no results on it.", name)
-        columns = {without_paths(name): self.evaluated_columns[name] for name in results}
+        columns = {without_paths(name): self.evaluated_columns[name] for name in classification_results(results)}
         # Evaluation sets may have been named by their folders.
         results, before = ({without_paths(name): one for name, one in part.items()} for part in (results, before))
         content = CardContent(
@@ -173,6 +174,7 @@ class HubMixin(Trainer):
             record=record,
             results=results,
             before=before,
+            retention=self.measured.retention_of(self.model),
             adapter=adapter,
             head=(folder / HEAD_FILE).is_file(),
             license=license or license_of(record.start["id"], self.args.hub_token, self.args.hub_timeout),

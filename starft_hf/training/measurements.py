@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from starft_hf.evaluation.results import EvaluationResult, Retention
+from starft_hf.evaluation.results import AnyResult, Retention, result_from_dict
 
 
 # Entries of every tensor that are compared. An optimizer step changes all of them.
@@ -27,16 +27,18 @@ class Measurements:
     """
 
     def __init__(self) -> None:
-        self.latest: dict[str, EvaluationResult] = {}
-        self.before: dict[str, EvaluationResult] = {}
-        self.retention_before: dict[str, EvaluationResult] = {}
+        self.latest: dict[str, AnyResult] = {}
+        self.before: dict[str, AnyResult] = {}
+        self.retention_before: dict[str, AnyResult] = {}
         self.at_start = True
         self._weights: dict[str, str] = {}
         # Which data the results are of: one name may stand for several datasets.
         self._data: dict[str, str] = {}
         self._data_before: dict[str, str] = {}
+        # With a key for the weights after training.
+        self._retention: tuple[str, dict[str, Retention]] = ("", {})
 
-    def record(self, name: str, result: EvaluationResult, model: nn.Module, data: str) -> None:
+    def record(self, name: str, result: AnyResult, model: nn.Module, data: str) -> None:
         """Record an evaluation of `model`, as it is now, on the dataset whose `data_key` is given."""
         self.latest[name], self._data[name], self._weights[name] = result, data, weights_key(model)
         if self.at_start:
@@ -48,24 +50,31 @@ class Measurements:
             # Others may have been loaded since they were evaluated.
             _replace(self.before, self.of(model))
 
-    def of(self, model: nn.Module) -> dict[str, EvaluationResult]:
+    def of(self, model: nn.Module) -> dict[str, AnyResult]:
         """The latest results, without those of weights that `model` no longer has."""
         key = weights_key(model)
         return {name: result for name, result in self.latest.items() if self._weights.get(name) == key}
 
-    def comparable(self, results: Mapping[str, EvaluationResult]) -> dict[str, EvaluationResult]:
+    def comparable(self, results: Mapping[str, AnyResult]) -> dict[str, AnyResult]:
         """The results before training that are of the same data as these latest ones."""
         return {
             name: before
             for name, before in self.before.items()
             if name in results
             and self._data.get(name) == self._data_before.get(name)
-            and results[name].group_sizes == before.group_sizes
+            and (type(results[name]), results[name].sizes) == (type(before), before.sizes)
         }
 
-    def retention(self, after: Mapping[str, EvaluationResult]) -> dict[str, Retention]:
-        """The retention sets before training and, as measured now, after it."""
-        return {name: Retention(before, after[name]) for name, before in self.retention_before.items()}
+    def retention(self, after: Mapping[str, AnyResult], model: nn.Module) -> dict[str, Retention]:
+        """The retention sets before training and, as measured now of `model`, after it."""
+        kept = {name: Retention(before, after[name]) for name, before in self.retention_before.items()}
+        self._retention = (weights_key(model) if kept else "", kept)
+        return kept
+
+    def retention_of(self, model: nn.Module) -> dict[str, Retention]:
+        """The latest of these; none if it is of weights that `model` no longer has."""
+        key, kept = self._retention
+        return kept if kept and key == weights_key(model) else {}
 
     def state(self, model: nn.Module) -> dict[str, Any]:
         """What a checkpoint of `model` keeps, for JSON."""
@@ -114,10 +123,10 @@ def _fingerprint(examples: Any) -> str:
     return str(getattr(dataset, "_fingerprint", id(dataset)))
 
 
-def _replace(target: dict[str, EvaluationResult], content: Mapping[str, EvaluationResult]) -> None:
+def _replace(target: dict[str, AnyResult], content: Mapping[str, AnyResult]) -> None:
     target.clear()
     target.update(content)
 
 
-def _results_in(content: Mapping[str, Any], key: str) -> dict[str, EvaluationResult]:
-    return {name: EvaluationResult.from_dict(result) for name, result in content.get(key, {}).items()}
+def _results_in(content: Mapping[str, Any], key: str) -> dict[str, AnyResult]:
+    return {name: result_from_dict(result) for name, result in content.get(key, {}).items()}

@@ -15,6 +15,7 @@ from starft_hf.data.columns import ImageColumns, check_captions, check_labels, r
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.image_cache import check_cacheable_sets
 from starft_hf.data.images import ImageTransform
+from starft_hf.data.retrieval import CLASSIFICATION
 from starft_hf.data.source import column_names, is_iterable
 from starft_hf.data.streams import warn_of_shards
 from starft_hf.evaluation.retention import named_retention_sets
@@ -27,6 +28,7 @@ from starft_hf.training.batch_norm import check_batch_norm
 from starft_hf.training.batch_size import check_size, optimizer_steps
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.evaluation_tasks import SINGLE, check_best_metric, evaluation_tasks, warn_of_unused
 from starft_hf.training.learning_rate import warn_of_warmup
 from starft_hf.training.setting_checks import check_schedule
 from starft_hf.training.trained_weights import check_trained_adapter
@@ -100,7 +102,9 @@ class RunPlan:
         args, dataset = given.args, given.train_dataset
         _check_arguments(given)
         _check_sources(given)
-        _check_best_metric(args, given.eval_dataset)
+        tasks = evaluation_tasks(args, given.eval_dataset, given.class_mapping)
+        check_best_metric(args, tasks)
+        warn_of_unused(args, tasks)
         check_mapped_sets(given.class_mapping, given.eval_dataset)
         if args.image_cache is not None:
             sets = {"eval_dataset": given.eval_dataset, "zero_shot_probe": given.zero_shot_probe}
@@ -117,7 +121,7 @@ class RunPlan:
         if dataset is None:
             return cls(regularizer, strategy, pool, retention_sets)
 
-        _check_group_column(given)
+        _check_group_column(given, tasks)
         columns = resolve_columns(dataset, args.column_settings(given.group_function), what="train_dataset")
         if columns.class_names is not None:
             # What "auto" stands for compares images with the same captions for any number of classes.
@@ -247,10 +251,12 @@ def _check_sources(given: RunInputs) -> None:
         )
 
 
-def _check_group_column(given: RunInputs) -> None:
-    """Check that the group columns are in a dataset, of which those for evaluation need them."""
-    sets = given.eval_dataset if isinstance(given.eval_dataset, dict) else {"eval_dataset": given.eval_dataset}
-    named = {name: dataset for name, dataset in sets.items() if dataset is not None}
+def _check_group_column(given: RunInputs, tasks: Mapping[str, str]) -> None:
+    """Check that the group columns are in a dataset, of which those whose images are classified need them."""
+    sets = given.eval_dataset if isinstance(given.eval_dataset, dict) else {SINGLE: given.eval_dataset}
+    named = {name: dataset for name, dataset in sets.items() if tasks.get(name) == CLASSIFICATION}
+    if tasks and not named:
+        return
     wanted = given.args.group_column
     if not wanted:
         return
@@ -261,31 +267,6 @@ def _check_group_column(given: RunInputs) -> None:
                 raise ValueError(
                     f"{what} has no column {name!r}; its columns are {present}. Set group_column to the right one."
                 )
-
-
-def _check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
-    """Check that `metric_for_best_model` is a metric of one of several sets; of one set it may be the user's own."""
-    metric = config.metric_for_best_model
-    if metric is None or not isinstance(eval_dataset, dict) or not eval_dataset:
-        return
-    if not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_dataset)):
-        names = list(eval_dataset)
-        # What is chosen by a test set cannot be measured on it.
-        named = sorted((name for name in names if "test" not in name), key=lambda name: not _is_validation(name))
-        advice = (
-            f"name one that is not for testing, as in 'eval_{named[0]}_worst_group_accuracy'"
-            if named
-            else "add a validation set to them, as eval_dataset={'validation': ..., 'test': ...} or, on the command "
-            "line, by --eval_split validation test, and name it as in 'eval_validation_worst_group_accuracy'"
-        )
-        raise ValueError(
-            f"metric_for_best_model is {metric!r}, which is not a metric of any of the evaluation sets {names}; "
-            f"{advice}"
-        )
-
-
-def _is_validation(name: str) -> bool:
-    return name.startswith(("val", "dev"))
 
 
 def _check_labels_exist(

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
-from starft_hf.evaluation.loop import ClassifierEvaluation, training_group_shares
-from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.loop import evaluation_of, training_group_shares
+from starft_hf.evaluation.results import AnyResult
 from starft_hf.hub.classifier import Classifier
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.heads import select_classes
@@ -37,7 +37,6 @@ _NAMES = (REPAIR, *METHODS[1:])
 _PLUS = " + "
 
 # As many as a trainer keeps.
-_KEPT_MISTAKES = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _columns(args: StarFTConfig) -> ColumnSettings:
     )
 
 
-def _results(trainer: StarFTTrainer, classifier: Classifier) -> dict[str, EvaluationResult]:
+def _results(trainer: StarFTTrainer, classifier: Classifier) -> dict[str, AnyResult]:
     """The results of a classifier on the evaluation sets of a trainer, by name."""
     examples: Any = trainer.eval_dataset
     sets = examples if isinstance(examples, dict) else {"eval": examples}
@@ -175,8 +174,8 @@ def _results(trainer: StarFTTrainer, classifier: Classifier) -> dict[str, Evalua
     for name, part in sets.items():
         columns = part.columns
         names = columns.classifier or columns.class_names or ()
-        own = None if head is None else select_classes(head, classifier.class_names or (), names)
-        evaluation = ClassifierEvaluation(classifier.encoder, columns, classifier.templates, own, _KEPT_MISTAKES)
+        own = None if head is None or not names else select_classes(head, classifier.class_names or (), names)
+        evaluation = evaluation_of(classifier.encoder, columns, classifier.templates, own)
         # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
         loader = DataLoader(
             part, trainer.args.per_device_eval_batch_size, collate_fn=collate, generator=torch.Generator()

@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from starft_hf.data.decoding import ON_BAD_IMAGE
 from starft_hf.data.images import IMAGE_DECODING
+from starft_hf.data.retrieval import EVALUATION_TASKS
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer
 from starft_hf.objectives.schedules import SCHEDULE_NAMES
 from starft_hf.utils.names import unknown_name
@@ -20,6 +21,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "reg_schedule": SCHEDULE_NAMES,
     "reweight": ("none", "attribution"),
     "reference_cache": ("auto", "text", "full", "none"),
+    "eval_task": EVALUATION_TASKS,
     "on_bad_image": ON_BAD_IMAGE,
     "image_decoding": IMAGE_DECODING,
     "reference_dtype": (None, "float32", "bfloat16", "float16"),

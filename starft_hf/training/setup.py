@@ -11,11 +11,12 @@ from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank, check_class_prompts
 from starft_hf.data.collator import Collator, StarFTCollator, WithFloatImages
-from starft_hf.data.examples import Epoch, IndexedExamples, TrainingExampleMaker, as_examples, evaluation_sets
+from starft_hf.data.evaluation_sets import evaluation_sets
+from starft_hf.data.examples import Epoch, IndexedExamples, TrainingExampleMaker, as_examples
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
-from starft_hf.evaluation.evaluate import evaluate_zero_shot
-from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.results import AnyResult
+from starft_hf.evaluation.retention import evaluate_retention_set
 from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.hub.record import model_source
 from starft_hf.models.adapters import base_model_of, base_state, check_adapters, is_adapted, with_adapter
@@ -123,6 +124,7 @@ class RunSetup:
             args.column_settings(given.group_function),
             plan.columns,
             ImagePreprocessor(encoder.image_processor, decoding=args.image_decoding),
+            task=args.eval_task,
             class_mapping=given.class_mapping,
             on_bad_image=args.on_bad_image,
             cache=args.image_cache_settings(),
@@ -220,12 +222,9 @@ class RunSetup:
             self.args.freeze_batch_norm,
         )
 
-    def evaluate_retention_sets(self, model: nn.Module, args: StarFTConfig) -> dict[str, EvaluationResult]:
+    def evaluate_retention_sets(self, model: nn.Module, args: StarFTConfig) -> dict[str, AnyResult]:
         """How `model` does on what must not be forgotten, by name."""
-        settings = {
-            "templates": args.zero_shot_templates,
-            "image_column": args.image_column,
-            "label_column": args.label_column,
+        reading = {
             "batch_size": args.eval_batch_size,
             "num_workers": args.dataloader_num_workers,
             "on_bad_image": args.on_bad_image,
@@ -233,15 +232,35 @@ class RunSetup:
             "image_cache": args.image_cache,
             "progress": not args.disable_tqdm,
         }
+        how = (args.column_settings(), args.zero_shot_templates)
         sets = self.plan.retention_sets.items()
-        return {name: evaluate_zero_shot(model, self.processor, dataset, **settings) for name, dataset in sets}
+        return {name: evaluate_retention_set(model, self.processor, one, *how, **reading) for name, one in sets}
 
     def evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
         preprocessor = ImagePreprocessor(self.encoder.image_processor, decoding=args.image_decoding)
         columns = args.column_settings(self.group_function)
         given = (dataset, columns, self.plan.columns, preprocessor)
-        return evaluation_sets(*given, on_bad_image=args.on_bad_image, cache=args.image_cache_settings())
+        how: dict[str, Any] = {
+            "task": args.eval_task,
+            "on_bad_image": args.on_bad_image,
+            "cache": args.image_cache_settings(),
+        }
+        return evaluation_sets(*given, **how)
+
+    def examples_to_predict(self, dataset: Any, args: StarFTConfig) -> Any:
+        """The same of a dataset to predict.
+
+        Raises:
+            ValueError: if it has captions and no labels.
+        """
+        examples = self.evaluation_examples(dataset, args)
+        if getattr(examples, "columns", None) is not None and examples.columns.label is None:
+            raise ValueError(
+                "the dataset to predict has captions and no labels, and predict() classifies images; pass it to "
+                "evaluate(), which measures retrieval, or set eval_task='classification'"
+            )
+        return examples
 
 
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
@@ -279,7 +298,7 @@ def _training_examples(
 def _check_prompts(eval_dataset: Any, args: StarFTConfig, encoder: DualEncoder) -> None:
     """Check the prompts of the classes of evaluation sets, which are first needed after some training."""
     for examples in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-        if examples is not None:
+        if examples is not None and examples.columns.label is not None:
             names = examples.columns.classifier or examples.columns.class_names
             check_class_prompts(names, args.zero_shot_templates, encoder.encode_texts)
 

@@ -24,7 +24,7 @@ from starft_hf.data.examples import Examples
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.workers import explained_worker_deaths
-from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
+from starft_hf.evaluation.loop import evaluation_of, labels_that_count, training_group_shares
 from starft_hf.evaluation.results import Retention, retention_metrics
 from starft_hf.models.encoder import logit_scale_of
 from starft_hf.models.fsdp import forget_dataloader, forget_preparation, prepare_for_sharding
@@ -51,9 +51,6 @@ from starft_hf.training.step import RunningLosses
 from starft_hf.training.trained_weights import check_trained, evaluation_precision
 
 
-_KEPT_MISTAKES = 12
-
-
 class StarFTTrainer(HubMixin, Trainer):
     """Fine-tunes a dual encoder such as CLIP so that it stays robust (arXiv 2505.13232).
 
@@ -62,7 +59,8 @@ class StarFTTrainer(HubMixin, Trainer):
         args: the settings; None takes the defaults.
         train_dataset: a `datasets` Dataset or IterableDataset with an Image and a ClassLabel column, or any torch
             dataset whose rows are mappings with these columns.
-        eval_dataset: one such dataset or a dictionary of several. Each may have its own classes.
+        eval_dataset: one such dataset or a dictionary of several. Each may have its own classes; one with captions and
+            no labels is evaluated by retrieval.
         processing_class: the model's processor, or where to load it from; None loads it from the model's source.
         spuriosity: the pool of spurious templates: a built-in name ("background", "texture", "resolution", "objects",
             "style", "all"), a path, a Hub repository, a list of templates or a `SpuriosityPool`.
@@ -83,15 +81,16 @@ class StarFTTrainer(HubMixin, Trainer):
         class_mapping: for an evaluation set whose labels stand for classes of the training set, as ImageNet-R's and
             ObjectNet's: for every label the indices into `class_names`, of which the best counts; a dictionary by the
             names of the sets where there are several.
-        zero_shot_probe: a retention set: a labelled dataset of another task, or a dictionary of several, that is
-            classified zero-shot before and after training, to measure what the model forgets. See `retention`.
+        zero_shot_probe: a retention set: a dataset of another task, or a dictionary of several. One with labels is
+            classified zero-shot before and after training, and with captions alone its images and captions are
+            retrieved, to measure what the model forgets. See `retention`.
         kwargs: the rest of `Trainer`'s arguments.
 
     Attributes:
         reference: the frozen reference, or None with regularizer="none".
         sample_weights: the weights of the training images, or None with reweight="none".
         class_names: the classes of the training set, or None without labels or training set.
-        retention: accuracy on the retention sets before and after training, by their names.
+        retention: results on the retention sets before and after training, by their names.
         evaluation_results: results of the latest evaluations, by the name of the dataset ("eval" for a single one).
             With `load_best_model_at_end`, after training those of the best model.
         skipped_images: which training images this process has skipped (`on_bad_image="skip"`), and why.
@@ -103,7 +102,7 @@ class StarFTTrainer(HubMixin, Trainer):
     """
 
     args: StarFTConfig
-    _evaluation: ClassifierEvaluation | None = None
+    _evaluation: Any = None
     _scalars: Sequence[str] = ()
     _initial_global_step = 0
 
@@ -292,7 +291,7 @@ class StarFTTrainer(HubMixin, Trainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """The data loader of a dataset to predict."""
-        return super().get_test_dataloader(self.setup.evaluation_examples(test_dataset, self.args))
+        return super().get_test_dataloader(self.setup.examples_to_predict(test_dataset, self.args))
 
     def evaluation_loop(
         self,
@@ -305,18 +304,16 @@ class StarFTTrainer(HubMixin, Trainer):
         """`Trainer.evaluation_loop`, with metrics from counts; logits are kept only where they are needed."""
         columns = cast(Examples, dataloader.dataset).columns
         names = columns.classifier or columns.class_names or ()
-        head = None if self.head is None else select_classes(self.head, self.class_names or (), names)
-        self._evaluation = evaluation = ClassifierEvaluation(
-            self.encoder, columns, self.args.zero_shot_templates, head, _KEPT_MISTAKES
-        )
-        self._keep_logits = self.compute_metrics is not None or description == "Prediction"
+        head = None if self.head is None or not names else select_classes(self.head, self.class_names or (), names)
+        evaluation = evaluation_of(self.encoder, columns, self.args.zero_shot_templates, head)
+        self._evaluation, self._keep_logits = evaluation, evaluation.keeps_logits(self.compute_metrics, description)
         with evaluation_precision(self.args, self.model):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
             )
+            result = evaluation.result(training_group_shares(self.train_dataset, columns))
         self._evaluation = None
         forget_dataloader(self.accelerator, dataloader)
-        result = evaluation.result(training_group_shares(self.train_dataset, columns))
         name = metric_key_prefix.removeprefix("eval_")
         self.measured.record(name, result, self.model, data_key(dataloader.dataset, self.eval_dataset))
         self.evaluated_columns[name] = columns
@@ -340,7 +337,7 @@ class StarFTTrainer(HubMixin, Trainer):
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def _record_retention(self) -> None:
-        self.retention = self.measured.retention(self.setup.evaluate_retention_sets(self.model, self.args))
+        self.retention = self.measured.retention(self.setup.evaluate_retention_sets(self.model, self.args), self.model)
         if self.retention:
             self.log(retention_metrics(self.retention))
 

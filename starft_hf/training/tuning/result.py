@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.results import AnyResult, result_from_dict
 from starft_hf.report import RobustnessReport, Run
 from starft_hf.report.data import as_plain, nan_where_none
 from starft_hf.report.plots import WeightPoint, draw_weights
@@ -75,7 +75,7 @@ class TuningResult:
     validation: str
     seed: int
     output_dir: str
-    test: Mapping[str, Mapping[str, EvaluationResult]] = field(default_factory=dict)
+    test: Mapping[str, Mapping[str, AnyResult]] = field(default_factory=dict)
 
     @property
     def report(self) -> RobustnessReport | None:
@@ -179,10 +179,7 @@ class TuningResult:
     def from_dict(cls, content: Mapping[str, Any]) -> "TuningResult":
         """The inverse of `as_dict`, also of what JSON keeps of it."""
         plain = json.loads(json.dumps(as_plain(content["test"])), object_hook=nan_where_none)
-        test = {
-            name: {label: EvaluationResult.from_dict(one) for label, one in part.items()}
-            for name, part in plain.items()
-        }
+        test = {name: {label: result_from_dict(one) for label, one in part.items()} for name, part in plain.items()}
         table = [TuningRow(**row) for row in content["table"]]
         best = content["best"]
         chosen = next(row for row in table if (row.method, row.reg_weight) == (best["method"], best["reg_weight"]))

@@ -14,7 +14,7 @@ from transformers import TrainerState
 from transformers.utils import logging
 
 from starft_hf.data.columns import resolve_columns
-from starft_hf.evaluation.results import CurvePoint, EvaluationResult
+from starft_hf.evaluation.results import AnyResult, CurvePoint, classification_results
 from starft_hf.models.adapters import base_state, is_adapted
 from starft_hf.models.loading import load_model
 from starft_hf.report.data import as_plain
@@ -32,6 +32,7 @@ from starft_hf.training.comparison import (
     weights_of,
 )
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.evaluation_tasks import check_labeled_sets
 from starft_hf.training.methods import ZERO_SHOT, settings_of_methods
 from starft_hf.training.plan import RunInputs
 from starft_hf.training.tuning.candidates import Candidate, PauseCallback, candidates_of, stages, step_at
@@ -119,6 +120,7 @@ def tune(
     if name in tests:
         raise ValueError(f"eval_dataset and test_dataset are both called {name!r}; give one of them another name")
     _check_different(train_dataset=train_dataset, eval_dataset=validation, test_dataset=tests)
+    check_labeled_sets(args, {name: validation})
     select_by = measure_of(select_by, args, validation)
     adapted = peft_config is not None or (isinstance(model, nn.Module) and is_adapted(model))
     chosen_alphas = _checked_alphas(alphas, adapted)
@@ -218,8 +220,8 @@ class _Search:
         found = results_by_alpha(trainer, start, self.alphas)
         self.store.add(candidate.label, until, [self._point(alpha, found[alpha]) for alpha in sorted(found)])
 
-    def _point(self, alpha: float, results: Mapping[str, EvaluationResult]) -> CurvePoint:
-        return curve_point(alpha, results[self.validation])
+    def _point(self, alpha: float, results: Mapping[str, AnyResult]) -> CurvePoint:
+        return curve_point(alpha, classification_results(results)[self.validation])
 
     def _best(self, left: Sequence[Candidate], until: float, number: int) -> list[Candidate]:
         """The best of the candidates that have not diverged, in the order of all."""
@@ -266,7 +268,7 @@ class _Search:
         figures = (point.alpha, point.average, point.worst_group)
         return TuningRow(candidate.method, candidate.weight, *figures, reached[-1], why)
 
-    def _save(self, best: Candidate | None, row: TuningRow) -> dict[str, dict[str, EvaluationResult]]:
+    def _save(self, best: Candidate | None, row: TuningRow) -> dict[str, dict[str, AnyResult]]:
         """Save the model that was chosen, and evaluate it and the zero-shot model on the test sets."""
         args = _in_folder(self.given.args if best is None else best.args, self.folder)
         trainer = trainer_of(replace(self.given, eval_dataset=dict(self.tests) or None), args, trains=best is not None)
