@@ -22,6 +22,7 @@ _EXPORTS = {
     "compare": "starft_hf.training.comparison",
     "contrastive_loss": "starft_hf.objectives",
     "discover_spuriosity": "starft_hf.spuriosity.discovery",
+    "evaluate_retrieval": "starft_hf.evaluation",
     "evaluate_zero_shot": "starft_hf.evaluation",
     "generate_pool": "starft_hf.spuriosity.generation",
     "greedy_soup": "starft_hf.weights",
@@ -38,6 +39,7 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
+    from starft_hf.evaluation import evaluate_retrieval as evaluate_retrieval
     from starft_hf.evaluation import evaluate_zero_shot as evaluate_zero_shot
     from starft_hf.hub.classifier import load as load
     from starft_hf.objectives import Regularizer as Regularizer

@@ -154,7 +154,7 @@ def load_training_data(
         name = (default or evaluation_split)(splits)
         if name is None and options.eval_dataset is not None:
             name = _only_split(splits, source, "--eval_split")
-        names = [] if name is None or _unlabeled(options, splits[name]) else [name]
+        names = [] if name is None or _shows_nothing(options, splits[name]) else [name]
     evaluation = {_shown(name, evaluated, source): choose_split(splits, name, source) for name in names}
     return TrainingData(train, evaluation, evaluated)
 
@@ -186,9 +186,10 @@ def take_usual_columns(options: argparse.Namespace, found: Any) -> None:
         options.caption_column = _CAPTION
 
 
-def _unlabeled(options: argparse.Namespace, rows: Any) -> bool:
-    label = options.label_column or "label"
-    return options.caption_column is not None and label not in (getattr(rows, "features", None) or {label: None})
+def _shows_nothing(options: argparse.Namespace, rows: Any) -> bool:
+    """Whether rows of a dataset with captions have neither labels nor captions to evaluate by."""
+    wanted, features = {options.label_column or "label", options.caption_column}, getattr(rows, "features", None)
+    return options.caption_column is not None and bool(features) and not wanted & set(features)
 
 
 def described(options: argparse.Namespace, inspection: Any) -> list[str]:

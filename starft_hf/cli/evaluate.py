@@ -9,7 +9,10 @@ from starft_hf.cli.data import add_data_arguments, class_names, columns, load_sp
 from starft_hf.cli.output import show
 
 
-SUMMARY = "classify a labeled dataset zero-shot or with a trained head, group by group"
+SUMMARY = "classify a labeled dataset zero-shot or with a trained head, group by group; or retrieve by captions"
+
+# Flags for images that are classified, other than those of how to read them.
+_OF_CLASSES = ["label_column", "class_names", "group_column", "templates", "no_head"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--templates", nargs="+", help="prompts with {} for the class (default: those of the model's own run)"
     )
+    parser.add_argument(
+        "--task",
+        choices=("auto", "classification", "retrieval"),
+        default="auto",
+        help="retrieval finds captions of images and images of captions; auto does for captions without labels",
+    )
+    parser.add_argument("--caption_column", help="column with the captions to retrieve (default: caption)")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--no_head", action="store_true", help="zero-shot, even if there is a linear head")
     add_trust(parser)
@@ -34,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     if (options.dataset is None) == (options.benchmark is None):
         raise argparse.ArgumentTypeError("pass either a dataset or --benchmark")
     if options.benchmark is not None:
-        refuse(options, OF_A_BENCHMARK, f"--benchmark {options.benchmark} decides it")
+        refuse(options, (*OF_A_BENCHMARK, "task", "caption_column"), f"--benchmark {options.benchmark} decides it")
     else:
         refuse(options, ["data_dir"], "it is the folder of a benchmark, and --benchmark does not name one")
     check_sources(options, "model", "dataset")
@@ -59,6 +69,10 @@ def run(options: argparse.Namespace) -> None:
     if benchmark is None:
         take_own_columns(options, own)
         rows, split = load_split(options)
+        if _is_retrieval(options, rows):
+            refuse(options, _OF_CLASSES, "captions are retrieved, and no images are classified")
+            return _retrieve(options, folder, rows, split)
+        refuse(options, ["caption_column"], "the images are classified by their labels; pass --task retrieval as well")
         groups = own_group_column(options, own, rows)
     saved = load(folder, trust_remote_code=options.trust_remote_code)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,6 +107,37 @@ def run(options: argparse.Namespace) -> None:
         data = {"dataset": options.dataset, "split": split}
     title = f"{options.model} on {options.benchmark or options.dataset}, split {split}"
     show(options, {**result.as_dict(), **data}, result_table(result, title))
+
+
+def _is_retrieval(options: argparse.Namespace, rows: Any) -> bool:
+    """Whether captions are to be retrieved, once it is checked that there are some."""
+    from starft_hf.data.columns import ColumnSettings
+    from starft_hf.data.retrieval import retrieval_columns
+
+    named = ColumnSettings(caption_column=options.caption_column, **columns(options))
+    return retrieval_columns(rows, named, options.task, what=options.dataset) is not None
+
+
+def _retrieve(options: argparse.Namespace, folder: Any, rows: Any, split: str) -> None:
+    import torch
+
+    from starft_hf import evaluate_retrieval
+    from starft_hf.cli.tables import retrieval_table
+    from starft_hf.data.retrieval import CAPTION_COLUMN
+    from starft_hf.hub.classifier import load
+
+    saved = load(folder, trust_remote_code=options.trust_remote_code)
+    result = evaluate_retrieval(
+        saved.model.to("cuda" if torch.cuda.is_available() else "cpu"),
+        saved.processor,
+        rows,
+        image_column=columns(options)["image_column"],
+        caption_column=options.caption_column or CAPTION_COLUMN,
+        dtype=torch.bfloat16 if options.bf16 else None,
+        **reading(options),
+    )
+    content = {**result.as_dict(), "dataset": options.dataset, "split": split}
+    show(options, content, retrieval_table(result, f"{options.model} on {options.dataset}, split {split}"))
 
 
 def _has_integers(rows: Any, column: str) -> bool:

@@ -10,7 +10,7 @@ from starft_hf.utils.text import one_line, percent
 
 
 if TYPE_CHECKING:
-    from starft_hf.evaluation.results import EvaluationResult
+    from starft_hf.evaluation.results import EvaluationResult, RetrievalResult
     from starft_hf.spuriosity.result import DiscoveryResult
     from starft_hf.weights.repair import RepairResult
 
@@ -28,6 +28,19 @@ def result_table(result: "EvaluationResult", title: str) -> Table:
     table.add_row("expected calibration error", "", percent(result.ece))
     if result.skipped:
         table.add_row("skipped, unreadable image", f"{result.skipped:,}", "")
+    return table
+
+
+def retrieval_table(result: "RetrievalResult", title: str) -> Table:
+    """An evaluation by retrieval: the recalls both ways."""
+    table = _table(title, ["from"], ["rows", "R@1, %", "R@5, %", "R@10, %"])
+    for way, rows in (("image_to_text", result.images), ("text_to_image", result.captions)):
+        recalls = (percent(getattr(result, f"{way}_recall_at_{cutoff}")) for cutoff in (1, 5, 10))
+        _add(table, [way.replace("_", " ")], f"{rows:,}", *recalls)
+    table.add_section()
+    table.add_row("mean of all", "", percent(result.mean_recall))
+    if result.skipped:
+        table.add_row("skipped, unreadable image", f"{result.skipped:,}")
     return table
 
 

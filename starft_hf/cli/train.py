@@ -102,8 +102,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _unevaluated(options: argparse.Namespace) -> str:
     return (
-        f"{options.dataset} has no labeled split for evaluation (test or validation), so nothing is evaluated and "
-        "no report is written; pass --eval_split or --eval_dataset"
+        f"{options.dataset} has no split with labels or captions for evaluation (test or validation), so nothing is "
+        "evaluated and no report is written; pass --eval_split or --eval_dataset"
     )
 
 

@@ -106,7 +106,7 @@ def _held_out(options: argparse.Namespace, train: Any) -> tuple[Any, dict[str, A
     """The training set without a part that is held out for validation, and that part."""
     from datasets import Dataset
 
-    from starft_hf.data.holdout import held_out
+    from starft_hf.data.holdout import held_out, image_paths
     from starft_hf.data.layouts.split_names import VALIDATION
 
     share = options.validation_split
@@ -117,7 +117,9 @@ def _held_out(options: argparse.Namespace, train: Any) -> tuple[Any, dict[str, A
         )
     groups = options.group_column or []
     wanted = [options.label_column or "label", *([groups] if isinstance(groups, str) else groups)]
-    kept, chosen = held_out(train, share, [name for name in dict.fromkeys(wanted) if name in train.features])
+    images = image_paths(train, options.image_column or "image") if options.caption_column else []
+    stratify = [name for name in dict.fromkeys(wanted) if name in train.features]
+    kept, chosen = held_out(train, share, stratify, images=images)
     print(
         f"There is no validation split: {len(chosen)} of the {len(train)} images of {options.train_split!r} are held "
         "out to choose by; --validation_split says how many.",

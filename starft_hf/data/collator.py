@@ -10,6 +10,7 @@ from starft_hf.data.decoding import BAD_IMAGES
 from starft_hf.data.images import stack_features
 from starft_hf.models.pixels import ByteValues
 from starft_hf.models.texts import TextEncoding
+from starft_hf.utils.hashing import text_key
 
 
 Collator = Callable[[list[Any]], dict[str, Any]]
@@ -35,6 +36,7 @@ class StarFTCollator:
         bad_images: the reason for every row that is skipped because of its image.
         sample_index: `(N,)`, the key of the reference's cached image features.
         caption_rows, spurious_rows: `(N,)`, for every row the index of its (spurious) caption in the batch's texts.
+        caption_keys: without labels, `(N,)`, equal numbers for equal captions.
         caption_ids, spurious_ids: `(N,)`, the ids of the (spurious) captions in the caption bank.
         captions: a list of N strings in place of `caption_rows`, if a regularizer compares classes: its texts belong
             to the whole batch, are only known in the step, and are encoded together with these.
@@ -56,6 +58,8 @@ class StarFTCollator:
         texts: dict[str, list[str]] = {}
         if self.with_captions and "caption" in examples[0]:
             captions = [example["caption"] for example in examples]
+            if "label" not in examples[0]:
+                batch["caption_keys"] = torch.tensor(list(map(text_key, captions)))
             if self.encode_captions:
                 texts["caption_rows"] = captions
             else:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from datasets import Image
 
 from starft_hf.data.columns import read_column
 
@@ -14,7 +15,9 @@ VALIDATION_SPLIT = 0.15
 _SMALL = 4
 
 
-def held_out(dataset: Any, share: float, stratify: Sequence[str], seed: int = 0) -> tuple[list[int], list[int]]:
+def held_out(
+    dataset: Any, share: float, stratify: Sequence[str], seed: int = 0, images: Sequence[Any] = ()
+) -> tuple[list[int], list[int]]:
     """The rows to train on and the rows to hold out, each in order.
 
     Args:
@@ -23,11 +26,22 @@ def held_out(dataset: Any, share: float, stratify: Sequence[str], seed: int = 0)
             are too small for that; of all of them together, the same share is held out, no more than one row of each.
         stratify: the columns whose values together make the strata, such as class and group.
         seed: of the choice.
+        images: for every row what is the same for rows with the same image, which stay together; empty: each has its
+            own.
 
     Raises:
         ValueError: if the share is not between 0 and 1.
     """
     check_share(share)
+    first: dict[Any, int] = {}
+    for row, image in enumerate(images):
+        first.setdefault(image, row)
+    if len(first) < len(images):
+        rows, keys_of = list(first.values()), list(first)
+        _, places = held_out(dataset.select(rows), share, stratify, seed)
+        held = {keys_of[place] for place in places}
+        inside = [row for row, image in enumerate(images) if image in held]
+        return [row for row, image in enumerate(images) if image not in held], inside
     keys = list(zip(*(map(str, read_column(dataset, column)) for column in stratify), strict=True))
     strata: dict[Any, list[int]] = {}
     for row, key in enumerate(keys or [()] * len(dataset)):
@@ -47,6 +61,16 @@ def held_out(dataset: Any, share: float, stratify: Sequence[str], seed: int = 0)
     chosen += generator.permutation(several)[: math.floor(share * size + 0.5)].tolist()
     kept = set(range(len(dataset))) - set(chosen)
     return sorted(kept), sorted(chosen)
+
+
+def image_paths(dataset: Any, column: str) -> list[str]:
+    """The files of the images of a `datasets` Dataset; empty if it has their bytes."""
+    if not isinstance(dataset.features.get(column), Image):
+        return []
+    plain = dataset.cast_column(column, Image(decode=False))
+    if plain[0][column] is None or plain[0][column]["bytes"] is not None:
+        return []
+    return [str(value and value["path"]) for value in read_column(plain, column)]
 
 
 def check_share(share: float) -> None:

@@ -12,7 +12,8 @@ from huggingface_hub import DatasetCard
 from transformers.utils import logging
 
 from starft_hf.data.files import DataFound, read_files
-from starft_hf.data.holdout import VALIDATION_SPLIT, check_share, held_out
+from starft_hf.data.holdout import VALIDATION_SPLIT, check_share, held_out, image_paths
+from starft_hf.data.layouts.layout import CAPTION
 from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION
 from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.utils.files import local_or_hub
@@ -108,7 +109,7 @@ def read_data(
     if config is not None:
         raise ValueError(f"{str(source)!r} is a file and has no configurations, but {config!r} was chosen; omit it")
     found = read_files(path, wanted, streaming=streaming)
-    found = _with_validation(found, wanted.label, validation_split, group_columns)
+    found = _with_validation(found, wanted, validation_split, group_columns)
     if streaming and isinstance(found.splits, DatasetDict):
         # Of images in files only the paths are read in advance, so that their labels are known and they can be mixed.
         iterable = {name: _as_iterable(part) for name, part in found.splits.items()}
@@ -173,19 +174,23 @@ def _has_configurations(folder: Path) -> bool:
     return bool(DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs"))
 
 
-def _with_validation(found: DataFound, label: str, share: float, group_columns: Sequence[str]) -> DataFound:
+def _with_validation(found: DataFound, wanted: Wanted, share: float, group_columns: Sequence[str]) -> DataFound:
     """The same with rows held out of its only split, if that is for training."""
     train = found.splits.get(TRAIN)
     if share == 0 or not isinstance(train, Dataset) or len(found.splits) > 1 or len(train) < 2:
         return found
-    stratify = dict.fromkeys((label, *(group_columns or found.group_columns)))
-    kept, chosen = held_out(train, share, [column for column in stratify if column in train.features])
+    stratify = list(dict.fromkeys((wanted.label, *(group_columns or found.group_columns))))
+    stratify = [column for column in stratify if column in train.features]
+    # Captions of one image may be in several rows, which training must not share with validation.
+    images = image_paths(train, wanted.image) if CAPTION in train.features else []
+    kept, chosen = held_out(train, share, stratify, images=images)
     if not chosen:
         return found
+    by = " and stratified by class and group" if len(stratify) > 1 else " and stratified by class" if stratify else ""
+    what = "rows" if images else "images"
     note = (
-        f"There is only one split: {len(chosen)} of its {len(train)} images, chosen at random and stratified by class"
-        f"{' and group' if len(stratify) > 1 else ''}, are held out as the split {VALIDATION!r}; validation_split "
-        "says how many, 0 none."
+        f"There is only one split: {len(chosen)} of its {len(train)} {what}, chosen at random{by}, are held out as "
+        f"the split {VALIDATION!r}; validation_split says how many, 0 none."
     )
     splits = DatasetDict({TRAIN: train.select(kept), VALIDATION: train.select(chosen)})
     sources = {name: found.sources.get(TRAIN, ()) for name in splits}

@@ -1,9 +1,17 @@
-"""Robust evaluation: zero-shot classifiers, groups, calibration."""
+"""Robust evaluation: zero-shot classifiers, groups, calibration; retrieval."""
 
 from starft_hf.evaluation.counts import ClassificationCounts
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
-from starft_hf.evaluation.results import EvaluationResult
+from starft_hf.evaluation.results import EvaluationResult, RetrievalResult
+from starft_hf.evaluation.retrieval import evaluate_retrieval
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 
 
-__all__ = ["ClassificationCounts", "EvaluationResult", "evaluate_zero_shot", "zero_shot_weights"]
+__all__ = [
+    "ClassificationCounts",
+    "EvaluationResult",
+    "RetrievalResult",
+    "evaluate_retrieval",
+    "evaluate_zero_shot",
+    "zero_shot_weights",
+]

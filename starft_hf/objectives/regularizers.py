@@ -27,8 +27,9 @@ class RegularizerInputs:
         reference_image_embeds: the images' unit rows from the frozen reference, `(n, D0)`.
         reference_column_embeds: the columns' unit rows from the frozen reference, `(M, D0)`.
         logit_scale: the reference's inverse temperature s0, already exponentiated.
-        labels: class indices of the rows, `(n,)`, or None for a dataset without labels.
-        column_labels: class indices of the columns, `(M,)`, or None.
+        labels: class indices of the rows, `(n,)`, or None for a dataset without labels. With `captions_as_labels` that
+            has equal numbers for equal captions.
+        column_labels: the same of the columns, `(M,)`, or None.
         column_valid: which columns belong to a sample, `(M,)`; the others are padding. None: all.
         weight_pairs: every parameter of the tuned model with its value in the reference.
     """
@@ -58,6 +59,8 @@ class Regularizer:
             nothing.
         needs_weights: whether it uses the weights, so that the reference must keep its own.
         needs_labels: whether it is undefined without class labels.
+        captions_as_labels: whether, in data with captions and no labels, rows with the same caption may stand for rows
+            of one class: it then gets numbers of captions as labels.
         fewest_classes: with fewer classes it constrains too little to be useful.
         minimal_at_reference: whether it is at a minimum, with a gradient of exactly 0, where the tuned model equals
             the reference.
@@ -70,6 +73,7 @@ class Regularizer:
     columns: Literal["spurious", "classes", "contexts", "none"] = "spurious"
     needs_weights: bool = False
     needs_labels: bool = False
+    captions_as_labels: bool = False
     fewest_classes: int = 1
     minimal_at_reference: bool = True
     auto_weight: Callable[[int | None], float] | None = None
@@ -170,7 +174,16 @@ def divergence_weight(num_classes: int | None) -> float:
 
 
 # star compares a row with captions of other classes only: with two or three classes, almost nothing is left.
-register_regularizer(Regularizer("star", _star, needs_labels=True, fewest_classes=4, auto_weight=divergence_weight))
+register_regularizer(
+    Regularizer(
+        "star",
+        _star,
+        needs_labels=True,
+        captions_as_labels=True,
+        fewest_classes=4,
+        auto_weight=divergence_weight,
+    )
+)
 register_regularizer(Regularizer("kl", _kl, auto_weight=divergence_weight))
 # The distribution over classes given a spurious context, which a shortcut from background to label changes most.
 register_regularizer(

@@ -95,7 +95,7 @@ def plan_cache(
         dataset: the training set.
         needs_embeddings: whether the regularizer compares with the reference's embeddings.
         needs_weights: whether it compares with the reference's weights.
-        finite_captions: whether captions are made of class names, so that all of them are known in advance.
+        finite_captions: whether what is compared is made of class names, so that all of it is known in advance.
         deterministic_images: whether preprocessing always gives the same tensors for an image.
         at_least_an_epoch: whether the run uses every image; otherwise "auto" would compute more than it saves.
 

@@ -54,7 +54,8 @@ class Candidates(ABC):
         needs_embeddings: whether the reference has to embed anything.
         drawn_per_example: whether every example draws a spurious caption of its own.
         drawn_per_batch: whether the texts are only known in the step, so that it encodes them.
-        needs_class_captions: why captions must be made of class names, as a clause; None where any captions do.
+        needs_class_captions: why it needs captions that are made of class names, even if the rows have others, as a
+            clause; None where it does not.
         draws_templates: whether templates are drawn, so that their weights matter.
         bounds_classes: whether it compares at most `max_classes` classes.
         fewest_classes: the smallest number of classes with which there is something to compare.

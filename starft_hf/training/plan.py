@@ -130,7 +130,7 @@ class RunPlan:
             check_auto(given.spuriosity, columns)
         _check_labels_exist(args, regularizer, columns.class_names, streamed=is_iterable(dataset))
         if pool is not None:
-            _check_pool(pool, columns.class_names)
+            pool = _checked_pool(pool, columns.class_names)
         if regularizer is not None:
             _check_candidates(args, regularizer, pool, columns.class_names)
         check_schedule(args, regularizer, streamed=is_iterable(dataset))
@@ -193,7 +193,7 @@ def reference_settings(args: StarFTConfig) -> ReferenceSettings:
 def _plan_cache(given: RunInputs, regularizer: Regularizer | None, columns: ImageColumns) -> CachePlan | None:
     if regularizer is None:
         return None
-    args, dataset = given.args, given.train_dataset
+    args, dataset, strategy = given.args, given.train_dataset, strategy_of(regularizer)
     # Caching one embedding per image costs more than it saves where a run does not use every image.
     at_least_an_epoch = args.num_train_epochs >= 1
     if args.max_steps > 0:
@@ -202,9 +202,9 @@ def _plan_cache(given: RunInputs, regularizer: Regularizer | None, columns: Imag
     return plan_cache(
         reference_settings(args),
         dataset,
-        needs_embeddings=strategy_of(regularizer).needs_embeddings,
+        needs_embeddings=strategy.needs_embeddings,
         needs_weights=regularizer.needs_weights,
-        finite_captions=columns.label is not None and columns.caption is None,
+        finite_captions=columns.label is not None and (columns.caption is None or bool(strategy.needs_class_captions)),
         deterministic_images=args.crop_scale is None and given.image_transform is None,
         at_least_an_epoch=at_least_an_epoch,
     )
@@ -278,7 +278,8 @@ def _check_labels_exist(
             "base_loss='cross_entropy' needs labels, and the training dataset has none; set label_column, or use "
             "base_loss='contrastive'"
         )
-    if class_names is None and regularizer is not None and regularizer.needs_labels:
+    by_captions = regularizer is not None and regularizer.captions_as_labels
+    if class_names is None and regularizer is not None and regularizer.needs_labels and not by_captions:
         raise ValueError(
             f"regularizer={regularizer.name!r} needs labels, and the training dataset has none; set label_column and "
             "class_names, or use regularizer='kl'"
@@ -291,14 +292,24 @@ def _check_labels_exist(
         )
 
 
-def _check_pool(pool: SpuriosityPool, class_names: Sequence[str] | None) -> None:
-    """Check that every class has a template; warn of restrictions to classes that do not exist."""
+def _checked_pool(pool: SpuriosityPool, class_names: Sequence[str] | None) -> SpuriosityPool:
+    """The templates that rows can fill, once it is checked that every class has one.
+
+    Warns of restrictions to classes that do not exist.
+    """
     if class_names is None and pool.needs_class_names:
+        filled = [index for index, template in enumerate(pool) if CLASS_FIELD not in template]
         template = next(template for template in pool if CLASS_FIELD in template)
-        raise ValueError(
-            f"the spuriosity pool holds {template!r}, which needs a class name, and the training dataset has no "
-            "labels; use a pool whose templates hold {} only"
+        problem = f"the spuriosity pool holds {template!r}, which needs a class name, and the training dataset has no "
+        if not filled:
+            raise ValueError(
+                f"{problem}labels; use a pool with templates that hold {{}}, such as 'background' or 'objects', or "
+                "set label_column"
+            )
+        logger.warning_once(
+            f"{problem}labels; {len(pool) - len(filled)} such templates are left out, and {len(filled)} are used."
         )
+        pool = pool.only(filled)
     pool.check_classes(class_names)
     known = {readable(name) for name in class_names or ()}
     unknown = sorted({name for names in pool.classes or () for name in names or () if name not in known})
@@ -308,6 +319,7 @@ def _check_pool(pool: SpuriosityPool, class_names: Sequence[str] | None) -> None
             len(unknown),
             unknown_name("class", unknown[0], sorted(known)),
         )
+    return pool
 
 
 def _check_candidates(
@@ -315,10 +327,10 @@ def _check_candidates(
 ) -> None:
     """Check that there is what the regularizer compares images with, and warn where it is too little."""
     name, strategy = regularizer.name, strategy_of(regularizer)
-    if strategy.needs_class_captions and (class_names is None or config.caption_column is not None):
+    if strategy.needs_class_captions and class_names is None:
         raise ValueError(
-            f"regularizer={name!r} {strategy.needs_class_captions}, so it needs labels with class names and captions "
-            "made of them; set label_column and class_names, and no caption_column"
+            f"regularizer={name!r} {strategy.needs_class_captions}, so it needs labels with class names; set "
+            "label_column and class_names, or use regularizer='kl', which only needs captions"
         )
     if class_names is not None and len(class_names) < strategy.fewest_classes:
         raise ValueError(

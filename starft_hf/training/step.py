@@ -122,14 +122,18 @@ class TrainingStep:
         outputs: DualOutput,
         compared: ComparedEmbeds,
     ) -> RegularizerInputs:
+        labels, column_labels = batch.get("labels"), compared.labels
+        if labels is None and self.regularizer is not None and self.regularizer.captions_as_labels:
+            labels = batch["caption_keys"]
+            column_labels = gather_values(labels)
         return RegularizerInputs(
             image_embeds=outputs.image_embeds,
             column_embeds=compared.candidates,
             reference_image_embeds=compared.reference_images,
             reference_column_embeds=compared.reference_candidates,
             logit_scale=reference.logit_scale,
-            labels=batch.get("labels"),
-            column_labels=compared.labels,
+            labels=labels,
+            column_labels=column_labels,
             column_valid=compared.valid,
             weight_pairs=lambda: reference.weight_pairs(model),
         )

@@ -15,6 +15,11 @@ def digest(parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def text_key(text: str) -> int:
+    """A number of 63 bits for a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """A digest of named tensors: of names, dtypes, shapes and every byte."""
     hasher = hashlib.blake2b(digest_size=16)

@@ -45,10 +45,10 @@ def test_nothing_to_evaluate_on(run, tmp_path, capsys, monkeypatch):
     write_folder(tmp_path / "photos")
     alone = ["--validation_split", "0"]
     shown = run("train", *RUN, *FAST, *alone, "--output_dir", "out")
-    assert "photos has no labeled split for evaluation (test or validation), so nothing is evaluated" in shown
+    assert "photos has no split with labels or captions for evaluation (test or validation), so nothing" in shown
     assert "pass --eval_split or --eval_dataset" in shown
     error = run("train", *RUN, *FAST, *alone, "--output_dir", "other", "--eval_strategy", "epoch", code=2)
-    assert "starft train: warning: photos has no labeled split for evaluation" in error
+    assert "starft train: warning: photos has no split with labels or captions for evaluation" in error
     assert not (tmp_path / "other").exists()
 
 

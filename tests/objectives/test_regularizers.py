@@ -101,6 +101,6 @@ def test_what_they_cannot_do_is_refused(clip, processor, config, dataset):
         StarFTTrainer(
             clip,
             config(regularizer="car-ft", reg_weight=1, caption_column="note"),
-            dataset,
+            dataset.remove_columns("label"),
             processing_class=processor,
         )

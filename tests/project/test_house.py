@@ -39,6 +39,7 @@ ENTRY_POINTS = {
     "StarFTTrainer.__init__",
     "compare",
     "discover_spuriosity",
+    "evaluate_retrieval",
     "evaluate_zero_shot",
     "generate_pool",
     "push_folder",

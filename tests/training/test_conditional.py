@@ -213,9 +213,10 @@ def test_adapters_train_with_it(trained, dataset, clip):
 
 
 def test_what_it_needs_is_asked_for(clip, processor, config, dataset):
+    captions = dataset.remove_columns("label")
     with pytest.raises(ValueError, match=r"compares classes.*class\s+names"):
         StarFTTrainer(
-            clip, config(regularizer="conditional", caption_column="note"), dataset, processing_class=processor
+            clip, config(regularizer="conditional", caption_column="note"), captions, processing_class=processor
         )
     with pytest.raises(ValueError, match="must be at least 2, because classes are compared"):
         config(reg_max_classes=1)

@@ -72,7 +72,8 @@ def test_restrictions_and_weights_without_effect_are_warned_of(clip, processor, 
 def test_settings_that_need_labels(refused, dataset):
     captions = dataset.remove_columns("label")
     refused(captions, match="cross_entropy' needs labels", caption_column="note", base_loss="cross_entropy")
-    refused(captions, match="'star' needs labels.*regularizer='kl'", caption_column="note", regularizer="star")
+    refused(captions, match="'conditional' compares classes.*'kl'", caption_column="note", regularizer="conditional")
+    refused(captions, match="'attribution' gives every", caption_column="note", reweight="attribution")
     pool = {"spuriosity": ["a striped {class}."]}
     refused(captions, match=r"striped \{class\}", caption_column="note", regularizer="kl", trainer=pool)
 

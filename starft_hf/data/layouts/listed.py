@@ -70,6 +70,11 @@ class Table:
         return len(self.rows.columns) == 1
 
     @property
+    def has_captions(self) -> bool:
+        """Whether it has captions of the images."""
+        return CAPTION in self.rows
+
+    @property
     def others(self) -> list[str]:
         """Its columns other than that of the images."""
         return [str(name) for name in self.rows.columns[1:]]
@@ -104,7 +109,8 @@ def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) ->
     """Images by the tables that list them, each named after its split or in the folder of its split, or all in one.
 
     Tables count if they are called "metadata", have labels, or are lists of paths, whose labels are the class folders.
-    With `any_column` the only column beside the paths may have the labels, whatever its name, or all of them together.
+    With `any_column` the only column beside the paths may have the labels, whatever its name, or all of them together;
+    and tables count that have no labels but captions.
 
     Raises:
         ValueError: if two tables list the same image for the same split.
@@ -115,10 +121,11 @@ def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) ->
     chosen = [table for table in read_ones if table.is_metadata] and [
         table for table in read_ones if table.label is not None or table.is_metadata
     ]
-    chosen = chosen or labeled or lists
+    captioned = [table for table in read_ones if any_column and table.has_captions]
+    chosen = chosen or labeled or captioned or lists
     in_lists = {} if chosen is lists else _in_lists(lists)
     chosen = _with_folders_as_labels(chosen)
-    if not chosen or not any(table.is_metadata or table.label is not None for table in chosen):
+    if not captioned and not any(table.is_metadata or table.label is not None for table in chosen):
         return None
     names = next((table.class_names for table in chosen if table.class_names is not None), None)
     missing = {path: why for table in chosen for path, why in table.missing.items()}

@@ -9,7 +9,7 @@ import pandas as pd
 
 from starft_hf.data.image_formats import is_image
 from starft_hf.data.layouts.image_index import ImageIndex
-from starft_hf.data.layouts.layout import IMAGE, LABEL
+from starft_hf.data.layouts.layout import CAPTION, IMAGE, LABEL
 from starft_hf.data.layouts.split_names import TEST, TRAIN, names_a_split, split_in, split_of, split_of_value
 from starft_hf.data.urls import is_url
 
@@ -57,7 +57,8 @@ def label_column(rows: pd.DataFrame, wanted: Wanted, any_column: bool) -> tuple[
     known = [str(name) for name in rows if _rank(name, _LABELS) < len(_LABELS) and _may_be_labels(rows[name])]
     label = min(known, key=lambda name: _rank(name, _LABELS), default=None)
     if label is None and any_column:
-        others = [str(name) for name in rows if _plain(name) not in _SPLITS and not _are_splits(name, rows[name])]
+        names = [name for name in rows if _plain(name) != CAPTION and _plain(name) not in _SPLITS]
+        others = [str(name) for name in names if not _are_splits(name, rows[name])]
         if len(others) == 1 and _is_single(rows[others[0]]) and 1 < rows[others[0]].nunique() < len(rows):
             label = others[0]
     if label is None or not pd.api.types.is_integer_dtype(rows[label]):
