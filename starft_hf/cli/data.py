@@ -188,8 +188,8 @@ def take_usual_columns(options: argparse.Namespace, found: Any) -> None:
 
 def _shows_nothing(options: argparse.Namespace, rows: Any) -> bool:
     """Whether rows of a dataset with captions have neither labels nor captions to evaluate by."""
-    wanted, features = {options.label_column or "label", options.caption_column}, getattr(rows, "features", None)
-    return options.caption_column is not None and bool(features) and not wanted & set(features)
+    wanted, features = {options.label_column or "label", options.caption_column}, getattr(rows, "features", None) or {}
+    return options.caption_column is not None and bool(features) and wanted.isdisjoint(features)
 
 
 def described(options: argparse.Namespace, inspection: Any) -> list[str]:

@@ -114,7 +114,7 @@ def _is_retrieval(options: argparse.Namespace, rows: Any) -> bool:
     from starft_hf.data.columns import ColumnSettings
     from starft_hf.data.retrieval import retrieval_columns
 
-    named = ColumnSettings(caption_column=options.caption_column, **columns(options))
+    named = ColumnSettings(*columns(options).values(), caption_column=options.caption_column)
     return retrieval_columns(rows, named, options.task, what=options.dataset) is not None
 
 

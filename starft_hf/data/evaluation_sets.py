@@ -45,5 +45,7 @@ def evaluation_sets(
         return as_examples(dataset, RetrievalExampleMaker(found, preprocessor), on_bad_image, cache=cache)
     else:
         training = training or ImageColumns(settings.image_column, None, None, None, None)
-        columns = resolve_evaluation_columns(dataset, replace(settings, training=training), what="eval_dataset")
+        # Images are classified by names of classes, so that their captions are not needed.
+        settings = replace(settings, training=training, caption_column=None)
+        columns = resolve_evaluation_columns(dataset, settings, what="eval_dataset")
     return as_examples(dataset, EvaluationExampleMaker(columns, preprocessor), on_bad_image, cache=cache)

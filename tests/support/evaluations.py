@@ -8,11 +8,11 @@ import torch
 from accelerate import PartialState
 from transformers import AutoProcessor, CLIPModel
 
-from starft_hf import evaluate_zero_shot
+from starft_hf import evaluate_retrieval, evaluate_zero_shot
 from starft_hf.models.heads import head_from_weights
 from starft_hf.utils.collectives import rank, world_size
 from tests.support.launch import end_quietly
-from tests.support.tiny import MANY_NAMES, TINY_CLIP, make_dataset
+from tests.support.tiny import MANY_NAMES, TINY_CLIP, captioned, make_dataset
 
 
 # Arguments of `evaluate_zero_shot`, and the number of images: 1 leaves a process without any.
@@ -22,6 +22,8 @@ CASES = {
     "mapping": ({"class_names": MANY_NAMES[:5], "class_mapping": [[0, 4], [1], [2], [3]]}, 9),
     "head": ({"keep_mistakes": 3}, 13),
 }
+# The number of images: 1 leaves a process without any.
+RETRIEVAL_CASES = {"captions": 23, "one image with captions": 1}
 
 
 def run(file):
@@ -34,6 +36,9 @@ def run(file):
             weights = torch.randn(4, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             settings = {**settings, "head": head_from_weights(weights)}
         result = evaluate_zero_shot(model, processor, make_dataset(size), progress=False, **settings)
+        found[name] = result.as_dict()
+    for name, size in RETRIEVAL_CASES.items():
+        result = evaluate_retrieval(model, processor, captioned(size), progress=False, batch_size=4)
         found[name] = result.as_dict()
     path = Path(file)
     path.with_suffix(f".{rank()}").write_text(json.dumps(found))

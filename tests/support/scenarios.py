@@ -21,7 +21,7 @@ from starft_hf.reference import FrozenReference
 from starft_hf.utils.collectives import rank, world_size
 from tests.support.families import towers
 from tests.support.launch import end_quietly
-from tests.support.tiny import MANY_NAMES, TINY_CLIP, make_dataset
+from tests.support.tiny import MANY_NAMES, TINY_CLIP, captioned, make_dataset
 
 
 GLOBAL_BATCH = 12
@@ -62,6 +62,7 @@ SCENARIOS = {
         {"reweight": "attribution", "base_loss": "cross_entropy", "regularizer": "none"},
         31,
     ),
+    "captions without labels": ({"regularizer": "star", "caption_column": "caption"}, 27),
     "batch norm": ({"towers": ("efficientnet", "bert"), "crop_scale": None, "reference_cache": "none"}, 31),
 }
 
@@ -112,11 +113,12 @@ def make_trainer(name, folder, **overrides):
         }
     )
     torch.manual_seed(0)
+    make = captioned if args.caption_column else make_dataset
     trainer = Recorder(
         model,
         args,
-        make_dataset(size, **classes),
-        eval_dataset=make_dataset(13, seed=5, **classes),
+        make(size, **classes),
+        eval_dataset=make(13, seed=5, **classes),
         processing_class=processor,
         spuriosity=["{} in the snow.", "{} at night.", "{} on a beach."],
         peft_config=peft_config,

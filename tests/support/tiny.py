@@ -52,6 +52,19 @@ def make_dataset(size=24, seed=0, class_names=CLASS_NAMES, group_names=("left", 
     )
 
 
+def captioned(size=24, seed=0):
+    """The images of `make_dataset` with one caption to three each and no labels; images of a class share captions."""
+    rows = make_dataset(size, seed)
+    captions = [
+        [
+            f"a photo of a {CLASS_NAMES[label]}{more}"
+            for more in (" in the sky", " under the blue sky", "")[: 1 + row % 3]
+        ]
+        for row, label in enumerate(rows["label"])
+    ]
+    return rows.remove_columns(["label", "group", "note"]).add_column("caption", captions)
+
+
 def write_folder(folder, class_names=CLASS_NAMES, size=16, seed=0, split="train"):
     """Pictures in one folder per class, with their places in a metadata file."""
     rows = make_dataset(size, seed, class_names)

@@ -59,6 +59,7 @@ FSDP_SCENARIOS = [
     "conditional, live, in chunks",
     "weighted star",
     "batch norm",
+    "captions without labels",
 ]
 
 
