@@ -114,8 +114,9 @@ def _is_retrieval(options: argparse.Namespace, rows: Any) -> bool:
     from starft_hf.data.columns import ColumnSettings
     from starft_hf.data.retrieval import retrieval_columns
 
-    named = ColumnSettings(*columns(options).values(), caption_column=options.caption_column)
-    return retrieval_columns(rows, named, options.task, what=options.dataset) is not None
+    named = columns(options)
+    settings = ColumnSettings(named["image_column"], named["label_column"], options.caption_column)
+    return retrieval_columns(rows, settings, options.task, what=options.dataset) is not None
 
 
 def _retrieve(options: argparse.Namespace, folder: Any, rows: Any, split: str) -> None:

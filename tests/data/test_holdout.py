@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from starft_hf.data.holdout import held_out
 from starft_hf.data.loading import load_splits, read_data
-from tests.support.tiny import write_folder
+from tests.support.tiny import write_captions, write_folder
 
 
 def rows(**columns):
@@ -32,6 +32,19 @@ def test_small_strata_give_one_row_each_at_most_and_their_share_in_all():
     assert len(chosen) == 30
     assert max(Counter(labels[row] for row in chosen).values()) == 1
     assert 300 not in chosen
+
+
+def test_rows_of_one_image_stay_together(tmp_path):
+    images = [number // 3 for number in range(60)]
+    kept, chosen = held_out(rows(image=images), 0.25, [], images=images)
+    assert sorted(kept + chosen) == list(range(60))
+    assert len(chosen) == 15
+    assert not {images[row] for row in kept} & {images[row] for row in chosen}
+    write_captions(tmp_path / "photos")
+    found = load_splits(tmp_path / "photos", validation_split=0.25)
+    files = {name: {row["image"].tobytes() for row in part} for name, part in found.items()}
+    assert {name: len(part) for name, part in files.items()} == {"train": 12, "validation": 4}
+    assert not files["train"] & files["validation"]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.floats(0, 0.99), st.integers(0, 3))

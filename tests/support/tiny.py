@@ -79,6 +79,17 @@ def write_folder(folder, class_names=CLASS_NAMES, size=16, seed=0, split="train"
         csv.writer(file).writerows([("file_name", "place"), *lines])
 
 
+def write_captions(folder, size=16, seed=0, split=None):
+    """Images, and a table with a row for every caption."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    name, lines = split or "captions", []
+    for index, row in enumerate(captioned(size, seed)):
+        row["image"].save(folder / "images" / f"{name}{index}.png")
+        lines += [(f"{name}{index}.png", caption) for caption in row["caption"]]
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), *lines])
+
+
 def write_shards(folder):
     """WebDataset shards: pictures and labels of one name each."""
     folder.mkdir()
