@@ -37,7 +37,9 @@ def retrieval_hits(
         block: queries that are compared at a time; None bounds the similarities in memory.
     """
     # Rows that are equal bit by bit are one candidate, because a product need not have the same last bit for both.
-    distinct, place = torch.unique(as_float32_or_wider(candidates), dim=0, return_inverse=True)
+    # On the CPU, since not every device has this function.
+    rows = torch.unique(as_float32_or_wider(candidates).cpu(), dim=0, return_inverse=True)
+    distinct, place = (part.to(queries.device) for part in rows)
     copies = place.bincount(minlength=len(distinct))
     query, candidate = relevant[relevant[:, 0].argsort()].to(queries.device).unbind(1)
     query, place = query.contiguous(), place[candidate]

@@ -102,10 +102,10 @@ class RunPlan:
         args, dataset = given.args, given.train_dataset
         _check_arguments(given)
         _check_sources(given)
+        check_mapped_sets(given.class_mapping, given.eval_dataset)
         tasks = evaluation_tasks(args, given.eval_dataset, given.class_mapping)
         check_best_metric(args, tasks)
         warn_of_unused(args, tasks)
-        check_mapped_sets(given.class_mapping, given.eval_dataset)
         if args.image_cache is not None:
             sets = {"eval_dataset": given.eval_dataset, "zero_shot_probe": given.zero_shot_probe}
             check_cacheable_sets(train_dataset=dataset, **sets)
