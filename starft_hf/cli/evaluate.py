@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--task",
-        choices=("auto", "classification", "retrieval"),
+        choices=("auto", "retrieval", "classification"),
         default="auto",
         help="retrieval finds captions of images and images of captions; auto does for captions without labels",
     )
@@ -112,9 +112,16 @@ def run(options: argparse.Namespace) -> None:
 def _is_retrieval(options: argparse.Namespace, rows: Any) -> bool:
     """Whether captions are to be retrieved, once it is checked that there are some."""
     from starft_hf.data.columns import ColumnSettings
-    from starft_hf.data.retrieval import retrieval_columns
+    from starft_hf.data.retrieval import CAPTION_COLUMN, RETRIEVAL, retrieval_columns
+    from starft_hf.data.source import column_names
 
-    named = columns(options)
+    named, present = columns(options), column_names(rows)
+    caption = options.caption_column or CAPTION_COLUMN
+    if options.task == RETRIEVAL and present is not None and caption not in present:
+        raise argparse.ArgumentTypeError(
+            f"--task retrieval needs captions, and {options.dataset} has no column {caption!r} but {present}; pass "
+            "--caption_column"
+        )
     settings = ColumnSettings(named["image_column"], named["label_column"], options.caption_column)
     return retrieval_columns(rows, settings, options.task, what=options.dataset) is not None
 

@@ -86,6 +86,7 @@ VALUES = {
     "domain": ["cars"],
     "eval_dataset": ["e"],
     "eval_split": ["validation", "test"],
+    "eval_task": ["retrieval"],
     "eval_templates": ["a {}."],
     "group_column": ["place"],
     "image_column": ["img"],
