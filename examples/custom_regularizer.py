@@ -9,7 +9,7 @@ from starft_hf.demo.world import BACKGROUND_TEMPLATES, make_split
 model = MODEL_FOLDER
 splits = {name: make_split(name) for name in ("train", "validation", "test")}
 spuriosity = list(BACKGROUND_TEMPLATES)
-settings = {"group_column": "group", "learning_rate": 4e-4, "max_steps": 60}
+settings = {"group_column": "group", "learning_rate": 2e-4, "max_steps": 60}
 
 
 # New in this example: one value per row, of which the mean is taken; see RegularizerInputs

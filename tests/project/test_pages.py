@@ -44,10 +44,11 @@ def waterbirds(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page, stand_ins, waterbirds, spelling_clip, tmp_path, monkeypatch):
-    for name in ("photos", "robust"):
-        shutil.copytree(stand_ins / name, tmp_path / name)
-    # What the page on repair begins with.
-    shutil.copytree(stand_ins / "robust", tmp_path / "clip-waterbirds-starft")
+    shutil.copytree(stand_ins / "photos", tmp_path / "photos")
+    # What a page evaluates and does not train itself.
+    for name in ("robust", "clip-waterbirds-starft"):
+        if f"--output_dir {name}\n" not in page.read_text(encoding="utf-8"):
+            shutil.copytree(stand_ins / "robust", tmp_path / name)
     monkeypatch.chdir(tmp_path)
     printed = run_blocks(page, spelling_clip)
     own = [words for language, block in blocks_of(page) if language == "bash" for words in commands_of(block)]

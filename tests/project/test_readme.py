@@ -22,6 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = [block for language, block in blocks_of(ROOT / "README.md") if language == "bash"]
 
 
+@pytest.mark.slow
 def test_the_blocks_run_one_after_the_other(spelling_clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed, split in enumerate(("train", "val", "test")):
