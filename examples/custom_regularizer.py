@@ -1,4 +1,4 @@
-"""Register a regularizer of your own: here, the squared distance of image embeddings to the reference's."""
+"""Register a regularizer of your own: here, the squared distance of all embeddings to the reference's."""
 
 import starft_hf
 from starft_hf.demo.pretrain import MODEL_FOLDER
@@ -14,11 +14,13 @@ settings = {"group_column": "group", "learning_rate": 2e-4, "max_steps": 60}
 
 # New in this example: one value per row, of which the mean is taken; see RegularizerInputs
 def distance(inputs):
-    return (inputs.image_embeds - inputs.reference_image_embeds).square().sum(-1)
+    images = inputs.image_embeds - inputs.reference_image_embeds
+    captions = inputs.column_embeds - inputs.reference_column_embeds
+    return images.square().sum(-1) + captions.square().sum(-1).mean()
 
 
 starft_hf.register_regularizer(starft_hf.Regularizer("distance", distance))
-settings |= {"regularizer": "distance", "reg_weight": 3.0}
+settings |= {"regularizer": "distance", "reg_weight": 100.0}
 # End
 
 trainer = starft_hf.StarFTTrainer(
