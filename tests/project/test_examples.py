@@ -22,10 +22,10 @@ NAMES_OF_SETTINGS = ("learning_rate", "max_steps", "regularizer", "reg_weight", 
 def sources():
     """The code of the examples that train on the demo's task, by where they stand."""
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        yield from ((page.stem, block) for language, block in blocks_of(page) if language == "python")
-    yield from (
-        (f"examples/{path.name}", path.read_text("utf-8")) for path in sorted((ROOT / "examples").glob("*.py"))
-    )
+        blocks = (block for language, block in blocks_of(page) if language == "python")
+        yield from ((page.stem, block) for block in blocks if "max_steps" in block)
+    # The other scripts begin as this one does.
+    yield "examples/train.py", (ROOT / "examples" / "train.py").read_text(encoding="utf-8")
     for name in NAMES:
         cells = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells
         yield name, "\n".join(cell.source for cell in cells if cell.cell_type == "code")
