@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starft_hf.report.methods import explained
 from starft_hf.report.mistakes import galleries_of
 from starft_hf.report.retrieval import RECALL_NOTE, RetrievalSection, retrieval_columns_of, retrieval_finding
 from starft_hf.report.rows import Section
@@ -27,6 +28,7 @@ def render_page(
     retrieval: Sequence[RetrievalSection],
     curve_axes: tuple[str, str],
     thumbnails: Mapping[str, Mapping[int, Any]],
+    about: Mapping[str, str],
 ) -> str:
     """The HTML of the page, with the arguments and errors of `RobustnessReport`."""
     check_extra()
@@ -50,6 +52,8 @@ def render_page(
     )
     return environment.get_template("template.html.jinja").render(
         title=title,
+        about=about,
+        methods=explained(entries),
         findings=[*map(finding_of, sections), *map(retrieval_finding, retrieval)],
         summaries=[(section.dataset, Table.of(columns, [section])) for section in sections],
         datasets=[
