@@ -36,7 +36,8 @@ class CardContent:
     `results` are by the name of the dataset, as is `before`: those of the model that training started from, on the
     same data. `retention` has the retention sets by name. `adapter` is its kind, such as "LORA"; `datasets` are ids on
     the Hub; `figures` are pairs of alternative text and path; `defaults` are the settings that stand at their
-    defaults, by name; `log` has entries of the training log, with the step, the base loss and the loss of the regularizer.
+    defaults, by name; `log` has entries of the training log, with the step, the base loss and the loss of the
+    regularizer.
     """
 
     title: str
