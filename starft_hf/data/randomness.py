@@ -26,6 +26,9 @@ class Draw(IntEnum):
     OTHER_CLASSES = 5
     CAPTION = 6
     ORDER = 7
+    SUBSET = 8
+    STRATA = 9
+    STRATUM = 10
 
 
 def sample_generator(seed: int, epoch: int, sample: int, draw: Draw) -> np.random.Generator:

@@ -61,6 +61,7 @@ class HubMixin(Trainer):
             {**self.args.recorded_settings, "per_device_train_batch_size": self._train_batch_size},
             setup.pool,
             getattr(self.train_dataset, "dataset", None),
+            drawn_from=setup.plan.drawn_from,
             class_names=setup.plan.class_names,
             start=start,
             reference=setup.reference_source or start,

@@ -262,8 +262,8 @@ class StarFTTrainer(HubMixin, Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        sampler, epoch = super()._get_train_sampler(train_dataset), self.setup.epoch
-        return training_sampler(sampler, dataset, self.args, self._train_batch_size, lambda: epoch.value)
+        sampler, order = super()._get_train_sampler(train_dataset), (self.setup.epoch, self.setup.plan.strata)
+        return training_sampler(sampler, dataset, self.args, self._train_batch_size, *order)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return evaluation_sampler(super()._get_eval_sampler(eval_dataset), eval_dataset, self.args)

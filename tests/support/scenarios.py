@@ -62,6 +62,10 @@ SCENARIOS = {
         {"reweight": "attribution", "base_loss": "cross_entropy", "regularizer": "none"},
         31,
     ),
+    "group-balanced, of some images": (
+        {"train_sampling_strategy": "group_balanced", "max_train_samples": 31, "data_seed": 3},
+        36,
+    ),
     "batch norm": ({"towers": ("efficientnet", "bert"), "crop_scale": None, "reference_cache": "none"}, 31),
 }
 
