@@ -24,6 +24,7 @@ from starft_hf.training.methods import ZERO_SHOT, Methods, settings_of_methods
 from starft_hf.training.plan import RunInputs, RunPlan
 from starft_hf.training.processes import map_in_processes
 from starft_hf.training.repairs import Repairs, with_repairs
+from starft_hf.training.trackers import TrackerReport
 from starft_hf.training.trainer import StarFTTrainer
 from starft_hf.training.unused_settings import unused_names, without_unused
 from starft_hf.weights.interpolation import check_alpha, mixed
@@ -76,8 +77,9 @@ def trainer_of(
         class_mapping=shared.class_mapping,
         callbacks=callbacks,
     )
-    # Without progress bars Trainer prints every metric.
+    # Without progress bars Trainer prints every metric. The report of a comparison is that of all its runs.
     trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(TrackerReport)
     return trainer
 
 

@@ -32,7 +32,7 @@ from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
 from starft_hf.training.batch_check import OneClassCheck
-from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, name_progress_bars, resuming_callbacks
+from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, complete_callbacks, resuming_callbacks
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.interruption import TrainingInterrupted, end_interrupted, replace_jit_checkpoint
@@ -156,7 +156,7 @@ class StarFTTrainer(HubMixin, Trainer):
         self.training_losses = setup.training_step(self.head)
         self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
         self.checkpointer, self.one_class_check = Checkpointer(), OneClassCheck()
-        name_progress_bars(self)
+        complete_callbacks(self)
         self.interruption = replace_jit_checkpoint(self)
         self.reg_weight = setup.reg_weight
         self.retention: dict[str, Retention] = {}
