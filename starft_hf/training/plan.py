@@ -30,6 +30,7 @@ from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.learning_rate import warn_of_warmup
 from starft_hf.training.setting_checks import check_schedule
+from starft_hf.training.trackers import check_trackers
 from starft_hf.training.trained_weights import check_trained_adapter
 from starft_hf.training.training_rows import balanced_strata, training_subset
 from starft_hf.training.unused_settings import settings_without_effect, unused_settings
@@ -233,6 +234,7 @@ def _check_arguments(given: RunInputs) -> None:
         raise ValueError("fp16=True needs a GPU: on a CPU everything would be computed in float32; use bf16=True")
     if isinstance(given.peft_config, str):
         check_preset(given.peft_config)
+    check_trackers(args.report_to)
     if args.n_gpu > 1:
         logger.warning("%d GPUs are visible to one process; only the first is used.", args.n_gpu)
         # DataParallel would compute the losses per GPU, on a part of the batch each.

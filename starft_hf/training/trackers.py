@@ -3,18 +3,20 @@
 import importlib
 import importlib.util
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TrackioCallback, WandbCallback
+from transformers.integrations import TrackioCallback, WandbCallback, get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import logging
 
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.model_card import BEFORE
 from starft_hf.utils.collectives import world_size
+from starft_hf.utils.names import unknown_name
 from starft_hf.utils.text import without_paths
 
 
@@ -63,6 +65,15 @@ class TrackerReport(TrainerCallback):
                     _send(self.trainer, name, run)
             except Exception as error:
                 logger.warning("The results could not be sent to %s: %r. Nothing else is lost.", name, error)
+
+
+def check_trackers(report_to: Sequence[str]) -> None:
+    """Raise ValueError if a tracker is unknown to `Trainer`, or its package is not installed."""
+    for name in report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(unknown_name("report_to", name, INTEGRATION_TO_CALLBACK))
+        if name in _TRACKERS and name not in get_available_reporting_integrations():
+            raise ValueError(f"report_to={name!r} needs a package that is not installed: pip install {name}")
 
 
 def report_to_trackers(trainer: Any) -> None:

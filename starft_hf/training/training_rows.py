@@ -133,7 +133,7 @@ def _without_groups(args: StarFTConfig, dataset: Any) -> str:
     missing = next(column for column in wanted if column not in present)
     return (
         f"needs groups, and the training set has no column {missing!r}; its columns are {present}. Add it, "
-        f"train_dataset.add_column({missing!r}, [...]), set group_column to others"
+        f"dataset.add_column({missing!r}, [...]), set group_column to others"
     )
 
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TrackioCallback
 
 from starft_hf import StarFTTrainer
+from starft_hf.training import trackers
 from starft_hf.training.comparison import trainer_of
 from starft_hf.training.plan import RunInputs
 from starft_hf.training.trackers import TrackerReport
@@ -141,3 +142,10 @@ def test_the_report_comes_before_runs_are_closed_and_comparisons_send_none(clip,
     assert [type(one) for one in callbacks].index(TrackerReport) < callbacks.index(own)
     compared = trainer_of(RunInputs(clip, config(), dataset, None, processor, POOL), config())
     assert not any(isinstance(one, TrackerReport) for one in compared.callback_handler.callbacks)
+
+
+def test_a_tracker_that_is_not_there_is_named_before_anything_is_loaded(config, dataset, monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_reporting_integrations", list)
+    for name, match in {"wandb": "pip install wandb", "trakio": "Did you mean 'trackio'"}.items():
+        with pytest.raises(ValueError, match=f"{name}.*{match}"):
+            StarFTTrainer("nobody/nothing", config(report_to=name), dataset)
