@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def check_trackers(report_to: Sequence[str]) -> None:
 
 def report_to_trackers(trainer: Any) -> None:
     """Give a trainer a `TrackerReport`, before the callbacks of trackers, which close their runs after training."""
-    trainer.callback_handler.callbacks.insert(0, TrackerReport(trainer))
+    # Weakly, so that a trainer is freed with its last name.
+    trainer.callback_handler.callbacks.insert(0, TrackerReport(weakref.proxy(trainer)))
 
 
 def group_table(before: Mapping[str, EvaluationResult], after: Mapping[str, EvaluationResult]) -> pd.DataFrame:
