@@ -27,6 +27,7 @@ from starft_hf.training.processes import map_in_processes
 from starft_hf.training.repairs import Repairs, with_repairs
 from starft_hf.training.trackers import TrackerReport
 from starft_hf.training.trainer import StarFTTrainer
+from starft_hf.training.training_rows import training_subset
 from starft_hf.training.unused_settings import unused_names, without_unused
 from starft_hf.weights.interpolation import check_alpha, mixed
 
@@ -203,7 +204,8 @@ def compare(
     first = next(iter(datasets))
     thumbnails = images_of_mistakes(runs, datasets, args.image_column)
     axes = (f"average on {first}", f"worst group on {first}")
-    about = about_run(args, shared.model, train_dataset, args.class_names)
+    trained_on = train_dataset if callable(train_dataset) else training_subset(args, train_dataset)
+    about = about_run(args, shared.model, trained_on, args.class_names)
     return RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes, about=about)
 
 

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.model_card import BEFORE
+from starft_hf.training.about import about_run
 from starft_hf.utils.collectives import world_size
 from starft_hf.utils.names import unknown_name
 from starft_hf.utils.text import without_paths
@@ -124,7 +125,8 @@ def _send(trainer: Any, name: str, run: Any) -> None:
     artifact = tracker.Artifact(f"{ARTIFACT}-{run.id}", type=ARTIFACT)
     with tempfile.TemporaryDirectory() as folder:
         # Without images, which may be private.
-        RobustnessReport(runs, baseline=BEFORE).save(folder)
+        about = about_run(args, trainer.model, trainer.train_dataset, trainer.class_names)
+        RobustnessReport(runs, baseline=BEFORE, about=about).save(folder)
         for file in sorted(Path(folder).iterdir()):
             artifact.add_file(str(file), name=file.name)
         tracker.log_artifact(artifact)

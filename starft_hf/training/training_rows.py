@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Subset
 from transformers.utils import logging
 
-from starft_hf.data.columns import ImageColumns
+from starft_hf.data.columns import ImageColumns, resolve_columns
 from starft_hf.data.source import column_names, is_iterable
 from starft_hf.data.strata import Rows, classes_of, drawn_rows, groups_of, rows_by
 from starft_hf.training.configuration import StarFTConfig
@@ -22,13 +22,15 @@ logger = logging.get_logger(__name__)
 _MOST_NAMED = 8
 
 
-def training_subset(args: StarFTConfig, dataset: Any, columns: ImageColumns) -> Any:
+def training_subset(args: StarFTConfig, dataset: Any, columns: ImageColumns | None = None) -> Any:
     """The rows that `shots` or `max_train_samples` draws of a training set, in its order; `dataset` itself if all.
+
+    Says so, unless `columns` has to be found first: then a run has been checked already.
 
     Raises:
         ValueError: if it can only be read in order, has no classes for `shots`, or only one class would be left.
     """
-    if args.shots is None and args.max_train_samples is None:
+    if dataset is None or (args.shots is None and args.max_train_samples is None):
         return dataset
     name, number = ("shots", args.shots) if args.shots is not None else ("max_train_samples", args.max_train_samples)
     setting, seed = f"{name}={number}", args.sampling_seed
@@ -38,6 +40,8 @@ def training_subset(args: StarFTConfig, dataset: Any, columns: ImageColumns) -> 
             f"{setting} draws rows of the training set at random, and an iterable dataset can only be read in order; "
             "load it without streaming, or train on its first rows, dataset.take(...), or for max_steps"
         )
+    says = columns is not None and rank() == 0
+    columns = columns or resolve_columns(dataset, args.column_settings(), what="train_dataset")
     classes = None
     # Without need, no image is read for its label.
     if columns.class_names is not None and (args.shots is not None or hasattr(dataset, "select_columns")):
@@ -53,8 +57,8 @@ def training_subset(args: StarFTConfig, dataset: Any, columns: ImageColumns) -> 
     else:
         kept = [row for label, rows in classes.items() for row in drawn_rows(rows, number, seed, label)]
     if classes is not None:
-        _check_classes(args, classes, set(kept), columns.class_names or ())
-    if rank() == 0:
+        _check_classes(args, classes, set(kept), columns.class_names or (), warns=says)
+    if says:
         logger.warning_once(f"{setting}: training on {len(kept):,} of {len(dataset):,} images, by the seed {seed}.")
     if len(kept) == len(dataset):
         return dataset
@@ -103,7 +107,9 @@ def balanced_strata(args: StarFTConfig, dataset: Any, columns: ImageColumns) -> 
     return list(strata.values())
 
 
-def _check_classes(args: StarFTConfig, classes: Mapping[int, Rows], kept: set[int], names: Sequence[str]) -> None:
+def _check_classes(
+    args: StarFTConfig, classes: Mapping[int, Rows], kept: set[int], names: Sequence[str], *, warns: bool
+) -> None:
     """Warn of classes with fewer images than `shots`, or that lose all they have; one must not be left alone."""
     few = {names[label]: len(classes.get(label, ())) for label in range(len(names))}
     few = {name: count for name, count in few.items() if args.shots is not None and count < args.shots}
@@ -113,10 +119,10 @@ def _check_classes(args: StarFTConfig, classes: Mapping[int, Rows], kept: set[in
             f"max_train_samples={args.max_train_samples} leaves images of one class only; at least two are compared. "
             f"Set a larger number, or shots, which draws as many of each of the {len(classes)} classes"
         )
-    if few and rank() == 0:
+    if few and warns:
         listed = _listed([f"{name!r} has {count}" for name, count in few.items()])
         logger.warning_once(f"Classes with fewer than shots={args.shots} images are used as they are: {listed}.")
-    if lost and rank() == 0:
+    if lost and warns:
         listed = _listed([repr(name) for name in lost])
         logger.warning_once(
             f"max_train_samples={args.max_train_samples} leaves {len(lost)} of {len(classes)} classes without images: "

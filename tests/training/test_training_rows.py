@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
-from starft_hf import StarFTConfig, StarFTTrainer, tune
+from starft_hf import StarFTConfig, StarFTTrainer, compare, tune
 from starft_hf.hub.record import RunRecord
 from starft_hf.training.tuning import selection
 from tests.support.tiny import CLASS_NAMES, TINY_CLIP, make_dataset
@@ -98,6 +98,12 @@ def test_pseudo_groups_of_a_tuning_are_those_of_what_is_drawn(config, uneven, mo
     args = config(shots=3, output_dir=None)
     with pytest.raises(Found, match="10"):
         tune(str(TINY_CLIP), args, uneven, make_dataset(8, seed=3), select_by="pseudo_groups", spuriosity=["{} here."])
+
+
+def test_a_comparison_says_what_was_drawn(clip, processor, config, uneven):
+    args = config(shots=3, class_names=CLASS_NAMES)
+    report = compare(clip, args, uneven, make_dataset(8), methods=["zero-shot"], processing_class=processor)
+    assert report.about["data"] == "10 images of 4 classes"
 
 
 class Rows(torch.utils.data.Dataset):

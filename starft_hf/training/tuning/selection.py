@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
-from starft_hf.data.columns import resolve_columns
 from starft_hf.data.source import is_iterable
 from starft_hf.evaluation.results import CurvePoint
 from starft_hf.models.loading import load_processor
@@ -94,8 +93,7 @@ def _pseudo_groups(given: RunInputs, validation: Any) -> list[str]:
     # A copy, since the runs start from the model where it is.
     model = copy.deepcopy(given.model).to(args.device)
     processor = load_processor(model, given.processing_class, trust_remote_code=args.trust_remote_code)
-    columns = resolve_columns(given.train_dataset, args.column_settings(), what="train_dataset")
-    dataset = training_subset(args, given.train_dataset, columns)
+    dataset = training_subset(args, given.train_dataset)
     found = discover_spuriosity(
         model,
         processor,
