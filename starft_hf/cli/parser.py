@@ -26,6 +26,8 @@ ALIASES = {
     "batch_size": ("eval_batch_size", "per_device_eval_batch_size"),
     "workers": ("num_workers", "dataloader_num_workers"),
     "group_column": ("group_columns",),
+    "train_sampling_strategy": ("sampling",),
+    "shots": ("num_shots",),
     "class_names": ("classes", "class_names_file"),
     "lora_r": ("lora_rank", "rank"),
     "repo_id": ("hub_model_id",),

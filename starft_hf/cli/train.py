@@ -131,7 +131,10 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     if evaluates:
         method = trainer.setup.regularizer_name or "plain fine-tuning"
         log = TrainingPoint.from_log_history(trainer.state.log_history)
-        runs.append(Run(method, args.seed, evaluation_results(trainer), log=log))
+        # It may have been evaluated after its last step already.
+        known, names = trainer.measured.of(trainer.model), list(trainer.eval_dataset)
+        results = {name: known[name] for name in names} if {*names} <= {*known} else evaluation_results(trainer)
+        runs.append(Run(method, args.seed, results, log=log))
     return runs
 
 

@@ -85,10 +85,10 @@ class ImageColumns:
 
     def group_of(self, row: Mapping[str, Any]) -> str:
         """The name of the group of a row: its class, unless columns or a function name groups."""
-        assert self.class_names is not None
         if self.groups is None:
+            assert self.class_names is not None
             return self.class_names[self.label_of(row)]
-        if self.label in self.groups.columns and self.groups.function is None:
+        if self.class_names is not None and self.label in self.groups.columns and self.groups.function is None:
             row = {**row, self.label: self.class_names[self.label_of(row)]}
         return self.groups.of(row)
 

@@ -166,6 +166,8 @@ class TrainingExampleMaker(ImageExampleMaker):
 class IndexedExamples(Dataset[Example]):
     """Examples of a dataset whose rows can be read in any order; a sample is identified by its index.
 
+    A sampler may ask for a row again as `index + k * len(self)`: what is drawn for it is drawn anew then.
+
     An image that cannot be read is an error if `on_bad_image` is "raise". "skip" keeps its row in place as a blank
     example, with `False` under "valid" and the reason under "bad_image". With the settings of a `cache`, images are
     read from it once it is prepared.
@@ -217,19 +219,22 @@ class IndexedExamples(Dataset[Example]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Example:
+        if index >= len(self):
+            raise IndexError(f"row {index} of {len(self)}")
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         spare_worker()
         indices = [int(index) for index in indices]
-        read = [self._read(index) for index in indices]
+        samples = [index if index == NO_SAMPLE else index % len(self) for index in indices]
+        read = [self._read(sample) for sample in samples]
         rows = {place: row for place, row in enumerate(read) if isinstance(row, dict)}
-        samples = [indices[place] for place in rows]
-        where = [f"row {index}" for index in samples]
-        made = dict(zip(rows, self.make(list(rows.values()), samples, where), strict=True))
+        where = [f"row {samples[place]}" for place in rows]
+        made = dict(zip(rows, self.make(list(rows.values()), [indices[place] for place in rows], where), strict=True))
         examples = []
-        for place, index in enumerate(indices):
-            example = made[place] if place in made else self.make.blank(max(0, index))
+        for place, sample in enumerate(samples):
+            example = made[place] if place in made else self.make.blank(max(0, sample))
+            example["sample"] = max(0, sample)
             if self.padded or self.on_bad_image == SKIP:
                 example["valid"] = place in made
             if isinstance(read[place], str):

@@ -1,7 +1,8 @@
 """Randomness keyed to a sample or to a batch.
 
-Everything random about a sample (its templates, its crop) is a function of the seed, the epoch and the sample. The
-global generators are neither read nor advanced, so batch size, workers, ranks, caching and resuming change nothing.
+Everything random about a sample (its templates, its crop) is a function of the seed, the epoch and the sample, which
+counts as another one each further time that an epoch has it. The global generators are neither read nor advanced, so
+batch size, workers, ranks, caching and resuming change nothing.
 Everything that a batch shares is a function of the seed, the optimizer step and the place of the batch in it: every
 process knows these without communication, after resuming and with iterable datasets too.
 """
@@ -26,6 +27,9 @@ class Draw(IntEnum):
     OTHER_CLASSES = 5
     CAPTION = 6
     ORDER = 7
+    SUBSET = 8
+    STRATA = 9
+    STRATUM = 10
 
 
 def sample_generator(seed: int, epoch: int, sample: int, draw: Draw) -> np.random.Generator:

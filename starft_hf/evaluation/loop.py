@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from starft_hf.data.columns import ImageColumns, read_column
+from starft_hf.data.columns import ImageColumns
 from starft_hf.data.decoding import SkippedImages
 from starft_hf.data.examples import IndexedExamples
+from starft_hf.data.strata import groups_of
 from starft_hf.evaluation.counts import ClassificationCounts
 from starft_hf.evaluation.mistakes import ConfidentMistakes
 from starft_hf.evaluation.results import EvaluationResult
@@ -121,10 +122,8 @@ def training_group_shares(examples: Any, evaluated: ImageColumns | None = None) 
     if columns.groups is not None and evaluated is not None and evaluated.groups is not None:
         names = {**evaluated.groups.names, **columns.groups.names}
         columns = replace(columns, groups=replace(columns.groups, names=names))
-    used = [column for column in columns.used if column not in (columns.image, columns.caption)]
-    values = zip(*(read_column(examples.dataset, column) for column in used), strict=True)
     try:
-        counts = Counter(columns.group_of(dict(zip(used, row, strict=True))) for row in values)
+        counts = Counter(groups_of(examples.dataset, columns))
     except ValueError as error:
         logger.warning("The shares of the groups of the training set are unknown: %s.", error)
         return None

@@ -242,6 +242,8 @@ def _settings(record: RunRecord) -> dict[str, str]:
     if shown.get("reg_weight") == AUTO_WEIGHT and record.reg_weight is not None:
         shown["reg_weight"] = f"{AUTO_WEIGHT}: {record.reg_weight:g}"
     shown["processes"] = record.processes
+    if (drawn_from := record.data.get("drawn_from")) is not None:
+        shown["images trained on"] = f"{record.data['rows']:,} of {drawn_from:,}"
     if record.alpha is not None:
         shown["alpha, the weight of the fine-tuned model beside the one before training"] = f"{record.alpha:g}"
     if (found := record.sample_weights) is not None:

@@ -54,6 +54,7 @@ class RunRecord:
         class_names: of the training set, in label order; None without labels.
         start, reference: the `model_source` of the model that training started from, and of the frozen reference.
         data: "fingerprint" (of the used columns, by `datasets`) and "rows" of the training set; None where unknown.
+            "drawn_from" is how many rows it had before `shots` or `max_train_samples`, if not all of them were used.
         processes, versions: how many processes shared the batches, and versions of libraries by name.
         regularizer, reg_weight: its name, and its weight at the start of the run, also where the settings are "auto";
             None without a regularizer.
@@ -144,13 +145,16 @@ def public_id(name: str | None) -> str | None:
     return name if _REPOSITORY.fullmatch(name) else None
 
 
-def make_record(settings: Mapping[str, Any], pool: Any, dataset: Any, **known: Any) -> RunRecord:
+def make_record(
+    settings: Mapping[str, Any], pool: Any, dataset: Any, drawn_from: int | None = None, **known: Any
+) -> RunRecord:
     """The record of a run on `dataset`; `known` are the attributes of `RunRecord` that are not derived here."""
     rows = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
+    data = {"fingerprint": getattr(dataset, "_fingerprint", None), "rows": rows}
     return RunRecord(
         config=dict(settings),
         pool=None if pool is None else _pool_of(pool),
-        data={"fingerprint": getattr(dataset, "_fingerprint", None), "rows": rows},
+        data=data if drawn_from is None else {**data, "drawn_from": drawn_from},
         versions={package: importlib.metadata.version(package) for package in _PACKAGES},
         **known,
     )

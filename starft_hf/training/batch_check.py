@@ -52,7 +52,7 @@ def _cause(args: Any, dataset: Any) -> str:
             f"The iterable dataset has its rows sorted by class, and shuffle_buffer_size={args.shuffle_buffer_size} "
             "does not mix them; set it to more rows than a class has, or shuffle what the dataset is made of."
         )
-    if is_stream or args.train_sampling_strategy != "random":
+    if is_stream or args.train_sampling_strategy == "sequential":
         return (
             f"With train_sampling_strategy={args.train_sampling_strategy!r} they follow the order of the dataset, "
             "which is sorted by class; use 'random', or dataset.shuffle(seed=0)."

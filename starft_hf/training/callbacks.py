@@ -12,6 +12,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 
 from starft_hf.data.examples import Epoch
 from starft_hf.training.sampling import training_stream
+from starft_hf.training.trackers import report_to_trackers
 
 
 class EpochCallback(TrainerCallback):
@@ -73,12 +74,13 @@ def _set_name(bar: Any, name: str) -> None:
         bar.set_description(name, refresh=bar.n == 0)
 
 
-def name_progress_bars(trainer: Any) -> None:
-    """Replace the progress bars of a trainer, if they are Trainer's own for terminals, by named ones."""
+def complete_callbacks(trainer: Any) -> None:
+    """Give a trainer the callbacks that depend on those it has: named progress bars, and the report for trackers."""
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback) is ProgressCallback:
             trainer.remove_callback(callback)
             trainer.add_callback(NamedProgressCallback())
+    report_to_trackers(trainer)
 
 
 class ResumingCallback(TrainerCallback, ABC):

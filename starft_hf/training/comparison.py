@@ -25,7 +25,9 @@ from starft_hf.training.methods import ZERO_SHOT, Methods, settings_of_methods
 from starft_hf.training.plan import RunInputs, RunPlan
 from starft_hf.training.processes import map_in_processes
 from starft_hf.training.repairs import Repairs, with_repairs
+from starft_hf.training.trackers import TrackerReport
 from starft_hf.training.trainer import StarFTTrainer
+from starft_hf.training.training_rows import training_subset
 from starft_hf.training.unused_settings import unused_names, without_unused
 from starft_hf.weights.interpolation import check_alpha, mixed
 
@@ -78,8 +80,9 @@ def trainer_of(
         class_mapping=shared.class_mapping,
         callbacks=callbacks,
     )
-    # Without progress bars Trainer prints every metric.
+    # Without progress bars Trainer prints every metric. The report of a comparison is that of all its runs.
     trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(TrackerReport)
     return trainer
 
 
@@ -202,7 +205,8 @@ def compare(
     first = next(iter(classification_results(runs[0].results)), None)
     thumbnails = images_of_mistakes(runs, datasets, args.image_column)
     axes = (f"average on {first}", f"worst group on {first}")
-    about = about_run(args, shared.model, train_dataset, args.class_names)
+    trained_on = train_dataset if callable(train_dataset) else training_subset(args, train_dataset)
+    about = about_run(args, shared.model, trained_on, args.class_names)
     return RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes, about=about)
 
 

@@ -106,6 +106,14 @@ class StarFTConfig(TrainingArguments):
         caption_column (`str`, *optional*): column with captions, used instead of `caption_template`.
         crop_scale (`tuple[float, float]`, defaults to `(0.9, 1.0)`): range of the fraction of the image's area that a
             random crop keeps; None disables random crops.
+        shots (`int`, *optional*): train on so many images of every class, drawn by the seed (`data_seed`, else
+            `seed`); a class with fewer has all of them used, with a warning. With more shots, images are added.
+        max_train_samples (`int`, *optional*): train on no more images than this, drawn from the whole training set by
+            the seed, rather than on its first rows, which may all be of one class.
+        train_sampling_strategy (`str`, defaults to `"random"`): the order of the images. "random"; "sequential", that
+            of the dataset; "class_balanced" or "group_balanced" (by `group_column`), where an epoch has as many images
+            as ever, and as many of every class or group. Images of small ones are drawn again, all of them equally
+            often, each time with a crop and templates of its own, and of large ones in every epoch others.
         shuffle_buffer_size (`int`, defaults to `1000`): rows of an iterable training set that are held in memory to
             shuffle it, beside the order of its files or other shards. 0 keeps its order, as
             `train_sampling_strategy="sequential"` does; one on which `shuffle` was called keeps its own order.
@@ -178,6 +186,11 @@ class StarFTConfig(TrainingArguments):
     group_column: list[str] | str = setting(None, RECORDED, "Column(s) with the evaluation groups.", is_list=True)
     crop_scale: list[float] | None = setting(
         (0.9, 1.0), RUN, "Fraction of the area that a random crop keeps: two numbers.", is_list=True
+    )
+    shots: int | None = setting(None, RUN, "Images of every class to train on, drawn by the seed.")
+    max_train_samples: int | None = setting(None, RUN, "The most images to train on, drawn by the seed.")
+    train_sampling_strategy: str = setting(
+        "random", RUN, "'random', 'sequential', 'class_balanced' or 'group_balanced'."
     )
     shuffle_buffer_size: int = setting(1000, RUN, "Rows of the buffer that shuffles iterable datasets; 0: none.")
     on_bad_image: str = setting(RAISE, RUN, "'raise' or 'skip' rows whose image is unreadable.")
@@ -353,11 +366,15 @@ class StarFTConfig(TrainingArguments):
         )
 
     @property
+    def sampling_seed(self) -> int:
+        """The seed of which images are drawn, and in which order."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
     def shuffle(self) -> Shuffle:
         """How an iterable training set is shuffled."""
         is_sequential = self.train_sampling_strategy == "sequential"
-        seed = self.seed if self.data_seed is None else self.data_seed
-        return Shuffle(seed, 0 if is_sequential else self.shuffle_buffer_size)
+        return Shuffle(self.sampling_seed, 0 if is_sequential else self.shuffle_buffer_size)
 
     @property
     def caption_templates(self) -> list[str]:

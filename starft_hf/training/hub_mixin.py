@@ -63,6 +63,7 @@ class HubMixin(Trainer):
             {**self.args.recorded_settings, "per_device_train_batch_size": self._train_batch_size},
             setup.pool,
             getattr(self.train_dataset, "dataset", None),
+            drawn_from=setup.plan.drawn_from,
             class_names=setup.plan.class_names,
             start=start,
             reference=setup.reference_source or start,
@@ -268,6 +269,14 @@ class HubMixin(Trainer):
         repo_id = self.hub_model_id or self._wanted_repo
         return push_folder(str(self.args.output_dir), repo_id, tag=tag, blocking=blocking, **settings)
 
+    def evaluate_trained(self) -> None:
+        """Evaluate the trained model, if there is an evaluation set, unless it was after its last step."""
+        step = self.state.global_step
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            step = self.state.best_global_step or step
+        if self.eval_dataset is not None and self._evaluated_step != step:
+            self.evaluate()
+
     def publish_trained(self) -> None:
         """At the end of a run that is pushed as it trains: publish the model with its results.
 
@@ -276,11 +285,7 @@ class HubMixin(Trainer):
         """
         if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END:
             return
-        step = self.state.global_step
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-            step = self.state.best_global_step or step
-        if self.eval_dataset is not None and self._evaluated_step != step:
-            self.evaluate()
+        self.evaluate_trained()
         try:
             self.push_to_hub()
         except PushError as error:

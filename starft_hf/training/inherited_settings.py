@@ -23,8 +23,8 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "evaluation computes no loss, and its batches hold no texts; compute_metrics gets logits and labels",
     ),
     "train_sampling_strategy": (
-        lambda value: str(getattr(value, "value", value)) not in ("random", "sequential"),
-        "images have no lengths to group by; use 'random' or 'sequential'",
+        lambda value: value in ("group_by_length", "batch_rebalance"),
+        "images have no lengths to group by; use 'random', 'sequential', 'class_balanced' or 'group_balanced'",
     ),
     "learning_rate": (lambda value: not 0 <= value < math.inf, "it must be a finite number that is not negative"),
     "weight_decay": (lambda value: not 0 <= value < math.inf, "it must be a finite number that is not negative"),

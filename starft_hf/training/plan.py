@@ -1,7 +1,7 @@
 """What is known of a run before anything is loaded, and every check that needs no model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from starft_hf.data.image_cache import check_cacheable_sets
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.retrieval import CLASSIFICATION
 from starft_hf.data.source import column_names, is_iterable
+from starft_hf.data.strata import Rows
 from starft_hf.data.streams import warn_of_shards
 from starft_hf.evaluation.retention import named_retention_sets
 from starft_hf.models.adapters import check_preset, is_adapted
@@ -31,7 +32,9 @@ from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.evaluation_tasks import SINGLE, check_best_metric, evaluation_tasks, warn_of_unused
 from starft_hf.training.learning_rate import warn_of_warmup
 from starft_hf.training.setting_checks import check_schedule
+from starft_hf.training.trackers import check_trackers
 from starft_hf.training.trained_weights import check_trained_adapter
+from starft_hf.training.training_rows import balanced_strata, training_subset
 from starft_hf.training.unused_settings import settings_without_effect, unused_settings
 from starft_hf.utils.files import check_writable, local_or_hub
 from starft_hf.utils.names import readable, unknown_name
@@ -77,6 +80,9 @@ class RunPlan:
         pool: the spurious templates as given, or None where none are needed.
         retention_sets: datasets that are classified zero-shot before and after training, by name.
         columns: of the training set, or None without one.
+        train_dataset: what is trained on of the training set.
+        strata: the rows of its classes or groups, if `train_sampling_strategy` balances them.
+        drawn_from: how many rows the training set has, if not all of them are trained on.
         cache: what to cache of the reference; None without a regularizer or a training set.
     """
 
@@ -85,6 +91,9 @@ class RunPlan:
     pool: SpuriosityPool | None
     retention_sets: Mapping[str, Any]
     columns: ImageColumns | None = None
+    train_dataset: Any = None
+    strata: Sequence[Rows] | None = None
+    drawn_from: int | None = None
     cache: CachePlan | None = None
 
     @property
@@ -136,6 +145,10 @@ class RunPlan:
         check_schedule(args, regularizer, streamed=is_iterable(dataset))
         check_labels(dataset, columns, what="train_dataset", several=True)
         check_captions(dataset, columns, what="train_dataset")
+        dataset = training_subset(args, dataset, columns)
+        drawn_from = None if dataset is given.train_dataset else len(given.train_dataset)
+        given = replace(given, train_dataset=dataset)
+        strata = balanced_strata(args, dataset, columns)
         check_size(args, dataset, strategy)
         if (steps := optimizer_steps(args, dataset)) is not None:
             warn_of_warmup(args, steps)
@@ -143,7 +156,8 @@ class RunPlan:
         if args.save_strategy != "no" and args.should_save:
             check_writable(Path(str(args.output_dir)), "output_dir")
         cache = _plan_cache(given, regularizer, columns)
-        return cls(regularizer, strategy, pool, retention_sets, columns, cache)
+        rows = (columns, dataset, strata, drawn_from)
+        return cls(regularizer, strategy, pool, retention_sets, *rows, cache)
 
     def check_model(self, args: StarFTConfig, model: nn.Module) -> None:
         """Check that the settings fit the model, once it is loaded.
@@ -224,6 +238,7 @@ def _check_arguments(given: RunInputs) -> None:
         raise ValueError("fp16=True needs a GPU: on a CPU everything would be computed in float32; use bf16=True")
     if isinstance(given.peft_config, str):
         check_preset(given.peft_config)
+    check_trackers(args.report_to)
     if args.n_gpu > 1:
         logger.warning("%d GPUs are visible to one process; only the first is used.", args.n_gpu)
         # DataParallel would compute the losses per GPU, on a part of the batch each.

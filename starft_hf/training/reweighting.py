@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.data.columns import read_column
 from starft_hf.data.examples import IndexedExamples, image_examples
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.source import is_fingerprinted
+from starft_hf.data.strata import classes_of
 from starft_hf.reference import ReferenceSettings
 from starft_hf.reference.live import LiveReference
 from starft_hf.reference.texts import embeds_of_texts
@@ -185,7 +185,8 @@ class SampleWeights:
     def _compute(self, live: LiveReference, device: torch.device) -> None:
         store = None if self.settings.cache == "none" else self.settings.store
         scorer = self._scorer(live, store, device)
-        embeds, labels = self._image_embeds(live, store, device), self._labels()
+        embeds = self._image_embeds(live, store, device)
+        labels = torch.tensor(classes_of(self.examples.dataset, self.examples.columns))
         # Images that could not be read have no embedding, are in no batch, and get no weight.
         readable = embeds.any(1)
         shown = scorer.probabilities(embeds[readable], live.logit_scale.item())
@@ -219,16 +220,6 @@ class SampleWeights:
         images = self.settings.images(examples, store if is_fingerprinted(examples.dataset) else None)
         images.prepare(live, device)
         return images.all_rows().float().cpu()
-
-    def _labels(self) -> Tensor:
-        dataset, columns = self.examples.dataset, self.examples.columns
-        assert columns.label is not None
-        if hasattr(dataset, "select_columns"):
-            values = read_column(dataset, columns.label)
-        else:
-            values = [dataset[index][columns.label] for index in range(len(dataset))]
-        index_of = {value: columns.label_index(value) for value in set(values)}
-        return torch.tensor([index_of[value] for value in values])
 
 
 def _report(found: WeightDiagnostics) -> None:

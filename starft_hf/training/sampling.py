@@ -1,6 +1,6 @@
 """The order of samples over several processes, with the last batch padded by no samples at all."""
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +9,29 @@ from accelerate.data_loader import IterableDatasetShard, SeedableRandomSampler
 from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
 from transformers import TrainingArguments
 
-from starft_hf.data.examples import IndexedExamples, IterableExamples
+from starft_hf.data.examples import Epoch, IndexedExamples, IterableExamples
+from starft_hf.data.strata import Rows, balanced_epoch
 from starft_hf.data.streams import Share
 from starft_hf.utils.collectives import NO_SAMPLE
+
+
+CLASS_BALANCED, GROUP_BALANCED = "class_balanced", "group_balanced"
+SAMPLING_STRATEGIES = ("random", "sequential", CLASS_BALANCED, GROUP_BALANCED)
+
+
+class BalancedSampler(Sampler[int]):
+    """The rows of the strata, as `balanced_epoch` orders them in the current epoch."""
+
+    def __init__(self, strata: Sequence[Rows], seed: int, epoch: Epoch):
+        self.strata = strata
+        self.seed = seed
+        self.current = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        yield from balanced_epoch(self.strata, self.seed, self.current.value).tolist()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.strata))
 
 
 class PaddedSampler(Sampler[int]):
@@ -37,16 +57,26 @@ class PaddedSampler(Sampler[int]):
 
 
 def training_sampler(
-    sampler: Sampler[int] | None, dataset: Any, args: TrainingArguments, batch_size: int, epoch: Callable[[], int]
+    sampler: Sampler[int] | None,
+    dataset: Any,
+    args: Any,
+    batch_size: int,
+    epoch: Epoch,
+    strata: Sequence[Rows] | None = None,
 ) -> Sampler[int] | None:
-    """The training sampler of a run: `sampler` itself for one process, else one order for all, padded at its end."""
+    """The training sampler of a run: for one process `sampler` itself, else one order for all, padded at its end.
+
+    One that balances `strata`, if they are given, takes the place of `sampler`.
+    """
+    if strata is not None:
+        sampler = BalancedSampler(strata, args.sampling_seed, epoch)
     if args.world_size == 1 or sampler is None or args.dataloader_drop_last:
         return sampler
     dataset.padded = True
     if isinstance(sampler, RandomSampler):
         # Accelerate would replace it by this one, if it looked inside the padding.
         sampler = SeedableRandomSampler(sampler.data_source, generator=torch.Generator(), data_seed=args.data_seed)
-    return PaddedSampler(sampler, batch_size * args.world_size, epoch)
+    return PaddedSampler(sampler, batch_size * args.world_size, lambda: epoch.value)
 
 
 def evaluation_sampler(sampler: Sampler[int] | None, dataset: Any, args: TrainingArguments) -> Sampler[int] | None:

@@ -14,7 +14,6 @@ INHERITED = {
     **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "optim"), RUN),
     **dict.fromkeys(("bf16", "data_seed", "dataloader_drop_last", "fp16", "gradient_accumulation_steps", "seed"), RUN),
     **dict.fromkeys(("label_smoothing_factor", "lr_scheduler_kwargs", "optim_args", "optim_target_modules"), RUN),
-    "train_sampling_strategy": RUN,
     # They change how numbers are rounded.
     **dict.fromkeys(("full_determinism", "tf32", "torch_compile", "torch_compile_backend"), RECORDED),
     "torch_compile_mode": RECORDED,

@@ -11,6 +11,7 @@ from starft_hf.data.images import IMAGE_DECODING
 from starft_hf.data.retrieval import EVALUATION_TASKS
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer
 from starft_hf.objectives.schedules import SCHEDULE_NAMES
+from starft_hf.training.sampling import SAMPLING_STRATEGIES
 from starft_hf.utils.names import unknown_name
 
 
@@ -20,6 +21,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "base_loss": ("contrastive", "cross_entropy"),
     "reg_schedule": SCHEDULE_NAMES,
     "reweight": ("none", "attribution"),
+    "train_sampling_strategy": SAMPLING_STRATEGIES,
     "reference_cache": ("auto", "text", "full", "none"),
     "eval_task": EVALUATION_TASKS,
     "on_bad_image": ON_BAD_IMAGE,
@@ -28,15 +30,22 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "reference_cache_dtype": (None, "float32", "float16"),
 }
 
+
+def _is_count(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+
+
 # What numbers must be, as a test and in words.
 _NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "discovery_samples": (lambda value: value >= 1, "a positive integer"),
     "hub_timeout": (lambda value: 0 < value < math.inf, "a positive number of seconds"),
+    "max_train_samples": (_is_count, "a positive integer, or None for all images"),
     "mini_batch_size": (lambda value: value is None or value >= 1, "a positive integer, or None for whole batches"),
     "reference_text_cache_gib": (lambda value: value >= 0, "a non-negative number; float('inf') sets no limit"),
     "shuffle_buffer_size": (lambda value: value >= 0, "a number of rows; 0 keeps the order of the dataset"),
     "reg_max_classes": (lambda value: value >= 2, "at least 2, because classes are compared"),
     "reweight_clip": (lambda value: 1 <= value < math.inf, "a finite number of at least 1, or use reweight='none'"),
+    "shots": (_is_count, "a positive integer, or None for all images"),
 }
 
 
@@ -48,6 +57,11 @@ def check_settings(args: Any) -> None:
     for name, (is_valid, words) in _NUMBERS.items():
         if not is_valid(getattr(args, name)):
             raise ValueError(f"{name} is {getattr(args, name)}; it must be {words}")
+    if args.shots is not None and args.max_train_samples is not None:
+        raise ValueError(
+            f"shots={args.shots} and max_train_samples={args.max_train_samples} both choose what is trained on; set "
+            "one of them"
+        )
 
 
 def check_reg_weight(reg_weight: float | str, regularizer: Regularizer | None) -> float | str:

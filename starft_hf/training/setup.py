@@ -112,7 +112,7 @@ class RunSetup:
             allow_checkpointing(model)
 
         pool = pool_of_run(
-            given.spuriosity, plan.pool, model, encoder, given.train_dataset, plan.columns, discovery_settings(args)
+            given.spuriosity, plan.pool, model, encoder, plan.train_dataset, plan.columns, discovery_settings(args)
         )
         bank = CaptionBank(plan.class_names or (), args.caption_templates, pool, encoder.encode_texts)
         strategy = plan.strategy if given.train_dataset is not None else NoCandidates
@@ -292,7 +292,7 @@ def _training_examples(
     # What a transform does to an image is not known. Without `crop_scale`, it should not enlarge parts of it.
     crop_scale = args.crop_scale or (None if given.image_transform is None else (1.0, 1.0))
     cache = args.image_cache_settings(crop_scale)
-    return as_examples(given.train_dataset, maker, args.on_bad_image, args.shuffle, cache)
+    return as_examples(plan.train_dataset, maker, args.on_bad_image, args.shuffle, cache)
 
 
 def _check_prompts(eval_dataset: Any, args: StarFTConfig, encoder: DualEncoder) -> None:

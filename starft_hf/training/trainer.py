@@ -32,7 +32,7 @@ from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
 from starft_hf.training.batch_check import OneClassCheck
-from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, name_progress_bars, resuming_callbacks
+from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, complete_callbacks, resuming_callbacks
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.interruption import TrainingInterrupted, end_interrupted, replace_jit_checkpoint
@@ -155,7 +155,7 @@ class StarFTTrainer(HubMixin, Trainer):
         self.training_losses = setup.training_step(self.head)
         self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
         self.checkpointer, self.one_class_check = Checkpointer(), OneClassCheck()
-        name_progress_bars(self)
+        complete_callbacks(self)
         self.interruption = replace_jit_checkpoint(self)
         self.reg_weight = setup.reg_weight
         self.retention: dict[str, Retention] = {}
@@ -261,8 +261,8 @@ class StarFTTrainer(HubMixin, Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        sampler, epoch = super()._get_train_sampler(train_dataset), self.setup.epoch
-        return training_sampler(sampler, dataset, self.args, self._train_batch_size, lambda: epoch.value)
+        sampler, order = super()._get_train_sampler(train_dataset), (self.setup.epoch, self.setup.plan.strata)
+        return training_sampler(sampler, dataset, self.args, self._train_batch_size, *order)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return evaluation_sampler(super()._get_eval_sampler(eval_dataset), eval_dataset, self.args)

@@ -52,6 +52,8 @@ def test_every_block_of_a_page_runs(page, stand_ins, waterbirds, spelling_clip, 
         if f"--output_dir {name}\n" not in page.read_text(encoding="utf-8"):
             shutil.copytree(stand_ins / "robust", tmp_path / name)
     monkeypatch.chdir(tmp_path)
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "TRACKIO_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
     printed = run_blocks(page, spelling_clip)
     own = [words for language, block in blocks_of(page) if language == "bash" for words in commands_of(block)]
     assert printed or all(words[0] in PROGRAMS for words in own)

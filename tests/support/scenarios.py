@@ -63,6 +63,10 @@ SCENARIOS = {
         31,
     ),
     "captions without labels": ({"regularizer": "star", "caption_column": "caption"}, 27),
+    "group-balanced, of some images": (
+        {"train_sampling_strategy": "group_balanced", "max_train_samples": 31, "data_seed": 3},
+        36,
+    ),
     "batch norm": ({"towers": ("efficientnet", "bert"), "crop_scale": None, "reference_cache": "none"}, 31),
 }
 

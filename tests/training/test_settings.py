@@ -72,7 +72,7 @@ CHANGES = {
     "optim": ("sgd", {}),
     "per_device_train_batch_size": (6, {}),
     "seed": (7, {}),
-    "train_sampling_strategy": ("sequential", {}),
+    "train_sampling_strategy": ("class_balanced", {}),
     "warmup_steps": (2, {}),
     "weight_decay": (0.9, {}),
 }
@@ -166,6 +166,7 @@ OWN = {
     "caption_template": ["{}", ["a {}.", "the {}."]],
     "crop_scale": [None, (0.5, 0.8)],
     "decay_all_parameters": [True, False],
+    "shots": [None, 3],
 }
 INHERITED = {name: [value] for name, (value, needed) in CHANGES.items() if not {*needed} - {"max_steps"}}
 DRAWN = st.fixed_dictionaries(

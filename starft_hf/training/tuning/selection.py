@@ -15,6 +15,7 @@ from starft_hf.spuriosity.auto import given_pool
 from starft_hf.spuriosity.discovery import discover_spuriosity
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.plan import RunInputs
+from starft_hf.training.training_rows import training_subset
 from starft_hf.utils.names import unknown_name
 
 
@@ -92,16 +93,17 @@ def _pseudo_groups(given: RunInputs, validation: Any) -> list[str]:
     # A copy, since the runs start from the model where it is.
     model = copy.deepcopy(given.model).to(args.device)
     processor = load_processor(model, given.processing_class, trust_remote_code=args.trust_remote_code)
+    dataset = training_subset(args, given.train_dataset)
     found = discover_spuriosity(
         model,
         processor,
-        given.train_dataset,
+        dataset,
         given_pool(given.spuriosity, args.discovery_pool),
         class_names=args.class_names,
         caption_template=args.caption_templates,
         image_column=args.image_column,
         label_column=args.label_column,
-        max_samples=args.discovery_samples if is_iterable(given.train_dataset) else None,
+        max_samples=args.discovery_samples if is_iterable(dataset) else None,
         seed=args.seed,
         batch_size=args.per_device_eval_batch_size,
         num_workers=args.dataloader_num_workers,

@@ -29,6 +29,7 @@ LORA = LoraConfig(r=4, lora_dropout=0.2, target_modules=["q_proj", "v_proj"])
 QUICK_CASES = {
     "full, contrastive, crops, in the warm-up": ({"warmup_steps": 4, "warmup_from_zero": False}, 2),
     "full, cross-entropy": ({"base_loss": "cross_entropy", "dataloader_num_workers": 1}, 2),
+    "group-balanced, in the second epoch": ({"train_sampling_strategy": "group_balanced"}, 4),
     "adapter with dropout, at the end of an epoch": ({"peft_config": LORA, "dataloader_num_workers": 2}, 3),
     "in chunks, logged every second step, evaluated at the start": (
         {"mini_batch_size": 5, "logging_steps": 2, "eval_on_start": True},
