@@ -22,6 +22,7 @@ COMMANDS = (
     "inspect",
     "train",
     "evaluate",
+    "predict",
     "compare",
     "tune",
     "interpolate",
