@@ -19,7 +19,7 @@ from starft_hf.data.layouts.lists import is_list
 from starft_hf.data.layouts.resolve import is_document, no_classes, resolve
 from starft_hf.data.layouts.split_names import in_order, split_of_file
 from starft_hf.data.layouts.table_columns import Wanted
-from starft_hf.data.layouts.tables import TABLES, read_table
+from starft_hf.data.layouts.tables import TABLES, holds_images, read_table
 from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
 from starft_hf.data.urls import check_no_urls
 
@@ -117,7 +117,7 @@ def _around(file: Path) -> FileTree:
 
 def tree_around(file: Path) -> FileTree:
     """A table with the images that it lists, or with all that lie beside it if it does not list paths; or a shard."""
-    if file.suffix.lower() == ".tar":
+    if file.suffix.lower() == ".tar" or holds_images(file):
         return FileTree(file.parent, [file.name])
     rows = read_rows(str(file))
     named = [] if rows is None else _paths_in(rows, file.parent)

@@ -4,12 +4,14 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 from transformers import TrainingArguments
 
 import starft_hf
 from starft_hf.cli.main import COMMANDS, make_parser
 from starft_hf.cli.main import main as starft
 from starft_hf.cli.parser import ALIASES
+from starft_hf.data.all_images import AllImages
 from starft_hf.data.files import DataFound
 from starft_hf.evaluation.catalog import load_benchmark
 from starft_hf.training.configuration import StarFTConfig
@@ -35,6 +37,11 @@ MODES = {
         BENCHMARK,
     ],
     "evaluate": [["m", "d"], ["m", "--benchmark", "waterbirds"], ["with-head", "d"], ["m", "d", "--json"]],
+    "predict": [
+        ["m", "d", "-o", "new.csv"],
+        ["with-head", "d", "-o", "new.csv"],
+        ["m", "d", "-o", "new.csv", "--json"],
+    ],
     "compare": [
         *(RUN, *([*RUN, "--methods", name] for name in ("FLYP", "kl@10", "zero-shot")), [*RUN, "--peft", "lora"]),
     ],
@@ -78,6 +85,7 @@ VALUES = {
     "caption_template": ["a {}.", "the {}."],
     "card_template": ["card.md"],
     "class_names": ["names.txt"],
+    "classes_from": ["d"],
     "crop_scale": ["none"],
     "data_dir": ["d"],
     "curve_alphas": ["0.1", "0.9"],
@@ -130,6 +138,9 @@ VALUES = {
 }
 # These are looked at elsewhere.
 OTHERS = {"help", "help_all", "config", "json", "traceback", "model", "dataset"}
+
+
+PREDICTIONS = Dataset.from_dict({"row": [0], "prediction": ["x"]})
 
 
 class Stop(Exception):  # noqa: N818
@@ -201,6 +212,10 @@ def calls(monkeypatch, tmp_path):
         names = ("train", "validation", "test", "dev")
         return DataFound({name: Rows(source, name, args, settings) for name in names})
 
+    def all_images(source, *args, **settings):
+        found.append(("images", plain(settings)))
+        return AllImages({name: Rows(source, name, args, settings) for name in ("train", "dev")})
+
     def benchmark(name, **settings):
         entry = load_benchmark(name, **settings)
         of = (name, str(entry.class_space()), entry.root)
@@ -218,6 +233,9 @@ def calls(monkeypatch, tmp_path):
         "starft_hf.data.loading.read_data": found_data,
         "starft_hf.data.inspection.inspect_splits": record("inspect", inspection),
         "starft_hf.hub.classifier.load": loaded,
+        "starft_hf.data.all_images.read_all_images": all_images,
+        "starft_hf.data.all_images.class_names_of": record("class names", ("x", "y", "z")),
+        "starft_hf.cli.predict.launch": record("launch", 0),
         "starft_hf.models.loading.load_model": loaded,
         "starft_hf.hub.classifier.local_folder": lambda name, **settings: SimpleNamespacePath(name),
         "starft_hf.evaluation.catalog.load_benchmark": benchmark,
@@ -242,6 +260,7 @@ def calls(monkeypatch, tmp_path):
         "StarFTTrainer": Trainer,
         "RobustnessReport": Report,
         "evaluate_zero_shot": record("evaluate", result),
+        "predict": record("predict", PREDICTIONS),
         "discover_spuriosity": record("discover", result),
         "repair": record("repair", SimpleNamespace(left_out={}, method="none", standard_error=0.1, as_dict=dict)),
         "generate_pool": record("generate", pool(["{} here."])),
@@ -372,6 +391,9 @@ def test_settings_of_a_comparison_without_effect_are_warned_of(calls, capsys):
     [
         ["evaluate", "./nowhere", "d"],
         ["evaluate", "m", "a/b/c"],
+        ["predict", "./nowhere", "d", "-o", "new.csv"],
+        ["predict", "m", "./nowhere", "-o", "new.csv"],
+        ["predict", "m", "d", "-o", "new.csv", "--classes_from", "./nowhere"],
         ["discover", "/nowhere", "d"],
         ["train", "--model", "~/nowhere", "--dataset", "d"],
         ["train", *RUN, "--reference_model", "nowhere/"],
