@@ -35,6 +35,7 @@ COMMANDS = (
     "report",
     "space",
     "accelerate-config",
+    "env",
 )
 
 FAILED = 1

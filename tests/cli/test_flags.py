@@ -64,6 +64,7 @@ MODES = {
         ["there", "--no_run"],
     ],
     "accelerate-config": [["ddp"]],
+    "env": [[]],
 }
 
 TRAINING = ("train", "compare", "tune", "precompute")
