@@ -1,6 +1,7 @@
 """Every image of a folder, a table or a file, with its label where that is known: what a model is to classify."""
 
 import os
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from starft_hf.data.layouts import FileTree
 from starft_hf.data.layouts.build import as_datasets
 from starft_hf.data.layouts.json_tables import ENDING as JSON
 from starft_hf.data.layouts.layout import LABEL, Layout
-from starft_hf.data.layouts.listed import read_listing
+from starft_hf.data.layouts.listed import OUTPUTS, read_listing
 from starft_hf.data.layouts.lists import ENDING as TEXT
 from starft_hf.data.layouts.resolve import image_column, label_column, resolve
 from starft_hf.data.layouts.split_names import TRAIN
@@ -147,7 +148,7 @@ def _listed_path(tree: FileTree, value: str, image: str | None) -> str:
 def _of_folder(folder: Path, wanted: Wanted, streaming: bool) -> AllImages:
     tree = FileTree(folder)
     layout, notes = _layout(tree, wanted)
-    data, _ = without_metadata_of_shards(tree.files)
+    data = [file for file in without_metadata_of_shards(tree.files)[0] if not OUTPUTS.search(posixpath.basename(file))]
     if not tree.images or (layout is None and any(file.lower().endswith(_SHARDS) for file in data)):
         try:
             return _found(read_files(folder, wanted, streaming=streaming), folder)

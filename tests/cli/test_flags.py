@@ -17,7 +17,7 @@ from starft_hf.evaluation.catalog import load_benchmark
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.methods import settings_of_methods
 from starft_hf.training.tuning.candidates import candidates_of
-from tests.support.recording import Rows, plain
+from tests.support.recording import FolderOfNothing, Rows, plain, typed
 from tests.support.report_runs import run
 
 
@@ -238,7 +238,7 @@ def calls(monkeypatch, tmp_path):
         "starft_hf.data.all_images.class_names_of": record("class names", ("x", "y", "z")),
         "starft_hf.cli.predict.launch": record("launch", 0),
         "starft_hf.models.loading.load_model": loaded,
-        "starft_hf.hub.classifier.local_folder": lambda name, **settings: SimpleNamespacePath(name),
+        "starft_hf.hub.classifier.local_folder": lambda name, **settings: FolderOfNothing(name),
         "starft_hf.evaluation.catalog.load_benchmark": benchmark,
         "starft_hf.training.comparison.compare": compared,
         "starft_hf.training.tuning.tune": tuned,
@@ -270,29 +270,6 @@ def calls(monkeypatch, tmp_path):
     return found
 
 
-class SimpleNamespacePath(str):
-    """A folder without files in it."""
-
-    def __truediv__(self, name):
-        return SimpleNamespace(is_file=lambda: False)
-
-
-def typed(action):
-    """The flag of an action with another value than its default."""
-    flag = action.option_strings[-1]
-    if action.nargs == 0:
-        return [flag]
-    if action.choices:
-        return [flag, next(choice for choice in action.choices if choice != action.default)]
-    if action.dest in VALUES:
-        return [flag, *VALUES[action.dest]]
-    if action.default in (True, False):
-        return [flag, str(not action.default)]
-    name = getattr(action.type, "__name__", "str")
-    assert name in ("int", "float", "positive_int", "count"), f"{flag} needs a value in VALUES"
-    return [flag, "0.25" if name == "float" else "3"]
-
-
 INHERITED = {part.name for part in dataclasses.fields(TrainingArguments)} - {"seed"}
 
 
@@ -321,7 +298,7 @@ def test_every_flag_changes_something_or_is_refused_or_warned_of(command, calls,
         for action in flags:
             if action.dest in OTHERS or not action.option_strings or action.option_strings[0] in base:
                 continue
-            arguments = [*base, *typed(action)]
+            arguments = [*base, *typed(action, VALUES)]
             code, *after = outcome(arguments)
             if code == 2:
                 assert len(after[2].splitlines()) == 1, arguments

@@ -169,6 +169,28 @@ def test_the_same_images_in_every_kind_of_data(kind, streaming, kinds, classifie
     assert ("split" in table.column_names) == (kind == "splits")
 
 
+def test_rows_of_a_stream_without_features_and_of_a_dataset_of_ones_own(classifier):
+    rows = list(make_dataset(5).select_columns(["image", "label"]))
+    expected = predict(classifier, make_dataset(5), progress=False)
+
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(rows)
+
+    for own in (Rows(), rows):
+        table = predict(classifier, own, progress=False)
+        assert as_tuples(table, *table.column_names) == as_tuples(expected, *expected.column_names)
+    assert "label" not in predict(classifier, [{"image": row["image"]} for row in rows], progress=False).column_names
+    with pytest.raises(ValueError, match="empty"):
+        predict(classifier, [])
+
+
+def test_a_model_that_gives_nan_is_refused(classifier, dataset, monkeypatch):
+    monkeypatch.setattr(type(classifier), "probabilities", lambda self, images, dtype: torch.full((24, 4), torch.nan))
+    with pytest.raises(ValueError, match="probabilities that are NaN"):
+        predict(classifier, dataset, progress=False)
+
+
 @pytest.mark.parametrize(
     ("paths", "root", "names"),
     [
@@ -269,6 +291,7 @@ def test_heads_and_adapters(dataset, tmp_path):
     ("changes", "match"),
     [
         ({"top_k": 0}, "top_k is 0"),
+        ({"dtype": torch.float64}, "dtype is torch.float64"),
         ({"output": "out.xlsx"}, "must end with .csv, .parquet or .jsonl"),
         ({"image_column": "img"}, "no column 'img'; its columns are"),
         ({"group_column": "place"}, "no column 'place'"),
@@ -354,8 +377,8 @@ def test_a_run_that_was_stopped_resumes(number, streaming, many, tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("streaming", [[], ["--streaming"]], ids=["indexed", "streaming"])
-@pytest.mark.parametrize("processes", [2, 3])
+# Of four processes, one has no block.
+@pytest.mark.parametrize(("processes", "streaming"), [(2, []), (4, ["--streaming"])])
 def test_several_processes_write_what_one_does(processes, streaming, many, tmp_path):
     arguments = ["predict", TINY_CLIP, many, *streaming, "--json"]
     assert main([*map(str, arguments), "-o", str(tmp_path / "one.csv")]) == 0

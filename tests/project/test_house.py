@@ -41,6 +41,7 @@ ENTRY_POINTS = {
     "discover_spuriosity",
     "evaluate_zero_shot",
     "generate_pool",
+    "predict",
     "push_folder",
     "tune",
     "repair",

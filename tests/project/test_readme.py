@@ -62,12 +62,13 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "photos")
     write_folder(tmp_path / "photos", seed=1, split="test")
-    assert len(commands("starft")) == 3
+    assert len(commands("starft")) == 4
     for command in commands("starft"):
         arguments = shlex.split(command.replace("openai/clip-vit-base-patch16", str(TINY_CLIP)))[1:]
         quick = ["--max_steps", "2", "--use_cpu"] if arguments[0] == "train" else []
         assert main([*arguments, *quick]) == 0
-        assert ("classes" if arguments[0] == "inspect" else "worst group") in capsys.readouterr().out
+        expected = {"inspect": "classes", "predict": "written to predictions.csv"}.get(arguments[0], "worst group")
+        assert expected in capsys.readouterr().out
 
 
 def start(command, folder, **environment):

@@ -194,6 +194,8 @@ class Blocks:
 
 def _of_batch(batch: Mapping[str, Any], rate: Rate) -> Tensor:
     rows = rate({name: value for name, value in batch.items() if isinstance(value, Tensor)}).double().cpu()
+    if bool(rows.isnan().any()):
+        raise ValueError("the model gives probabilities that are NaN; its weights are damaged, or its dtype overflows")
     return rows.masked_fill(~batch["valid"][:, None], torch.nan) if "valid" in batch else rows
 
 

@@ -102,6 +102,8 @@ def predict(
     for name, number in (("top_k", top_k), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} is {number}; it must be a positive integer")
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype is {dtype!r}; pass torch.bfloat16, torch.float16 or None, for the model's own")
     if templates is not None:
         templates = [templates] if isinstance(templates, str) else list(templates)
         check_caption_templates("templates", templates)

@@ -4,7 +4,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,19 @@ class Columns:
         label: the column with the labels, if there is one.
         groups: the columns that name a row's group, if any.
         names: what labels that are numbers stand for; empty if that is unknown.
+        is_known: whether the dataset names its columns.
     """
 
     image: str
     label: str | None = None
     groups: Groups | None = None
-    names: Sequence[str] = field(default=())
+    names: Sequence[str] = ()
+    is_known: bool = True
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is a column with labels for sure."""
+        return self.label is not None and self.is_known
 
     @property
     def others(self) -> list[str]:
@@ -53,7 +60,7 @@ class Columns:
 
     def label_of(self, row: Mapping[str, Any]) -> str | None:
         """The name of a row's class; None if it has none, which -1 marks as well."""
-        value = None if self.label is None else plain(row[self.label])
+        value = None if self.label is None else plain(row.get(self.label))
         if value is None or value != value or isinstance(value, (list, dict)):
             return None
         if isinstance(value, str):
@@ -85,9 +92,8 @@ def resolve(dataset: Any, image: str | None, label: str, groups: Sequence[str]) 
         )
     feature = features.get(label)
     names = (names_of_ids(feature.names) or feature.names) if isinstance(feature, ClassLabel) else ()
-    return Columns(
-        image, label if present is None or label in present else None, resolve_groups(dataset, groups), names
-    )
+    label_column = label if present is None or label in present else None
+    return Columns(image, label_column, resolve_groups(dataset, groups), names, is_known=present is not None)
 
 
 def _image_of(present: Sequence[str], features: Mapping[str, Any]) -> str:

@@ -149,7 +149,7 @@ class Source:
     def known(self, facts: RowFacts) -> dict[str, list[str | None]]:
         """The columns of the table that follow the predictions."""
         found = {
-            LABEL: (facts.labels, any(own.label is not None for own in self.columns)),
+            LABEL: (facts.labels, any(own.has_labels for own in self.columns) or any(facts.labels)),
             GROUP: (facts.groups, any(own.groups is not None for own in self.columns)),
             SPLIT: (facts.splits, len(self.parts) > 1),
         }
