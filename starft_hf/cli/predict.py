@@ -148,8 +148,7 @@ def _classes_of_labels(options: argparse.Namespace, images: Any, settings: dict[
     """The classes that the labels of the images name, for a model that has none of its own."""
     from starft_hf.hub.prediction.source import Source
 
-    label = settings.get("label_column", "label")
-    named = Source(images, settings.get("image_column"), label, None).class_names()
+    named = Source(images, settings.get("image_column"), settings.get("label_column"), None).class_names()
     if named is None:
         raise argparse.ArgumentTypeError(
             f"{options.model} has no classes of its own, and {options.dataset} no labels; pass --class_names, or "

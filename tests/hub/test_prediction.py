@@ -295,6 +295,7 @@ def test_heads_and_adapters(dataset, tmp_path):
         ({"output": "out.xlsx"}, "must end with .csv, .parquet or .jsonl"),
         ({"image_column": "img"}, "no column 'img'; its columns are"),
         ({"group_column": "place"}, "no column 'place'"),
+        ({"label_column": "lab"}, "no column 'lab'"),
         ({"on_bad_image": "ignore"}, "ignore"),
         ({"class_names": ["a", "a"]}, "duplicates"),
     ],

@@ -43,7 +43,7 @@ def predict(
     templates: Sequence[str] | str | None = None,
     use_head: bool = True,
     image_column: str | None = None,
-    label_column: str = "label",
+    label_column: str | None = None,
     group_column: str | Sequence[str] | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
@@ -77,7 +77,8 @@ def predict(
         templates: prompts with `{}` for the class name; None: those of the model.
         use_head: whether to use the model's linear head, if it has one, rather than prompts.
         image_column: column with the images; None: "image", or else the only one of images.
-        label_column: column with the labels, if there is one. Numbers without names are positions in the classes.
+        label_column: column with the labels, of which numbers without names are positions in the classes; None:
+            "label", where there is one.
         group_column: column that names a row's group, or several whose combinations do; None names none.
         batch_size: images per forward. The last digits of probabilities depend on it.
         num_workers: processes that load images; the rows of iterable datasets are read in order, by this process.

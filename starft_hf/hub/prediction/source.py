@@ -44,12 +44,12 @@ class RowFacts:
         self.splits.append(None if split == NO_SPLIT else split)
 
 
-def images_of(dataset: Any, image_column: str | None, label_column: str) -> AllImages:
+def images_of(dataset: Any, image_column: str | None, label_column: str | None) -> AllImages:
     """The images of what `predict` takes as a dataset."""
     if isinstance(dataset, AllImages):
         return dataset
     if isinstance(dataset, (str, os.PathLike)):
-        return read_all_images(dataset, image_column=image_column or "image", label_column=label_column)
+        return read_all_images(dataset, image_column=image_column or "image", label_column=label_column or LABEL)
     if not isinstance(dataset, Mapping):
         check_dataset(dataset, "dataset")
         return AllImages({"": dataset})
@@ -64,24 +64,27 @@ class Source:
     Args:
         images: datasets by split, which are all read by index, or are all iterable.
         image: the column with the images; None: "image", or else the only one of images.
-        label: the column with the labels, where there is one.
+        label: the column with the labels; None: "label", where there is one.
         group: columns that name groups.
 
     Raises:
         ValueError: if there are no rows, or a column is missing.
     """
 
-    def __init__(self, images: AllImages, image: str | None, label: str, group: str | Sequence[str] | None):
+    def __init__(self, images: AllImages, image: str | None, label: str | None, group: str | Sequence[str] | None):
         self.images = images
         self.parts = list(images.splits.values())
         if not self.parts or not any(is_iterable(part) or len(part) for part in self.parts):
             raise ValueError("dataset is empty; pass one with at least one image")
         groups = [group] if isinstance(group, str) else list(group or ())
-        self.columns = [resolve(part, image, label, groups) for part in self.parts]
+        self.columns = [resolve(part, image, label or LABEL, groups) for part in self.parts]
         present = [names for part in self.parts if (names := column_names(part)) is not None]
-        for name in groups if len(present) == len(self.parts) else ():
+        wanted = [*((("label_column", label),) if label else ()), *(("group_column", name) for name in groups)]
+        for setting, name in wanted if len(present) == len(self.parts) else ():
             if not any(name in names for names in present):
-                raise ValueError(f"dataset has no column {name!r}; its columns are {present[0]}. Correct group_column")
+                raise ValueError(
+                    f"dataset has no column {name!r}; its columns are {present[0]}. Set {setting} to the right one"
+                )
         self.is_iterable = is_iterable(self.parts[0])
 
     def class_names(self) -> tuple[str, ...] | None:
