@@ -47,6 +47,10 @@ def run(options: argparse.Namespace) -> int | None:
     if launched_by_user():
         refuse(options, ["processes"], "the processes were started by accelerate or torchrun already")
     check_sources(options, "model", "dataset", "base", "classes_from")
+    options.output = options.output.expanduser()
+    data = Path(options.dataset).expanduser()
+    if data.is_file() and options.output.exists() and data.samefile(options.output):
+        raise argparse.ArgumentTypeError(f"--output {options.output} is the dataset itself; choose another file")
     check_output(options.output, options.overwrite)
     if not launched() and (flags := launcher_flags(LaunchArguments(processes=options.processes))):
         return launch(options.command_line, flags)

@@ -391,6 +391,24 @@ def test_several_processes_write_what_one_does(processes, streaming, many, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "several.csv"]
 
 
+def test_the_dataset_itself_is_not_overwritten(tmp_path, capsys):
+    write(tmp_path, {"a.png": None, "t.csv": "path\na.png\n"})
+    table = str(tmp_path / "t.csv")
+    assert main(["predict", str(TINY_CLIP), table, "-o", table, "--overwrite", "--class_names", *CLASS_NAMES]) == 2
+    assert "is the dataset itself" in capsys.readouterr().err
+
+
+def test_the_accuracy_is_that_of_an_evaluation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, [f"{name}/{place}.png" for name in CLASS_NAMES for place in range(3)])
+    arguments = [str(TINY_CLIP), ".", "--json"]
+    assert main(["evaluate", *arguments]) == 0
+    expected = json.loads(capsys.readouterr().out)["accuracy"]
+    for more in (["--image_cache", "cache"], ["--workers", "1"]):
+        assert main(["predict", *arguments, "-o", "../out.csv", "--overwrite", *more]) == 0
+        assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(expected)
+
+
 def test_labels_of_a_class_label_column_keep_their_own_names(classifier):
     rows = make_dataset(4).cast_column("label", ClassLabel(names=["a", "b", "c", "d"]))
     assert predict(classifier, rows, progress=False)["label"][:] == ["a", "b", "c", "d"]

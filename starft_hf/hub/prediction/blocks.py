@@ -31,7 +31,7 @@ _BLOCK = 256
 _KIND = "predictions"
 
 # What a row of a block is: `(width,)` numbers, all of them NaN for an image that cannot be read.
-Rate = Callable[[Mapping[str, Tensor]], Tensor]
+Score = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def remove_pieces(output: Path) -> None:
 class Blocks:
     """How rows are divided: into blocks, and these into batches, whatever the number of processes.
 
-    Every process rates every n-th block, so that the batches, and with them all digits, are those of one process.
+    Every process scores every n-th block, so that the batches, and with them all digits, are those of one process.
     """
 
     pieces: Pieces
@@ -122,7 +122,7 @@ class Blocks:
         """Rows of a block."""
         return self.batch_size * -(-_BLOCK // self.batch_size)
 
-    def rate(self, examples: IndexedExamples, rate: Rate) -> Tensor:
+    def score(self, examples: IndexedExamples, score: Score) -> Tensor:
         """The numbers of all examples, `(N, width)` in float64, in every process."""
         total = len(examples)
         rows = {
@@ -141,14 +141,14 @@ class Blocks:
             # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
             generator=torch.Generator(),
         )
-        batches = iter(self._rated(loader, rate, sum(map(len, rows.values())), sum(map(len, done.values()))))
+        batches = iter(self._scored(loader, score, sum(map(len, rows.values())), sum(map(len, done.values()))))
         for number in missing:
             parts = list(islice(batches, -(-len(rows[number]) // self.batch_size)))
             done[number] = torch.cat(parts)
             self.pieces.save(number, done[number])
         return _gathered({rows[number].start: block for number, block in done.items()}, total)
 
-    def rate_stream(self, rows: Iterator[StreamedRow], rate: Rate) -> Tensor:
+    def score_stream(self, rows: Iterator[StreamedRow], score: Score) -> Tensor:
         """The same for rows that are read in order; every process passes over all of them and decodes its own."""
         done: dict[int, Tensor] = {}
         first = resumed = 0
@@ -161,7 +161,7 @@ class Blocks:
                     loaded = self.pieces.load(number, len(block), content) if content else None
                     resumed += 0 if loaded is None else len(block)
                     if loaded is None:
-                        loaded = torch.cat(list(self._rated_rows(block, rate, skipped)))
+                        loaded = torch.cat(list(self._scored_rows(block, score, skipped)))
                         if content:
                             self.pieces.save(number, loaded, content)
                     done[first] = loaded
@@ -172,28 +172,28 @@ class Blocks:
         _log_resumed(resumed)
         return _gathered(done, first)
 
-    def _rated(self, batches: Any, rate: Rate, total: int, done: int) -> Iterator[Tensor]:
+    def _scored(self, batches: Any, score: Score, total: int, done: int) -> Iterator[Tensor]:
         skipped = SkippedImages()
         with self._bar(total, done) as bar:
             for batch in batches if total > done else ():
                 skipped.record(batch)
-                rows = _of_batch(batch, rate)
+                rows = _of_batch(batch, score)
                 bar.update(len(rows))
                 yield rows
 
-    def _rated_rows(self, block: list[StreamedRow], rate: Rate, skipped: SkippedImages) -> Iterator[Tensor]:
+    def _scored_rows(self, block: list[StreamedRow], score: Score, skipped: SkippedImages) -> Iterator[Tensor]:
         for start in range(0, len(block), self.batch_size):
             batch = stack_examples([part.example() for part in block[start : start + self.batch_size]])
             skipped.record(batch)
-            yield _of_batch(batch, rate)
+            yield _of_batch(batch, score)
 
     def _bar(self, total: int | None, done: int) -> Any:
         shown = self.progress and rank() == 0
         return tqdm(total=total, initial=done, desc="Predicting", unit=" images", disable=not shown)
 
 
-def _of_batch(batch: Mapping[str, Any], rate: Rate) -> Tensor:
-    rows = rate({name: value for name, value in batch.items() if isinstance(value, Tensor)}).double().cpu()
+def _of_batch(batch: Mapping[str, Any], score: Score) -> Tensor:
+    rows = score({name: value for name, value in batch.items() if isinstance(value, Tensor)}).double().cpu()
     if bool(rows.isnan().any()):
         raise ValueError("the model gives probabilities that are NaN; its weights are damaged, or its dtype overflows")
     return rows.masked_fill(~batch["valid"][:, None], torch.nan) if "valid" in batch else rows

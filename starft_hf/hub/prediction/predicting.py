@@ -127,16 +127,16 @@ def predict(
     blocks = Blocks(Pieces(target, key), batch_size, num_workers, progress)
     preprocessor = ImagePreprocessor(classifier.encoder.image_processor, decoding=image_decoding)
 
-    def rate(images: Mapping[str, Tensor]) -> Tensor:
+    def score(images: Mapping[str, Tensor]) -> Tensor:
         return top_classes(classifier.probabilities(images, dtype), kept)
 
     if source.is_iterable:
         facts = RowFacts()
-        rows = blocks.rate_stream(source.stream(preprocessor, on_bad_image, facts), rate)
+        rows = blocks.score_stream(source.stream(preprocessor, on_bad_image, facts), score)
     else:
         examples = source.examples(preprocessor, on_bad_image, cache)
         examples.prepare(next(classifier.model.parameters()).device)
-        facts, rows = source.facts(), blocks.rate(examples, rate)
+        facts, rows = source.facts(), blocks.score(examples, score)
     table = table_of(file_names(facts.paths, source.images.root), rows, names, source.known(facts))
     if target is not None:
         run_on_main_process(lambda: write_table(table, target))
