@@ -1,6 +1,7 @@
 """The images to classify, as one sequence of rows, and what is known of each."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -108,13 +109,32 @@ class Source:
         if not is_label and named:
             logger.warning("The folders, such as %r, are not named after classes, so they are not labels.", named[0])
         for place, own in enumerate(self.columns):
-            if own.label is not None and is_label and not own.names and _holds_numbers(self.parts[place], own.label):
-                logger.warning_once(
-                    f"The labels in column {own.label!r} are numbers, and are taken as positions in the classes: 0 is "
-                    f"{classes[0]!r}. Cast the column to datasets.ClassLabel, or pass class_names in the order of the "
-                    "labels, if that is not so."
-                )
-            self.columns[place] = replace(own, names=own.names or classes, label=own.label if is_label else None)
+            if own.label is None or not is_label:
+                self.columns[place] = replace(own, label=None)
+            elif not own.names and self._are_positions(place, own.label, classes):
+                self.columns[place] = replace(own, names=classes)
+
+    def _are_positions(self, place: int, label: str, classes: Sequence[str]) -> bool:
+        """Whether labels that are numbers without names can be positions in the classes; says how they are read."""
+        part = self.parts[place]
+        feature = (getattr(part, "features", None) or {}).get(label)
+        if feature is not None and not (isinstance(feature, Value) and re.match("u?int|float|bool", feature.dtype)):
+            return False
+        known = [] if self.is_iterable or not hasattr(part, "select_columns") else read_column(part, label)
+        beyond = next((it for it in known if it is not None and not -1 <= it < len(classes)), None)
+        if beyond is not None:
+            logger.warning(
+                "The labels in column %r are numbers such as %s, which are not positions in the %d classes; they stay "
+                "numbers.",
+                *(label, beyond, len(classes)),
+            )
+        elif feature is not None:
+            logger.warning(
+                "The labels in column %r are numbers, and are taken as positions in the classes: 0 is %r. Cast the "
+                "column to datasets.ClassLabel, or pass class_names in the order of the labels, if that is not so.",
+                *(label, classes[0]),
+            )
+        return beyond is None
 
     def fingerprint(self) -> str | None:
         """A key of the images in their order; None if there is none.
@@ -170,8 +190,3 @@ class Source:
 
 def _maker(columns: Columns, preprocessor: ImagePreprocessor) -> ImageExampleMaker:
     return ImageExampleMaker(ImageColumns(columns.image, None, None, None, None), preprocessor)
-
-
-def _holds_numbers(dataset: Any, label: str) -> bool:
-    feature = (getattr(dataset, "features", None) or {}).get(label)
-    return isinstance(feature, Value) and ("int" in feature.dtype or "float" in feature.dtype)
