@@ -29,6 +29,7 @@ _EXPORTS = {
     "interpolate": "starft_hf.weights",
     "load": "starft_hf.hub.classifier",
     "interpolate_checkpoints": "starft_hf.weights",
+    "predict": "starft_hf.hub.prediction",
     "register_regularizer": "starft_hf.objectives",
     "repair": "starft_hf.weights.repair",
     "sweep": "starft_hf.weights",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from starft_hf.evaluation import evaluate_retrieval as evaluate_retrieval
     from starft_hf.evaluation import evaluate_zero_shot as evaluate_zero_shot
     from starft_hf.hub.classifier import load as load
+    from starft_hf.hub.prediction import predict as predict
     from starft_hf.objectives import Regularizer as Regularizer
     from starft_hf.objectives import RegularizerInputs as RegularizerInputs
     from starft_hf.objectives import alignment_loss as alignment_loss

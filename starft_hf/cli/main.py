@@ -22,6 +22,7 @@ COMMANDS = (
     "inspect",
     "train",
     "evaluate",
+    "predict",
     "compare",
     "tune",
     "interpolate",
@@ -34,6 +35,7 @@ COMMANDS = (
     "report",
     "space",
     "accelerate-config",
+    "env",
 )
 
 FAILED = 1
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 for a failed run, 2 for wrong use and for settings or data that are refused, 75 for
-        training that was stopped by SIGTERM and continues with `--resume`.
+        a run that was stopped by SIGTERM and can be resumed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] not in COMMANDS:

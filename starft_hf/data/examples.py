@@ -297,7 +297,7 @@ class IterableExamples(IterableDataset[Example]):
         spare_worker()
         if self.shuffle is None:
             for index, row in enumerate(self.dataset):
-                yield self._example(row, index, self.make)
+                yield self.example(row, index)
             return
         share, first, size = self.share.of_this_worker(self.dataset), 0, None
         unused = tiny(self._blank(self.make)) if share.start else {}
@@ -309,13 +309,15 @@ class IterableExamples(IterableDataset[Example]):
             for index, row in enumerate(rows):
                 step = share.step_of(first + index)
                 if step is not None:
-                    yield unused if step < share.start else self._example(row, index, make)
+                    yield unused if step < share.start else self.example(row, index, make)
             size = index + 1
             first += size
             if size == 0:
                 return
 
-    def _example(self, row: Row, index: int, make: ImageExampleMaker) -> Example:
+    def example(self, row: Row, index: int, make: ImageExampleMaker | None = None) -> Example:
+        """The example of a row of `dataset`, the one of this number; by default by the maker of this epoch."""
+        make = make or self.make
         where = f"row {index} of the iterable dataset"
         try:
             opened = self.reader.opened(row, where)

@@ -19,7 +19,7 @@ from starft_hf.data.layouts.lists import is_list
 from starft_hf.data.layouts.resolve import is_document, no_classes, resolve
 from starft_hf.data.layouts.split_names import in_order, split_of_file
 from starft_hf.data.layouts.table_columns import Wanted
-from starft_hf.data.layouts.tables import TABLES, read_table
+from starft_hf.data.layouts.tables import TABLES, holds_images, read_table
 from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
 from starft_hf.data.urls import check_no_urls
 
@@ -106,13 +106,18 @@ def _of_shards(
 
 
 def _around(file: Path) -> FileTree:
-    """A table with the images that it lists, or with all that lie beside it if it does not list paths; or a shard."""
+    """What `tree_around` gives, for a file that may be a table, a list or a shard by its name."""
     if file.suffix.lower() not in (".tar", *_LISTING) and not is_list(file.name):
         raise ValueError(
             f"{str(file)!r} is not a table ({', '.join(_LISTING)}), a list (.txt) or a shard (.tar); pass a folder of "
             "images, unpack an archive, or write a table of another kind as csv"
         )
-    if file.suffix.lower() == ".tar":
+    return tree_around(file)
+
+
+def tree_around(file: Path) -> FileTree:
+    """A table with the images that it lists, or with all that lie beside it if it does not list paths; or a shard."""
+    if file.suffix.lower() == ".tar" or holds_images(file):
         return FileTree(file.parent, [file.name])
     rows = read_rows(str(file))
     named = [] if rows is None else _paths_in(rows, file.parent)
@@ -129,7 +134,9 @@ def _around(file: Path) -> FileTree:
 def _paths_in(rows: pd.DataFrame, folder: Path) -> list[str]:
     """The paths of images, relative to `folder`, in the first column that holds paths of files there."""
     for name in rows:
-        values = [value for value in rows[name].dropna().unique() if isinstance(value, str) and is_image(value)]
+        # Of a table without a heading, the first image stands in its place.
+        strings = [value for value in (name, *rows[name].dropna().unique()) if isinstance(value, str)]
+        values = [value for value in strings if is_image(value)]
         if values and all((folder / value.replace("\\", "/")).is_file() for value in values[:_TRIED]):
             paths = [os.path.relpath(folder / value.replace("\\", "/"), folder) for value in values]
             return [path.replace(os.sep, "/") for path in paths if (folder / path).is_file()]

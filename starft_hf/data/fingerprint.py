@@ -53,7 +53,7 @@ def images_fingerprint(dataset: Dataset, column: str, also: Sequence[str] = ()) 
     return digest(
         [
             [dataset._fingerprint, len(dataset), columns],
-            [_state_of(file) for file in [*tables, *paths]],
+            [file_state(file) for file in [*tables, *paths]],
             [_content_of(file) for file in paths[:: -(-len(paths) // _FILES_READ) or 1]],
             [_rows_digest(table, columns) for table in _in_memory(dataset.data)],
             [_rows_digest(table, ["indices"]) for table in _in_memory(dataset._indices)],
@@ -103,7 +103,8 @@ def _image_paths(dataset: Dataset, column: str) -> list[str]:
     return paths
 
 
-def _state_of(file: Path) -> list[int] | None:
+def file_state(file: Path) -> list[int] | None:
+    """The size and the time of a file; None if it cannot be looked at."""
     try:
         state = file.stat()
     except OSError:

@@ -102,9 +102,9 @@ def read_data(
     path = Path(local_or_hub(source, "dataset"))
     if not path.exists():
         return DataFound(_from_hub(str(source), config, streaming, wanted))
-    if path.is_dir() and _is_saved(path):
+    if path.is_dir() and is_saved(path):
         return DataFound(_from_disk(path, config, streaming, str(source)))
-    if path.is_dir() and (config is not None or _has_configurations(path)):
+    if path.is_dir() and (config is not None or has_configurations(path)):
         return DataFound(_as_configured(path, config, streaming, wanted))
     if config is not None:
         raise ValueError(f"{str(source)!r} is a file and has no configurations, but {config!r} was chosen; omit it")
@@ -150,7 +150,8 @@ def _with_standard_columns(splits: Any, wanted: Wanted) -> Any:
     return splits
 
 
-def _is_saved(folder: Path) -> bool:
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` has written a folder."""
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
@@ -166,7 +167,7 @@ def _from_disk(folder: Path, config: str | None, streaming: bool, source: str) -
     return splits
 
 
-def _has_configurations(folder: Path) -> bool:
+def has_configurations(folder: Path) -> bool:
     """Whether the card of a copied repository says which files are in which split."""
     card = folder / "README.md"
     if not card.is_file() or not card.read_text(encoding="utf-8", errors="replace").startswith("---"):

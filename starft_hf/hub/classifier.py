@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel
@@ -93,21 +95,37 @@ class Classifier:
             ValueError: if there are no classes.
             TypeError: if an image is not one.
         """
-        if self.class_names is None:
-            raise ValueError("no classes are known; pass some with classifier.with_classes(['cat', 'dog'])")
+        self._check_classes()
         images = list(images) if isinstance(images, (list, tuple)) else [images]
         preprocess = ImagePreprocessor(self.encoder.image_processor)
-        device = next(self.model.parameters()).device
         predictions: list[Prediction] = []
-        with evaluation_mode(self.model):
-            for start in range(0, len(images), batch_size):
-                batch = stack_features(preprocess(images[start : start + batch_size]))
-                embeds = self.encoder.encode(self.model, images={name: t.to(device) for name, t in batch.items()})
-                for row in self._logits(embeds).double().softmax(-1).cpu():
-                    scores = dict(zip(self.class_names, row.tolist(), strict=True))
-                    best = self.class_names[int(row.argmax())]
-                    predictions.append(Prediction(best, scores[best], scores))
+        for start in range(0, len(images), batch_size):
+            for row in self.probabilities(stack_features(preprocess(images[start : start + batch_size]))):
+                scores = dict(zip(self.class_names or (), row.tolist(), strict=True))
+                best = max(scores, key=lambda name: scores[name])
+                predictions.append(Prediction(best, scores[best], scores))
         return predictions
+
+    def probabilities(self, images: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
+        """The probability of every class, `(N, classes)` in float64 on the CPU.
+
+        Args:
+            images: the tensors of a batch, as `ImagePreprocessor` and `stack_features` make them.
+            dtype: of autocast in the model, such as `torch.bfloat16`; None: the model's own.
+
+        Raises:
+            ValueError: if there are no classes.
+        """
+        self._check_classes()
+        device = next(self.model.parameters()).device
+        with evaluation_mode(self.model):
+            with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
+                embeds = self.encoder.encode(self.model, images={name: t.to(device) for name, t in images.items()})
+            return self._logits(embeds).cpu().double().softmax(-1)
+
+    def _check_classes(self) -> None:
+        if self.class_names is None:
+            raise ValueError("no classes are known; pass some with classifier.with_classes(['cat', 'dog'])")
 
     @cached_property
     def _zero_shot_weights(self) -> Tensor:

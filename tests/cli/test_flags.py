@@ -4,18 +4,20 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 from transformers import TrainingArguments
 
 import starft_hf
 from starft_hf.cli.main import COMMANDS, make_parser
 from starft_hf.cli.main import main as starft
 from starft_hf.cli.parser import ALIASES
+from starft_hf.data.all_images import AllImages
 from starft_hf.data.files import DataFound
 from starft_hf.evaluation.catalog import load_benchmark
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.methods import settings_of_methods
 from starft_hf.training.tuning.candidates import candidates_of
-from tests.support.recording import Rows, plain
+from tests.support.recording import FolderOfNothing, Rows, plain, typed
 from tests.support.report_runs import run
 
 
@@ -35,6 +37,11 @@ MODES = {
         BENCHMARK,
     ],
     "evaluate": [["m", "d"], ["m", "--benchmark", "waterbirds"], ["with-head", "d"], ["m", "d", "--json"]],
+    "predict": [
+        ["m", "d", "-o", "new.csv"],
+        ["with-head", "d", "-o", "new.csv"],
+        ["m", "d", "-o", "new.csv", "--json"],
+    ],
     "compare": [
         *(RUN, *([*RUN, "--methods", name] for name in ("FLYP", "kl@10", "zero-shot")), [*RUN, "--peft", "lora"]),
     ],
@@ -57,6 +64,7 @@ MODES = {
         ["there", "--no_run"],
     ],
     "accelerate-config": [["ddp"]],
+    "env": [[]],
 }
 
 TRAINING = ("train", "compare", "tune", "precompute")
@@ -78,6 +86,7 @@ VALUES = {
     "caption_template": ["a {}.", "the {}."],
     "card_template": ["card.md"],
     "class_names": ["names.txt"],
+    "classes_from": ["d"],
     "crop_scale": ["none"],
     "data_dir": ["d"],
     "curve_alphas": ["0.1", "0.9"],
@@ -131,6 +140,9 @@ VALUES = {
 }
 # These are looked at elsewhere.
 OTHERS = {"help", "help_all", "config", "json", "traceback", "model", "dataset"}
+
+
+PREDICTIONS = Dataset.from_dict({"row": [0], "prediction": ["x"]})
 
 
 class Stop(Exception):  # noqa: N818
@@ -202,6 +214,10 @@ def calls(monkeypatch, tmp_path):
         names = ("train", "validation", "test", "dev")
         return DataFound({name: Rows(source, name, args, settings) for name in names})
 
+    def all_images(source, *args, **settings):
+        found.append(("images", plain(settings)))
+        return AllImages({name: Rows(source, name, args, settings) for name in ("train", "dev")})
+
     def benchmark(name, **settings):
         entry = load_benchmark(name, **settings)
         of = (name, str(entry.class_space()), entry.root)
@@ -219,8 +235,11 @@ def calls(monkeypatch, tmp_path):
         "starft_hf.data.loading.read_data": found_data,
         "starft_hf.data.inspection.inspect_splits": record("inspect", inspection),
         "starft_hf.hub.classifier.load": loaded,
+        "starft_hf.data.all_images.read_all_images": all_images,
+        "starft_hf.data.all_images.class_names_of": record("class names", ("x", "y", "z")),
+        "starft_hf.cli.predict.launch": record("launch", 0),
         "starft_hf.models.loading.load_model": loaded,
-        "starft_hf.hub.classifier.local_folder": lambda name, **settings: SimpleNamespacePath(name),
+        "starft_hf.hub.classifier.local_folder": lambda name, **settings: FolderOfNothing(name),
         "starft_hf.evaluation.catalog.load_benchmark": benchmark,
         "starft_hf.training.comparison.compare": compared,
         "starft_hf.training.tuning.tune": tuned,
@@ -243,35 +262,13 @@ def calls(monkeypatch, tmp_path):
         "StarFTTrainer": Trainer,
         "RobustnessReport": Report,
         "evaluate_zero_shot": record("evaluate", result),
+        "predict": record("predict", PREDICTIONS),
         "discover_spuriosity": record("discover", result),
         "repair": record("repair", SimpleNamespace(left_out={}, method="none", standard_error=0.1, as_dict=dict)),
         "generate_pool": record("generate", pool(["{} here."])),
     }.items():
         monkeypatch.setattr(starft_hf, name, stub, raising=False)
     return found
-
-
-class SimpleNamespacePath(str):
-    """A folder without files in it."""
-
-    def __truediv__(self, name):
-        return SimpleNamespace(is_file=lambda: False)
-
-
-def typed(action):
-    """The flag of an action with another value than its default."""
-    flag = action.option_strings[-1]
-    if action.nargs == 0:
-        return [flag]
-    if action.choices:
-        return [flag, next(choice for choice in action.choices if choice != action.default)]
-    if action.dest in VALUES:
-        return [flag, *VALUES[action.dest]]
-    if action.default in (True, False):
-        return [flag, str(not action.default)]
-    name = getattr(action.type, "__name__", "str")
-    assert name in ("int", "float", "positive_int", "count"), f"{flag} needs a value in VALUES"
-    return [flag, "0.25" if name == "float" else "3"]
 
 
 INHERITED = {part.name for part in dataclasses.fields(TrainingArguments)} - {"seed"}
@@ -302,7 +299,7 @@ def test_every_flag_changes_something_or_is_refused_or_warned_of(command, calls,
         for action in flags:
             if action.dest in OTHERS or not action.option_strings or action.option_strings[0] in base:
                 continue
-            arguments = [*base, *typed(action)]
+            arguments = [*base, *typed(action, VALUES)]
             code, *after = outcome(arguments)
             if code == 2:
                 assert len(after[2].splitlines()) == 1, arguments
@@ -373,6 +370,9 @@ def test_settings_of_a_comparison_without_effect_are_warned_of(calls, capsys):
     [
         ["evaluate", "./nowhere", "d"],
         ["evaluate", "m", "a/b/c"],
+        ["predict", "./nowhere", "d", "-o", "new.csv"],
+        ["predict", "m", "./nowhere", "-o", "new.csv"],
+        ["predict", "m", "d", "-o", "new.csv", "--classes_from", "./nowhere"],
         ["discover", "/nowhere", "d"],
         ["train", "--model", "~/nowhere", "--dataset", "d"],
         ["train", *RUN, "--reference_model", "nowhere/"],

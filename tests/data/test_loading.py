@@ -178,3 +178,15 @@ def test_the_datasets_library_reads_the_same(folder):
     own, theirs = load_splits(path)["train"], load_dataset("imagefolder", data_dir=str(path), split="train")
     assert own.features == theirs.features
     assert list(own["label"]) == list(theirs["label"])
+
+
+def test_a_parquet_file_is_read_alone_and_a_table_without_a_heading_whole(tmp_path):
+    """What lies beside a file is not asked for, and the first line of a table may be an image."""
+    rows = make_dataset(4)
+    write_folder(tmp_path, size=8)
+    rows.select_columns(["image", "label"]).to_parquet(tmp_path / "rows.parquet")
+    (splits,) = load_splits(tmp_path / "rows.parquet", validation_split=0).values()
+    assert splits["label"][:] == rows["label"][:]
+    (tmp_path / "list.csv").write_text("train/owl/0.png,owl\ntrain/truck/1.png,truck\n")
+    (splits,) = load_splits(tmp_path / "list.csv", validation_split=0).values()
+    assert [splits.features["label"].int2str(label) for label in splits["label"]] == ["owl", "truck"]

@@ -37,7 +37,7 @@ class Rows(IterableExamples):
         self.columns = SimpleNamespace(used=["row"])
         self.make = SimpleNamespace(in_epoch=lambda number: None)
 
-    def _example(self, row, index, make):
+    def example(self, row, index, make=None):
         return row["row"]
 
     def _blank(self, make):

@@ -42,6 +42,7 @@ ENTRY_POINTS = {
     "evaluate_retrieval",
     "evaluate_zero_shot",
     "generate_pool",
+    "predict",
     "push_folder",
     "tune",
     "repair",

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import enum
+from types import SimpleNamespace
 
 
 class Rows:
@@ -26,3 +27,26 @@ def plain(value):
     if isinstance(value, (list, tuple)) and not isinstance(value, enum.Enum):
         return [plain(part) for part in value]
     return repr(value) if type(value).__module__ != "starft_hf.hub.classifier" else None
+
+
+class FolderOfNothing(str):
+    """A folder without files in it."""
+
+    def __truediv__(self, name):
+        return SimpleNamespace(is_file=lambda: False)
+
+
+def typed(action, values):
+    """The flag of an action with another value than its default, from `values` by its name where none is found."""
+    flag = action.option_strings[-1]
+    if action.nargs == 0:
+        return [flag]
+    if action.choices:
+        return [flag, next(choice for choice in action.choices if choice != action.default)]
+    if action.dest in values:
+        return [flag, *values[action.dest]]
+    if action.default in (True, False):
+        return [flag, str(not action.default)]
+    name = getattr(action.type, "__name__", "str")
+    assert name in ("int", "float", "positive_int", "count"), f"{flag} needs a value in VALUES"
+    return [flag, "0.25" if name == "float" else "3"]

@@ -13,6 +13,7 @@ from starft_hf.data.layouts.image_index import ImageIndex
 from starft_hf.data.layouts.json_tables import ENDING as JSON
 from starft_hf.data.layouts.json_tables import json_tables, read_json
 from starft_hf.data.layouts.layout import CAPTION, IMAGE, LABEL, Layout
+from starft_hf.data.layouts.lists import ENDING as TEXT
 from starft_hf.data.layouts.lists import is_list, read_list
 from starft_hf.data.layouts.split_names import TRAIN, split_of, split_of_file
 from starft_hf.data.layouts.table_columns import (
@@ -48,6 +49,7 @@ class Table:
         label: the column with the labels.
         class_names: the names of the classes, where labels are numbers.
         note: how the labels were read, if that is not obvious.
+        listed: all images as the table names them, each with its path as in `images`, None for one that is missing.
     """
 
     file: str
@@ -58,6 +60,7 @@ class Table:
     label: str | None = None
     class_names: tuple[str, ...] | None = None
     note: str | None = None
+    listed: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def is_metadata(self) -> bool:
@@ -193,7 +196,19 @@ def read_rows(path: str) -> pd.DataFrame | None:
     """
     if path.lower().endswith(JSON):
         return read_json(path)
-    return read_list(path) if is_list(path) else read_table(path)
+    return read_list(path) if path.lower().endswith(TEXT) else read_table(path)
+
+
+def read_listing(tree: FileTree, file: str, wanted: Wanted) -> Table | None:
+    """The images that one table of a folder lists, with labels or without; None if it does not seem to list any.
+
+    Raises:
+        ValueError: if it cannot be read, or most of its images are missing.
+    """
+    table = _read(tree, ImageIndex(tree), file, wanted)
+    if isinstance(table, str):
+        raise ValueError(f"{file}: {table}")
+    return table
 
 
 def _read(tree: FileTree, index: ImageIndex, file: str, wanted: Wanted) -> Table | str | None:
@@ -223,13 +238,14 @@ def _read(tree: FileTree, index: ImageIndex, file: str, wanted: Wanted) -> Table
             f"of the {len(found)} images that its column {column!r} names, {len(missing)} do not exist, such as "
             f"{example!r}"
         )
+    listed = [(str(value), image) for value, image in zip(rows[column], found, strict=True) if not pd.isna(value)]
     kept = [image is not None for image in found]
     images = tuple(image for image in found if image is not None)
     rows = rows[kept].drop(columns=[column]).reset_index(drop=True)
     name = wanted.image if column == wanted.image else IMAGE
     rows = rows.drop(columns=[name], errors="ignore")
     rows.insert(0, name, [tree.path(image) for image in images])
-    return Table(file, column, rows, images, missing)
+    return Table(file, column, rows, images, missing, listed=tuple(listed))
 
 
 def _labeled(table: Table, wanted: Wanted, any_column: bool) -> Table:

@@ -110,6 +110,15 @@ def _without_row_numbers(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop(columns=[name for name in numbers if rows[name].is_unique or (rows[name] == "").all()])
 
 
+def holds_images(path: Path) -> bool:
+    """Whether a file is a Parquet table with a column of bytes, which may be images."""
+    try:
+        return path.suffix.lower() == ".parquet" and any(_holds_bytes(field.type) for field in pq.read_schema(path))
+    except (pa.ArrowException, OSError):
+        # Reading it says what is wrong.
+        return False
+
+
 def _holds_bytes(kind: pa.DataType) -> bool:
     return kind in _BYTES or (pa.types.is_struct(kind) and any(_holds_bytes(field.type) for field in kind))
 

@@ -47,8 +47,7 @@ fsspec.register_implementation(PROTOCOL, TarSliceFileSystem, clobber=True)
 
 def slice_path(path: str, member: tarfile.TarInfo) -> str:
     """The path by which `datasets` opens a member of the tar file `path`."""
-    name = quote(member.name.rpartition("/")[2])
-    return f"{PROTOCOL}://{member.offset_data}-{member.size}/{name}::{path}"
+    return f"{PROTOCOL}://{member.offset_data}-{member.size}/{quote(member.name)}::{path}"
 
 
 def samples(path: str) -> Iterator[tuple[str, Sample, tarfile.TarFile]]:
