@@ -23,6 +23,7 @@ _EXPORTS = {
     "contrastive_loss": "starft_hf.objectives",
     "discover_spuriosity": "starft_hf.spuriosity.discovery",
     "evaluate_zero_shot": "starft_hf.evaluation",
+    "export": "starft_hf.weights.export",
     "generate_pool": "starft_hf.spuriosity.generation",
     "greedy_soup": "starft_hf.weights",
     "interpolate": "starft_hf.weights",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from starft_hf.weights import interpolate_checkpoints as interpolate_checkpoints
     from starft_hf.weights import sweep as sweep
     from starft_hf.weights import uniform_soup as uniform_soup
+    from starft_hf.weights.export import export as export
     from starft_hf.weights.repair import repair as repair
 
 

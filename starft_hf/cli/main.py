@@ -30,6 +30,7 @@ COMMANDS = (
     "generate-pool",
     "precompute",
     "merge",
+    "export",
     "push",
     "report",
     "space",
