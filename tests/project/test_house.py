@@ -40,6 +40,7 @@ ENTRY_POINTS = {
     "compare",
     "discover_spuriosity",
     "evaluate_zero_shot",
+    "export",
     "generate_pool",
     "push_folder",
     "tune",

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from starft_hf.hub.classifier import Classifier
 from starft_hf.utils.files import check_free, check_writable, folder_in_place_of, is_free, move_folder
-from starft_hf.utils.names import unknown_name
+from starft_hf.utils.names import check_names, unknown_name
 from starft_hf.weights.export.packages import check_packages
 from starft_hf.weights.export.precisions import DTYPES, FP32, INT8, file_name, load_in
 from starft_hf.weights.export.preprocessing import preprocessing_of
@@ -85,10 +85,10 @@ def export(
             what was written does not compute what it does.
     """
     dtypes = _dtypes(dtype)
-    request = Request(
-        None if class_names is None else tuple(class_names) if not isinstance(class_names, str) else class_names,
-        None if templates is None else (templates,) if isinstance(templates, str) else tuple(templates),
-    )
+    if class_names is not None:
+        check_names(class_names)
+    prompts = (templates,) if isinstance(templates, str) else templates
+    request = Request(*(None if part is None else tuple(part) for part in (class_names, prompts)))
     output = Path(output_dir).expanduser().resolve()
     check_writable(output, "output_dir")
     _check_replaceable(output, overwrite)
@@ -107,7 +107,9 @@ def export(
 
 def _dtypes(dtype: str | Sequence[str]) -> list[str]:
     asked = [dtype] if isinstance(dtype, str) else list(dict.fromkeys(dtype))
-    for name in asked or [None]:
+    if not asked:
+        raise ValueError(f"dtype is empty; pass one or several of {', '.join(map(repr, DTYPES))}")
+    for name in asked:
         if name not in DTYPES:
             raise ValueError(unknown_name("dtype", name, DTYPES))
     return asked
@@ -124,7 +126,6 @@ def _write_graphs(subject: Subject, dtypes: Sequence[str], folder: Path, progres
     work = folder / "work"
     work.mkdir()
     with tqdm(total=2 + 3 * len(dtypes), desc="Exporting", unit=" steps", disable=not progress) as bar:
-
         for tower in (image_tower(subject.model, encoder), text_tower(subject.model, encoder)):
             bar.set_postfix_str(f"tracing the {tower.file.replace('_', ' ')}")
             traced = work / f"{tower.file}.onnx"
@@ -165,8 +166,8 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
         foreign = next((path for path in entries if not _is_of_an_export(path)), None)
         if foreign is not None or not output.is_dir():
             raise FileExistsError(
-                f"overwrite=True replaces an earlier export, and {str(output)!r} has {str(foreign)!r}, which no export "
-                "has written; choose another folder"
+                f"overwrite=True replaces an earlier export, and {str(foreign or output)!r} is not of one; choose another "
+                "folder"
             )
 
 

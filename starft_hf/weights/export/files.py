@@ -77,3 +77,6 @@ def save(model: Any, path: Path) -> None:
         location=f"{path.name}.data",
         size_threshold=_SMALLEST_EXTERNAL,
     )
+    if large:
+        # Writing has taken them out of the graph.
+        onnx.load_external_data_for_model(model, str(path.parent))

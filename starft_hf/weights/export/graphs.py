@@ -58,7 +58,7 @@ def text_tower(model: nn.Module, encoder: DualEncoder) -> Tower:
     texts = _texts(encoder, ["a photo of a cat.", "a cat"])
     shape = {0: BATCH} if encoder.encode_texts.fixed_length else {0: BATCH, 1: SEQUENCE}
     other = family_of(model).vision_tower, encoder.blank_image()
-    return Tower("text_encoder", "text_embeds", texts, *other, {name: shape for name in texts})
+    return Tower("text_encoder", "text_embeds", texts, *other, dict.fromkeys(texts, shape))
 
 
 def _texts(encoder: DualEncoder, texts: list[str]) -> dict[str, Tensor]:

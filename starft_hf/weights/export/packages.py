@@ -21,4 +21,6 @@ def check_packages() -> None:
                 f"an export needs {name}, which is not installed: pip install 'starft_hf[export]'", name=name
             ) from error
     if Version(Version(torch_version).base_version) < Version(_TORCH):
-        raise ImportError(f"an export needs torch {_TORCH} or later, and this is {torch_version}: pip install -U torch")
+        raise ImportError(
+            f"an export needs torch {_TORCH} or later, and this is {torch_version}: pip install -U torch"
+        )

@@ -48,7 +48,9 @@ def preprocessing_of(image_processor: Any) -> dict[str, Any]:
     every = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
     described = {
         "resize": resize,
-        "interpolation": Image.Resampling(getattr(image_processor, "resample", Image.Resampling.BILINEAR)).name.lower(),
+        "interpolation": Image.Resampling(
+            getattr(image_processor, "resample", Image.Resampling.BILINEAR)
+        ).name.lower(),
         "crop": crop,
         **_normalization(image_processor, values(every)[0, :, 0].double().numpy()),
         "shape": list(blank.shape[1:]),

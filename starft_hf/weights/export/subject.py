@@ -49,7 +49,9 @@ class Request:
             )
         missing = next((name for name in names if has_head and name not in (class_names or ())), None)
         if missing is not None:
-            raise ValueError(f"the trained head of {source} has an {unknown_name('class', missing, class_names or ())}")
+            raise ValueError(
+                f"the trained head of {source} has an {unknown_name('class', missing, class_names or ())}"
+            )
         return tuple(names)
 
 

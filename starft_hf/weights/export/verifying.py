@@ -23,13 +23,18 @@ _SEVERAL = 3
 
 
 def run_file(path: Path, inputs: Mapping[str, Tensor]) -> Floats:
-    """What the graph in a file makes of its inputs, by ONNX Runtime on the CPU."""
+    """What the graph in a file makes of its inputs, by ONNX Runtime on the CPU; ValueError if it cannot run it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    except Exception as error:
+        raise ValueError(
+            f"{path.name} was written and removed: ONNX Runtime {onnxruntime.__version__} cannot run it ({error})"
+        ) from error
     return np.asarray(found, dtype=np.float64)
 
 
