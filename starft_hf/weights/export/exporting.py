@@ -166,8 +166,8 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
         foreign = next((path for path in entries if not _is_of_an_export(path)), None)
         if foreign is not None or not output.is_dir():
             raise FileExistsError(
-                f"overwrite=True replaces an earlier export, and {str(foreign or output)!r} is not of one; choose another "
-                "folder"
+                f"overwrite=True replaces an earlier export, and {str(foreign or output)!r} is not of one; choose "
+                "another folder"
             )
 
 

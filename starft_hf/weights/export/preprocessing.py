@@ -59,10 +59,11 @@ def preprocessing_of(image_processor: Any) -> dict[str, Any]:
         noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
         image = Image.fromarray(noise)
         expected = prepared_bytes(image_processor, [image])[0].numpy()
-        if list(expected.shape) != described["shape"]:
+        size = list(expected.shape)
+        if size != described["shape"]:
             raise ValueError(
-                f"the {name} gives images of different sizes, {described['shape'][1:]} and {list(expected.shape[1:])}, "
-                "and what is exported takes images of one size; set do_center_crop=True and its crop_size"
+                f"the {name} gives images of different sizes, {described['shape'][1:]} and {size[1:]}; "
+                "what is exported takes images of one size; set do_center_crop=True and its crop_size"
             )
         if np.abs(bytes_as_described(described, image).astype(int) - expected).max() > _LEVELS:
             raise ValueError(f"{problem}, so it cannot be described for other programs")

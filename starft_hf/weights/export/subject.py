@@ -18,7 +18,7 @@ from starft_hf.models.adapters import is_adapted, merged_copy
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.families import family_of
 from starft_hf.models.heads import head_from_weights, select_classes
-from starft_hf.utils.names import check_names, unknown_name
+from starft_hf.utils.names import unknown_name
 from starft_hf.weights.repair.subject import describe
 
 
@@ -30,8 +30,6 @@ class Request:
     templates: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.class_names is not None:
-            check_names(self.class_names)
         if self.templates is not None:
             check_caption_templates("templates", list(self.templates))
 

@@ -53,7 +53,7 @@ class Expected:
         self.embeds = {name: [_embed(subject, encoder, part) for part in parts] for name, parts in self.inputs.items()}
 
     def check_tower(self, path: Path, tower: Tower, dtype: str) -> tuple[float, list[Floats]]:
-        """The largest difference of a tower's embeddings, and the embeddings; ValueError if they are of another one."""
+        """The largest difference of a tower's embeddings, and these; ValueError if they are of another tower."""
         inputs = [{name: part[name] for name in tower.inputs} for part in self.inputs[tower.file]]
         found = [run_file(path, part) for part in inputs]
         pairs = list(zip(found, self.embeds[tower.file], strict=True))
