@@ -1,8 +1,8 @@
 """What an export keeps and what it costs: `python -m benchmarks.export`.
 
-The demo's model is exported in every dtype and classifies the test images of the demo's world, prepared from
-preprocessing.json by Pillow and NumPy: accuracy and sizes. The image tower of a CLIP of random weights and of the shape
-of ViT-B/32 takes one image after the other, on one thread: its time as a share of PyTorch's, in turn, after a first
+The demo's model is exported in every dtype and classifies the test images of the demo's world, prepared by Pillow and
+NumPy from preprocessing.json: accuracy and sizes. The image tower of a CLIP of random weights, of the shape of
+ViT-B/32, takes one image after the other, on one thread: its time as a share of PyTorch's, in turn, after a first
 round that is not counted. Stored in export.json, which the table of docs/export.md is made of.
 """
 
@@ -122,7 +122,7 @@ def table(results: dict[str, Any]) -> list[str]:
     full = results["accuracy"]["fp32"]["bytes"]
     for name, row in results["accuracy"].items():
         timed = results["time"].get(name)
-        shares = ("", "1") if timed is None else (f"{row['bytes'] / full:.2f}", f"{timed['ratio']:.2f}")
+        shares = ("", "1.00") if timed is None else (f"{row['bytes'] / full:.2f}", f"{timed['ratio']:.2f}")
         lines.append(
             f"| {name} | {100 * row['accuracy']:.1f} | {100 * row['worst_group']:.1f} | "
             f"{row['same']} of {row['images']} | {shares[0]} | {shares[1]} |"

@@ -3,12 +3,18 @@
 import json
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import TensorProto as TensorProto
 from PIL import Image
 
 
 def session(path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def graph_of(path):
+    return onnx.load(path).graph
 
 
 def run(path, **inputs):

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from PIL import Image
@@ -27,10 +26,16 @@ from starft_hf.models.heads import head_from_weights, save_head
 from starft_hf.weights.export import exporting, files, graphs, packages
 from starft_hf.weights.export.precisions import DTYPES
 from starft_hf.weights.export.preprocessing import preprocessing_of
-from tests.support.exports import pixel_values, run
+from tests.support.exports import TensorProto, graph_of, pixel_values, run
 from tests.support.families import FAMILIES, family, towers
 from tests.support.tiny import CLASS_NAMES, make_dataset
 
+
+try:
+    packages.check_packages()
+except ImportError as error:
+    # Of the lowest versions, PyTorch is too old.
+    pytest.skip(str(error), allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a photo of a {}.", "the {} at noon"]
@@ -94,7 +99,7 @@ def check(folder, classifier, **tolerance):
 
 
 def inputs_of(path):
-    return [value.name for value in onnx.load(path).graph.input]
+    return [value.name for value in graph_of(path).input]
 
 
 class Exported:
@@ -151,17 +156,17 @@ def test_what_is_written(exported):
     assert sorted(differences) == sorted(names)
     assert all(differences[f"{part}.onnx"] < 1e-4 for part in FILES)
     for part in FILES:
-        graph = onnx.load(exported.folder / f"{part}.int8.onnx").graph
+        graph = graph_of(exported.folder / f"{part}.int8.onnx")
         assert {"DynamicQuantizeLinear", "MatMulInteger"} <= {node.op_type for node in graph.node}
-        half = onnx.load(exported.folder / f"{part}.fp16.onnx").graph
+        half = graph_of(exported.folder / f"{part}.fp16.onnx")
         types = {value.data_type for value in half.initializer if value.dims and value.name[:6] != "class_"}
-        assert onnx.TensorProto.FLOAT16 in types
-        assert onnx.TensorProto.FLOAT not in types
+        assert TensorProto.FLOAT16 in types
+        assert TensorProto.FLOAT not in types
         for content in (graph, half):
             values = [*content.input, *content.output]
             floats = {value.name: value.type.tensor_type.elem_type for value in values}
-            assert floats.pop("input_ids", 7) == floats.pop("attention_mask", 7) == onnx.TensorProto.INT64
-            assert set(floats.values()) == {onnx.TensorProto.FLOAT}
+            assert floats.pop("input_ids", 7) == floats.pop("attention_mask", 7) == TensorProto.INT64
+            assert set(floats.values()) == {TensorProto.FLOAT}
             assert all(value.type.tensor_type.shape.dim[0].dim_param == "batch" for value in values)
 
 
@@ -346,6 +351,7 @@ def no_loading(*args, **settings):
         ({"class_names": CLASS_NAMES, "output_dir": "taken"}, FileExistsError, "a folder with files in it"),
         ({"class_names": CLASS_NAMES, "output_dir": "taken", "overwrite": True}, FileExistsError, "notes.txt"),
         ({"class_names": CLASS_NAMES, "output_dir": "taken/notes.txt", "overwrite": True}, OSError, "notes.txt"),
+        ({"class_names": CLASS_NAMES, "base": "x"}, ValueError, "base='x' has no effect: .* is not an adapter"),
         ({"model": "./nowhere"}, FileNotFoundError, "there is no folder"),
     ],
 )

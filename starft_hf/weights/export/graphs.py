@@ -2,8 +2,6 @@
 
 import contextlib
 import copy
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.families import family_of
 from starft_hf.models.modes import evaluation_mode
+from starft_hf.weights.export.packages import quiet
 
 
 # Runtimes of the last years read it, and the exporter need not convert anything to it.
@@ -89,23 +89,14 @@ def trace(model: nn.Module, tower: Tower, path: Path) -> None:
     Raises:
         ValueError: if the exporter of PyTorch cannot trace it.
     """
-    dims = {BATCH: torch.export.Dim(BATCH), SEQUENCE: torch.export.Dim(SEQUENCE)}
     try:
-        with _quiet(), _constant(model, tower):
-            program: Any = torch.onnx.export(
-                _Traced(model, tower).eval(),
-                (),
-                kwargs=dict(tower.inputs),
-                input_names=list(tower.inputs),
-                output_names=["embeds"],
-                dynamic_shapes={
-                    name: {place: dims[axis] for place, axis in axes.items()} for name, axes in tower.dynamic.items()
-                },
-                opset_version=_OPSET,
-                dynamo=True,
-                optimize=True,
-                verbose=False,
-            )
+        with quiet(), _constant(model, tower):
+            try:
+                program = _program(model, tower)
+            except Exception:
+                # The fused attention of some towers (Swin) cannot be decomposed.
+                with _eager_attention(model):
+                    program = _program(model, tower)
             program.save(path, external_data=True)
     except Exception as error:
         cause: BaseException = error
@@ -113,8 +104,38 @@ def trace(model: nn.Module, tower: Tower, path: Path) -> None:
             cause = cause.__cause__
         raise ValueError(
             f"PyTorch {torch.__version__} cannot export the {tower.file.replace('_', ' ')} of the "
-            f"{type(model).__name__}: {type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+            f"{type(model).__name__}: {type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         ) from error
+
+
+def _program(model: nn.Module, tower: Tower) -> Any:
+    return torch.onnx.export(
+        _Traced(model, tower).eval(),
+        (),
+        kwargs=dict(tower.inputs),
+        input_names=list(tower.inputs),
+        output_names=["embeds"],
+        dynamic_shapes={name: dict(axes) for name, axes in tower.dynamic.items()},
+        opset_version=_OPSET,
+        dynamo=True,
+        optimize=True,
+        verbose=False,
+    )
+
+
+@contextlib.contextmanager
+def _eager_attention(model: nn.Module) -> Iterator[None]:
+    """Within, attention is computed as written."""
+    configs: list[Any] = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    # Setting that of a whole sets that of its parts.
+    before = [(config, config._attn_implementation) for config in configs]
+    for config in configs:
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
 
 
 @contextlib.contextmanager
@@ -138,20 +159,3 @@ def _constant(model: nn.Module, tower: Tower) -> Iterator[None]:
         yield
     finally:
         del other.forward  # type: ignore[union-attr]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, libraries do not report on the code of other libraries."""
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

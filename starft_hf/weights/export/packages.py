@@ -1,13 +1,17 @@
 """The packages that an export needs, which are an extra."""
 
+import contextlib
 import importlib
+import logging
+import warnings
+from collections.abc import Iterator
 
 from packaging.version import Version
 from torch import __version__ as torch_version
 
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
-# Earlier exporters cannot export the towers of transformers 5.
+# Its exporter is the oldest that was tried.
 _TORCH = "2.9"
 
 
@@ -24,3 +28,16 @@ def check_packages() -> None:
         raise ImportError(
             f"an export needs torch {_TORCH} or later, and this is {torch_version}: pip install -U torch"
         )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within, nothing is logged or warned of: exporters report on the code of other libraries."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

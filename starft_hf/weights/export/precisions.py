@@ -1,10 +1,11 @@
 """Weights of ONNX graphs in half precision and in integers."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import onnx
+
+from starft_hf.weights.export.packages import quiet
 
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
@@ -31,15 +32,12 @@ def load_in(path: Path, dtype: str) -> Any:
     if dtype == FP16:
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        return convert_float_to_float16(onnx.load(path), keep_io_types=True)
+        # The exporter has noted all shapes, and they cannot be inferred in a graph of more than 2 GB.
+        return convert_float_to_float16(onnx.load(path), keep_io_types=True, disable_shape_infer=True)
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantized = path.with_name(f"quantized-{path.name}")
-    logger = logging.getLogger()
-    level = logger.level
-    # It advises to prepare the graph in a way that changes nothing here.
-    logger.setLevel(logging.ERROR)
-    try:
+    with quiet():
         # Products of a signed and an unsigned integer overflow on processors without VNNI.
         quantize_dynamic(
             path,
@@ -49,6 +47,4 @@ def load_in(path: Path, dtype: str) -> Any:
             weight_type=QuantType.QUInt8,
             use_external_data_format=True,
         )
-    finally:
-        logger.setLevel(level)
     return onnx.load(quantized)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor, nn
 
 from starft_hf.data.captions import check_caption_templates
@@ -92,6 +93,8 @@ def load_subject(
         classifier, shown = source, f"the {type(source.model).__name__}"
     else:
         known = describe(source, request.templates, None, trust_remote_code)
+        if base is not None and known.folder is not None and not (known.folder / ADAPTER_CONFIG).is_file():
+            raise ValueError(f"base={str(base)!r} has no effect: {str(source)!r} is not an adapter; leave it out")
         request.check(repr(str(source)), known.class_names, known.has_head)
         classifier, shown = load(source, base=base, trust_remote_code=trust_remote_code), repr(str(source))
     names = request.check(shown, classifier.class_names, classifier.head is not None)
