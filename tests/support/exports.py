@@ -47,3 +47,9 @@ def pixel_values(folder, images):
         rows.append(values.transpose(2, 0, 1).astype(np.float32))
         assert rows[-1].shape == tuple(how["shape"])
     return np.stack(rows)
+
+
+def noisy_images(number=5):
+    rng = np.random.default_rng(0)
+    sizes = [(40, 24), (17, 64), (32, 32), (9, 11), (300, 200)]
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes[:number]]

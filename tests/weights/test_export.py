@@ -1,4 +1,4 @@
-"""What is exported computes what the model does, and says how to use it; what cannot be exported is refused before."""
+"""What is exported computes what the model does, and says how to use it."""
 
 import json
 import re
@@ -8,14 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import (
-    CLIPImageProcessor,
-    CLIPModel,
-    EfficientNetImageProcessor,
-    SiglipImageProcessor,
-    ViTImageProcessor,
-)
+from transformers import CLIPModel
 
 from starft_hf import export, load
 from starft_hf.cli import main
@@ -25,8 +18,7 @@ from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import head_from_weights, save_head
 from starft_hf.weights.export import exporting, files, graphs, packages
 from starft_hf.weights.export.precisions import DTYPES
-from starft_hf.weights.export.preprocessing import preprocessing_of
-from tests.support.exports import TensorProto, graph_of, pixel_values, run
+from tests.support.exports import TensorProto, graph_of, noisy_images, pixel_values, run
 from tests.support.families import FAMILIES, family, towers
 from tests.support.tiny import CLASS_NAMES, make_dataset
 
@@ -40,12 +32,6 @@ except ImportError as error:
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a photo of a {}.", "the {} at noon"]
 FILES = ["classifier", "image_encoder", "text_encoder"]
-
-
-def noisy_images(number=5):
-    rng = np.random.default_rng(0)
-    sizes = [(40, 24), (17, 64), (32, 32), (9, 11), (300, 200)]
-    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes[:number]]
 
 
 def save_adapter(folder):
@@ -202,58 +188,6 @@ def test_preprocessing_by_pillow_and_numpy_alone(exported):
     assert [CLASS_NAMES[place] for place in found.argmax(-1)] == [row.label for row in classifier(rows)]
 
 
-PROCESSORS = {
-    "clip": CLIPImageProcessor(),
-    "crop is smaller": CLIPImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 30, "width": 33}),
-    "crop is larger": ViTImageProcessor(size={"height": 20, "width": 21}, do_center_crop=True, crop_size=32),
-    "siglip": SiglipImageProcessor(size={"height": 24, "width": 32}),
-    "bilinear": ViTImageProcessor(size={"height": 24, "width": 24}, resample=2),
-    "not normalized": SiglipImageProcessor(size={"height": 24, "width": 24}, do_normalize=False),
-    "efficientnet": EfficientNetImageProcessor(
-        size={"height": 40, "width": 40}, crop_size={"height": 33, "width": 33}, do_center_crop=True
-    ),
-    "offset": EfficientNetImageProcessor(
-        size={"height": 24, "width": 24}, rescale_factor=1 / 127.5, rescale_offset=True
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PROCESSORS)
-def test_image_processors_are_described_as_they_work(name, tmp_path):
-    described = preprocessing_of(PROCESSORS[name])
-    (tmp_path / "preprocessing.json").write_text(json.dumps(described))
-    images = noisy_images()
-    expected = PROCESSORS[name](images=images, return_tensors="pt")["pixel_values"].numpy()
-    np.testing.assert_allclose(pixel_values(tmp_path, images), expected, atol=1e-3)
-    assert list(described) == ["resize", "interpolation", "crop", "rescale", "mean", "std", "shape"]
-
-
-def test_configured_means_are_written_as_they_are():
-    processor = CLIPImageProcessor()
-    described = preprocessing_of(processor)
-    assert (described["mean"], described["std"]) == (list(processor.image_mean), list(processor.image_std))
-
-
-class Gray(CLIPImageProcessor):
-    def __call__(self, images, **settings):
-        return super().__call__([image.convert("L").convert("RGB") for image in images], **settings)
-
-
-@pytest.mark.parametrize(
-    ("processor", "match"),
-    [
-        (Gray(), "does more to an image than to resize"),
-        (CLIPImageProcessor(do_center_crop=False), "images of different sizes"),
-        (CLIPImageProcessor(size={"shortest_edge": 30, "longest_edge": 40}), "does more"),
-        (family("siglip2")[1].image_processor, "patches"),
-    ],
-    ids=["own code", "no crop", "longest edge", "patches"],
-)
-def test_image_processors_that_cannot_be_described(processor, match):
-    with pytest.raises(ValueError, match=match):
-        preprocessing_of(processor)
-
-
 def test_a_trained_head_with_its_bias_and_a_selection_of_its_classes(traced, tmp_path):
     source = shutil.copytree(traced.source, tmp_path / "model")
     torch.manual_seed(3)
@@ -333,64 +267,6 @@ def test_what_computes_something_else_is_not_left(broken, traced, tmp_path, monk
         [*(f"{part}.onnx" for part in FILES), "labels.json", "preprocessing.json"]
     )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def no_loading(*args, **settings):
-    raise AssertionError("it is loaded")
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "match"),
-    [
-        ({"dtype": "fp8"}, ValueError, "unknown dtype 'fp8'.*Known: 'fp32', 'fp16', 'int8'"),
-        ({"dtype": []}, ValueError, "dtype is empty; pass one or several of"),
-        ({"class_names": "owl"}, ValueError, "class_names is the string 'owl'"),
-        ({"class_names": []}, ValueError, "class_names is empty"),
-        ({"class_names": CLASS_NAMES, "templates": "a photo"}, ValueError, "exactly one {}"),
-        ({}, ValueError, r"the classes of .* are not known.*pass class_names=\[...\]"),
-        ({"class_names": CLASS_NAMES, "output_dir": "taken"}, FileExistsError, "a folder with files in it"),
-        ({"class_names": CLASS_NAMES, "output_dir": "taken", "overwrite": True}, FileExistsError, "notes.txt"),
-        ({"class_names": CLASS_NAMES, "output_dir": "taken/notes.txt", "overwrite": True}, OSError, "notes.txt"),
-        ({"class_names": CLASS_NAMES, "base": "x"}, ValueError, "base='x' has no effect: .* is not an adapter"),
-        ({"model": "./nowhere"}, FileNotFoundError, "there is no folder"),
-    ],
-)
-def test_what_is_refused_before_anything_is_loaded(settings, error, match, spelling_clip, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "notes.txt").write_text("mine")
-    monkeypatch.setattr("starft_hf.weights.export.subject.load", no_loading)
-    settings = {"model": spelling_clip, "output_dir": "out", **settings}
-    with pytest.raises(error, match=match):
-        export(settings.pop("model"), settings.pop("output_dir"), **settings)
-    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "notes.txt"]
-
-
-def test_models_that_are_refused_before_they_are_traced(tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs, "trace", no_loading)
-    quantizable = {"class_names": CLASS_NAMES, "dtype": "int8"}
-    for parts, settings, match in (
-        (family("siglip2"), {}, "patches, and what is exported takes pixel_values of shape"),
-        (towers("convnext", "bert"), {"base": "x"}, "base='x' has no effect"),
-        (
-            towers("resnet", "bert"),
-            quantizable,
-            "'int8' quantizes matrix products, and the vision_model, a ResNetModel",
-        ),
-    ):
-        with pytest.raises(ValueError, match=match):
-            export(Classifier(*parts, CLASS_NAMES), tmp_path / "out", **settings)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_missing_packages_and_an_old_torch(spelling_clip, tmp_path, monkeypatch):
-    settings = {"class_names": CLASS_NAMES}
-    monkeypatch.setattr(packages, "_TORCH", "99.0")
-    with pytest.raises(ImportError, match=r"torch 99.0 or later, and this is"):
-        export(spelling_clip, tmp_path / "out", **settings)
-    monkeypatch.setattr(packages, "_NEEDED", ("onnx", "no_such_onnx"))
-    with pytest.raises(ImportError, match=r"needs no_such_onnx.*pip install 'starft_hf\[export\]'"):
-        export(spelling_clip, tmp_path / "out", **settings)
 
 
 def test_the_command(traced, tmp_path, monkeypatch, capsys):
