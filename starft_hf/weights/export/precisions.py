@@ -36,11 +36,15 @@ def load_in(path: Path, dtype: str) -> Any:
         return convert_float_to_float16(onnx.load(path), keep_io_types=True, disable_shape_infer=True)
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantized = path.with_name(f"quantized-{path.name}")
+    bare, quantized = (path.with_name(f"{what}-{path.name}") for what in ("bare", "quantized"))
+    # Shapes are inferred again: the quantizer may transpose weights, and keeps the shapes that are noted.
+    model = onnx.load(path, load_external_data=False)
+    model.graph.ClearField("value_info")
+    onnx.save(model, bare)
     with quiet():
         # Products of a signed and an unsigned integer overflow on processors without VNNI.
         quantize_dynamic(
-            path,
+            bare,
             quantized,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
