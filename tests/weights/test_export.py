@@ -297,7 +297,7 @@ def test_the_guide_predicts_what_the_model_does(exported, tmp_path, monkeypatch,
     classifier = load(exported.source).with_classes(CLASS_NAMES, PROMPTS)
     for image in noisy_images():
         image.save("photo.png")
-        exec(compile(code.replace("photo.jpg", "photo.png"), "export.md", "exec"), {})
+        exec(compile(code.replace("photos/test/owl/0.png", "photo.png"), "export.md", "exec"), {})
         expected = probabilities(classifier, [image])[0]
         assert capsys.readouterr().out.split() == [CLASS_NAMES[expected.argmax()], f"{expected.max():.3f}"]
 
