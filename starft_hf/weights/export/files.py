@@ -1,5 +1,6 @@
 """Files of ONNX: what is put after a tower, what is left out of its graph, and weights beside it if it is large."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ def _set_output(graph: Any, name: str, width: int) -> None:
 def save(model: Any, path: Path) -> None:
     """Write a graph to `path`, with its weights in `path` and ".data" if one file cannot hold both."""
     model.producer_name, model.producer_version = "starft_hf", ""
-    large = model.ByteSize() > MOST_BYTES
+    # A graph that is too large cannot say how large it is.
+    weights = model.graph.initializer
+    sizes = (math.prod(part.dims) * helper.tensor_dtype_to_np_dtype(part.data_type).itemsize for part in weights)
+    large = sum(sizes) > MOST_BYTES
     onnx.save_model(
         model,
         path,
