@@ -212,6 +212,20 @@ def test_a_trained_head_with_its_bias_and_a_selection_of_its_classes(traced, tmp
     assert not (tmp_path / "refused").exists()
 
 
+def test_images_of_several_classes(traced, tmp_path):
+    """Probabilities are then of every class by itself."""
+    classifier = load(traced.source).with_classes(CLASS_NAMES, PROMPTS)
+    torch.manual_seed(3)
+    classifier.head = head_from_weights(torch.randn(4, 24), torch.randn(4))
+    classifier.multi_label = True
+    export(classifier, tmp_path / "out", progress=False)
+    pixels = tensors_of(classifier, noisy_images())
+    with torch.no_grad():
+        expected = classifier._logits(classifier.encoder.encode(classifier.model, images={"pixel_values": pixels}))
+    found = run(tmp_path / "out" / "classifier.onnx", pixel_values=pixels.numpy())
+    np.testing.assert_allclose(found, expected.sigmoid().numpy(), atol=1e-4)
+
+
 def test_a_model_in_memory_of_another_dtype_is_left_as_it_is(traced, tmp_path):
     classifier = load(traced.source)
     classifier = Classifier(classifier.model.merge_and_unload().double(), classifier.processor, CLASS_NAMES, PROMPTS)
@@ -247,8 +261,8 @@ def test_what_computes_something_else_is_not_left(broken, traced, tmp_path, monk
     before = {path.name: path.read_bytes() for path in earlier.iterdir()}
     original = getattr(files, broken)
 
-    def wrong(model, *arguments):
-        original(model, *arguments)
+    def wrong(model, *arguments, **settings):
+        original(model, *arguments, **settings)
         for node in model.graph.node:
             if node.name == "softmax":
                 node.attribute[0].i = 0

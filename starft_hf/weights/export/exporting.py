@@ -143,7 +143,8 @@ def _write_graphs(subject: Subject, dtypes: Sequence[str], folder: Path, progres
                     continue
                 path = folder / file_name(CLASSIFIER, dtype)
                 bar.set_postfix_str(path.name)
-                files.classify(graph, tower.output, "probabilities", subject.weight.numpy(), subject.bias.numpy())
+                head = subject.weight.numpy(), subject.bias.numpy()
+                files.classify(graph, tower.output, "probabilities", *head, multi_label=subject.multi_label)
                 files.save(graph, path)
                 differences[path.name] = expected.check_classifier(path, embeds)
                 bar.update()

@@ -42,7 +42,9 @@ def normalize(model: Any, output: str) -> None:
     _set_output(graph, output, width)
 
 
-def classify(model: Any, embeds: str, probabilities: str, weight: Floats, bias: Floats) -> None:
+def classify(
+    model: Any, embeds: str, probabilities: str, weight: Floats, bias: Floats, *, multi_label: bool = False
+) -> None:
     """Let a graph whose output is unit rows `embeds` return class probabilities instead; changed in place.
 
     Args:
@@ -51,6 +53,7 @@ def classify(model: Any, embeds: str, probabilities: str, weight: Floats, bias: 
         probabilities: the name of what it returns then.
         weight: of the logits, `(classes, D)`, with the temperature in it.
         bias: of the logits, `(classes,)`.
+        multi_label: whether probabilities are of every class by itself, rather than of one of them.
     """
     graph = model.graph
     for name, values in (("class_weight", weight), ("class_bias", bias)):
@@ -58,7 +61,10 @@ def classify(model: Any, embeds: str, probabilities: str, weight: Floats, bias: 
     graph.node.append(
         helper.make_node("Gemm", [embeds, "class_weight", "class_bias"], ["logits"], name="classify", transB=1)
     )
-    graph.node.append(helper.make_node("Softmax", ["logits"], [probabilities], name="softmax", axis=-1))
+    if multi_label:
+        graph.node.append(helper.make_node("Sigmoid", ["logits"], [probabilities], name="sigmoid"))
+    else:
+        graph.node.append(helper.make_node("Softmax", ["logits"], [probabilities], name="softmax", axis=-1))
     _set_output(graph, probabilities, len(weight))
 
 

@@ -16,7 +16,7 @@ from starft_hf.data.captions import check_caption_templates
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.classifier import Classifier, load
 from starft_hf.models.adapters import is_adapted, merged_copy
-from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.encoder import DualEncoder, logit_bias_of
 from starft_hf.models.families import family_of
 from starft_hf.models.heads import head_from_weights, select_classes
 from starft_hf.utils.names import unknown_name
@@ -56,13 +56,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Subject:
-    """A dual encoder on the CPU in float32, and logits `weight @ unit image row + bias` of its classes."""
+    """A dual encoder on the CPU in float32, and logits `weight @ unit image row + bias` of its classes.
+
+    `multi_label` says whether an image may have several of them.
+    """
 
     model: nn.Module
     processor: Any
     class_names: tuple[str, ...]
     weight: Tensor
     bias: Tensor
+    multi_label: bool = False
 
     @property
     def encoder(self) -> DualEncoder:
@@ -72,7 +76,7 @@ class Subject:
     def probabilities(self, image_embeds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Class probabilities `(N, classes)` of unit rows of images."""
         logits = torch.from_numpy(image_embeds) @ self.weight.double().T + self.bias.double()
-        return np.asarray(logits.softmax(-1).numpy())
+        return np.asarray((logits.sigmoid() if self.multi_label else logits.softmax(-1)).numpy())
 
 
 def load_subject(
@@ -100,14 +104,18 @@ def load_subject(
     names = request.check(shown, classifier.class_names, classifier.head is not None)
     model = _plain(classifier.model)
     encoder = DualEncoder.of(model, classifier.processor)
+    multi_label = bool(getattr(classifier, "multi_label", False))
     if classifier.head is None:
-        head: Any = head_from_weights(
-            zero_shot_weights(model, encoder, names, request.templates or classifier.templates)
-        )
+        weight = zero_shot_weights(model, encoder, names, request.templates or classifier.templates)
+        # Of one class, a bias that all of them share changes nothing.
+        shared = logit_bias_of(model) if multi_label else None
+        head: Any = head_from_weights(weight, None if shared is None else shared.expand(len(names)))
     else:
         head = select_classes(classifier.head, classifier.class_names or (), names)
     bias = torch.zeros(len(names)) if head.bias is None else head.bias.detach()
-    return Subject(model, classifier.processor, names, head.weight.detach().float().cpu(), bias.float().cpu())
+    return Subject(
+        model, classifier.processor, names, head.weight.detach().float().cpu(), bias.float().cpu(), multi_label
+    )
 
 
 def _plain(model: nn.Module) -> nn.Module:
