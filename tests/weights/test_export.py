@@ -243,6 +243,8 @@ def test_weights_beside_the_graph_where_one_file_cannot_hold_both(traced, tmp_pa
     images = pixel_values(traced.folder, noisy_images())
     for ending in ("", ".fp16", ".int8"):
         assert f"classifier{ending}.onnx.data" in result.files
+        modes = {path.stat().st_mode for path in (tmp_path / "moved").glob(f"classifier{ending}.onnx*")}
+        assert len(modes) == 1
         found = run(tmp_path / "moved" / f"classifier{ending}.onnx", pixel_values=images)
         np.testing.assert_allclose(
             found, run(traced.folder / f"classifier{ending}.onnx", pixel_values=images), atol=1e-6

@@ -107,7 +107,7 @@ def load_subject(
     multi_label = bool(getattr(classifier, "multi_label", False))
     if classifier.head is None:
         weight = zero_shot_weights(model, encoder, names, request.templates or classifier.templates)
-        # Of one class, a bias that all of them share changes nothing.
+        # Where an image has one class, a bias that all classes share changes nothing.
         shared = logit_bias_of(model) if multi_label else None
         head: Any = head_from_weights(weight, None if shared is None else shared.expand(len(names)))
     else:
