@@ -24,6 +24,7 @@ _EXPORTS = {
     "discover_spuriosity": "starft_hf.spuriosity.discovery",
     "evaluate_retrieval": "starft_hf.evaluation",
     "evaluate_zero_shot": "starft_hf.evaluation",
+    "export": "starft_hf.weights.export",
     "generate_pool": "starft_hf.spuriosity.generation",
     "greedy_soup": "starft_hf.weights",
     "interpolate": "starft_hf.weights",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from starft_hf.weights import interpolate_checkpoints as interpolate_checkpoints
     from starft_hf.weights import sweep as sweep
     from starft_hf.weights import uniform_soup as uniform_soup
+    from starft_hf.weights.export import export as export
     from starft_hf.weights.repair import repair as repair
 
 

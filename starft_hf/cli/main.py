@@ -31,6 +31,7 @@ COMMANDS = (
     "generate-pool",
     "precompute",
     "merge",
+    "export",
     "push",
     "report",
     "space",

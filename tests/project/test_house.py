@@ -41,6 +41,7 @@ ENTRY_POINTS = {
     "discover_spuriosity",
     "evaluate_retrieval",
     "evaluate_zero_shot",
+    "export",
     "generate_pool",
     "predict",
     "push_folder",
