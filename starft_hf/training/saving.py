@@ -1,6 +1,7 @@
 """What a run saves: the model as it was given, and its head and temperature in files of their own."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def save_weights(
         save_temperature(model, folder, state_dict)
 
 
-def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | Path | None) -> None:
+def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | PathLike[str] | None) -> None:
     """Load what `Trainer` does not of the folder of a checkpoint: a head, and weights that are saved by other names.
 
     Transformers saves some towers by the names of former versions, and `Trainer` skips what has no place by its name.
@@ -64,7 +65,7 @@ def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | Path
         raise CheckpointError(f"{str(folder)!r} lacks weights of the {type(model).__name__}, such as {missing[0]!r}")
 
 
-def _saved_names(folder: str | Path) -> set[str]:
+def _saved_names(folder: str | PathLike[str]) -> set[str]:
     names: set[str] = set()
     for path in Path(folder).glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:

@@ -58,6 +58,8 @@ FSDP_SCENARIOS = [
     "in chunks",
     "conditional, live, in chunks",
     "weighted star",
+    "frozen text, rates by layer",
+    "frozen text, cross-entropy",
     "batch norm",
 ]
 
@@ -85,7 +87,7 @@ def test_fsdp2_does_the_same_and_saves_a_checkpoint_that_loads(name, sharded, al
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_run_of_two_processes_resumes_on_any_number(processes, alone, tmp_path):
-    names = ["contrastive star", "weighted conditional, adapter"]
+    names = ["contrastive star", "weighted conditional, adapter", "frozen text, rates by layer", "frozen adapter"]
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
     done = torchrun(2, SCRIPT, tmp_path / "first", json.dumps(saving), *names)
     assert done.returncode == 0, done.stderr[-6000:]
