@@ -50,13 +50,13 @@ def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | Path
 
     Transformers saves some towers by the names of former versions, and `Trainer` skips what has no place by its name.
     """
-    if folder is None:
+    # Of sharded weights, a checkpoint holds all, as they are named.
+    if folder is None or any(isinstance(value, DTensor) for value in model.parameters()):
         return
     if head is not None:
         saved: Any = load_head(folder)[0]
         head.load_state_dict(saved.state_dict())
-    sharded = any(isinstance(value, DTensor) for value in model.parameters())
-    if not isinstance(model, PreTrainedModel) or sharded or _saved_names(folder) <= model.state_dict().keys():
+    if not isinstance(model, PreTrainedModel) or _saved_names(folder) <= model.state_dict().keys():
         return
     logger.warning("The weights reported as missing are loaded by the names under which transformers saves them.")
     weights = type(model).from_pretrained(folder, dtype=floating_dtype(model)).state_dict()

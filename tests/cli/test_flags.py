@@ -91,7 +91,6 @@ VALUES = {
     "group_column": ["place"],
     "image_column": ["img"],
     "label_column": ["lab"],
-    "layer_decay": ["0.75"],
     "learning_rates": ["vision=0.2"],
     "llm": ["other/model"],
     "main_process_ip": ["10.0.0.1"],
