@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.cli.arguments import settings_of
@@ -90,6 +91,7 @@ def test_layers_of_every_family_have_rising_rates(family, config):
 
 
 def test_the_record_and_the_log_say_what_is_trained(clip, processor, config, dataset, tmp_path, caplog):
+    logging.info_once.cache_clear()
     caplog.set_level("INFO", "starft_hf")
     args = config(freeze=["text", "vision.layers.0"], layer_decay=0.5, learning_rates={"logit_scale": 3}, max_steps=1)
     trainer = StarFTTrainer(clip, args, dataset, processing_class=processor)
