@@ -89,7 +89,10 @@ class FrozenTexts:
     def rows(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Unit embeddings `(M, D)` that `caption_rows` and `spurious_rows` of a batch are indices into.
 
-        None for a batch of a user's own collator without the ids of its captions.
+        None for a batch of a user's own collator that has tokens, and no ids of its captions.
+
+        Raises:
+            ValueError: if it has neither.
         """
         assert self._texts is not None
         found = {
@@ -97,8 +100,13 @@ class FrozenTexts:
             "spurious_rows": ("spurious_ids", self._texts.rows),
         }
         used = {rows: known for rows, known in found.items() if rows in batch}
-        if any(ids not in batch for ids, _ in used.values()):
-            return None
+        if missing := [ids for ids, _ in used.values() if ids not in batch]:
+            if "input_ids" in batch:
+                return None
+            raise ValueError(
+                f"the text tower is frozen, so texts are not encoded, and the batch of the data_collator has no "
+                f"{missing[0]!r}; return what StarFTCollator returns beside tensors of your own"
+            )
         # There are at most as many distinct texts as rows; counting them would wait for the device.
         nothing = self._texts.rows(torch.empty(0, dtype=torch.long))
         embeds = nothing.new_zeros(sum(len(batch[rows]) for rows in used), nothing.shape[1])

@@ -43,7 +43,7 @@ def frozen_names(freeze: str | Sequence[str] | None, base_loss: str) -> list[str
     for name in names:
         PartName.parse(name, "freeze")
     _check_head("freeze", names, base_loss)
-    if {VISION, TEXT} <= set(names) and (base_loss == "contrastive" or HEAD in names):
+    if {VISION, TEXT} <= set(names) and (base_loss != "cross_entropy" or HEAD in names):
         raise ValueError(f"freeze={names!r} leaves nothing to train but the temperature; {_KEEP}")
     return names or None
 
@@ -107,7 +107,7 @@ def _positive(name: str, number: object) -> float:
 
 
 def _check_head(setting: str, names: Iterable[str], base_loss: str) -> None:
-    if HEAD in names and base_loss == "contrastive":
+    if HEAD in names and base_loss != "cross_entropy":
         raise ValueError(f"{setting} has {HEAD!r}, and base_loss={base_loss!r} has no linear head; leave it out")
 
 
@@ -150,9 +150,16 @@ def freeze_parts(model: nn.Module, args: Any) -> None:
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     chosen = {name for name in trained if any(one.means(parts[name]) for one in freeze)}
     left = {parts[name] for name in trained.keys() - chosen}
-    if chosen and args.base_loss == "contrastive" and left <= {Part(LOGIT_SCALE)}:
+    if chosen and args.base_loss != "cross_entropy" and left <= {Part(LOGIT_SCALE)}:
         what = "of the adapter " if is_adapted(model) else ""
         raise ValueError(f"freeze={args.freeze!r} leaves nothing {what}to train but the temperature; {_KEEP}")
+    before = {part for name, part in parts.items() if name not in trained and not any(o.means(part) for o in freeze)}
+    if before and not is_adapted(model):
+        frozen = ", ".join(merged(before, set(parts.values())))
+        logger.warning_once(
+            f"Parameters of {frozen} have requires_grad=False and are not trained, though freeze does not name them; "
+            "call model.requires_grad_(True) before, if that is left from another run."
+        )
     for one in freeze:
         if not any(one.means(parts[name]) for name in trained):
             logger.warning_once(f"freeze={one.text!r} has no effect: {_untrained(model)}.")

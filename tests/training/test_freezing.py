@@ -243,7 +243,7 @@ def test_bfloat16_is_used_for_the_images_all_the_same(clip, train):
         (["vision.layers.1-0"], "ends before it begins"),
         (["vision", "text"], "nothing to train but the temperature"),
         (["vision", "text.embeddings", "text.layers", "text.output", "text.projections"], "nothing to train but"),
-        (["head"], "base_loss='contrastive' has no linear head"),
+        (["head"], r"base_loss='contrastive' has no linear head"),
         ([3], "unknown part 3"),
     ],
 )
@@ -263,3 +263,9 @@ def test_what_a_model_lacks_is_refused_with_what_it_has(config, dataset):
 def test_an_adapter_that_trains_nothing_there_is_warned_of(clip, train, caplog):
     train(clip, freeze=["embeddings"], trainer={"peft_config": "lora"}, max_steps=1)
     assert "freeze='embeddings' has no effect: the adapter trains nothing there" in caplog.text
+
+
+def test_what_was_frozen_before_is_warned_of(clip, processor, config, dataset, caplog):
+    for freeze in (["text", "vision.layers.0"], None):
+        StarFTTrainer(clip, config(freeze=freeze), dataset, processing_class=processor)
+        assert ("Parameters of vision.layers.0, text have requires_grad=False" in caplog.text) == (freeze is None)
