@@ -24,7 +24,7 @@ class ClassCandidates:
     never drawn. At most `limit` classes are compared, unless the batch itself has more.
     """
 
-    def __init__(self, bank: CaptionBank, encode_texts: TextEncoding, seed: int, limit: int):
+    def __init__(self, bank: CaptionBank, encode_texts: TextEncoding | None, seed: int, limit: int):
         self.bank = bank
         self.encode_texts = encode_texts
         self.seed = seed

@@ -42,13 +42,13 @@ class StarFTCollator:
             to the whole batch, are only known in the step, and are encoded together with these.
 
     Args:
-        encode_texts: turns texts into arguments of the model's forward.
+        encode_texts: turns texts into arguments of the model's forward; None where all embeddings are known.
         with_captions: whether a loss needs the captions of the rows.
         with_spurious_captions: whether a loss needs their spurious captions.
         encode_captions: whether to encode the captions here; False leaves them to the step.
     """
 
-    encode_texts: TextEncoding
+    encode_texts: TextEncoding | None
     with_captions: bool = True
     with_spurious_captions: bool = True
     encode_captions: bool = True
@@ -99,11 +99,14 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def encode_rows(texts: Mapping[str, Sequence[str]], encode_texts: TextEncoding, filling: str = "") -> dict[str, Any]:
+def encode_rows(
+    texts: Mapping[str, Sequence[str]], encode_texts: TextEncoding | None, filling: str = ""
+) -> dict[str, Any]:
     """The distinct texts as arguments of the forward, and under every key the rows of its texts among them.
 
-    Without texts it encodes `filling`, since the forward of a dual encoder takes at least one.
+    Without texts it encodes `filling`, since the forward of a dual encoder takes at least one; without `encode_texts`
+    there are the rows alone.
     """
     rows: dict[str, int] = {}
     batch = {key: torch.tensor([rows.setdefault(text, len(rows)) for text in own]) for key, own in texts.items()}
-    return {**batch, **encode_texts(list(rows) or [filling])}
+    return batch if encode_texts is None else {**batch, **encode_texts(list(rows) or [filling])}

@@ -36,6 +36,7 @@ _KINDS: dict[str, Any] = {
     "regularizer": (str, NoneType),
     "reg_weight": (int, float, NoneType),
     "sample_weights": (dict, NoneType),
+    "trained": (dict, NoneType),
     "alpha": (int, float, NoneType),
     "repair": (dict, NoneType),
     "combined": bool,
@@ -59,6 +60,8 @@ class RunRecord:
         regularizer, reg_weight: its name, and its weight at the start of the run, also where the settings are "auto";
             None without a regularizer.
         sample_weights: the `WeightDiagnostics` of `reweight="attribution"`, once it has run.
+        trained: what of the model was trained: the number of "parameters", the parts that were "frozen", and the
+            "learning_rates" at the start of the run, each with its parts and their number of parameters.
         alpha: weight of the fine-tuned model in the saved one, if `tune` has interpolated it with the start; None for
             the model as trained.
         repair: what `repair` has done to the weights after the run: "method", "settings", "select_by", the number of
@@ -78,6 +81,7 @@ class RunRecord:
     regularizer: str | None = None
     reg_weight: float | None = None
     sample_weights: dict[str, Any] | None = None
+    trained: dict[str, Any] | None = None
     alpha: float | None = None
     repair: dict[str, Any] | None = None
     combined: bool = False

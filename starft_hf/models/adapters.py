@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -234,6 +234,14 @@ def is_adapted(model: Any) -> bool:
 def has_adapter_layers(model: nn.Module) -> bool:
     """Whether `model` has a PEFT adapter, whether or not it is a `PeftModel`."""
     return is_adapted(model) or any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def has_adapter_weights(model: nn.Module, names: Iterable[str]) -> bool:
+    """Whether parameters of these names belong to the adapter of `model`, or to a module that it saves."""
+    if not isinstance(model, PeftModel):
+        return False
+    prefix = cast(Any, model.base_model).prefix
+    return any(prefix in name or ".modules_to_save." in name for name in names)
 
 
 def base_model_of(model: nn.Module) -> Any:

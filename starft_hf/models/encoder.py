@@ -1,14 +1,16 @@
 """The dual encoder: one forward for every family, and the parts of a batch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.utils import ModelOutput
 
 from starft_hf.models.families import family_of
@@ -80,7 +82,8 @@ class DualEncoder:
     def forward(self, model: nn.Module, batch: Mapping[str, Any], head: nn.Linear | None = None) -> DualOutput:
         """One forward of images, texts and the linear head, if given; other keys of `batch` are ignored.
 
-        Images that are bytes are rescaled and normalized here, on their device.
+        Images that are bytes are rescaled and normalized here, on their device. Within
+        `forward_in_chunks(images_alone=True)` there are no texts, and no `text_embeds`.
         """
         dtype = floating_dtype(model)
         batch = {**batch, "pixel_values": self.normalized(batch["pixel_values"])}
@@ -95,7 +98,7 @@ class DualEncoder:
             images = unit_rows(outputs.image_embeds)
             return DualOutput(
                 image_embeds=images,
-                text_embeds=unit_rows(outputs.text_embeds),
+                text_embeds=cast(Tensor, None if outputs.text_embeds is None else unit_rows(outputs.text_embeds)),
                 logit_scale=logit_scale_of(module),
                 logit_bias=logit_bias_of(module),
                 head_logits=None if head is None else head_logits(head, images),
@@ -136,6 +139,18 @@ def logit_scale_of(model: nn.Module) -> Tensor:
     family = family_of(model)
     value = _scalar(getattr(model, family.temperature))
     return value.exp() if family.stores_log else value.reciprocal()
+
+
+@torch.no_grad()
+def limit_logit_scale(model: nn.Module, largest: float) -> None:
+    """Lower the inverse temperature of a dual encoder to `largest` where it is above, in place, also if sharded."""
+    family = family_of(model)
+    parameter: Any = getattr(model, family.temperature)
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    if family.stores_log:
+        local.clamp_(max=math.log(largest))
+    else:
+        local.clamp_(min=1 / largest)
 
 
 def logit_bias_of(model: nn.Module) -> Tensor | None:

@@ -33,6 +33,7 @@ class Family:
             causal, takes `position_ids` and a mask per pair of tokens, and pools the first end token.
         checks_end_token: whether the tokenizer must end texts with the token `text_config.eos_token_id`.
         vision_tower, text_tower: the modules that embed images and texts.
+        vision_projection, text_projection: the modules that project what the towers return, where there are any.
         any_towers: whether the towers are models of any type, whose pooled embeddings may lack or have another shape.
         lora_targets: patterns for the ends of the names of the modules that the LoRA presets adapt. In a tower without
             any, they adapt its linear layers and the convolutions that mix channels.
@@ -46,11 +47,13 @@ class Family:
     checks_end_token: bool = False
     vision_tower: str = "vision_model"
     text_tower: str = "text_model"
+    vision_projection: str = "visual_projection"
+    text_projection: str = "text_projection"
     any_towers: bool = False
     lora_targets: tuple[str, ...] = _CLIP
 
 
-_SIGLIP = Family(logit_bias="logit_bias", fixed_length=True)
+_SIGLIP = Family(logit_bias="logit_bias", fixed_length=True, text_projection="text_model.head")
 
 FAMILIES = {
     "clip": Family(shares_prefixes=True, checks_end_token=True),

@@ -1,6 +1,7 @@
 """What FSDP 2 and Accelerate need that dual encoders of transformers do not provide."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -50,3 +51,8 @@ def forget_preparation(accelerator: Any, model: Any) -> None:
     """
     if vars(model).pop("_is_accelerate_prepared", False):
         accelerator._models.clear()
+
+
+def forward_autocast(accelerator: Any) -> AbstractContextManager[Any]:
+    """The autocast that Accelerate puts around the forward of a prepared model; FSDP 2 casts without one."""
+    return nullcontext() if accelerator.is_fsdp2 else cast(AbstractContextManager[Any], accelerator.autocast())

@@ -8,7 +8,7 @@ parallel wrappers see a single backward pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,27 +22,40 @@ from starft_hf.models.encoder import TEXT_ARGUMENTS, unit_rows
 
 @dataclass
 class ChunkedOutput(ModelOutput):
-    """What the forward returns within `forward_in_chunks`: unit rows, `(N, D)` and `(M, D)`."""
+    """What the forward returns within `forward_in_chunks`: unit rows, `(N, D)` and `(M, D)`, or no texts."""
 
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
 
 
 @contextmanager
-def forward_in_chunks(model: nn.Module, chunk_size: int | None) -> Iterator[None]:
+def forward_in_chunks(
+    model: nn.Module,
+    chunk_size: int | None,
+    *,
+    images_alone: bool = False,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[None]:
     """Within, the forward of `model` computes the rows of images and texts a chunk at a time.
 
     The forward inside a parallel wrapper is replaced, so that the wrapper still sees one forward and one backward.
 
     Args:
         model: a dual encoder, unwrapped.
-        chunk_size: images per chunk; None changes nothing.
+        chunk_size: images per chunk; None computes all at once.
+        images_alone: compute no texts, and return None in place of their rows; for models that `embeds_apart`.
+        autocast: of the forward, as the one that is replaced has it by Accelerate.
     """
-    if chunk_size is None:
+    if chunk_size is None and not images_alone:
         yield
         return
     own, towers = model.__dict__.get("forward"), _towers_of(model)
-    model.forward = lambda **inputs: _forward(towers, chunk_size, inputs)
+
+    def forward(**inputs: Any) -> ChunkedOutput:
+        with autocast():
+            return _forward(towers, chunk_size, inputs)
+
+    model.forward = forward
     try:
         yield
     finally:
@@ -52,13 +65,18 @@ def forward_in_chunks(model: nn.Module, chunk_size: int | None) -> Iterator[None
             model.forward = own
 
 
+def embeds_apart(model: nn.Module) -> bool:
+    """Whether a dual encoder can embed images without texts, and texts without images."""
+    return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+
+
 # From the arguments of a chunk to its embeddings.
 Tower = Callable[..., tuple[Tensor, ...]]
 
 
 def _towers_of(model: nn.Module) -> tuple[Tower, Tower] | Tower:
     """The functions that embed images and texts, or one that embeds both, for models that have no separate ones."""
-    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+    if not embeds_apart(model):
         forward = model.forward
 
         def both(**inputs: Tensor) -> tuple[Tensor, ...]:
@@ -73,11 +91,14 @@ def _towers_of(model: nn.Module) -> tuple[Tower, Tower] | Tower:
     )
 
 
-def _forward(towers: tuple[Tower, Tower] | Tower, chunk_size: int, inputs: Mapping[str, Any]) -> ChunkedOutput:
+def _forward(towers: tuple[Tower, Tower] | Tower, chunk_size: int | None, inputs: Mapping[str, Any]) -> ChunkedOutput:
     images = {name: value for name, value in inputs.items() if name not in TEXT_ARGUMENTS}
     texts = {name: value for name, value in inputs.items() if name in TEXT_ARGUMENTS}
+    if chunk_size is None:
+        assert isinstance(towers, tuple)
+        return ChunkedOutput(unit_rows(towers[0](**images)[0]))
     num_chunks = -(-_rows(images) // chunk_size)
-    image_chunks, text_chunks = _split(images, num_chunks), _split(texts, num_chunks)
+    image_chunks, text_chunks = _split(images, num_chunks), _split(texts, num_chunks) if texts else []
     if isinstance(towers, tuple):
         # One tower at a time, so that activations of both never exist together. Texts first, because autograd goes
         # backwards: images, whose activations are larger, are then computed again before the text tower has gradients.
@@ -92,7 +113,8 @@ def _forward(towers: tuple[Tower, Tower] | Tower, chunk_size: int, inputs: Mappi
 
 
 def _joined(image_embeds: Sequence[Tensor], text_embeds: Sequence[Tensor]) -> ChunkedOutput:
-    return ChunkedOutput(unit_rows(torch.cat(list(image_embeds))), unit_rows(torch.cat(list(text_embeds))))
+    images = unit_rows(torch.cat(list(image_embeds)))
+    return ChunkedOutput(images, unit_rows(torch.cat(list(text_embeds))) if text_embeds else None)
 
 
 def _rows(tensors: Mapping[str, Tensor]) -> int:

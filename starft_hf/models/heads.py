@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def save_head(head: Mapping[str, Tensor], class_names: Sequence[str], folder: st
         save_file(tensors, temporary, metadata={"format": "pt", "class_names": json.dumps(list(class_names))})
 
 
-def load_head(folder: str | Path) -> tuple[nn.Linear, list[str]]:
+def load_head(folder: str | PathLike[str]) -> tuple[nn.Linear, list[str]]:
     """The head in `folder` and its class names; FileNotFoundError without one, ValueError if it is damaged."""
     path = Path(folder) / HEAD_FILE
     if not path.is_file():

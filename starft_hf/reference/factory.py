@@ -11,13 +11,13 @@ from transformers.utils import logging
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.examples import IndexedExamples, image_examples
 from starft_hf.data.source import is_fingerprinted
-from starft_hf.models.adapters import base_model_of, is_adapted
+from starft_hf.models.adapters import is_adapted
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference.base import Reference
 from starft_hf.reference.cached import CachedReference
 from starft_hf.reference.images import CachedImages
 from starft_hf.reference.live import AdapterReference, FrozenReference, LiveReference
-from starft_hf.reference.texts import CachedTexts, LazyTexts
+from starft_hf.reference.texts import CachedTexts, LazyTexts, size_in_gib
 from starft_hf.utils.store import FeatureStore
 
 
@@ -151,10 +151,7 @@ def make_reference(
     images = settings.images(image_examples(examples), plan.store) if plan.images else None
     texts: CachedTexts | LazyTexts | None = None
     if plan.texts:
-        config: Any = base_model_of(live.model).config
-        width = getattr(config, "projection_dim", None) or config.text_config.hidden_size
-        gib = bank.num_spurious_captions * width * 4 / 2**30
-        if gib <= settings.text_cache_gib:
+        if (gib := size_in_gib(live.model, bank)) <= settings.text_cache_gib:
             texts = CachedTexts(bank, plan.store, progress=settings.progress, plain=True)
         else:
             logger.warning(

@@ -11,6 +11,7 @@ from torch import nn
 from starft_hf.data.fingerprint import code_of
 from starft_hf.models.adapters import base_model_of, base_state, without_adapter
 from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.heads import HEAD_NAME
 from starft_hf.utils.hashing import digest, tensors_digest
 
 
@@ -19,17 +20,22 @@ _IRRELEVANT_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype"
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A key of what a model computes without its adapter: weights, settings, code and the version of transformers."""
+    """A key of what a model embeds without its adapter: weights, settings, code and the version of transformers.
+
+    A head, which classifies embeddings, does not change them.
+    """
     settings = _without(base_model_of(model).config.to_dict(), _IRRELEVANT_SETTINGS)
     code = [code_of(kind) for kind in _kinds(base_model_of(model))]
-    return digest([settings, code, tensors_digest(base_state(model)), transformers.__version__])
+    state = {name: value for name, value in base_state(model).items() if not name.startswith(f"{HEAD_NAME}.")}
+    return digest([settings, code, tensors_digest(state), transformers.__version__])
 
 
 def _kinds(module: nn.Module) -> Iterator[type]:
     module = without_adapter(module)
     yield type(module)
-    for child in module.children():
-        yield from _kinds(child)
+    for name, child in module.named_children():
+        if name != HEAD_NAME:
+            yield from _kinds(child)
 
 
 def _without(settings: Any, names: Iterable[str]) -> Any:

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.embedding import TEXTS_PER_CHUNK, Pieces, embed_texts
+from starft_hf.models.adapters import base_model_of
 from starft_hf.reference.fingerprint import texts_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.utils.hashing import digest
@@ -27,11 +29,11 @@ KIND = "texts"
 class CachedTexts:
     """Embeddings of all spurious captions of a bank, by their ids, encoded in advance and cached on disk.
 
-    With `plain`, those of the captions without a spurious template as well.
+    With `plain`, those of the captions without a spurious template as well. Without a store there are no files.
     """
 
     bank: CaptionBank
-    store: FeatureStore
+    store: FeatureStore | None
     chunk_size: int = TEXTS_PER_CHUNK
     progress: bool = True
     plain: bool = False
@@ -115,6 +117,13 @@ class LazyTexts:
     @property
     def size(self) -> tuple[int, int]:
         return len(self._cached), self._bytes
+
+
+def size_in_gib(model: nn.Module, bank: CaptionBank) -> float:
+    """How much memory the embeddings of the spurious captions of a bank take."""
+    config: Any = base_model_of(model).config
+    width = getattr(config, "projection_dim", None) or config.text_config.hidden_size
+    return float(bank.num_spurious_captions * width * 4 / 2**30)
 
 
 def embeds_of_texts(

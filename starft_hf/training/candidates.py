@@ -46,7 +46,7 @@ class Candidates(ABC):
 
     Args:
         bank: the captions of the run.
-        encode_texts: turns texts into arguments of the model's forward.
+        encode_texts: turns texts into arguments of the model's forward; None where all embeddings are known.
         seed: of the draws that a batch shares.
         max_classes: number of classes to compare at most.
 

@@ -25,6 +25,7 @@ from starft_hf.data.shuffling import Shuffle
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.objectives.regularizers import get_regularizer
 from starft_hf.training.inherited_settings import check_inherited_settings
+from starft_hf.training.parameter_groups import check_groups, frozen_names, rates_by_name
 from starft_hf.training.presets import find_preset
 from starft_hf.training.scopes import INHERITED, IRRELEVANT, RECORDED, RUN, is_default, setting
 from starft_hf.training.setting_checks import check_crop_scale, check_reg_weight, check_settings
@@ -32,11 +33,12 @@ from starft_hf.training.setting_checks import check_crop_scale, check_reg_weight
 
 logger = logging.get_logger(__name__)
 
-# HfArgumentParser would read `float | str` as float, which refuses "auto".
+# HfArgumentParser would read `float | str` as float, which refuses "auto", and knows no mappings: "vision=0.2" is one.
 if TYPE_CHECKING:
     NumberOrAuto = float | str
+    NumberByName = dict[str, float] | None
 else:
-    NumberOrAuto = str
+    NumberOrAuto, NumberByName = str, list[str] | None
 
 
 @dataclass
@@ -65,6 +67,16 @@ class StarFTConfig(TrainingArguments):
         freeze_batch_norm (`bool`, defaults to `True`): let batch norm use its running statistics while training, as it
             does in the reference and after training, and keep them; its weights and biases are trained. False
             normalizes by the statistics of the batch, with which the regularizer is not 0 at the start.
+        freeze (`list[str]`, *optional*): parts that are not trained: "text" or "vision" (a tower with its projection),
+            "vision.layers.0-5" (counted from 0), "embeddings", "output" (what follows the layers) or "projections" (of
+            both towers, or of one as in "text.embeddings"), "logit_scale" (with the bias of sigmoid models), "head".
+            With an adapter, its weights there. Captions of a frozen text tower are embedded once.
+        layer_decay (`float`, *optional*): the learning rate of layer l of L in a tower, counted from 0, is
+            `learning_rate * layer_decay**(L - l)`, and that of its embeddings `learning_rate * layer_decay**(L + 1)`.
+        learning_rates (`dict[str, float]`, *optional*): multiples of the learning rate by the names of `freeze`, such
+            as `{"vision": 0.2, "projections": 2.0}`. Of the names of a part, the most precise one counts.
+        max_logit_scale (`float`, *optional*): the largest inverse temperature, to which it is lowered after a step;
+            CLIP was trained with 100. None sets no limit, as the paper's code.
         decay_all_parameters (`bool`, defaults to `True`): apply weight decay to biases and norms as well, as the
             paper's code does; False excludes them, as Trainer does.
         warmup_from_zero (`bool`, defaults to `True`): whether the learning rate warms up from 0, so that the first
@@ -205,6 +217,10 @@ class StarFTConfig(TrainingArguments):
     reference_dtype: str | None = setting(None, RUN, "What the reference computes in.")
     mini_batch_size: int | None = setting(None, RECORDED, "Images per forward and backward.")
     freeze_batch_norm: bool = setting(True, RUN, "Train batch norm with its running statistics, and keep them.")
+    freeze: list[str] | None = setting(None, RUN, "Parts that are not trained, such as text or vision.layers.0-5.")
+    layer_decay: float | None = setting(None, RUN, "Learning rate of a layer, as a multiple of that of the next one.")
+    learning_rates: NumberByName = setting(None, RUN, "Multiples of the learning rate: vision=0.2 projections=2.")
+    max_logit_scale: float | None = setting(None, RUN, "The largest inverse temperature; CLIP was trained with 100.")
     decay_all_parameters: bool = setting(True, RUN, "Decay biases and norms as well.")
     eval_templates: list[str] | None = setting(None, RECORDED, "Prompt ensemble of zero-shot classifiers.")
     eval_task: str = setting("auto", RECORDED, "'classification', 'retrieval', or 'auto' (with captions, no labels).")
@@ -232,6 +248,9 @@ class StarFTConfig(TrainingArguments):
         self.accelerator_config.dispatch_batches = False
         check_settings(self)
         self.image_cache = checked_image_cache(self.image_cache)
+        self.freeze = frozen_names(self.freeze, self.base_loss)
+        self.learning_rates = rates_by_name(self.learning_rates, self.base_loss)
+        check_groups(self)
         self.reg_weight = check_reg_weight(self.reg_weight, get_regularizer(self.regularizer))
         if self.crop_scale is not None:
             self.crop_scale = check_crop_scale(self.crop_scale)  # type: ignore[assignment]
@@ -241,16 +260,6 @@ class StarFTConfig(TrainingArguments):
         check_caption_templates("eval_templates", self.zero_shot_templates)
         if self.card_template is not None and not Path(self.card_template).is_file():
             raise ValueError(f"card_template is {self.card_template!r}, but there is no such file")
-        if self.include_num_input_tokens_seen not in (False, "no"):
-            raise ValueError(
-                f"include_num_input_tokens_seen={self.include_num_input_tokens_seen!r} would count wrongly: captions "
-                "share the computation of their common beginnings, and some are only known in the step; set it to 'no'"
-            )
-        if self.remove_unused_columns:
-            raise ValueError(
-                "remove_unused_columns=True would delete the image column before its use; keep it False, and choose "
-                "columns by image_column, label_column, caption_column and group_column"
-            )
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickles hold, such as `training_args.bin`: no token."""

@@ -31,6 +31,7 @@ from starft_hf.report import TrainingPoint
 from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.publishing import copy_to_publish
 from starft_hf.training.measurements import Measurements
+from starft_hf.training.parameter_groups import trained_parts
 from starft_hf.training.setup import RunSetup
 from starft_hf.utils.hashing import tensors_digest
 from starft_hf.utils.text import without_paths
@@ -72,6 +73,7 @@ class HubMixin(Trainer):
             reg_weight=None if setup.reference is None else setup.reg_weight,
             sample_weights=None if diagnostics is None else asdict(diagnostics),
             alpha=self.alpha,
+            trained=trained_parts(self.model, self.args),
         )
 
     def record_start(self) -> None:

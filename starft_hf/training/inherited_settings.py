@@ -55,6 +55,16 @@ def check_inherited_settings(args: TrainingArguments) -> None:
     for name, (refused, why) in _ACCELERATOR.items():
         if getattr(args.accelerator_config, name, None) is refused:
             raise ValueError(f"accelerator_config has {name}={refused}, which {why}; leave it unset")
+    if args.include_num_input_tokens_seen not in (False, "no"):
+        raise ValueError(
+            f"include_num_input_tokens_seen={args.include_num_input_tokens_seen!r} would count wrongly: captions "
+            "share the computation of their common beginnings, and some are only known in the step; set it to 'no'"
+        )
+    if args.remove_unused_columns:
+        raise ValueError(
+            "remove_unused_columns=True would delete the image column before its use; keep it False, and choose "
+            "columns by image_column, label_column, caption_column and group_column"
+        )
     if args.max_steps <= 0 and not 0 < args.num_train_epochs < math.inf:
         raise ValueError(
             f"num_train_epochs is {args.num_train_epochs} and max_steps is {args.max_steps}, so nothing would be "

@@ -31,6 +31,8 @@ from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.evaluation_tasks import SINGLE, check_best_metric, evaluation_tasks, warn_of_unused
 from starft_hf.training.learning_rate import warn_of_warmup
+from starft_hf.training.logit_scale import check_limit
+from starft_hf.training.parameter_groups import check_groups
 from starft_hf.training.setting_checks import check_schedule
 from starft_hf.training.trackers import check_trackers
 from starft_hf.training.trained_weights import check_trained_adapter
@@ -170,6 +172,7 @@ class RunPlan:
         self.check_adapter(args, is_adapted(model))
         compares = self.regularizer is not None and strategy_of(self.regularizer).needs_embeddings
         check_batch_norm(args, model, compares=compares)
+        check_limit(model, args.max_logit_scale)
 
     def check_adapter(self, args: StarFTConfig, adapted: bool) -> None:
         """Check that the settings fit a model that is `adapted`, which may be known before it is loaded.
@@ -236,6 +239,7 @@ def _check_arguments(given: RunInputs) -> None:
         raise ValueError("compute_loss_func would replace StarFT's loss; register a regularizer instead")
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16=True needs a GPU: on a CPU everything would be computed in float32; use bf16=True")
+    check_groups(args, *passed.get("optimizers", ())[:1])
     if isinstance(given.peft_config, str):
         check_preset(given.peft_config)
     check_trackers(args.report_to)

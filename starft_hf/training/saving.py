@@ -1,6 +1,7 @@
 """What a run saves: the model as it was given, and its head and temperature in files of their own."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,18 @@ def save_weights(
         save_temperature(model, folder, state_dict)
 
 
-def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | Path | None) -> None:
+def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | PathLike[str] | None) -> None:
     """Load what `Trainer` does not of the folder of a checkpoint: a head, and weights that are saved by other names.
 
     Transformers saves some towers by the names of former versions, and `Trainer` skips what has no place by its name.
     """
-    if folder is None:
+    # Of sharded weights, a checkpoint holds all, as they are named.
+    if folder is None or any(isinstance(value, DTensor) for value in model.parameters()):
         return
     if head is not None:
         saved: Any = load_head(folder)[0]
         head.load_state_dict(saved.state_dict())
-    sharded = any(isinstance(value, DTensor) for value in model.parameters())
-    if not isinstance(model, PreTrainedModel) or sharded or _saved_names(folder) <= model.state_dict().keys():
+    if not isinstance(model, PreTrainedModel) or _saved_names(folder) <= model.state_dict().keys():
         return
     logger.warning("The weights reported as missing are loaded by the names under which transformers saves them.")
     weights = type(model).from_pretrained(folder, dtype=floating_dtype(model)).state_dict()
@@ -64,7 +65,7 @@ def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | Path
         raise CheckpointError(f"{str(folder)!r} lacks weights of the {type(model).__name__}, such as {missing[0]!r}")
 
 
-def _saved_names(folder: str | Path) -> set[str]:
+def _saved_names(folder: str | PathLike[str]) -> set[str]:
     names: set[str] = set()
     for path in Path(folder).glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:

@@ -39,6 +39,11 @@ def _is_count(value: Any) -> bool:
 _NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "discovery_samples": (lambda value: value >= 1, "a positive integer"),
     "hub_timeout": (lambda value: 0 < value < math.inf, "a positive number of seconds"),
+    "layer_decay": (lambda value: value is None or 0 < value <= 1, "above 0 and at most 1, or None"),
+    "max_logit_scale": (
+        lambda value: value is None or 0 < value < math.inf,
+        "a positive number, or None for no limit",
+    ),
     "max_train_samples": (_is_count, "a positive integer, or None for all images"),
     "mini_batch_size": (lambda value: value is None or value >= 1, "a positive integer, or None for whole batches"),
     "reference_text_cache_gib": (lambda value: value >= 0, "a non-negative number; float('inf') sets no limit"),

@@ -1,12 +1,16 @@
 """A run, ready to be trained: all checks first, as `RunPlan` has them, then all loading."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank, check_class_prompts
@@ -20,9 +24,11 @@ from starft_hf.evaluation.retention import evaluate_retention_set
 from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.hub.record import model_source
 from starft_hf.models.adapters import base_model_of, base_state, check_adapters, is_adapted, with_adapter
-from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.encoder import DualEncoder, logit_scale_of
+from starft_hf.models.fsdp import forward_autocast
 from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
+from starft_hf.models.parts import HEAD
 from starft_hf.models.towers import allow_checkpointing
 from starft_hf.objectives.regularizers import AUTO_REGULARIZER, AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
@@ -30,12 +36,18 @@ from starft_hf.spuriosity.auto import DiscoverySettings, pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.training.batch_size import check_batch, check_retry
+from starft_hf.training.callbacks import EpochCallback
 from starft_hf.training.candidates import Candidates, NoCandidates
+from starft_hf.training.checkpointing.files import CheckpointError
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.frozen_texts import FrozenTexts, frozen_texts
+from starft_hf.training.logit_scale import LogitScaleCallback
+from starft_hf.training.parameter_groups import describe, freeze_parts, frozen_norms, frozen_towers, trained_parts
 from starft_hf.training.plan import RunInputs, RunPlan, reference_settings
 from starft_hf.training.reweighting import SampleWeights
+from starft_hf.training.saving import restore_weights
 from starft_hf.training.step import TrainingStep, base_loss
-from starft_hf.training.trained_weights import in_float32
+from starft_hf.training.trained_weights import in_float32, keeping_frozen
 from starft_hf.utils.hashing import tensors_digest
 
 
@@ -63,6 +75,8 @@ class RunSetup:
         reference: the frozen reference, or None without regularizer.
         sample_weights: the weights of the training images, or None where all are 1.
         reference_source: where the reference comes from, if it is not the model as given; for the record.
+        frozen_texts: the embeddings of the captions by a frozen text tower, or None where it is trained.
+        in_eval_mode: modules of which nothing is trained, and which compute as in evaluations.
     """
 
     args: StarFTConfig
@@ -81,6 +95,8 @@ class RunSetup:
     reference: Reference | None = None
     sample_weights: SampleWeights | None = None
     reference_source: dict[str, Any] | None = None
+    frozen_texts: FrozenTexts | None = None
+    in_eval_mode: Sequence[nn.Module] = ()
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -108,6 +124,7 @@ class RunSetup:
         model = in_float32(with_adapter(model, given.peft_config))
         encoder = DualEncoder.of(model, processor, packed=args.mini_batch_size is None)
         plan.check_model(args, model)
+        freeze_parts(model, args)
         if args.gradient_checkpointing:
             allow_checkpointing(model)
 
@@ -116,7 +133,9 @@ class RunSetup:
         )
         bank = CaptionBank(plan.class_names or (), args.caption_templates, pool, encoder.encode_texts)
         strategy = plan.strategy if given.train_dataset is not None else NoCandidates
-        candidates = strategy(bank, encoder.encode_texts, args.seed, args.reg_max_classes)
+        known = _frozen_texts(given, plan, model, encoder, bank)
+        encode = None if known is not None and _texts_are_cached(plan) else encoder.encode_texts
+        candidates = strategy(bank, encode, args.seed, args.reg_max_classes)
         epoch = Epoch()
         train_dataset = _training_examples(given, plan, encoder, bank, candidates, epoch)
         eval_dataset = evaluation_sets(
@@ -161,7 +180,14 @@ class RunSetup:
             reference=reference,
             sample_weights=sample_weights,
             reference_source=source,
+            frozen_texts=known,
+            in_eval_mode=[*frozen_towers(model), *frozen_norms(model, args.freeze)],
         )
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """Those of every run that depend on its parts."""
+        start = logit_scale_of(self.model).item()
+        return [EpochCallback(self.epoch), LogitScaleCallback(start, self.args.max_logit_scale)]
 
     def prepare(self, device: torch.device) -> None:
         """Do what has to be done once, before the first step, such as filling the reference's cache."""
@@ -174,9 +200,26 @@ class RunSetup:
         if isinstance(self.train_dataset, IndexedExamples):
             self.train_dataset.prepare(device)
         # The sample weights first: the reference may release the weights that both need.
-        for part in (self.sample_weights, self.reference):
+        for part in (self.sample_weights, self.reference, self.frozen_texts):
             if part is not None:
                 part.prepare(device)
+        logger.info_once(describe(trained_parts(self.model, self.args)))
+
+    @contextmanager
+    def loading(self, checkpoint: str | PathLike[str] | None, head: nn.Linear | None) -> Iterator[None]:
+        """Within, `Trainer` loads a checkpoint; what it leaves out is loaded on exit, and what was frozen stays so.
+
+        Raises:
+            CheckpointError: if it has other weights of a text tower that is frozen, whose embeddings are known.
+        """
+        with keeping_frozen(self.model):
+            yield
+            restore_weights(self.model, head, checkpoint)
+        if self.frozen_texts is not None and not self.frozen_texts.is_up_to_date():
+            raise CheckpointError(
+                "the checkpoint has another text tower than the model, and the text tower is frozen; to start from "
+                "the weights in the checkpoint, pass it as the model"
+            )
 
     def restart(self, batch_size: int, previous: int, steps: int) -> None:
         """Start the run with a number of images per device, in place of the `previous` with which it took `steps`."""
@@ -191,7 +234,7 @@ class RunSetup:
             # A subclass may do anything with images.
             return own if values is None or type(own) is StarFTCollator else WithFloatImages(own, values)
         return StarFTCollator(
-            self.encoder.encode_texts,
+            self.encoder.encode_texts if self.frozen_texts is None or not _texts_are_cached(self.plan) else None,
             with_captions=self.args.base_loss == "contrastive",
             with_spurious_captions=self.candidates.drawn_per_example,
             encode_captions=not self.candidates.drawn_per_batch,
@@ -205,11 +248,12 @@ class RunSetup:
         if self.args.base_loss == "contrastive" or self.class_names is None:
             return None
         head = zero_shot_head(model, self.encoder, self.class_names, self.args.zero_shot_templates)
+        head.requires_grad_(HEAD not in (self.args.freeze or ()))
         model.add_module(HEAD_NAME, head)
         return head
 
-    def training_step(self, head: nn.Linear | None) -> TrainingStep:
-        """What computes the losses of a batch."""
+    def training_step(self, head: nn.Linear | None, accelerator: Any) -> TrainingStep:
+        """What computes the losses of a batch, by a model that `accelerator` prepares."""
         return TrainingStep(
             self.encoder,
             base_loss(self.args.base_loss, self.args.label_smoothing_factor),
@@ -220,6 +264,9 @@ class RunSetup:
             self.args.mini_batch_size,
             self.sample_weights,
             self.args.freeze_batch_norm,
+            self.in_eval_mode,
+            self.frozen_texts,
+            partial(forward_autocast, accelerator),
         )
 
     def evaluate_retention_sets(self, model: nn.Module, args: StarFTConfig) -> dict[str, AnyResult]:
@@ -261,6 +308,21 @@ class RunSetup:
                 "evaluate(), which measures retrieval, or set eval_task='classification'"
             )
         return examples
+
+
+def _frozen_texts(
+    given: RunInputs, plan: RunPlan, model: nn.Module, encoder: DualEncoder, bank: CaptionBank
+) -> FrozenTexts | None:
+    if plan.columns is None or plan.columns.caption is not None:
+        return None
+    store = plan.cache.store if plan.cache is not None and plan.cache.texts else None
+    spurious = plan.strategy.drawn_per_example or plan.strategy.drawn_per_batch
+    return frozen_texts(model, encoder, bank, store, given.args, spurious=spurious)
+
+
+def _texts_are_cached(plan: RunPlan) -> bool:
+    """Whether the reference needs no texts of a batch, because it has the embeddings of captions by their ids."""
+    return plan.cache is None or plan.cache.texts or not plan.strategy.needs_embeddings
 
 
 def discovery_settings(args: StarFTConfig) -> DiscoverySettings:

@@ -1,6 +1,7 @@
 """The losses of one training step, from one forward of the model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from starft_hf.models.encoder import DualEncoder, DualOutput
+from starft_hf.models.encoder import DualEncoder, DualOutput, batch_images
 from starft_hf.models.gradient_cache import forward_in_chunks
 from starft_hf.models.modes import freeze_batch_norm, unwrapped
 from starft_hf.objectives.losses import alignment_rows, contrastive_rows, sigmoid_rows
@@ -17,6 +18,7 @@ from starft_hf.objectives.regularizers import Regularizer, RegularizerInputs
 from starft_hf.reference import Reference
 from starft_hf.training import nan_check
 from starft_hf.training.candidates import Candidates, ComparedEmbeds
+from starft_hf.training.frozen_texts import FrozenTexts
 from starft_hf.training.gathering import GatheredBatch, batch_mean, gather_batch
 from starft_hf.utils.collectives import gather_values, mean_over_processes
 
@@ -72,6 +74,8 @@ class TrainingStep:
     `sample_weights` maps sample indices `(n,)` to the weights of their terms of the base loss. With N samples in the
     batch of all processes, it is `sum(w_i l_i) / N`: the weights have a mean of 1 over the training set, and are not
     normalized within a batch. With `freeze_batch_norm`, batch norm uses its running statistics and keeps them.
+    Modules `in_eval_mode` compute as in evaluations. `texts` has the captions' embeddings by a frozen text tower, and
+    `autocast` is that of the forward, for where the forward of the model is replaced.
     """
 
     encoder: DualEncoder
@@ -83,15 +87,19 @@ class TrainingStep:
     mini_batch_size: int | None = None
     sample_weights: Callable[[Tensor], Tensor] | None = None
     freeze_batch_norm: bool = False
+    in_eval_mode: Sequence[nn.Module] = ()
+    texts: FrozenTexts | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], reg_weight: float) -> StepLosses:
         """The losses of `batch` by one forward of `model`, which may be inside a parallel wrapper."""
         inner = unwrapped(model)
+        # In every step, since Trainer puts all of the model into training mode before.
         if self.freeze_batch_norm:
-            # In every step, since Trainer puts all of the model into training mode before.
             freeze_batch_norm(inner)
-        with forward_in_chunks(inner, self.mini_batch_size):
-            outputs = self.encoder.forward(model, batch, self.head)
+        for module in self.in_eval_mode:
+            module.eval()
+        outputs = self._forward(model, inner, batch)
         gathered = gather_batch(batch, outputs, spurious=self.candidates.drawn_per_example)
         base_terms = self.base_loss(outputs, gathered, batch)
         if self.sample_weights is not None:
@@ -113,6 +121,16 @@ class TrainingStep:
         parts[nan_check.REFERENCE_CANDIDATES] = inputs.reference_column_embeds.sum()
         drift = _plain_drift(batch, outputs, gathered, compared, self.reference.logit_scale)
         return StepLosses(base + reg_weight * reg, base, reg, drift, parts | {nan_check.REGULARIZER: reg})
+
+    def _forward(self, model: nn.Module, inner: nn.Module, batch: Mapping[str, Any]) -> DualOutput:
+        texts = None if self.texts is None else self.texts.rows(batch)
+        if texts is not None:
+            batch = batch_images(batch)
+        with forward_in_chunks(inner, self.mini_batch_size, images_alone=texts is not None, autocast=self.autocast):
+            outputs = self.encoder.forward(model, batch, self.head)
+        if texts is not None:
+            outputs.text_embeds = texts
+        return outputs
 
     def _regularizer_inputs(
         self,

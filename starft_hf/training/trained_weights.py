@@ -48,6 +48,15 @@ def in_float32(model: nn.Module) -> nn.Module:
     return model
 
 
+@contextmanager
+def keeping_frozen(model: nn.Module) -> Iterator[None]:
+    """Within, weights are loaded; what was frozen stays so, though PEFT lets all of an adapter it loads be trained."""
+    before = {name: value.requires_grad for name, value in model.named_parameters()}
+    yield
+    for name, value in model.named_parameters():
+        value.requires_grad_(before.get(name, value.requires_grad))
+
+
 def check_trained(model: nn.Module, head: nn.Module | None, optimizer: Any = None, scheduler: Any = None) -> None:
     """Check, before the first step, that what requires gradients is what the run is about and what is optimized.
 

@@ -1,10 +1,8 @@
 """`StarFTTrainer`: wires the parts of a run into the `Trainer` of transformers, and computes nothing itself.
 
-The story of a run: `RunSetup.resolve` checks everything it was given and loads everything it needs. `train` finds the
-checkpoint to resume from, fills the cache of the frozen reference, measures what must not be forgotten, and lets
-`Trainer` loop. In every step `compute_loss` makes one forward: the base loss compares images with captions, and the
-regularizer compares what the model says of spurious captions with what the reference says. Checkpoints are valid or
-absent, NaN ends the run, SIGTERM ends it with a checkpoint, and a finished run is published.
+`RunSetup.resolve` checks everything a run was given and loads everything it needs. `train` finds the checkpoint to
+resume from, fills the cache of the frozen reference, measures what must not be forgotten, lets `Trainer` loop, and
+publishes. In every step `compute_loss` makes one forward, which the base loss and the regularizer share.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +30,7 @@ from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
 from starft_hf.training.batch_check import OneClassCheck
-from starft_hf.training.callbacks import BatchCounterCallback, EpochCallback, complete_callbacks, resuming_callbacks
+from starft_hf.training.callbacks import BatchCounterCallback, complete_callbacks, resuming_callbacks
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.interruption import TrainingInterrupted, end_interrupted, replace_jit_checkpoint
@@ -43,9 +41,10 @@ from starft_hf.training.hub_mixin import HubMixin
 from starft_hf.training.learning_rate import warmed_up
 from starft_hf.training.measurements import Measurements, data_key
 from starft_hf.training.nan_check import NaNCheck
+from starft_hf.training.parameter_groups import with_rates
 from starft_hf.training.plan import NO_SEARCH, RunInputs
 from starft_hf.training.sampling import evaluation_sampler, ready_loader, training_sampler
-from starft_hf.training.saving import restore_weights, save_weights
+from starft_hf.training.saving import save_weights
 from starft_hf.training.setup import RunSetup
 from starft_hf.training.step import RunningLosses
 from starft_hf.training.trained_weights import check_trained, evaluation_precision
@@ -132,11 +131,11 @@ class StarFTTrainer(HubMixin, Trainer):
         args = StarFTConfig(output_dir="starft_output") if args is None else args
         # In the order of `RunInputs`, whose fields these arguments are.
         data = (train_dataset, eval_dataset, processing_class, spuriosity, reference_model, peft_config)
-        more = (image_transform, group_function, zero_shot_probe, class_mapping, kwargs)
+        more = (image_transform, group_function, zero_shot_probe, class_mapping, {**kwargs, "optimizers": optimizers})
         self.setup = setup = RunSetup.resolve(RunInputs(model, args, *data, *more))
-        self.encoder, self.bank, self.epoch = setup.encoder, setup.bank, setup.epoch
-        self.reference, self.sample_weights = setup.reference, setup.sample_weights
-        self.class_names, self.batch_counter = setup.class_names, BatchCounterCallback()
+        self.encoder, self.bank, self.epoch, self.reference = setup.encoder, setup.bank, setup.epoch, setup.reference
+        self.class_names, self.sample_weights = setup.class_names, setup.sample_weights
+        self.batch_counter = BatchCounterCallback()
         super().__init__(
             model=setup.model,
             args=args,
@@ -145,21 +144,19 @@ class StarFTTrainer(HubMixin, Trainer):
             eval_dataset=setup.eval_dataset,
             processing_class=setup.processor,
             compute_metrics=compute_metrics,
-            callbacks=[EpochCallback(setup.epoch), self.batch_counter, ResumeCheck(), *(callbacks or [])],
+            callbacks=[*setup.callbacks(), self.batch_counter, ResumeCheck(), *(callbacks or [])],
             optimizers=optimizers,
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
         self.head = setup.add_head(self.model)
         check_trained(self.model, self.head, *optimizers)
-        self.training_losses = setup.training_step(self.head)
+        self.training_losses = setup.training_step(self.head, self.accelerator)
         self.running_losses, self.nan_check, self.skipped_images = RunningLosses(), NaNCheck(), SkippedImages()
-        self.checkpointer, self.one_class_check = Checkpointer(), OneClassCheck()
+        self.checkpointer, self.one_class_check, self.measured = Checkpointer(), OneClassCheck(), Measurements()
         complete_callbacks(self)
-        self.interruption = replace_jit_checkpoint(self)
-        self.reg_weight = setup.reg_weight
+        self.interruption, self.reg_weight = replace_jit_checkpoint(self), setup.reg_weight
         self.retention: dict[str, Retention] = {}
-        self.measured = Measurements()
         self.evaluation_results, self.zero_shot_results = self.measured.latest, self.measured.before
         self.evaluated_columns = {}
 
@@ -239,9 +236,13 @@ class StarFTTrainer(HubMixin, Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The parameters that weight decay applies to."""
-        if self.args.decay_all_parameters:
-            return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
+        decays_all = self.args.decay_all_parameters
+        return list(dict(model.named_parameters())) if decays_all else super().get_decay_parameter_names(model)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """`Trainer.create_optimizer`, with the learning rates of `layer_decay` and `learning_rates`."""
+        is_new, optimizer = self.optimizer is None, super().create_optimizer(model)
+        return with_rates(optimizer, self.model if model is None else model, self.args) if is_new else optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """`Trainer.create_scheduler`, with the warm-up of `warmup_from_zero`."""
@@ -316,8 +317,7 @@ class StarFTTrainer(HubMixin, Trainer):
         forget_dataloader(self.accelerator, dataloader)
         name = metric_key_prefix.removeprefix("eval_")
         self.measured.record(name, result, self.model, data_key(dataloader.dataset, self.eval_dataset))
-        self.evaluated_columns[name] = columns
-        self._evaluated_step = self.state.global_step
+        self.evaluated_columns[name], self._evaluated_step = columns, self.state.global_step
         logged = result.logged(columns.groups is not None, self.args.metric_for_best_model)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in logged.items()})
         return output
@@ -383,8 +383,8 @@ class StarFTTrainer(HubMixin, Trainer):
         self.save_record(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        restore_weights(self.model, self.head, resume_from_checkpoint)
+        with self.setup.loading(resume_from_checkpoint, self.head):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._resume_state.load(resume_from_checkpoint)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -392,6 +392,6 @@ class StarFTTrainer(HubMixin, Trainer):
             return super()._finalize_training(*args, **kwargs)
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        restore_weights(self.model, self.head, self.state.best_model_checkpoint)
+        with self.setup.loading(self.state.best_model_checkpoint, self.head):
+            super()._load_best_model()
         self.measured.load(read_content(Path(str(self.state.best_model_checkpoint))) or {}, self.model)

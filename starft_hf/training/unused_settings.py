@@ -68,7 +68,10 @@ def unused_names(args: Any, spuriosity: Any, image_transform: Any = None) -> dic
     compares = strategy.needs_embeddings or reweighted
     without = f"with regularizer={args.regularizer!r}"
     reference = ("reference_cache", "reference_cache_dir", "reference_cache_dtype", "reference_dtype", "spuriosity")
+    head, scale = args.base_loss == "cross_entropy", "logit_scale" in (args.freeze or ())
+    unscaled = "with base_loss='cross_entropy', which has no logit scale" if head else "with freeze=['logit_scale']"
     parts: list[tuple[Any, str, tuple[str, ...]]] = [
+        (not head and not scale, unscaled, ("max_logit_scale",)),
         (regularized, without, ("reg_weight", "reg_schedule")),
         (compares, without, reference),
         (strategy.needs_embeddings, without, ("reference_text_cache_gib",)),

@@ -7,6 +7,7 @@ import torch
 
 from starft_hf.models.encoder import DualEncoder, logit_bias_of, logit_scale_of
 from starft_hf.models.families import FAMILIES, LOGIT_PARAMETERS, Family, family_of
+from starft_hf.models.parts import parts_of
 from tests.support.families import FAMILIES as NAMES
 from tests.support.families import TEXT_TOWERS, VISION_TOWERS, towers
 from tests.support.families import family as make
@@ -26,6 +27,10 @@ def test_a_row_names_what_its_models_have(name):
     assert scalars <= set(LOGIT_PARAMETERS)
     modules = dict(model.named_modules())
     assert {row.vision_tower, row.text_tower} <= modules.keys()
+    kinds = {(part.tower, part.kind) for part in parts_of(model).values()}
+    assert {(tower, kind) for tower in ("vision", "text") for kind in ("embeddings", "layers")} <= kinds
+    assert ("text", "projections") in kinds
+    assert (None, "other") not in kinds
     if row.any_towers:
         pairs = [*((vision, "bert") for vision in VISION_TOWERS), *(("vit", text) for text in TEXT_TOWERS)]
         modules = {key: part for pair in pairs for key, part in towers(*pair)[0].named_modules()}

@@ -117,14 +117,18 @@ def test_training_in_chunks_gives_the_weights_of_training_as_a_whole(clip, proce
         torch.testing.assert_close(value, chunked.model.state_dict()[name], rtol=0, atol=1e-9, msg=name)
 
 
-def test_bfloat16_autocast_stays_on_when_a_chunk_is_computed_again(clip, processor, config, dataset):
-    losses = []
+def test_chunks_are_computed_under_the_autocast_of_the_run(clip, processor, config, dataset):
+    losses, seen = [], set()
+    clip.visual_projection.register_forward_hook(
+        lambda module, args, output: seen.add(output.dtype) if torch.is_grad_enabled() else None
+    )
     for size in (None, 3):
         # The weight of "auto" makes of rounding in bfloat16 what is more than a percent of the loss.
         args = config(mini_batch_size=size, bf16=True, reg_weight=0.5)
         trainer = StarFTTrainer(copy.deepcopy(clip), args, dataset, processing_class=processor)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history[:-1]])
+    assert seen == {torch.bfloat16}
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 

@@ -67,6 +67,18 @@ SCENARIOS = {
         {"train_sampling_strategy": "group_balanced", "max_train_samples": 31, "data_seed": 3},
         36,
     ),
+    "frozen text, rates by layer": (
+        {
+            **{"freeze": ["text", "vision.embeddings"], "layer_decay": 0.5, "max_logit_scale": 20.001},
+            **{"learning_rates": {"projections": 3.0, "logit_scale": 20.0}, "mini_batch_size": 2},
+        },
+        31,
+    ),
+    "frozen text, cross-entropy": ({"freeze": ["text"], "base_loss": "cross_entropy", "layer_decay": 0.5}, 27),
+    "frozen adapter": (
+        {"freeze": ["text"], "peft_config": "lora", "regularizer": "conditional", "layer_decay": 0.5},
+        31,
+    ),
     "batch norm": ({"towers": ("efficientnet", "bert"), "crop_scale": None, "reference_cache": "none"}, 31),
 }
 

@@ -58,6 +58,8 @@ FSDP_SCENARIOS = [
     "in chunks",
     "conditional, live, in chunks",
     "weighted star",
+    "frozen text, rates by layer",
+    "frozen text, cross-entropy",
     "batch norm",
     "captions without labels",
 ]
@@ -84,9 +86,22 @@ def test_fsdp2_does_the_same_and_saves_a_checkpoint_that_loads(name, sharded, al
 
 
 @pytest.mark.slow
+def test_fsdp2_resumes_with_frozen_weights_and_several_learning_rates(alone, tmp_path):
+    name = "frozen text, rates by layer"
+    saving = {**FSDP, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
+    for folder, settings in (
+        ("first", saving),
+        ("resumed", {**FSDP, "resume": str(tmp_path / "first" / name / "output" / "checkpoint-4")}),
+    ):
+        done = torchrun(2, SCRIPT, tmp_path / folder, json.dumps(settings), name)
+        assert done.returncode == 0, done.stderr[-6000:]
+    assert_same_runs(alone(name), tmp_path / "resumed" / name, gradients=False)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_run_of_two_processes_resumes_on_any_number(processes, alone, tmp_path):
-    names = ["contrastive star", "weighted conditional, adapter"]
+    names = ["contrastive star", "weighted conditional, adapter", "frozen text, rates by layer", "frozen adapter"]
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
     done = torchrun(2, SCRIPT, tmp_path / "first", json.dumps(saving), *names)
     assert done.returncode == 0, done.stderr[-6000:]
