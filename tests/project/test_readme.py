@@ -13,7 +13,7 @@ import pytest
 from datasets import DatasetDict
 
 from benchmarks import beyond_report, defaults_report
-from benchmarks.beyond import Store
+from benchmarks.grid_runner import Store
 from starft_hf import RobustnessReport
 from starft_hf.cli import main
 from starft_hf.demo.experiment import METHODS
