@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starft_hf.report.methods import explained
 from starft_hf.report.mistakes import galleries_of
 from starft_hf.report.rows import Section
 from starft_hf.report.table import MODEL, SEEDS, Table, measures
@@ -21,7 +22,11 @@ def check_extra() -> None:
 
 
 def render_page(
-    title: str, sections: Sequence[Section], curve_axes: tuple[str, str], thumbnails: Mapping[str, Mapping[int, Any]]
+    title: str,
+    sections: Sequence[Section],
+    curve_axes: tuple[str, str],
+    thumbnails: Mapping[str, Mapping[int, Any]],
+    about: Mapping[str, str],
 ) -> str:
     """The HTML of the page, with the arguments and errors of `RobustnessReport`."""
     check_extra()
@@ -44,6 +49,8 @@ def render_page(
     )
     return environment.get_template("template.html.jinja").render(
         title=title,
+        about=about,
+        methods=explained(entries),
         findings=[finding_of(section) for section in sections],
         summaries=[(section.dataset, Table.of(columns, [section])) for section in sections],
         datasets=[
