@@ -7,17 +7,14 @@ can be broken off at any time. At the end beyond.md and its plots are written, a
 """
 
 import argparse
-import json
 import math
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,23 +22,23 @@ from unittest.mock import patch
 
 import torch
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import AutoProcessor, CLIPModel
 
-from benchmarks.processes import KEEPS_MEMORY
+from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, made_once, run_all
 from starft_hf import compare
 from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER, pretrain
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, CLASS_NAMES, Task, make_split
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, get_regularizer
 from starft_hf.spuriosity.scorer import Scorer
-from starft_hf.utils.files import write_text_atomically
 
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "beyond.json"
+# Of models that are made and of caches.
+WORK = Path(tempfile.gettempdir()) / "starft-beyond"
 
-PARTS = ("choice", "test", "scale", "schedule", "report")
+PARTS = ("choice", "test", "scale", "schedule")
 
 CLASSES = (2, 4, 6, 8)
 CORRELATIONS = (0.5, 0.8, 0.95, 1.0)
@@ -86,7 +83,7 @@ RANDOM_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(GridCell):
     """One fine-tuning, and what it is scored on.
 
     Attributes:
@@ -108,11 +105,6 @@ class Cell:
     method: str
     weight: float | None
     seed: int
-
-    @property
-    def key(self) -> str:
-        """Under which its result is kept."""
-        return " | ".join(str(value) for value in asdict(self).values())
 
 
 @lru_cache(maxsize=4)
@@ -143,15 +135,14 @@ def with_random_rows(
     return {aspect: torch.where(chosen[:, None], shown[others], shown) for aspect, shown in found.items()}
 
 
-def run_cell(cell: Cell, work: str) -> dict[str, Any]:
+def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     """Worst group, average and groups of a cell; of a plain run also those of interpolated weights."""
-    torch.set_num_threads(1)
     split = "test" if cell.part == "test" else "validation"
     method, wrong = METHODS[cell.method]
-    base = MODEL_FOLDER if cell.base == "seed-0" else Path(work) / cell.base
-    folders = {"output_dir": str(Path(work) / "output"), "reference_cache_dir": str(Path(work) / "features")}
+    base = base_folder(cell.base, work)
+    folders = {"output_dir": str(work / "output"), "reference_cache_dir": str(work / "features")}
     schedule = {"reg_schedule": "linear"} if cell.part == "linear" else {}
-    args = run_settings(Setting(), work, **folders, **schedule, disable_tqdm=True, logging_strategy="no")
+    args = run_settings(Setting(), str(work), **folders, **schedule, disable_tqdm=True, logging_strategy="no")
     plain = cell.method == "FLYP"
     wrong_rows = partial(with_random_rows, plain=Scorer.probabilities, seed=cell.seed)
     start = time.perf_counter()
@@ -193,13 +184,13 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
     return bound
 
 
-def make_base(name: str, work: str) -> None:
-    """Make a model in the working folder, unless it is there: "seed-1", "scale-50", "rescaled-50"."""
-    folder = Path(work) / name
+def base_folder(name: str, work: Path) -> Path:
+    """The folder of a model, made in the working folder unless it is there: "seed-1", "scale-50", "rescaled-50"."""
+    return MODEL_FOLDER if name == "seed-0" else made_once(work / name, partial(_make_base, name))
+
+
+def _make_base(name: str, folder: Path) -> None:
     kind, number = name.split("-")
-    if name == "seed-0" or (folder / "config.json").is_file():
-        return
-    torch.set_num_threads(1)
     if kind == "seed":
         model, processor = pretrain(int(number), progress=False)
     elif kind == "scale":
@@ -209,24 +200,6 @@ def make_base(name: str, work: str) -> None:
         model.logit_scale.data.fill_(math.log(float(number)))
     processor.save_pretrained(folder)
     model.save_pretrained(folder)
-
-
-class Store:
-    """Finished cells in one JSON file, which is written anew after each of them."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.cells: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-
-    def add(self, cell: Cell, result: dict[str, Any]) -> None:
-        self.cells[cell.key] = result
-        write_text_atomically(self.path, json.dumps(dict(sorted(self.cells.items())), indent=1) + "\n")
-
-    def __contains__(self, cell: Cell) -> bool:
-        return cell.key in self.cells
-
-    def __getitem__(self, cell: Cell) -> Any:
-        return self.cells[cell.key]
 
 
 def choice_cells() -> Iterator[Cell]:
@@ -309,56 +282,27 @@ def scale_cells() -> Iterator[Cell]:
                     yield Cell("scale", 6, CHOICE["correlation"], base, method, weight, seed)
 
 
-def run_all(cells: Sequence[Cell], store: Store, work: str, processes: int, what: str) -> None:
-    """Run what is not in the store yet."""
-    waiting = [cell for cell in cells if cell not in store]
-    if not waiting:
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker) as pool:
-        bases = sorted({cell.base for cell in waiting})
-        for future in tqdm([pool.submit(make_base, base, work) for base in bases], desc="models"):
-            future.result()
-        futures = {pool.submit(run_cell, cell, work): cell for cell in waiting}
-        for future in tqdm(as_completed(futures), total=len(futures), desc=what, unit="run"):
-            store.add(futures[future], future.result())
-
-
-def _start_worker() -> None:
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for, and write what was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beyond", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=int, default=len(RUNS), help="pairs of a model and a seed, of %(default)s")
-    parser.add_argument("--only", choices=PARTS, nargs="*")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "starft-beyond"), help="models and caches")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where finished runs are kept")
+    parser.add_argument("--only", choices=PARTS, nargs="*", default=PARTS)
+    parser.add_argument("--work", type=Path, default=WORK, help="models and caches")
     parser.add_argument("--output", type=Path, default=FOLDER.parent / "docs", help="folder of the page")
+    add_options(parser, RESULTS, processes=2)
     options = parser.parse_args(arguments)
-    os.environ.update(KEEPS_MEMORY, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     store = Store(options.results)
-    parts = options.only or PARTS
-    if "choice" in parts:
-        run_all(list(choice_cells()), store, options.work, options.processes, "choice")
-    if "test" in parts:
-        cells = [cell for run in RUNS[: options.runs] for cell in (*test_cells(store, run), *auto_cells(run))]
-        run_all(cells, store, options.work, options.processes, "test")
-    if "scale" in parts:
-        run_all(list(scale_cells()), store, options.work, options.processes, "scale")
-    if "schedule" in parts:
-        cells = [*schedule_cells("choice"), *schedule_cells("linear")]
-        run_all(cells, store, options.work, options.processes, "schedule")
-    if "report" in parts:
-        from benchmarks.beyond_report import write_report
+    each: dict[str, Callable[[], Iterable[Cell]]] = {
+        "choice": choice_cells,
+        "test": lambda: (cell for run in RUNS[: options.runs] for cell in (*test_cells(store, run), *auto_cells(run))),
+        "scale": scale_cells,
+        "schedule": lambda: chain(schedule_cells("choice"), schedule_cells("linear")),
+    }
+    for part in () if options.report else options.only:
+        run_all(each[part](), partial(run_cell, work=options.work), store, what=part, **limits_of(options))
+    from benchmarks.beyond_report import write_report
 
-        write_report(store, options.output)
+    write_report(store, options.output)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from benchmarks.beyond import (
     SCALE_WEIGHTS,
     SCALES,
     Cell,
-    Store,
     auto,
     auto_cells,
     chosen,
@@ -31,6 +30,7 @@ from benchmarks.beyond import (
     schedule_cells,
     test_cells,
 )
+from benchmarks.grid_runner import Store
 from starft_hf.utils.files import file_in_place_of, write_text_atomically
 
 

@@ -8,21 +8,17 @@ end DEFAULTS.md is written.
 
 import argparse
 import dataclasses
-import os
-import re
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
-from benchmarks.beyond import FOLDER, MODEL_FOLDER, Store, make_base, scoring_split, train_split
-from benchmarks.processes import KEEPS_MEMORY
+from benchmarks.beyond import FOLDER, WORK, base_folder, scoring_split, train_split
+from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, run_all
 from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer
 from starft_hf.demo.world import BACKGROUND_TEMPLATES
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, get_regularizer
@@ -82,7 +78,7 @@ FORMS = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(GridCell):
     """One fine-tuning, and what it is scored on.
 
     Attributes:
@@ -104,11 +100,6 @@ class Cell:
     learning_rate: float = CENTER[0]
     steps: int = CENTER[1]
     batch: int = 64
-
-    @property
-    def key(self) -> str:
-        """Under which its result is kept."""
-        return " | ".join(str(value) for value in asdict(self).values())
 
     @property
     def start(self) -> "Cell":
@@ -140,7 +131,7 @@ def pool_of(form: Form) -> SpuriosityPool:
 
 def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     """Worst group, average and groups of a cell, and the divergences in its last ten steps."""
-    base = MODEL_FOLDER if cell.base == "seed-0" else work / cell.base
+    base = base_folder(cell.base, work)
     form = FORMS.get(cell.method, Form())
     settings = {"regularizer": "none"} if cell.method == "FLYP" else regularizer_settings(form, cell.classes)
     args = StarFTConfig(
@@ -240,33 +231,18 @@ def forms() -> Iterator[Cell]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for, and write what was found."""
-    import datasets
-    import transformers
-
     parts = {"grid": grid, "forms": forms}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", choices=[*parts, "report"], nargs="*", default=[*parts, "report"])
-    parser.add_argument("--match", default="", help="run only cells whose key has this regular expression")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "starft-beyond")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where finished runs are kept")
+    parser.add_argument("--only", choices=parts, nargs="*", default=list(parts))
+    parser.add_argument("--work", type=Path, default=WORK, help="for models and caches")
+    add_options(parser, RESULTS)
     options = parser.parse_args(arguments)
-    os.environ.update(KEEPS_MEMORY, TOKENIZERS_PARALLELISM="false")
-    torch.set_num_threads(1)
-    datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-    store, end = Store(options.results), time.monotonic() + 60 * options.minutes
-    for part in options.only:
-        for cell in parts[part]() if part in parts else ():
-            if cell not in store and re.search(options.match, cell.key) and time.monotonic() < end:
-                make_base(cell.base, str(options.work))
-                store.add(cell, run_cell(cell, options.work))
-                print(cell.key, store[cell], flush=True)
-    if "report" in options.only:
-        from benchmarks.defaults_report import write_report
+    store = Store(options.results)
+    for part in () if options.report else options.only:
+        run_all(parts[part](), partial(run_cell, work=options.work), store, what=part, **limits_of(options))
+    from benchmarks.defaults_report import write_report
 
-        write_report(store)
+    write_report(store)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from itertools import product
 from statistics import fmean
 
 from benchmarks import beyond
-from benchmarks.beyond import FOLDER, Store
+from benchmarks.beyond import FOLDER
 from benchmarks.beyond_report import tested, values
 from benchmarks.defaults import CENTER, CLASSES, CORRELATIONS, FORMS, Cell, forms, grid
+from benchmarks.grid_runner import Store
 from starft_hf.objectives.regularizers import get_regularizer
 from starft_hf.utils.files import write_text_atomically
 

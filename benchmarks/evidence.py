@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from benchmarks import beyond, beyond_report
-from benchmarks.photographs import grid, results
+from benchmarks.grid_runner import Store
+from benchmarks.photographs import results
 from benchmarks.photographs.report import markdown_table
 from starft_hf.utils.files import write_text_atomically
 
@@ -56,7 +57,7 @@ def drawn_world() -> dict[str, dict[tuple[str, int], dict[str, float]]]:
     """Worst group and average in % of every run of the drawn world, by method, on the task that both worlds have."""
     found: dict[str, dict[tuple[str, int], dict[str, float]]] = {}
     zero_shot = {}
-    for entry in beyond_report.tested(beyond.Store(beyond.RESULTS)):
+    for entry in beyond_report.tested(Store(beyond.RESULTS)):
         if entry["classes"] == CLASSES and entry["correlation"] == CORRELATION:
             figures = {what: 100 * entry[what] for what in ("worst", "average")}
             if entry["method"] == "zero-shot":
@@ -70,7 +71,7 @@ def drawn_world() -> dict[str, dict[tuple[str, int], dict[str, float]]]:
 
 def both_worlds() -> list[str]:
     """Differences to zero-shot on the task that both worlds have, with standard errors over seeds or draws."""
-    drawn, photographs = drawn_world(), results.Results(grid.Store(PHOTOGRAPHS))
+    drawn, photographs = drawn_world(), results.Results(Store(PHOTOGRAPHS))
     task = results.Task("A", CLASSES, CORRELATION)
     rows = []
     for name, (in_drawn, in_photographs) in METHODS.items():
@@ -84,15 +85,20 @@ def both_worlds() -> list[str]:
     return markdown_table(header, rows)
 
 
-def page() -> str:
-    """The page, in markdown."""
+def filled(notes: Path) -> str:
+    """Words with the sections of pages that they name."""
 
     def inserted(match: re.Match[str]) -> str:
         if match[1] == "both worlds":
             return "\n".join(both_worlds())
         return section((FOLDER / match[1]).read_text(encoding="utf-8"), match[2])
 
-    return _INSERTED.sub(inserted, NOTES.read_text(encoding="utf-8"))
+    return _INSERTED.sub(inserted, notes.read_text(encoding="utf-8"))
+
+
+def page() -> str:
+    """The page, in markdown."""
+    return filled(NOTES)
 
 
 def main(folder: Path = FOLDER.parent / "docs") -> None:

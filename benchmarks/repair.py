@@ -8,34 +8,23 @@ REPAIR.md is written.
 """
 
 import argparse
-import os
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import AutoProcessor, CLIPModel
 
-from benchmarks.beyond import (
-    CORRELATIONS,
-    RUNS,
-    Store,
-    _start_worker,
-    make_base,
-    train_split,
-)
-from benchmarks.processes import KEEPS_MEMORY
+from benchmarks.beyond import CORRELATIONS, RUNS, WORK, base_folder, train_split
+from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, run_all
 from starft_hf import SpuriosityPool, StarFTTrainer
 from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
 from starft_hf.data.image_cache import ImageCacheSettings
 from starft_hf.demo.experiment import Setting, run_settings
-from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, CAPTION_TEMPLATE, CLASS_NAMES, Task, make_split
 from starft_hf.reference.factory import ReferenceSettings
 from starft_hf.weights.repair.candidates import ALPHAS, candidates
@@ -59,7 +48,7 @@ SEED = 2000
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(GridCell):
     """A task, a pre-trained model and a seed: both fine-tunings and all repairs of them."""
 
     classes: int
@@ -67,30 +56,18 @@ class Cell:
     base: str
     seed: int
 
-    @property
-    def key(self) -> str:
-        """Under which its result is kept."""
-        return f"{self.classes} | {self.correlation} | {self.base} | {self.seed}"
+
+def cells(runs: int = len(RUNS)) -> Iterator[Cell]:
+    """All cells of the first runs, in the order they are run."""
+    for run in RUNS[:runs]:
+        for classes in CLASSES:
+            for correlation in CORRELATIONS[::-1]:
+                yield Cell(classes, correlation, *run)
 
 
-def blocks(runs: int = len(RUNS)) -> list[list[Cell]]:
-    """All cells of the first runs, in the order they are run; a block has all correlations of a number of classes."""
-    return [
-        [Cell(classes, correlation, *run) for correlation in CORRELATIONS[::-1]]
-        for run in RUNS[:runs]
-        for classes in CLASSES
-    ]
-
-
-def complete_blocks(store: Store) -> list[list[Cell]]:
-    """Those of which everything is in the store."""
-    return [block for block in blocks() if all(cell in store for cell in block)]
-
-
-def run_cell(cell: Cell, work: str) -> dict[str, Any]:
+def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     """The figures of a cell, by what was trained."""
-    torch.set_num_threads(1)
-    folder = MODEL_FOLDER if cell.base == "seed-0" else Path(work) / cell.base
+    folder = base_folder(cell.base, work)
     task = Task(CLASS_NAMES[: cell.classes])
     seed = SEED + cell.seed
     sets = {
@@ -108,14 +85,14 @@ def run_cell(cell: Cell, work: str) -> dict[str, Any]:
     return found
 
 
-def fine_tuned(folder: Path, regularizer: str, cell: Cell, work: str) -> Subject:
+def fine_tuned(folder: Path, regularizer: str, cell: Cell, work: Path) -> Subject:
     """The fine-tuned model with its start."""
     model, start = (CLIPModel.from_pretrained(folder) for _ in range(2))
     processor = AutoProcessor.from_pretrained(folder)
-    own = {} if regularizer == "none" else {"reference_cache_dir": str(Path(work) / "features")}
+    own = {} if regularizer == "none" else {"reference_cache_dir": str(work / "features")}
     args = run_settings(
         Setting(),
-        work,
+        str(work),
         **own,
         regularizer=regularizer,
         seed=cell.seed,
@@ -130,7 +107,7 @@ def fine_tuned(folder: Path, regularizer: str, cell: Cell, work: str) -> Subject
     return Subject(model, processor, names, (CAPTION_TEMPLATE,), None, start, None, SpuriosityPool(pool))
 
 
-def repairs(subject: Subject, sets: dict[str, Dataset], seed: int, work: str) -> dict[str, Any]:
+def repairs(subject: Subject, sets: dict[str, Dataset], seed: int, work: Path) -> dict[str, Any]:
     """What the model as it is, its start, and repairs chosen on every validation set reach on the test set."""
     data = {name: embedded(subject, rows, work) for name, rows in sets.items()}
     test = data["test"]
@@ -142,15 +119,15 @@ def repairs(subject: Subject, sets: dict[str, Dataset], seed: int, work: str) ->
     return found
 
 
-def embedder_of(subject: Subject, rows: Dataset, work: str) -> Embedder:
+def embedder_of(subject: Subject, rows: Dataset, work: Path) -> Embedder:
     """What embeds a dataset, with caches in the working folder."""
-    cache = str(Path(work) / "features")
+    cache = str(work / "features")
     settings = ReferenceSettings(cache_dir=cache, batch_size=256, progress=False)
     columns = resolve_evaluation_columns(rows, ColumnSettings(), what="dataset")
     return Embedder(subject, rows, columns, ImageReading(settings, ImageCacheSettings(cache, progress=False)))
 
 
-def embedded(subject: Subject, rows: Dataset, work: str) -> Embedded:
+def embedded(subject: Subject, rows: Dataset, work: Path) -> Embedded:
     """A dataset by the model, its start and the interpolations, with the groups of its column."""
     embedder = embedder_of(subject, rows, work)
     groups = indices_of(rows["group"])[0]
@@ -213,24 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is not in the store yet, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.repair", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=int, default=len(RUNS), help="pairs of a model and a seed, of %(default)s")
-    parser.add_argument("--minutes", type=float, help="start no cell after so many minutes")
-    parser.add_argument("--only-report", action="store_true")
-    parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "starft-repair"), help="models and caches")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where finished cells are kept")
+    parser.add_argument("--work", type=Path, default=WORK, help="for models and caches")
+    add_options(parser, RESULTS)
     options = parser.parse_args(arguments)
-    os.environ.update(KEEPS_MEMORY, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    _start_worker()
-    store, start = Store(options.results), time.monotonic()
-    waiting = [cell for block in blocks(options.runs) for cell in block if cell not in store]
-    for cell in tqdm([] if options.only_report else waiting, unit="cell"):
-        if options.minutes is not None and time.monotonic() - start > 60 * options.minutes:
-            break
-        make_base(cell.base, options.work)
-        store.add(cell, run_cell(cell, options.work))
-    if complete_blocks(store):
-        from benchmarks.repair_report import write_report
+    store = Store(options.results)
+    if not options.report:
+        run_all(cells(options.runs), partial(run_cell, work=options.work), store, what="cells", **limits_of(options))
+    from benchmarks.repair_report import write_report
 
-        write_report(store, FOLDER / "REPAIR.md")
+    write_report(store, FOLDER / "REPAIR.md")
 
 
 if __name__ == "__main__":

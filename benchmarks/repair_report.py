@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.beyond import CORRELATIONS, Store
-from benchmarks.repair import METHODS, SIZES, TEST_SIZE, complete_blocks
+from benchmarks.beyond import CORRELATIONS
+from benchmarks.grid_runner import Store
+from benchmarks.repair import METHODS, SIZES, TEST_SIZE, cells
 from starft_hf.utils.files import write_text_atomically
 from starft_hf.weights.repair.candidates import METHODS as REPAIRS
 
@@ -16,11 +17,11 @@ FIGURES = ("worst", "average")
 
 
 def entries(store: Store) -> list[dict[str, Any]]:
-    """The results of all cells of complete blocks, with their tasks."""
+    """The results of all finished cells, with their tasks."""
     return [
         {"classes": cell.classes, "correlation": cell.correlation, "run": (cell.base, cell.seed), **store[cell]}
-        for block in complete_blocks(store)
-        for cell in block
+        for cell in cells()
+        if cell in store
     ]
 
 
@@ -43,16 +44,18 @@ def rows_of(found: list[dict[str, Any]], trained: str) -> Iterator[tuple[str, li
 
 
 def summary(found: list[dict[str, Any]]) -> list[str]:
-    """By correlation, means over the numbers of classes and the runs."""
-    lines = [
-        f"| Worst group / average, % | {' | '.join(f'{correlation:g}' for correlation in CORRELATIONS)} |",
-        f"| --- | {' | '.join('---:' for _ in CORRELATIONS)} |",
-    ]
-    by_correlation = [[one for one in found if one["correlation"] == correlation] for correlation in CORRELATIONS]
-    zero_shot = [mean([one["FLYP"]["zero-shot"] for one in own]) for own in by_correlation]
+    """By correlation, means over the runs, of entries with one number of classes."""
+    by_correlation = {
+        correlation: own
+        for correlation in CORRELATIONS
+        if (own := [one for one in found if one["correlation"] == correlation])
+    }
+    runs = [f"{correlation:g} ({len(own)})" for correlation, own in by_correlation.items()]
+    lines = [f"| Worst group / average, % | {' | '.join(runs)} |", f"| --- | {' | '.join('---:' for _ in runs)} |"]
+    zero_shot = [mean([one["FLYP"]["zero-shot"] for one in own]) for own in by_correlation.values()]
     lines.append(f"| zero-shot | {' | '.join(zero_shot)} |")
     for trained in METHODS:
-        columns = [dict(rows_of(own, trained)) for own in by_correlation]
+        columns = [dict(rows_of(own, trained)) for own in by_correlation.values()]
         for name in columns[0]:
             lines.append(f"| {name} | {' | '.join(mean(column[name]) for column in columns)} |")
     return lines
@@ -94,13 +97,15 @@ def chosen_methods(found: list[dict[str, Any]]) -> list[str]:
 def page(store: Store) -> str:
     """The whole page."""
     found = entries(store)
-    blocks = sorted({(entry["classes"], *entry["run"]) for entry in found})
+    numbers = sorted({entry["classes"] for entry in found})
+    models = sorted({entry["run"][0] for entry in found})
     lines = [
         "# Repair",
         "",
         "By `python -m benchmarks.repair`, on the demo's world: 480 training images, two backgrounds, 100 steps, and",
-        f"correlations of {', '.join(f'{correlation:g}' for correlation in CORRELATIONS)}. Finished are",
-        "; ".join(f"{classes} classes, model {base}, seed {seed}" for classes, base, seed in blocks) + ".",
+        "correlations of 0.5 (nothing spurious) to 1. "
+        f"Finished are {len(found)} cells of {len(list(cells()))}, on the pre-trained models {', '.join(models)};",
+        "every table says how many of them it has.",
         "Repairs are chosen on balanced validation images by the worst group, or on 396 images that are drawn as the",
         "training set is, without groups, by the worst class among all methods (which `repair` does not do unasked).",
         f"Figures are of {TEST_SIZE} balanced",
@@ -108,9 +113,18 @@ def page(store: Store) -> str:
         "",
         "## Figures",
         "",
-        "By correlation, means over what is finished:",
-        "",
-        *summary(found),
+        "By correlation in training, means over runs, whose number is in parentheses: each has a training set of its",
+        "own. Columns with other numbers are not of the same runs.",
+        *(
+            line
+            for classes in numbers
+            for line in (
+                "",
+                f"### {classes} classes",
+                "",
+                *summary([entry for entry in found if entry["classes"] == classes]),
+            )
+        ),
         "",
         "## What the choice promises",
         "",

@@ -9,25 +9,22 @@ was expected was written down before: several_shortcuts_hypotheses.md.
 import argparse
 import io
 import itertools
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from tqdm import tqdm
 from transformers import AutoProcessor, CLIPModel
 
-from benchmarks.beyond import BASES, Store, make_base
+from benchmarks.beyond import BASES, WORK, base_folder
+from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, run_all
 from starft_hf import SpuriosityPool, compare, discover_spuriosity
 from starft_hf.demo.experiment import Setting, run_settings
-from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import (
     BACKGROUND_PHRASES,
     BACKGROUND_TEMPLATES,
@@ -151,17 +148,12 @@ def make_dataset(rng: np.random.Generator, rows: Sequence[tuple[int, dict[str, b
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(GridCell):
     """A training set that is searched; `draw` is its number, and that of what is planted."""
 
     planted: int
     strength: float
     draw: int
-
-    @property
-    def key(self) -> str:
-        """Under which its result is kept."""
-        return " | ".join(str(value) for value in asdict(self).values())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -176,7 +168,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(GridCell):
     """One fine-tuning where four shortcuts are planted; a replicate has images of its own."""
 
     method: str
@@ -186,11 +178,6 @@ class Cell:
     def base(self) -> str:
         """The pre-trained model."""
         return BASES[len(BASES) * self.replicate // REPLICATES]
-
-    @property
-    def key(self) -> str:
-        """Under which its result is kept."""
-        return " | ".join(str(value) for value in asdict(self).values())
 
 
 def searches() -> Iterator[Search]:
@@ -202,20 +189,14 @@ def searches() -> Iterator[Search]:
                 yield Search(planted, strength, number)
 
 
-def base_folder(base: str, work: str) -> Path:
-    """The folder of a pre-trained model, which is made unless it is there."""
-    make_base(base, work)
-    return MODEL_FOLDER if base == BASES[0] else Path(work) / base
-
-
 @lru_cache
-def loaded(base: str, work: str) -> tuple[Any, Any]:
+def loaded(base: str, work: Path) -> tuple[Any, Any]:
     """A pre-trained model and its processor."""
     folder = base_folder(base, work)
     return CLIPModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
 
-def run_search(search: Search, work: str) -> dict[str, Any]:
+def run_search(search: Search, work: Path) -> dict[str, Any]:
     """What is found: the planted shortcuts that attributes name, and the names of other attributes."""
     rng = np.random.default_rng((31, search.planted, round(100 * search.strength), search.draw))
     images = make_dataset(rng, training_rows(rng, search.names, search.strength))
@@ -257,7 +238,7 @@ def repair_splits(replicate: int) -> tuple[Dataset, Dataset]:
     return train, make_dataset(rng, rows)
 
 
-def run_cell(cell: Cell, work: str) -> dict[str, Any]:
+def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     """The average of a cell, and for every shortcut the accuracies of its four groups."""
     train, test = repair_splits(cell.replicate)
     method, settings, pool = METHODS[cell.method]
@@ -286,35 +267,23 @@ def run_cell(cell: Cell, work: str) -> dict[str, Any]:
     return {"average": round(report.runs[0].results["test"].accuracy, 6), "groups": by_shortcut}
 
 
-def run_all(cells: Iterator[Any], run: Callable[[Any, str], Any], store: Store, work: str, what: str) -> None:
-    """Run what is not in the store yet."""
-    for cell in tqdm([cell for cell in cells if cell not in store], desc=what):
-        store.add(cell, run(cell, work))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for, and write what was found."""
-    import datasets
-    import transformers
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shortcuts", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", nargs="*", choices=("discovery", "repair"), default=("discovery", "repair"))
     parser.add_argument("--draws", type=int, default=DRAWS, help="training sets of every kind that are searched")
     parser.add_argument("--replicates", type=int, default=REPLICATES, help="of the repair")
-    parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "starft-beyond"), help="for models")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where finished runs are kept")
+    parser.add_argument("--work", type=Path, default=WORK, help="for models")
+    add_options(parser, RESULTS)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    store = Store(options.results)
-    if "repair" in options.only:
+    store, work = Store(options.results), options.work
+    parts = () if options.report else options.only
+    if "repair" in parts:
         cells = (Cell(method, number) for number in range(options.replicates) for method in METHODS)
-        run_all(cells, run_cell, store, options.work, "repair")
-    if "discovery" in options.only:
+        run_all(cells, partial(run_cell, work=work), store, what="repair", **limits_of(options))
+    if "discovery" in parts:
         drawn = (search for search in searches() if search.draw < options.draws)
-        run_all(drawn, run_search, store, options.work, "discovery")
+        run_all(drawn, partial(run_search, work=work), store, what="discovery", **limits_of(options))
     from benchmarks.shortcuts_report import write_report
 
     write_report(store, options.results.parent)

@@ -11,7 +11,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.beyond import BASES, Store
+from benchmarks.beyond import BASES
+from benchmarks.grid_runner import Store
 from benchmarks.shortcuts import (
     DRAWS,
     METHODS,

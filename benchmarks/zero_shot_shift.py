@@ -9,21 +9,19 @@ was written down before: several_shortcuts_hypotheses.md.
 
 import argparse
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import AutoProcessor, PrinterCallback
 
 from benchmarks import fine_photographs, fine_world
-from benchmarks.beyond import Store
+from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, run_all
 from starft_hf import StarFTTrainer, evaluate_zero_shot, interpolate
 from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES
@@ -98,18 +96,13 @@ WORLDS = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(GridCell):
     """One fine-tuning, or the zero-shot model, whose correlation is None."""
 
     world: str
     method: str
     correlation: float | None
     replicate: int
-
-    @property
-    def key(self) -> str:
-        """Under which its result is kept."""
-        return " | ".join(str(value) for value in asdict(self).values())
 
 
 def cells_of(world: str, correlation: float, replicate: int) -> Iterator[Cell]:
@@ -137,9 +130,15 @@ def figures(model: Any, processor: Any, sets: Sets) -> dict[str, Any]:
     return found
 
 
-def run_cell(cell: Cell, sets: Sets, work: Path) -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def sets_of(world: str, replicate: int) -> Sets:
+    """The test sets of a replicate."""
+    return WORLDS[world].test_sets(replicate)
+
+
+def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     """What the model of a cell gets right; of FLYP also that of the interpolated weights."""
-    world = WORLDS[cell.world]
+    world, sets = WORLDS[cell.world], sets_of(cell.world, cell.replicate)
     base = world.base_folder(MODELS * cell.replicate // REPLICATES, work)
     start = time.perf_counter()
     model, processor = load_model(base), AutoProcessor.from_pretrained(base)
@@ -163,39 +162,27 @@ def run_cell(cell: Cell, sets: Sets, work: Path) -> dict[str, Any]:
     return {**found, "seconds": round(time.perf_counter() - start, 2)}
 
 
-def run_replicate(world: str, correlation: float, replicate: int, store: Store, work: Path) -> None:
-    """Run what is not in the store of a replicate at a correlation."""
-    waiting = [cell for cell in cells_of(world, correlation, replicate) if cell not in store]
-    if not waiting:
-        return
-    sets = WORLDS[world].test_sets(replicate)
-    for cell in tqdm(waiting, desc=f"{world}, {correlation}, {replicate}", unit="run"):
-        store.add(cell, run_cell(cell, sets, work))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is asked for, and write what was found."""
-    import datasets
-    import transformers
-
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.zero_shot_shift", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--worlds", nargs="*", choices=WORLDS, default=list(WORLDS), help="none: the page only")
+    parser.add_argument("--worlds", nargs="*", choices=WORLDS, default=list(WORLDS), help="default: both")
     parser.add_argument("--correlations", nargs="*", type=float, choices=CORRELATIONS, default=CORRELATIONS)
     parser.add_argument("--replicates", type=int, default=REPLICATES)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "starft-shift", help="for models")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where finished runs are kept")
+    add_options(parser, RESULTS)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
     store = Store(options.results)
-    for replicate, world, correlation in itertools.product(
-        range(options.replicates), options.worlds, options.correlations
-    ):
-        run_replicate(world, correlation, replicate, store, options.work)
+    cells = [
+        cell
+        for replicate, world, correlation in itertools.product(
+            range(options.replicates), options.worlds, options.correlations
+        )
+        for cell in cells_of(world, correlation, replicate)
+    ]
+    if not options.report:
+        run_all(cells, partial(run_cell, work=options.work), store, what="runs", **limits_of(options))
     from benchmarks.zero_shot_shift_report import write_report
 
     write_report(store, options.results.parent)

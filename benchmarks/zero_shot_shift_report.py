@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from benchmarks.beyond import Store
+from benchmarks.grid_runner import Store
 from benchmarks.zero_shot_shift import (
     ALPHA,
     CORRELATIONS,

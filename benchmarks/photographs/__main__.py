@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.grid_runner import Store
 from benchmarks.photographs.assets import load_assets
-from benchmarks.photographs.grid import Store
 from benchmarks.photographs.models import folder_of
 from benchmarks.photographs.packages import work_folder
 from benchmarks.photographs.report import task_table, write_report

@@ -4,24 +4,18 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, astuple, dataclass
-from multiprocessing import get_context
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from datasets import Dataset
-from filelock import FileLock
-from tqdm import tqdm
 
+from benchmarks.grid_runner import GridCell, Store, run_all
 from benchmarks.photographs.methods import BUILT_IN, METHODS, POOLS, Method, default_regularizer
 from benchmarks.photographs.models import PIXELS, folder_of, zero_shot_accuracies
-from benchmarks.photographs.packages import work_folder
 from benchmarks.photographs.world import CAPTION_TEMPLATE, make_split
 from starft_hf import StarFTConfig, compare
-from starft_hf.utils.files import write_text_atomically
 
 
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -41,7 +35,7 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(GridCell):
     """One fine-tuning and what it is evaluated on.
 
     Attributes:
@@ -61,38 +55,6 @@ class Cell:
     correlation: float
     method: str
     weight: float | None
-
-    @property
-    def key(self) -> str:
-        """Under which its result is kept."""
-        return " | ".join(str(value) for value in asdict(self).values())
-
-
-class Store:
-    """Finished cells in one JSON file, which several processes may add to."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.cells: dict[str, Any] = {}
-        self._read()
-
-    def _read(self) -> None:
-        self.cells = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
-
-    def add(self, cell: Cell, result: dict[str, Any]) -> None:
-        """Keep the result of a cell, beside what others have kept."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(work_folder() / f"{self.path.stem}.lock"):
-            self._read()
-            self.cells[cell.key] = result
-            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(self.cells[key])}" for key in sorted(self.cells))
-            write_text_atomically(self.path, f"{{\n{lines}\n}}\n")
-
-    def __contains__(self, cell: Cell) -> bool:
-        return cell.key in self.cells
-
-    def __getitem__(self, cell: Cell) -> Any:
-        return self.cells[cell.key]
 
 
 def task_settings(model: str, folder: str, **more: Any) -> StarFTConfig:
@@ -138,7 +100,6 @@ def pool_of(cell: Cell, method: Method, folder: str) -> tuple[Any, dict[str, str
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Worst group, average and groups on every split that the cell is evaluated on; of FLYP also interpolated."""
-    torch.set_num_threads(1)
     method = METHODS[cell.method]
     name = default_regularizer(cell.classes) if method.name == "default" else method.name
     choice, plain = cell.part == "choice", cell.method == "FLYP"
@@ -227,28 +188,8 @@ def run_check(model: str, store: Store) -> None:
         store.add(check_cell(model), zero_shot_accuracies(model))
 
 
-def run_all(cells: Sequence[Cell], store: Store, processes: int, what: str) -> None:
-    """Run what is not in the store yet."""
-    waiting = [cell for cell in dict.fromkeys(cells) if cell not in store]
-    if not waiting:
-        return
-    for model in {cell.model for cell in waiting}:
+def run_cells(cells: Sequence[Cell], store: Store, processes: int, what: str) -> None:
+    """Run what is not in the store yet, after making the models that it needs."""
+    for model in dict.fromkeys(cell.model for cell in cells if cell not in store):
         folder_of(model)
-    if processes == 1:
-        _start_worker()
-        for cell in tqdm(waiting, desc=what, unit="run"):
-            store.add(cell, run_cell(cell))
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker) as pool:
-        futures = {pool.submit(run_cell, cell): cell for cell in waiting}
-        for future in tqdm(as_completed(futures), total=len(futures), desc=what, unit="run"):
-            store.add(futures[future], future.result())
-
-
-def _start_worker() -> None:
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
+    run_all(cells, run_cell, store, what=what, processes=processes)

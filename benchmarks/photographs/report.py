@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.photographs.grid import TESTED, Store, check_cell
+from benchmarks.grid_runner import Store
+from benchmarks.photographs.grid import TESTED, check_cell
 from benchmarks.photographs.models import MODELS
 from benchmarks.photographs.plots import draw_methods, draw_pools
 from benchmarks.photographs.results import Estimate, Results, Task

@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.photographs.grid import Store, chosen, test_cell
+from benchmarks.grid_runner import Store
+from benchmarks.photographs.grid import chosen, test_cell
 from benchmarks.photographs.methods import METHODS, TUNED
 from benchmarks.photographs.stages import STAGES, Stage
 

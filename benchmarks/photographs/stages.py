@@ -6,7 +6,8 @@ is broken off is complete in what it has.
 
 from dataclasses import dataclass
 
-from benchmarks.photographs.grid import CHOICE_CORRELATION, Cell, Store, choice_cells, run_all, run_check, test_cell
+from benchmarks.grid_runner import Store
+from benchmarks.photographs.grid import CHOICE_CORRELATION, Cell, choice_cells, run_cells, run_check, test_cell
 
 
 DRAWS = 5
@@ -90,7 +91,7 @@ QUICK = Stage("A", 6, CHOICE_CORRELATION, ("zero-shot", "FLYP", "kl, auto", "sta
 
 def run_stage(stage: Stage, store: Store, processes: int) -> None:
     """Choose the weights of a stage, then test them; of its models, keep what they can do before."""
-    run_all(stage.choices(), store, processes, f"{stage.name}, choice of weights")
-    run_all(stage.tests(store), store, processes, stage.name)
+    run_cells(stage.choices(), store, processes, f"{stage.name}, choice of weights")
+    run_cells(stage.tests(store), store, processes, stage.name)
     for model in dict.fromkeys(model for model, _ in stage.runs):
         run_check(model, store)

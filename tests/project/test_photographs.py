@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from benchmarks.grid_runner import Store
 from benchmarks.photographs import __main__ as command
 from benchmarks.photographs import grid, model_a, model_b, packages, report
 from benchmarks.photographs.assets import Assets, Cutout, Tile, listed, read_cutout, read_tiles
-from benchmarks.photographs.grid import Cell, Store, chosen, run_all
+from benchmarks.photographs.grid import Cell, chosen, run_cells
 from benchmarks.photographs.methods import METHODS, POOLS
 from benchmarks.photographs.packages import Package, unpacked, verified
 from benchmarks.photographs.pretraining import draw_captioned
@@ -229,14 +230,14 @@ def test_the_grid_resumes_and_compares_on_the_same_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "run_cell", stub(calls))
     monkeypatch.setattr(grid, "folder_of", lambda model: None)
     store = Store(tmp_path / "results.json")
-    run_all(QUICK.choices(), store, 1, "choice")
+    run_cells(QUICK.choices(), store, 1, "choice")
     assert [cell.method for cell in calls] == ["FLYP", "FLYP"]
     assert chosen(store, "A2", 6, "FLYP") == 0.3
-    run_all(QUICK.tests(store)[:2], store, 1, "test")
+    run_cells(QUICK.tests(store)[:2], store, 1, "test")
     # Another process adds to the same file.
     Store(store.path).add(Cell("check", "A0", 0, 12, 0.5, "zero-shot", None), {"12, test": 90.0})
     store = Store(store.path)
-    run_all(QUICK.tests(store), store, 1, "test")
+    run_cells(QUICK.tests(store), store, 1, "test")
     assert len(calls) == 6
     assert len(json.loads(store.path.read_text())) == 7
     results, task = Results(store, [QUICK]), Task("A", 6, 0.95)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import beyond_report, defaults_report
-from benchmarks.beyond import Store
+from benchmarks.grid_runner import Store
 from starft_hf import RobustnessReport
 from starft_hf.demo.experiment import METHODS
 from tests.support.pages import ROOT, blocks_of, commands_of, run_blocks, shortened

@@ -4,24 +4,27 @@ import numpy as np
 import pytest
 
 from benchmarks import repair, repair_report
-from benchmarks.beyond import Store
+from benchmarks.grid_runner import Store
 from starft_hf.weights.repair.embedded import Embedded
 
 
 def test_the_page_is_that_of_the_stored_runs():
     store = Store(repair.RESULTS)
-    assert repair.complete_blocks(store)
     assert (repair.FOLDER / "REPAIR.md").read_text(encoding="utf-8") == repair_report.page(store)
 
 
-def test_blocks_without_all_of_their_cells_do_not_count(tmp_path):
-    store = Store(tmp_path / "repair.json")
-    first = repair.blocks(1)[0]
-    for cell in first[:-1]:
-        store.add(cell, {})
-    assert repair.complete_blocks(store) == []
-    store.add(first[-1], {})
-    assert repair.complete_blocks(Store(tmp_path / "repair.json")) == [first]
+def test_every_column_says_of_how_many_runs_it_is():
+    """So that a grid that was broken off has a page of what is there."""
+    stored = repair_report.entries(Store(repair.RESULTS))
+    (first,) = (
+        entry
+        for entry in stored
+        if entry["correlation"] == 1.0 and entry["run"] == ("seed-0", 0) and entry["classes"] == 6
+    )
+    other = {**first, "run": ("seed-1", 1)}
+    assert repair_report.summary([first, other, {**first, "correlation": 0.5}])[0] == (
+        "| Worst group / average, % | 0.5 (1) | 1 (2) |"
+    )
 
 
 @pytest.mark.parametrize("size", repair.SIZES)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import fine_world, shortcuts, shortcuts_report, zero_shot_shift, zero_shot_shift_report
-from benchmarks.beyond import Store
+from benchmarks.grid_runner import Store
 from starft_hf.demo.pretrain import pretrain
 from starft_hf.models.encoder import DualEncoder
 
