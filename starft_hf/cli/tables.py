@@ -11,6 +11,7 @@ from starft_hf.utils.text import one_line, percent
 
 if TYPE_CHECKING:
     from starft_hf.evaluation.results import EvaluationResult
+    from starft_hf.report.audit import AuditResult
     from starft_hf.spuriosity.result import DiscoveryResult
     from starft_hf.weights.repair import RepairResult
 
@@ -40,6 +41,18 @@ def repair_table(result: "RepairResult", title: str) -> Table:
         interval = " to ".join(percent(end) for end in score.interval)
         numbers = (percent(score.average), percent(score.worst_group), interval)
         _add(table, [candidate.method, settings], *numbers, style="bold" if chosen else None)
+    return table
+
+
+def audit_table(result: "AuditResult", title: str) -> Table:
+    """The groups of an audit, the worst first."""
+    table = _table(title, ["group"], ["images", "accuracy, %", "95% interval", "before, %", "ECE, %"])
+    groups = sorted(result.groups.items(), key=lambda item: item[1].after.accuracy)
+    for name, group in [*groups, ("average", result.average)]:
+        before = "" if group.before is None else percent(group.before.accuracy)
+        interval = " to ".join(percent(end) for end in group.after.interval)
+        numbers = (percent(group.after.accuracy), interval, before, percent(group.after.ece))
+        _add(table, [name], f"{group.images:,}", *numbers)
     return table
 
 

@@ -1,5 +1,6 @@
 """How far a fine-tuned model has moved from its start, without images of other tasks: texts, and answers."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,9 @@ def text_change(start: Floats, tuned: Floats, scale: float) -> TextChange:
     correlation = 1.0 if np.array_equal(before, after) else float(spearmanr(before[pairs], after[pairs]).statistic)
     others = ~np.eye(len(before), dtype=bool)
     rows = [scale * cosines[others].reshape(len(before), -1) for cosines in (before, after)]
-    return TextChange(max(0.0, 1 - np.nan_to_num(correlation)), float(divergence(*rows).mean()))
+    return TextChange(
+        max(0.0, 1 - (correlation if math.isfinite(correlation) else 0.0)), float(divergence(*rows).mean())
+    )
 
 
 def divergence(start: Floats, tuned: Floats) -> Floats:

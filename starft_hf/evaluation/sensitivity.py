@@ -7,7 +7,7 @@ from starft_hf.evaluation.bootstrap import Floats, Ints
 
 
 def shown_in(image_embeds: Floats, added: Floats) -> NDArray[np.bool_]:
-    """Which images `(N, D)` show what each template adds to captions `(T, D)`: the half that is most similar, `(N, T)`.
+    """Which images `(N, D)` show what each template adds to captions `(T, D)`, `(N, T)`: the half most similar to it.
 
     All rows are of one model. Of images that are all alike in it, none shows it.
     """

@@ -6,6 +6,7 @@ the ROC curve): 0.5 without an association, and independent of the feature's uni
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ class Tested:
     critical: float
 
 
-def ranks(values: Floats) -> NDArray[np.float32]:
+def ranks(values: NDArray[Any]) -> NDArray[np.float32]:
     """The ranks of features `(n, F)` among images, centered and of length 1; 0 where a value is missing (NaN).
 
     A feature that is constant, or of which hardly a value is known, is 0 everywhere.
@@ -65,7 +66,7 @@ def ranks(values: Floats) -> NDArray[np.float32]:
     return scaled.astype(np.float32)
 
 
-def auc(values: Floats, members: NDArray[np.bool_]) -> float:
+def auc(values: NDArray[Any], members: NDArray[np.bool_]) -> float:
     """How often a member has a larger value than another image, ties counting half; 0.5 if either has no values."""
     known = ~np.isnan(values)
     own, others = int((members & known).sum()), int((~members & known).sum())
@@ -76,7 +77,7 @@ def auc(values: Floats, members: NDArray[np.bool_]) -> float:
 
 
 def measure_targets(
-    features: Floats, targets: Sequence[Target], *, alpha: float, permutations: int, seed: int = 0
+    features: NDArray[Any], targets: Sequence[Target], *, alpha: float, permutations: int, seed: int = 0
 ) -> Tested:
     """Score every target and feature `(N, F)`, and compare the scores with those of permuted targets.
 
@@ -105,14 +106,16 @@ def measure_targets(
     return Tested(scores, p_values, critical)
 
 
-def independent(features: Floats, target: Target, candidates: Sequence[int], critical: float, most: int) -> list[int]:
+def independent(
+    features: NDArray[Any], target: Target, candidates: Sequence[int], critical: float, most: int
+) -> list[int]:
     """Those of the candidates that tell something of a target that the ones before them do not, at most `most`.
 
     A candidate is kept if its score, once what it shares with those that were kept is removed from it and from the
     target, is still critical and of the same sign.
     """
     kept: list[int] = []
-    columns = ranks(features[np.ix_(target.rows, list(candidates))]).astype(np.float64)
+    columns = ranks(features[np.ix_(target.rows, np.array(candidates, dtype=int))]).astype(np.float64)
     members = _unit(target.members).astype(np.float64)
     basis = np.empty((len(members), 0))
     for place, candidate in enumerate(candidates):

@@ -134,12 +134,11 @@ class Looked:
         ]
         return words + measured + named
 
-    def values(self, rows: Any = slice(None), columns: Any = slice(None)) -> Floats:
+    def values(self, rows: Any = slice(None), columns: Any = slice(None)) -> NDArray[Any]:
         """The features of images, `(n, F)`; NaN where unknown."""
         own = self.properties
         parts = [self.similarities[rows], own.measured[rows], own.has[rows]]
-        found: Floats = np.concatenate(parts, axis=1, dtype=np.float32)[:, columns]
-        return found
+        return np.concatenate(parts, axis=1, dtype=np.float32)[:, columns]
 
 
 @dataclass(frozen=True)
@@ -234,11 +233,13 @@ def find_correlates(
 
 
 def _chosen(
-    looked: Looked, values: Floats, target: Target, tested: Tested, place: int, settings: CorrelateSettings
+    looked: Looked, values: NDArray[Any], target: Target, tested: Tested, place: int, settings: CorrelateSettings
 ) -> Iterable[tuple[int, tuple[str, ...]]]:
     """Of one target the features that are found, the strongest first, each with the words that mean the same."""
     scores = np.abs(tested.scores[place])
-    order = [int(index) for index in np.argsort(-scores, kind="stable") if scores[index] > tested.critical]
+    # Of two values of a property, each the absence of the other, the one that the class has more often.
+    sorted_by = np.lexsort((tested.scores[place] < 0, -scores.round(4)))
+    order = [int(index) for index in sorted_by if scores[index] > tested.critical]
     order = [
         index
         for index in order[:_MOST_CANDIDATES]
@@ -261,7 +262,7 @@ def _chosen(
 
 def _correlate(
     looked: Looked,
-    values: Floats,
+    values: NDArray[Any],
     target: Target,
     tested: Tested,
     chosen: tuple[int, int, tuple[str, ...]],
@@ -286,13 +287,19 @@ def _correlate(
 def _pseudo_groups(
     looked: Looked, labels: Ints, names: Sequence[str], strongest: dict[int, tuple[int, int]]
 ) -> list[str]:
-    """Whether every image has what its class is most correlated with, more so than half of all images have."""
+    """Whether every image has what its class is most correlated with: it is more like its class than like the others.
+
+    Of a measured value, the border is between the medians of the class and of the other images.
+    """
     groups = [names[label] for label in labels]
     for label, (index, sign) in strongest.items():
-        values = looked.values(columns=[index])[:, 0]
-        has = np.nan_to_num(sign * values, nan=-np.inf) > sign * np.nanmedian(values)
-        if set(np.unique(values[~np.isnan(values)])) <= {0.0, 1.0}:
-            has = values == (1 if sign > 0 else 0)
+        values = sign * looked.values(columns=[index])[:, 0]
+        known = ~np.isnan(values)
+        # Of what was tested, the class has known values, and so have others.
+        border = sum(np.median(values[known & part]) for part in (labels == label, labels != label)) / 2
+        if set(np.unique(np.abs(values[known]))) <= {0.0, 1.0}:
+            border = sign / 2
+        has = np.nan_to_num(values, nan=-np.inf) > border
         for row in np.flatnonzero(labels == label):
             groups[row] += ", aligned" if has[row] else ", conflicting"
     return groups

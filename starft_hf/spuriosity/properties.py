@@ -1,4 +1,4 @@
-"""What embeddings of images hardly see: brightness, borders, JPEG quality, where a file is, and what its camera wrote."""
+"""What embeddings hardly see of images: brightness, borders, JPEG quality, folders, and what a camera wrote."""
 
 import io
 import os
@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from itertools import takewhile
 from pathlib import PurePath
 from typing import Any
 
@@ -17,7 +19,7 @@ from tqdm.auto import tqdm
 
 from starft_hf.data.rgb import as_rgb, upright_size
 from starft_hf.data.source import is_iterable
-from starft_hf.spuriosity.statistics import Floats
+from starft_hf.spuriosity.statistics import Floats, Ints
 from starft_hf.utils.names import readable
 
 
@@ -34,7 +36,7 @@ class Property:
 
 MEASURED = (
     Property("brightness", "brighter", "darker", "{}, brightly lit.", "{}, in the dark."),
-    Property("contrast", "richer in contrast", "poorer in contrast", "{}, with high contrast.", "{}, with low contrast."),
+    Property("contrast", "richer in contrast", "poorer in contrast", "{}, in high contrast.", "{}, in low contrast."),
     Property("sharpness", "sharper", "more blurred", "{}, in sharp focus.", "{}, blurred."),
     Property("colorfulness", "more colorful", "less colorful", "{}, in vivid colors.", "{}, in black and white."),
     Property("size", "larger", "smaller"),
@@ -55,9 +57,6 @@ _FEWEST = 5
 _MOST_VALUES = 40
 
 _MAKE, _MODEL, _DATE, _EXIF, _TAKEN = 0x010F, 0x0110, 0x0132, 0x8769, 0x9003
-
-# The luminance table of the JPEG standard (ITU-T T.81, K.1), which the quality of encoders scales, in sum.
-_STANDARD_SUM = 3688
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _opened(raw: Any) -> tuple[str | None, Image.Image]:
         path = getattr(raw, "filename", None) or None
         return path, raw if isinstance(raw, Image.Image) else as_rgb(raw)
     path, content = raw.get("path"), raw.get("bytes")
-    return path, Image.open(io.BytesIO(content) if content is not None else path)
+    return path, Image.open(io.BytesIO(content) if content is not None else str(path))
 
 
 def _measured(image: Image.Image) -> list[float]:
@@ -141,8 +140,20 @@ def jpeg_quality(image: Image.Image) -> float:
     tables = getattr(image, "quantization", None)
     if not tables:
         return float("nan")
-    scale = 100 * sum(tables[min(tables)]) / _STANDARD_SUM
+    own, standard = np.array(tables[min(tables)]), _standard_table()
+    # Larger entries than these are cut.
+    exact = own < 255
+    scale = 100 * own[exact].sum() / standard[exact].sum() if exact.any() else np.inf
     return float(np.clip((200 - scale) / 2 if scale <= 100 else 5000 / scale, 1, 100))
+
+
+@cache
+def _standard_table() -> Ints:
+    """The luminance table of the JPEG standard, which encoders scale by the quality; at 50 it is used as it is."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "JPEG", quality=50)
+    tables: Any = getattr(Image.open(buffer), "quantization")  # noqa: B009
+    return np.array(tables[0])
 
 
 def _sharpness(luma: Floats) -> float:
@@ -193,8 +204,9 @@ def _named_of(image: Image.Image) -> dict[str, str]:
 def _folders(paths: Sequence[str | None], labels: Sequence[str]) -> list[dict[str, str]]:
     """The folders of every file below the one that all are in, by level, without those that repeat its class."""
     parts = [PurePath(path).parts[:-1] if path and os.path.basename(path) != path else () for path in paths]
-    shared = os.path.commonprefix([own for own in parts if own])
-    below = [own[len(shared) :] for own in parts]
+    levels = zip(*(own for own in parts if own), strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
+    below = [own[shared:] for own in parts]
     found: list[dict[str, str]] = [{} for _ in parts]
     for level in range(max(map(len, below), default=0)):
         names = [own[level] if level < len(own) else None for own in below]

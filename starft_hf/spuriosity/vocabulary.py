@@ -41,8 +41,8 @@ def given_words(vocabulary: Vocabulary | None) -> list[str] | None:
         path = Path(vocabulary).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
-                f"vocabulary is {fspath(vocabulary)!r}, and there is no such file; pass a file with a word per line, a "
-                f"list of words, {TOKENIZER!r} for the words of the model's tokenizer, or None"
+                f"vocabulary is {fspath(vocabulary)!r}, and there is no such file; pass a file with a word per line, "
+                f"a list of words, {TOKENIZER!r} for the words of the model's tokenizer, or None"
             )
         vocabulary = read_text(path).splitlines()
     words = list(dict.fromkeys(readable(word) for word in vocabulary if isinstance(word, str) and word.strip()))

@@ -1,6 +1,7 @@
 """Every flag of every command, in every mode: it changes what the command does, or it is refused or warned of."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +41,7 @@ MODES = {
     ],
     "tune": [RUN, [*RUN, "--methods", "FLYP"], [*RUN, "--peft", "lora"]],
     "repair": [["m", "d", "--output_dir", "new"], ["m", "d", "--output_dir", "new", "--json"]],
+    "audit": [["m", "d"], ["m", "d", "--json"]],
     "interpolate": [["a", "b", "out"]],
     "discover": [["m", "d"], ["m", "d", "--json"]],
     "generate-pool": [
@@ -115,7 +117,9 @@ VALUES = {
     "image_cache": ["auto"],
     "repo_id": ["you/owls"],
     "report": ["report.html"],
+    "fail_under": ["0.9"],
     "repair_split": ["dev"],
+    "retention": ["others"],
     "revision": ["next"],
     "seeds": ["3"],
     "select_by": ["average"],
@@ -126,6 +130,7 @@ VALUES = {
     "test_split": ["train"],
     "title": ["Owls"],
     "train_split": ["validation"],
+    "vocabulary": ["words.txt"],
     "weights": ["3", "7"],
 }
 # These are looked at elsewhere.
@@ -187,6 +192,8 @@ def calls(monkeypatch, tmp_path):
             return SimpleNamespace(runs=[run("star")], thumbnails={})
 
     result = SimpleNamespace(as_dict=dict, table=(), labels=(), attributes=(), rows=(), save=record("save"))
+    written = record("save", Path("elsewhere/audit.html"))
+    audited = SimpleNamespace(as_dict=dict, correlates=SimpleNamespace(found=()), score=0.5, save=written)
     columns = SimpleNamespace(caption=None, class_names=("owl",))
     inspection = SimpleNamespace(columns=columns, as_dict=dict, lines=list)
     pool = type("Pool", (list,), {"save": record("save")})
@@ -235,6 +242,7 @@ def calls(monkeypatch, tmp_path):
         "starft_hf.cli.tables.associations_table": record("table", "table"),
         "starft_hf.cli.tables.result_table": record("table", "table"),
         "starft_hf.cli.tables.repair_table": record("table", "table"),
+        "starft_hf.cli.tables.audit_table": record("table", "table"),
         "starft_hf.report.page.check_extra": record("check"),
     }.items():
         monkeypatch.setattr(name, stub)
@@ -243,6 +251,7 @@ def calls(monkeypatch, tmp_path):
         "RobustnessReport": Report,
         "evaluate_zero_shot": record("evaluate", result),
         "discover_spuriosity": record("discover", result),
+        "audit": record("audit", audited),
         "repair": record("repair", SimpleNamespace(left_out={}, method="none", standard_error=0.1, as_dict=dict)),
         "generate_pool": record("generate", pool(["{} here."])),
     }.items():
@@ -373,6 +382,8 @@ def test_settings_of_a_comparison_without_effect_are_warned_of(calls, capsys):
         ["evaluate", "./nowhere", "d"],
         ["evaluate", "m", "a/b/c"],
         ["discover", "/nowhere", "d"],
+        ["audit", "m", "d", "--base", "./nowhere"],
+        ["audit", "m", "d", "--retention", "./nowhere"],
         ["train", "--model", "~/nowhere", "--dataset", "d"],
         ["train", *RUN, "--reference_model", "nowhere/"],
         ["compare", "--model", "m", "--dataset", "..\\nowhere"],

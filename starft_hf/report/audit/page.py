@@ -66,8 +66,8 @@ def _lead(content: Mapping[str, Any]) -> list[str]:
     if pairs and pairs[0]["gain"] >= 0.02:
         first = pairs[0]
         found.append(
-            f"Images of other classes that look like \u201c{first['template']}\u201d get {points(first['after'])} points "
-            f"of probability for {first['class_name']}"
+            f"{first['class_name']} gets {points(first['after'])} points of probability for images of other classes "
+            f"that look like \u201c{first['template']}\u201d"
             + (f" ({points(first['before'])} before fine-tuning)." if first["before"] is not None else ".")
         )
     labels = [row for row in content["correlates"]["found"] if row["of"] == "labels"]

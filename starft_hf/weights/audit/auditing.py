@@ -14,11 +14,11 @@ from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.image_cache import given_image_cache
 from starft_hf.data.images import SCALED, check_image_decoding
-from starft_hf.data.source import is_iterable
 from starft_hf.reference.factory import ReferenceSettings
 from starft_hf.report.audit import AuditResult
 from starft_hf.spuriosity.auto import Spuriosity
 from starft_hf.spuriosity.correlates import CorrelateSettings, Looked, find_correlates
+from starft_hf.spuriosity.discovery import unknown_templates
 from starft_hf.spuriosity.pool import as_pool
 from starft_hf.spuriosity.properties import measure_images
 from starft_hf.spuriosity.vocabulary import TOKENIZER, Vocabulary, given_words, usable_words
@@ -35,7 +35,8 @@ from starft_hf.weights.audit.measuring import (
 )
 from starft_hf.weights.repair.embedding import Embedder, ImageReading, seen_in_words, targets
 from starft_hf.weights.repair.groups import indices_of, pseudo_groups
-from starft_hf.weights.repair.subject import columns_for, describe, load_subject
+from starft_hf.weights.repair.repairing import check_validation_set
+from starft_hf.weights.repair.subject import Subject, columns_for, describe, load_subject
 
 
 BY_COLUMN, BY_PSEUDO_GROUPS, BY_CLASS = "group_column", "pseudo_groups", "classes"
@@ -126,7 +127,7 @@ def audit(
     Raises:
         ValueError: before the first forward, if data and model do not fit or a setting is invalid.
     """
-    _check_dataset(dataset, "dataset")
+    check_validation_set(dataset)
     check_on_bad_image(on_bad_image)
     check_image_decoding(image_decoding)
     settings = CorrelateSettings(alpha=alpha, seed=seed)
@@ -139,7 +140,7 @@ def audit(
     asked = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
     columns = columns_for(known, dataset, asked)
     labels, named = targets(dataset, columns)
-    subject = load_subject(known, processor, start, columns.class_names or ())
+    subject = _with_known_words(load_subject(known, processor, start, columns.class_names or ()))
 
     folder = None if cache_dir is None else str(cache_dir)
     reference = ReferenceSettings(cache_dir=folder, batch_size=batch_size, num_workers=num_workers, progress=progress)
@@ -150,7 +151,7 @@ def audit(
         towers.append(Tower(subject, subject.start, None, embedder))
     # Without a start, the model itself says what images show.
     viewer = subject if subject.start is not None else replace(subject, start=subject.model)
-    seen = seen_in_words(viewer, embedder)
+    seen = None if subject.pool is None else seen_in_words(viewer, embedder)
     rows = np.flatnonzero(towers[0].images.any(1))
     labels, named = labels[rows], [named[row] for row in rows]
     for tower in towers:
@@ -159,7 +160,9 @@ def audit(
 
     pseudo, left_out, found = labels, {}, None
     if seen is None:
-        left_out["sensitivity"] = "no template of the pool changes what the start sees in captions; pass spuriosity"
+        left_out["sensitivity"] = (
+            "no template of the pool changes what the start sees in captions; pass spuriosity, another pool"
+        )
     else:
         seen = [seen[row] for row in rows]
         pseudo = pseudo_groups(labels, indices_of(seen)[0])
@@ -204,13 +207,13 @@ def audit(
     )
 
 
-def _check_dataset(dataset: Any, what: str) -> None:
-    """Raise ValueError if `dataset` is not labeled images that can be read by index."""
-    if dataset is None or isinstance(dataset, Mapping) or is_iterable(dataset):
-        raise ValueError(
-            f"{what} is a {type(dataset).__name__}; pass a split whose rows can be read by index, with images that the "
-            "model was not trained on"
-        )
+def _with_known_words(subject: Subject) -> Subject:
+    """The subject with those templates of its pool whose words the tokenizer knows; without a pool if there are none."""
+    pool = subject.pool
+    assert pool is not None
+    unknown = set(unknown_templates(pool, subject.encoder))
+    rest = [index for index in range(len(pool)) if index not in unknown]
+    return replace(subject, pool=pool.only(rest) if rest else None)
 
 
 def _checked_retention(retention: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -218,7 +221,7 @@ def _checked_retention(retention: Mapping[str, Any] | None) -> dict[str, Any]:
         raise ValueError(f"retention is a {type(retention).__name__}; pass a dictionary of datasets by name")
     for name, dataset in (retention or {}).items():
         what = f"retention {name!r}"
-        _check_dataset(dataset, what)
+        check_validation_set(dataset, what)
         resolve_evaluation_columns(dataset, ColumnSettings(), what=what)
     return dict(retention or {})
 

@@ -41,7 +41,7 @@ class Tower:
         self.subject, self.model, self.head, self.embedder = subject, model, head, embedder
         settings: ReferenceSettings = embedder.reading.settings
         self._store, self._progress = settings.store, settings.progress
-        self._live = FrozenReference(model, subject.encoder)
+        self._live, self._encoding = FrozenReference(model, subject.encoder), subject.encoder.encode_texts
         self.images: Floats = embedder.images(model)
         self.scale = float(logit_scale_of(model).detach())
 
@@ -53,16 +53,13 @@ class Tower:
         """Unit rows of texts, `(N, D)`, which are cached."""
         distinct = list(dict.fromkeys(texts))
         place = {text: row for row, text in enumerate(distinct)}
-        rows, _ = embeds_of_texts(
-            self._live, distinct, self._store, self.embedder.device, progress=self._progress
-        )
+        rows, _ = embeds_of_texts(self._live, distinct, self._store, self.embedder.device, progress=self._progress)
         found: Floats = in_float64(rows)[[place[text] for text in texts]]
         return found
 
     def captions(self, prompt: str, template: str | None = None) -> list[str]:
         """The captions of all classes."""
-        encoding = self.subject.encoder.encode_texts
-        return [class_caption(name, prompt, template, encoding) for name in self.subject.class_names]
+        return [class_caption(name, prompt, template, self._encoding) for name in self.subject.class_names]
 
     def logits(self) -> Floats:
         """The answers for the images, `(N, C)`, by the head or by the prompts of the classes."""
@@ -121,7 +118,7 @@ def named_groups(names: Sequence[str], labels: Ints, seen: Sequence[str], groups
     found = {}
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
-        (label, words), count = Counter((int(labels[row]), seen[row]) for row in rows).most_common(1)[0]
+        (label, words), count = Counter((int(labels[row]), seen[row]) for row in rows.tolist()).most_common(1)[0]
         found[group] = f"{names[label]}, {words}" if 2 * count > len(rows) else "rare combinations"
     return [found[group] for group in groups]
 
@@ -189,7 +186,7 @@ def measure_retention(
 
 
 def compare_words(viewer: Tower, words: Sequence[str]) -> tuple[Floats, NDArray[np.float32]]:
-    """Unit rows of words less their mean and what distinguishes classes, `(W, D)`; their cosines with images `(N, W)`."""
+    """Unit rows of words without what distinguishes classes, `(W, D)`, and their cosines with images, `(N, W)`."""
     if not words:
         return np.zeros((0, viewer.images.shape[1])), np.zeros((len(viewer.images), 0), dtype=np.float32)
     rows = torch.from_numpy(viewer.texts([WORD_CAPTION.format(word) for word in words]))

@@ -234,11 +234,11 @@ def repair(
     return _chosen(subject, _checked(data), select_by, used, seed, left_out, output)
 
 
-def check_validation_set(dataset: Any) -> None:
-    """Raise ValueError if `dataset` is not one that a repair can be chosen on."""
+def check_validation_set(dataset: Any, what: str = "dataset") -> None:
+    """Raise ValueError if `dataset`, called `what`, is not one whose rows can be read by index."""
     if dataset is None or isinstance(dataset, Mapping) or is_iterable(dataset):
         raise ValueError(
-            f"dataset is a {type(dataset).__name__}; pass a validation split whose rows can be read by index, with "
+            f"{what} is a {type(dataset).__name__}; pass a validation split whose rows can be read by index, with "
             "images that the model was not trained on"
         )
 
