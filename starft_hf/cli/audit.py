@@ -93,8 +93,7 @@ def run(options: argparse.Namespace) -> int | None:
     broken = options.fail_under is not None and result.score < options.fail_under
     if options.fail_under is not None:
         content |= {"fail_under": options.fail_under, "passed": not broken}
-    if broken:
-        parts.append(f"The score is below --fail_under {options.fail_under:g}.")
+        parts.append(f"The score is {'below' if broken else 'not below'} --fail_under {options.fail_under:g}.")
     show(options, content, *parts)
     return BROKEN_BOUND if broken else None
 

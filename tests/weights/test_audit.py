@@ -73,9 +73,8 @@ def test_the_start_itself_has_forgotten_nothing_and_more_is_forgotten_the_furthe
         audit(moved(by), MODEL_FOLDER, images, processor=processor, retention=kept, **settings)
         for by in (0, 0.02, 0.06)
     ]
-    changes = [
-        (own.texts_rank_change, own.texts_divergence, own.answers_changed) for own in (r.forgotten for r in found)
-    ]
+    parts = [result.forgotten for result in found]
+    changes = [(part.texts_rank_change, part.texts_divergence, part.answers_changed) for part in parts]
     assert changes[0] == (0, 0, 0)
     assert all(first < second for first, second in zip(changes[0], changes[1], strict=True))
     assert changes[1][0] < changes[2][0]
@@ -204,11 +203,9 @@ def test_plain_fine_tuning_on_a_shortcut_shows_more_than_an_aligned_one(tmp_path
     label, template, gain = flyp.sensitivity.largest
     assert gain > 1.5 * max(kl.sensitivity.largest[2], 0.02)
     # The class is at home on what attracts it.
-    home = Task().home_of(flyp.class_names[label])
+    words = {"grass": ("grass", "lawn", "field"), "water": ("water", "sea", "lake")}
     attracts = flyp.sensitivity.templates[template]
-    assert any(
-        word in attracts for word in {"grass": ("grass", "lawn", "field"), "water": ("water", "sea", "lake")}[home]
-    )
+    assert any(word in attracts for word in words[Task().home_of(flyp.class_names[label])])
     assert flyp.score < kl.score
     assert flyp.forgotten.answers_changed > kl.forgotten.answers_changed
     mistakes = [str(row) for row in flyp.correlates.found if row.of == "mistakes"]

@@ -89,8 +89,9 @@ def audit(
     A correlate need not be a shortcut: wolves have fur. Check it before relying on it.
 
     The score is from 0 to 1 and takes no group labels: the accuracy in the worst combination of class and of what the
-    start sees of the pool in an image, times 1 less the largest gain of a class's attraction. It estimates how the
-    model does where its shortcuts fail, as far as the images have such cases and the pool names them.
+    start sees of the pool in an image, times 1 less the largest gain of a class's attraction over the start (without a
+    start, less the largest attraction). It estimates how the model does where its shortcuts fail, as far as the images
+    have such cases and the pool names them. Compare only scores on the same images, pool and start.
 
     Args:
         tuned: a dual encoder: a folder or Hub id of a full model, of one with a head or of an adapter, or a model in
@@ -208,7 +209,7 @@ def audit(
 
 
 def _with_known_words(subject: Subject) -> Subject:
-    """The subject with those templates of its pool whose words the tokenizer knows; without a pool if there are none."""
+    """The subject with the templates of its pool whose words the tokenizer knows; without a pool if it knows none."""
     pool = subject.pool
     assert pool is not None
     unknown = set(unknown_templates(pool, subject.encoder))
