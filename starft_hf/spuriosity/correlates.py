@@ -122,14 +122,25 @@ class Looked:
     def features(self) -> list[_Feature]:
         """What the columns of `values` are."""
         words = [
-            _Feature(WORD, word, f"more like {word!r}", f"less like {word!r}", WORD_TEMPLATE.format(word))
+            _Feature(
+                WORD,
+                word,
+                f"more like \u201c{word}\u201d",
+                f"less like \u201c{word}\u201d",
+                WORD_TEMPLATE.format(word),
+            )
             for word in self.words
         ]
         measured = [
             _Feature(PROPERTY, own.name, own.more, own.less, own.caption_more, own.caption_less) for own in MEASURED
         ]
         named = [
-            _Feature(PROPERTY, name, f"more often of the {name} {value!r}", f"less often of the {name} {value!r}")
+            _Feature(
+                PROPERTY,
+                name,
+                f"more often of the {name} \u201c{value}\u201d",
+                f"less often of the {name} \u201c{value}\u201d",
+            )
             for name, value in self.properties.named
         ]
         return words + measured + named

@@ -58,16 +58,16 @@ PLANTED = {
     "aspect": (lambda image: encoded(image.crop((0, 4, 24, 20))), encoded, "images of wolf are wider"),
     "border": (framed, lambda image: encoded(image, "PNG"), "images of wolf are more bordered"),
     "JPEG quality": (lambda image: encoded(image, quality=50), encoded, "images of wolf are of lower JPEG quality"),
-    "file type": (lambda image: encoded(image, "PNG"), encoded, "more often of the file type 'PNG'"),
+    "file type": (lambda image: encoded(image, "PNG"), encoded, "more often of the file type “PNG”"),
     "camera": (
         lambda image: encoded(image, exif=camera("D90", "2020:01:02 10:00:00")),
         lambda image: encoded(image, exif=camera("G12", "2020:01:02 10:00:00")),
-        "images of wolf are more often of the camera 'D90'",
+        "images of wolf are more often of the camera “D90”",
     ),
     "month": (
         lambda image: encoded(image, exif=camera("D90", "2020:01:02 10:00:00")),
         lambda image: encoded(image, exif=camera("D90", "2021:07:02 10:00:00")),
-        "images of wolf are more often of the month '2020-01'",
+        "images of wolf are more often of the month “2020-01”",
     ),
 }
 
@@ -125,8 +125,8 @@ def test_a_folder_is_found_unless_it_only_repeats_the_class():
     assert found(looked_at(images, labels, by_number), labels).found == ()
     by_day = [f"data/{own}/{NAMES[label]}/{row}.jpg" for row, (label, own) in enumerate(zip(labels, day, strict=True))]
     assert [str(row)[:58] for row in found(looked_at(images, labels, by_day), labels).found] == [
-        "images of wolf are more often of the folder 'sunday': 0.93",
-        "images of husky are more often of the folder 'monday': 0.9",
+        "images of wolf are more often of the folder “sunday”: 0.93",
+        "images of husky are more often of the folder “monday”: 0.9",
     ]
 
 
@@ -155,8 +155,8 @@ def test_a_word_counts_once_with_those_of_its_meaning_and_a_pool_says_it():
     properties = measure_images(dataset, "image", range(len(labels)), [NAMES[label] for label in labels])
     result = found(Looked(("snow", "ice", "sand"), embeds, scores, properties), labels)
     assert [(row.class_name, row.text, row.alike) for row in result.found] == [
-        ("wolf", "more like 'snow'", ("ice",)),
-        ("husky", "less like 'snow'", ("ice",)),
+        ("wolf", "more like “snow”", ("ice",)),
+        ("husky", "less like “snow”", ("ice",)),
     ]
     pool = result.pool()
     assert list(pool) == ["{}, snow."]

@@ -90,7 +90,7 @@ def test_without_groups_and_a_start_it_says_what_it_did_and_what_it_left_out(ima
     images = images.remove_columns("group")
     result = audit(MODEL_FOLDER, None, images, vocabulary=["grass", "water", "sea"], **settings)
     assert result.grouped_by == "pseudo_groups"
-    assert all(name.startswith(NAMES) or name == "rare combinations" for name in result.groups)
+    assert all(name.startswith(NAMES) or name == "all others" for name in result.groups)
     assert sum(group.images for group in result.groups.values()) == 60
     assert result.start is result.forgotten is result.average.before is result.sensitivity.shift_before is None
     assert "pass start=" in result.left_out["forgotten"]

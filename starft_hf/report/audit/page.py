@@ -44,8 +44,11 @@ def render_audit(content: Mapping[str, Any]) -> str:
         grouped=_GROUPED[content["grouped_by"]],
         pairs=_pairs(content),
         tables=[
-            ("Labels", [row for row in found if row["of"] == "labels"][:_MOST_CORRELATES]),
-            ("Mistakes within a class", [row for row in found if row["of"] == "mistakes"][:_MOST_CORRELATES]),
+            (heading, phrase, [row for row in found if row["of"] == of][:_MOST_CORRELATES])
+            for heading, phrase, of in (
+                ("Labels", "its images are", "labels"),
+                ("Mistakes within a class", "its mistaken images are", "mistakes"),
+            )
         ],
         colors=COLORS,
         version=starft_hf.__version__,
@@ -66,9 +69,9 @@ def _lead(content: Mapping[str, Any]) -> list[str]:
     if pairs and pairs[0]["gain"] >= 0.02:
         first = pairs[0]
         found.append(
-            f"{first['class_name']} gets {points(first['after'])} points of probability for images of other classes "
-            f"that look like \u201c{first['template']}\u201d"
-            + (f" ({points(first['before'])} before fine-tuning)." if first["before"] is not None else ".")
+            f"Images of other classes that look like \u201c{first['templates'][0]}\u201d are given "
+            f"{percent(first['after'])} points more probability of {first['class_name']} than others"
+            + (f" ({percent(first['before'])} before fine-tuning)." if first["before"] is not None else ".")
         )
     labels = [row for row in content["correlates"]["found"] if row["of"] == "labels"]
     properties = [row["sentence"] for row in labels if row["kind"] == "property"]
@@ -87,18 +90,20 @@ def _pairs(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows: Sequence[Sequence[float]] | None = own[name]
         return None if rows is None else rows[label][template]
 
-    rows = [
-        {
-            "class_name": class_name,
-            "template": text,
-            "after": own["attraction"][label][template],
-            "before": value("attraction_before", label, template),
-            "shift": value("shift", label, template),
-            "shift_before": value("shift_before", label, template),
-        }
-        for label, class_name in enumerate(content["class_names"])
-        for template, text in enumerate(own["templates"])
-    ]
-    for row in rows:
-        row["gain"] = row["after"] - (row["before"] or 0.0)
-    return sorted(rows, key=lambda row: -row["gain"])[:_MOST_PAIRS]
+    # Templates of one meaning split the images alike, and are one row.
+    merged: dict[tuple[str, float, float | None], dict[str, Any]] = {}
+    for label, class_name in enumerate(content["class_names"]):
+        for template, text in enumerate(own["templates"]):
+            before = value("attraction_before", label, template)
+            after = own["attraction"][label][template]
+            row = {
+                "class_name": class_name,
+                "templates": [],
+                "after": after,
+                "before": before,
+                "gain": after - max(before or 0.0, 0.0),
+                "shift": value("shift", label, template),
+                "shift_before": value("shift_before", label, template),
+            }
+            merged.setdefault((class_name, after, before), row)["templates"].append(text)
+    return sorted(merged.values(), key=lambda row: -row["gain"])[:_MOST_PAIRS]

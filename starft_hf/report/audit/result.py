@@ -84,9 +84,9 @@ class Sensitivity:
     def largest(self) -> tuple[int, int, float]:
         """The indices of the class and of the template with the largest gain in attraction, and that gain.
 
-        Without a start, the attraction itself.
+        Where the start has a negative one, the gain counts from 0. Without a start, it is the attraction itself.
         """
-        before = 0 if self.attraction_before is None else np.array(self.attraction_before)
+        before = 0 if self.attraction_before is None else np.maximum(self.attraction_before, 0)
         gain = np.array(self.attraction) - before
         label, template = np.unravel_index(int(gain.argmax()), gain.shape)
         return int(label), int(template), float(gain[label, template])

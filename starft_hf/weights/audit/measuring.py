@@ -119,7 +119,7 @@ def named_groups(names: Sequence[str], labels: Ints, seen: Sequence[str], groups
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
         (label, words), count = Counter((int(labels[row]), seen[row]) for row in rows.tolist()).most_common(1)[0]
-        found[group] = f"{names[label]}, {words}" if 2 * count > len(rows) else "rare combinations"
+        found[group] = f"{names[label]}, {words}" if 2 * count > len(rows) else "all others"
     return [found[group] for group in groups]
 
 
