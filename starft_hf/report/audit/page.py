@@ -71,7 +71,7 @@ def _lead(content: Mapping[str, Any]) -> list[str]:
         found.append(
             f"Images of other classes that look like \u201c{first['templates'][0]}\u201d are given "
             f"{percent(first['after'])} points more probability of {first['class_name']} than others"
-            + (f" ({percent(first['before'])} before fine-tuning)." if first["before"] is not None else ".")
+            + (f" ({points(first['before'])} before fine-tuning)." if first["before"] is not None else ".")
         )
     labels = [row for row in content["correlates"]["found"] if row["of"] == "labels"]
     properties = [row["sentence"] for row in labels if row["kind"] == "property"]
