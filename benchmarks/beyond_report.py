@@ -357,7 +357,7 @@ def write_report(store: Store, folder: Path) -> None:
         "",
         *table(entries),
         "",
-        "Weights (of FLYP the share of WiSE-FT) with the best worst group on validation, at a correlation of "
+        "Weights (of FLYP the alpha of WiSE-FT) with the best worst group on validation, at a correlation of "
         f"{CHOICE['correlation']}, on the",
         f"model that comes with the package, with {len(CHOICE_SEEDS)} seeds that are not tested; kept for all "
         "correlations and models:",

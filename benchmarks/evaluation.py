@@ -74,7 +74,7 @@ def as_markdown(seconds: dict[str, list[float]], metrics: dict[str, dict[str, fl
         f"By `python -m benchmarks.evaluation`, on {torch.get_num_threads()} CPU cores; torch {torch.__version__}, "
         f"transformers {transformers.__version__}.",
         "",
-        "## A data set",
+        "## A dataset",
         "",
         f"`evaluate_zero_shot` of ViT-B/32 (random weights) on {IMAGES} images of {CLASSES} classes takes "
         f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",

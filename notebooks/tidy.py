@@ -31,7 +31,7 @@ METADATA = {
 }
 HEAD = """# Notebooks
 
-Each runs from top to bottom on a CPU, offline, in about a minute or less, on the tiny model and the pictures that come
+Each runs from top to bottom on a CPU, offline, in about a minute or less, on the tiny model and the images that come
 with the package. A switch in the first cells takes real models and data instead, for a machine with a GPU. On Colab
 the first cell installs what is needed; in a clone it installs the clone.
 

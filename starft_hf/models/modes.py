@@ -48,7 +48,7 @@ def has_dropout(model: nn.Module) -> bool:
 
 
 def _drops(module: nn.Module) -> bool:
-    # Rates are numbers called dropout, attention_dropout, drop_prob, ..., or "p" in a module for nothing but dropping.
+    # Rates are numbers called dropout, attention_dropout, drop_prob, ..., or "p" in a module that only drops.
     is_dropout = any(word in type(module).__name__.lower() for word in ("drop", "stochasticdepth"))
     rates = [value for name, value in vars(module).items() if "drop" in name or (is_dropout and name == "p")]
     return any(isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0 for rate in rates)

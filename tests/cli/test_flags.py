@@ -16,6 +16,7 @@ from starft_hf.evaluation.catalog import load_benchmark
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.methods import settings_of_methods
 from starft_hf.training.tuning.candidates import candidates_of
+from tests.support.flags import VALUES
 from tests.support.recording import Rows, plain
 from tests.support.report_runs import run
 
@@ -63,76 +64,6 @@ MODES = {
 
 TRAINING = ("train", "compare", "tune", "precompute")
 
-# Another value of every flag than its default, by its name; of choices and numbers one is found.
-VALUES = {
-    "names": ["weak"],
-    "hub_include": ["notes/*.md"],
-    "include": ["notes/*.md"],
-    "accelerate_config": ["fsdp2"],
-    "api_key_file": ["key.txt"],
-    "aspects": ["places", "light"],
-    "base_url": ["http://y"],
-    "base": ["r"],
-    "baseline": ["FLYP"],
-    "benchmark": ["celeba"],
-    "cache_dir": ["cache"],
-    "caption_column": ["text"],
-    "caption_template": ["a {}.", "the {}."],
-    "card_template": ["card.md"],
-    "class_names": ["names.txt"],
-    "crop_scale": ["none"],
-    "data_dir": ["d"],
-    "curve_alphas": ["0.1", "0.9"],
-    "dataset_config": ["other"],
-    "discovery_pool": ["texture"],
-    "domain": ["cars"],
-    "eval_dataset": ["e"],
-    "eval_split": ["validation", "test"],
-    "eval_templates": ["a {}."],
-    "group_column": ["place"],
-    "image_column": ["img"],
-    "label_column": ["lab"],
-    "llm": ["other/model"],
-    "main_process_ip": ["10.0.0.1"],
-    "message": ["Better"],
-    "methods": ["kl"],
-    "model": ["n=x/y"],
-    "output": ["elsewhere"],
-    "peft": ["lora-text"],
-    "pool": ["texture"],
-    "preset": ["paper"],
-    "provider": ["other"],
-    "reference_cache": ["none"],
-    "reference_cache_dir": ["cache"],
-    "reference_cache_dtype": ["float16"],
-    "reference_dtype": ["bfloat16"],
-    "reference_model": ["r"],
-    "base_loss": ["cross_entropy"],
-    "regularizer": ["kl"],
-    "reg_schedule": ["linear"],
-    "reg_weight": ["2"],
-    "reweight": ["attribution"],
-    "on_bad_image": ["skip"],
-    "image_decoding": ["full"],
-    "image_cache": ["auto"],
-    "repo_id": ["you/owls"],
-    "report": ["report.html"],
-    "fail_under": ["0.4"],
-    "repair_split": ["dev"],
-    "retention": ["others"],
-    "revision": ["next"],
-    "seeds": ["3"],
-    "select_by": ["average"],
-    "split": ["dev"],
-    "spuriosity": ["texture"],
-    "tag": ["v1"],
-    "templates": ["a {}."],
-    "test_split": ["train"],
-    "title": ["Owls"],
-    "train_split": ["validation"],
-    "vocabulary": ["words.txt"],
-    "weights": ["3", "7"],
-}
 # These are looked at elsewhere.
 OTHERS = {"help", "help_all", "config", "json", "traceback", "model", "dataset"}
 

@@ -81,7 +81,8 @@ def test_every_page_is_in_the_navigation():
 
 
 def test_the_commands_of_the_pages_are_ones_that_there_are():
-    pages = [page.read_text().replace("\\\n", " ") for page in (ROOT / "docs").glob("*.md")]
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [page.read_text().replace("\\\n", " ") for page in files]
     lines = [line for page in pages for line in page.splitlines()]
     commands = [shlex.split(line, comments=True)[1:] for line in lines if re.match(r"( {4})?starft ", line)]
     assert len(commands) > 8

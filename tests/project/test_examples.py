@@ -1,8 +1,6 @@
-"""What the examples of the README and of the notebooks come to, with the settings as they stand there."""
+"""What the examples of the pages, the scripts and the notebooks come to, with the settings as they stand there."""
 
 import ast
-import re
-from pathlib import Path
 from statistics import fmean
 
 import nbformat
@@ -12,9 +10,9 @@ from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, make_split
 from tests.support.notebooks import FOLDER, NAMES
+from tests.support.pages import ROOT, blocks_of
 
 
-ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)
 
 # Of what an example sets, that which changes the outcome.
@@ -23,8 +21,11 @@ NAMES_OF_SETTINGS = ("learning_rate", "max_steps", "regularizer", "reg_weight", 
 
 def sources():
     """The code of the examples that train on the demo's task, by where they stand."""
-    readme = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    yield from ((f"README, example {number}", code) for number, code in enumerate(readme))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        blocks = (block for language, block in blocks_of(page) if language == "python")
+        yield from ((page.stem, block) for block in blocks if "max_steps" in block)
+    # The other scripts begin as this one does.
+    yield "examples/train.py", (ROOT / "examples" / "train.py").read_text(encoding="utf-8")
     for name in NAMES:
         cells = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells
         yield name, "\n".join(cell.source for cell in cells if cell.cell_type == "code")
@@ -63,7 +64,7 @@ for place, code in sources():
 def test_all_examples_are_found():
     places = {place for places in EXAMPLES.values() for place in places}
     assert {place for place in places if place in NAMES} == set(NAMES)
-    assert sum(place.startswith("README") for place in places) >= 4
+    assert {"README", "quickstart", "measuring", "examples/train.py"} <= places
 
 
 @pytest.mark.slow
