@@ -18,7 +18,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from starft_hf.data.rgb import as_rgb, upright_size
-from starft_hf.data.source import is_iterable
 from starft_hf.spuriosity.statistics import Floats, Ints
 from starft_hf.utils.names import readable
 
@@ -73,6 +72,11 @@ class Properties:
     named: tuple[tuple[str, str], ...]
     has: Floats
 
+    @property
+    def unknown(self) -> int:
+        """How many images could not be measured."""
+        return int(np.isnan(self.measured).all(1).sum())
+
 
 def measure_images(
     dataset: Any, column: str, indices: Sequence[int], labels: Sequence[str], *, progress: bool = False
@@ -83,17 +87,17 @@ def measure_images(
     quality or folder. A folder that only repeats the class is not a property.
     """
     feature = (getattr(dataset, "features", None) or {}).get(column)
-    if isinstance(feature, ImageFeature) and feature.decode and not is_iterable(dataset):
+    # A transform of the dataset gets the images opened, as it expects.
+    if isinstance(feature, ImageFeature) and feature.decode and dataset.format["type"] is None:
         dataset = dataset.cast_column(column, ImageFeature(mode=feature.mode, decode=False))
     measured = np.full((len(indices), len(MEASURED)), np.nan)
     named: list[dict[str, str]] = []
     paths: list[str | None] = []
     for row, index in enumerate(tqdm(indices, desc="Measuring images", unit=" images", disable=not progress)):
-        raw = dataset[index][column]
         path, own = None, {}
-        # Unreadable images have been reported; here they have no properties.
-        with suppress(OSError, ValueError, TypeError, SyntaxError):
-            path, image = _opened(raw)
+        # Unreadable images are reported where they are embedded; whatever is wrong with them, they have no properties.
+        with suppress(Exception):
+            path, image = _opened(dataset[index][column])
             own = _named_of(image)
             measured[row] = _measured(image)
         named.append(own)
@@ -108,6 +112,9 @@ def _opened(raw: Any) -> tuple[str | None, Image.Image]:
         path = getattr(raw, "filename", None) or None
         return path, raw if isinstance(raw, Image.Image) else as_rgb(raw)
     path, content = raw.get("path"), raw.get("bytes")
+    if content is None and not os.path.isfile(str(path)):
+        # At an address, or in an archive.
+        return path, ImageFeature().decode_example(raw)
     return path, Image.open(io.BytesIO(content) if content is not None else str(path))
 
 

@@ -209,6 +209,15 @@ def test_images_that_are_open_already_or_cannot_be_read_have_what_is_known():
     assert properties.has.shape == (3, 0)
 
 
+def test_a_transform_of_the_dataset_gets_open_images():
+    rng = np.random.default_rng(0)
+    features = Features(image=Image())
+    dataset = Dataset.from_dict({"image": [noise(rng) for _ in range(3)]}, features=features)
+    flipped = dataset.with_transform(lambda rows: {"image": [np.asarray(image)[::-1] for image in rows["image"]]})
+    found = [measure_images(rows, "image", range(3), ["wolf"] * 3).measured for rows in (dataset, flipped)]
+    assert found[1][:, : PLACES["size"]] == pytest.approx(found[0][:, : PLACES["size"]])
+
+
 def test_the_vocabulary_is_that_of_the_tokenizer_or_what_is_given(clip, processor, tmp_path):
     from starft_hf.models.encoder import DualEncoder
 

@@ -121,8 +121,11 @@ def test_unreadable_images_are_left_out(tuned, images, settings):
     broken = images.from_list(broken, features=images.features)
     result = audit(tuned, MODEL_FOLDER, broken, on_bad_image="skip", vocabulary=None, **settings)
     assert result.images == len(result.correlates.groups) == 59
+    assert list(result.rows) == [row for row in range(60) if row != 7]
     with pytest.raises(ValueError, match="row 7"):
         audit(tuned, MODEL_FOLDER, broken, vocabulary=None, **settings)
+    with pytest.raises(ValueError, match="none of the 1 images"):
+        audit(tuned, MODEL_FOLDER, broken.select([7]), on_bad_image="skip", vocabulary=None, **settings)
 
 
 @pytest.mark.parametrize(

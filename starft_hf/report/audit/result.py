@@ -100,6 +100,7 @@ class AuditResult:
         model, start: names of what was compared; `start` is None if it is not known.
         class_names: in label order.
         images: how many could be read.
+        rows: of the dataset, which these are.
         grouped_by: "group_column", "pseudo_groups" (class and what the start sees of the pool), or "classes".
         average: over all images, by the model and by its start.
         groups: by name.
@@ -115,6 +116,7 @@ class AuditResult:
     start: str | None
     class_names: Sequence[str]
     images: int
+    rows: Sequence[int]
     grouped_by: str
     average: GroupAudit
     groups: Mapping[str, GroupAudit]
@@ -126,13 +128,12 @@ class AuditResult:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Everything but the pseudo-groups of single images, for JSON."""
         content = asdict(self)
-        correlates = content.pop("correlates")
-        pseudo_groups = correlates.pop("groups")
+        correlates = {key: value for key, value in content.pop("correlates").items() if key != "groups"}
         rows = [{**asdict(row), "sentence": str(row)} for row in self.correlates.found]
+        del content["rows"]
         content["correlates"] = {**correlates, "found": rows}
-        content["pseudo_groups"] = list(pseudo_groups)
         plain: dict[str, Any] = as_plain(content)
         return plain
 
@@ -155,7 +156,7 @@ class AuditResult:
         """
         text = json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
         page = self.as_html()
-        groups = pd.DataFrame({"row": range(len(self.correlates.groups)), "pseudo_group": self.correlates.groups})
+        groups = pd.DataFrame({"row": self.rows, "pseudo_group": self.correlates.groups})
         with folder_in_place_of(Path(folder)) as temporary:
             (temporary / "audit.json").write_text(text, encoding="utf-8")
             (temporary / "audit.html").write_text(page, encoding="utf-8")

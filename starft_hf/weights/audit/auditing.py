@@ -154,6 +154,8 @@ def audit(
     viewer = subject if subject.start is not None else replace(subject, start=subject.model)
     seen = None if subject.pool is None else seen_in_words(viewer, embedder)
     rows = np.flatnonzero(towers[0].images.any(1))
+    if not len(rows):
+        raise ValueError(f"none of the {len(labels)} images of dataset could be read")
     labels, named = labels[rows], [named[row] for row in rows]
     for tower in towers:
         tower.only(rows)
@@ -181,6 +183,8 @@ def audit(
     embeds, similarities = compare_words(towers[-1], vocabulary_used)
     own_names = [subject.class_names[label] for label in labels]
     properties = measure_images(dataset, columns.image, rows.tolist(), own_names, progress=progress)
+    if properties.unknown:
+        left_out["properties"] = f"{properties.unknown} of {len(rows)} images could not be opened as files"
     looked = Looked(vocabulary_used, embeds, similarities, properties)
     correlates = find_correlates(looked, labels, answers[0].argmax(1) != labels, subject.class_names, settings)
 
@@ -196,6 +200,7 @@ def audit(
         start=None if subject.start is None else _name_of(start) if start is not None else "the start of its run",
         class_names=list(subject.class_names),
         images=len(rows),
+        rows=rows.tolist(),
         grouped_by=grouped_by,
         average=average,
         groups=groups,
