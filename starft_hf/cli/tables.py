@@ -57,14 +57,13 @@ def audit_table(result: "AuditResult", title: str) -> Table:
 
 
 def associations_table(result: "DiscoveryResult", top: int) -> Table:
-    """The first rows of a discovery; those below its threshold are dim."""
+    """The first rows of a discovery, each with whether it was found."""
     found = f"{len(result.found)} of {len(result.attributes)} attributes are correlated with a label"
-    table = _table(
-        f"{found}, in {len(result.labels):,} images", ["label", "attribute", "aspect"], ["effect", "p", "agreement"]
-    )
+    names, numbers = ["label", "attribute", "aspect", "found"], ["effect", "p", "agreement"]
+    table = _table(f"{found}, in {len(result.labels):,} images", names, numbers)
     for row in result.table[:top]:
-        numbers = (f"{row.effect:+.2f}", f"{row.p_value:.3g}", f"{row.agreement:.2f}")
-        _add(table, [row.class_name, row.attribute, row.aspect], *numbers, style=None if row.found else "dim")
+        shown = (f"{row.effect:+.2f}", f"{row.p_value:.1g}", f"{row.agreement:.2f}")
+        _add(table, [row.class_name, row.attribute, row.aspect, "yes" if row.found else "no"], *shown)
     return table
 
 
