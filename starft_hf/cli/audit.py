@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocabulary",
         default="tokenizer",
-        help="words to compare images with: a file with one per line, or 'none' (default: those of the tokenizer)",
+        help="words to compare images with: a file with one per line, or 'none' (default: the tokenizer's; with "
+        "the extra 'audit', its nouns and adjectives)",
     )
     parser.add_argument(
         "--group_column", nargs="+", help="columns that name the groups (default: those of the model's own run)"

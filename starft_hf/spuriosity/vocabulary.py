@@ -1,5 +1,7 @@
 """A vocabulary: words that images are compared with where no pool names what to look for."""
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -22,6 +24,8 @@ WORD_TEMPLATE = "{{}}, {}."
 
 _MOST_WORDS = 20_000
 _SHORTEST = 3
+# Tells nouns and adjectives; in the extra "audit".
+_LEXICON = "lemminflect"
 # How tokenizers mark that a token begins a word, or ends one.
 _MARKS = ("\u2581", "\u0120", "</w>")
 
@@ -54,13 +58,25 @@ def given_words(vocabulary: Vocabulary | None) -> list[str] | None:
 def usable_words(words: Sequence[str] | None, encoding: TextEncoding, class_names: Sequence[str]) -> list[str]:
     """The words that images are compared with: those given, or else those of the tokenizer, without class names.
 
-    A word of the tokenizer is one that it has as a single token, so that the text tower has seen it often. Words that
-    the tokenizer does not know are left out, as are those that only connect others, such as "with".
+    A word of the tokenizer is one that it has as a single token, so that the text tower has seen it often. Of these,
+    those that only connect others, such as "with", are left out, and with the extra "audit" all that are neither nouns
+    nor adjectives. Words that the tokenizer does not know are left out in any case.
     """
     own = {part.lower() for name in class_names for part in (readable(name), *readable(name).split())}
     own |= {f"{name}s" for name in own}
     found = _words_of_tokenizer(encoding) if words is None else [word for word in words if encoding.knows(word)]
     return [word for word in found if word.lower() not in own][:_MOST_WORDS]
+
+
+def has_lexicon() -> bool:
+    """Whether the words of a tokenizer are reduced to nouns and adjectives."""
+    return importlib.util.find_spec(_LEXICON) is not None
+
+
+def _is_noun_or_adjective(word: str) -> bool:
+    lemmas = importlib.import_module(_LEXICON).getAllLemmas(word)
+    # Not plurals, which mean the same to the text tower.
+    return any(word in lemmas.get(kind, ()) for kind in ("NOUN", "ADJ"))
 
 
 def _words_of_tokenizer(encoding: TextEncoding) -> list[str]:
@@ -78,4 +94,5 @@ def _words_of_tokenizer(encoding: TextEncoding) -> list[str]:
     if not names:
         return []
     tokens = tokenizer(names, add_special_tokens=False, verbose=False)["input_ids"]
-    return [word for word, row in zip(names, tokens, strict=True) if len(row) == 1]
+    found = [word for word, row in zip(names, tokens, strict=True) if len(row) == 1]
+    return [word for word in found if _is_noun_or_adjective(word)] if has_lexicon() else found

@@ -8,8 +8,13 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from PIL import ImageFilter
 from sklearn.metrics import roc_auc_score
+from transformers import CLIPModel
 
 from starft_hf import SpuriosityPool
+from starft_hf.demo.pretrain import MODEL_FOLDER
+from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.loading import load_processor
+from starft_hf.spuriosity import vocabulary
 from starft_hf.spuriosity.association import Target, auc, independent, measure_targets, ranks
 from starft_hf.spuriosity.correlates import LABELS, MISTAKES, CorrelateSettings, Looked, find_correlates
 from starft_hf.spuriosity.properties import MEASURED, jpeg_quality, measure_images
@@ -218,17 +223,23 @@ def test_a_transform_of_the_dataset_gets_open_images():
     assert found[1][:, : PLACES["size"]] == pytest.approx(found[0][:, : PLACES["size"]])
 
 
-def test_the_vocabulary_is_that_of_the_tokenizer_or_what_is_given(clip, processor, tmp_path):
-    from starft_hf.models.encoder import DualEncoder
-
-    encoding = DualEncoder.of(clip, processor).encode_texts
-    words = usable_words(None, encoding, ["owl", "fire_truck"])
-    assert "snow" in words or "sky" in words
-    assert not {"owl", "truck", "the", "with"} & set(words)
+def test_the_vocabulary_is_that_of_the_tokenizer_or_what_is_given(tmp_path, monkeypatch):
+    encoding = DualEncoder.of(
+        model := CLIPModel.from_pretrained(MODEL_FOLDER), load_processor(model, None)
+    ).encode_texts
+    words = usable_words(None, encoding, ["circle", "lake_side"])
+    assert {"grass", "snow", "red"} <= set(words)
+    assert not {"circle", "lake", "the", "with", "taken", "sent"} & set(words)
+    monkeypatch.setattr(vocabulary, "has_lexicon", lambda: False)
+    every = usable_words(None, encoding, ["circle", "lake_side"])
+    assert "taken" in every
+    assert set(words) < set(every)
+    assert not {"circle", "lake", "the", "with"} & set(every)
     (tmp_path / "words.txt").write_text("sky\n\nsky\nstreet_lamp\n")
     assert given_words(tmp_path / "words.txt") == ["sky", "street lamp"]
     assert given_words(None) == []
     assert given_words("tokenizer") is None
+    assert usable_words(["grass", "xyzzy", "Circle"], encoding, ["circle"]) == ["grass"]
     for wrong, said in (("nowhere.txt", "no such file"), ([], "must hold words"), ([3], "must hold words")):
         with pytest.raises((ValueError, FileNotFoundError), match=said):
             given_words(wrong)

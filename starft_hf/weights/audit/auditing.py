@@ -21,7 +21,7 @@ from starft_hf.spuriosity.correlates import CorrelateSettings, Looked, find_corr
 from starft_hf.spuriosity.discovery import unknown_templates
 from starft_hf.spuriosity.pool import as_pool
 from starft_hf.spuriosity.properties import measure_images
-from starft_hf.spuriosity.vocabulary import TOKENIZER, Vocabulary, given_words, usable_words
+from starft_hf.spuriosity.vocabulary import TOKENIZER, Vocabulary, given_words, has_lexicon, usable_words
 from starft_hf.utils.text import without_paths
 from starft_hf.weights.audit.measuring import (
     Tower,
@@ -103,7 +103,7 @@ def audit(
         retention: datasets of other tasks by name, with their own ClassLabel columns, classified zero-shot.
         spuriosity: the pool, as for `StarFTTrainer`; None: that of the model's record, or "background".
         vocabulary: words that images are compared with: a list, a file with one per line, "tokenizer" for those of
-            the model's tokenizer, or None for none.
+            the model's tokenizer (with the extra "audit", its nouns and adjectives), or None for none.
         class_names: names of the classes; None: those of the head, of the ClassLabel column or of the record.
         templates: prompts; None: those of the record.
         group_column: column that names a row's group, or several whose combinations do.
@@ -180,6 +180,8 @@ def audit(
     vocabulary_used = usable_words(words, subject.encoder.encode_texts, subject.class_names)
     if words is None and not vocabulary_used:
         left_out["vocabulary"] = "the tokenizer has no English words; pass vocabulary, a file with a word per line"
+    elif words is None and not has_lexicon():
+        left_out["parts of speech"] = "pip install 'starft_hf[audit]' leaves only nouns and adjectives"
     embeds, similarities = compare_words(towers[-1], vocabulary_used)
     own_names = [subject.class_names[label] for label in labels]
     properties = measure_images(dataset, columns.image, rows.tolist(), own_names, progress=progress)
