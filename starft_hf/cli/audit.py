@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int | None:
     own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
     take_own_columns(options, own)
     rows, split = load_split(options)
-    groups = own_group_column(options, own, rows)
+    groups = own_group_column(options, own, rows, "pseudo-groups are used")
     retention = _retention(options)
     import torch
 

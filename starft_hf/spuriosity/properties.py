@@ -215,15 +215,17 @@ def _folders(paths: Sequence[str | None], labels: Sequence[str]) -> list[dict[st
     shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
     below = [own[shared:] for own in parts]
     found: list[dict[str, str]] = [{} for _ in parts]
+    used = 0
     for level in range(max(map(len, below), default=0)):
         names = [own[level] if level < len(own) else None for own in below]
         pairs = {(name, label) for name, label in zip(names, labels, strict=True)}
         if len(pairs) == len({name for name, _ in pairs}) and len(pairs) == len({label for _, label in pairs}):
             # One folder per class, whatever their names.
             continue
+        used += 1
         for own, name, label in zip(found, names, labels, strict=True):
             if name is not None and readable(name).lower() != readable(label).lower():
-                own[f"folder, level {level + 1}" if level else "folder"] = name
+                own[f"folder, level {used}" if used > 1 else "folder"] = name
     return found
 
 

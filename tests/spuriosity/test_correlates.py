@@ -128,7 +128,7 @@ def test_a_folder_is_found_unless_it_only_repeats_the_class():
     assert found(looked_at(images, labels, by_class), labels).found == ()
     by_number = [f"data/{label}/{row}.jpg" for row, label in enumerate(labels)]
     assert found(looked_at(images, labels, by_number), labels).found == ()
-    by_day = [f"data/{own}/{NAMES[label]}/{row}.jpg" for row, (label, own) in enumerate(zip(labels, day, strict=True))]
+    by_day = [f"data/{NAMES[label]}/{own}/{row}.jpg" for row, (label, own) in enumerate(zip(labels, day, strict=True))]
     assert [str(row)[:58] for row in found(looked_at(images, labels, by_day), labels).found] == [
         "images of wolf are more often of the folder “sunday”: 0.93",
         "images of husky are more often of the folder “monday”: 0.9",
@@ -224,9 +224,8 @@ def test_a_transform_of_the_dataset_gets_open_images():
 
 
 def test_the_vocabulary_is_that_of_the_tokenizer_or_what_is_given(tmp_path, monkeypatch):
-    encoding = DualEncoder.of(
-        model := CLIPModel.from_pretrained(MODEL_FOLDER), load_processor(model, None)
-    ).encode_texts
+    model = CLIPModel.from_pretrained(MODEL_FOLDER)
+    encoding = DualEncoder.of(model, load_processor(model, None)).encode_texts
     words = usable_words(None, encoding, ["circle", "lake_side"])
     assert {"grass", "snow", "red"} <= set(words)
     assert not {"circle", "lake", "the", "with", "taken", "sent"} & set(words)
