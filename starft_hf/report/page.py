@@ -21,7 +21,11 @@ def check_extra() -> None:
 
 
 def render_page(
-    title: str, sections: Sequence[Section], curve_axes: tuple[str, str], thumbnails: Mapping[str, Mapping[int, Any]]
+    title: str,
+    sections: Sequence[Section],
+    curve_axes: tuple[str, str],
+    thumbnails: Mapping[str, Mapping[int, Any]],
+    audits: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """The HTML of the page, with the arguments and errors of `RobustnessReport`."""
     check_extra()
@@ -29,6 +33,7 @@ def render_page(
 
     import starft_hf
     from starft_hf.report import figures
+    from starft_hf.report.audit.page import sentences
     from starft_hf.report.plots import Style
     from starft_hf.utils.plotting import COLORS, SERIES
 
@@ -58,6 +63,7 @@ def render_page(
             for number, section in enumerate(sections, start=1)
         ],
         others=figures.training_figures(sections[0], curve_axes),
+        audits=[(name, content["score"], sentences(content)) for name, content in audits.items()],
         colors=COLORS,
         series={entry.label: SERIES.index(Style.of(entry).color) for entry in entries},
         several_seeds=any(len(entry.runs) > 1 for entry in entries),

@@ -39,6 +39,7 @@ class RobustnessReport:
         thumbnails: images of samples, by name of the dataset and index in it: PIL images or arrays of unsigned bytes,
             `(H, W, 3)`. Only those of the `mistakes` in the results are used.
         curve_axes: names of the two accuracies of the WiSE-FT curves, of the average and of the worst group.
+        audits: what `AuditResult.as_dict` gives for some of the models, by any names.
 
     Raises:
         ValueError: if there are no runs, two of them are the same, they were not evaluated on the same data, or
@@ -52,12 +53,14 @@ class RobustnessReport:
         title: str = "Robustness of fine-tuned models",
         thumbnails: Mapping[str, Mapping[int, Any]] | None = None,
         curve_axes: tuple[str, str] = ("average", "worst group"),
+        audits: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         self.runs = tuple(runs)
         self.baseline = baseline
         self.title = title
         self.thumbnails = dict(thumbnails or {})
         self.curve_axes = curve_axes
+        self.audits = dict(audits or {})
         check_runs(self.runs)
         for dataset in self.thumbnails:
             if dataset not in self.runs[0].results:
@@ -106,6 +109,7 @@ class RobustnessReport:
             "rows": [asdict(row) for row in self.rows],
             "runs": [run.as_dict() for run in self.runs],
             "thumbnails": thumbnails_as_plain(self.sections, self.thumbnails),
+            **({"audits": self.audits} if self.audits else {}),
         }
         return json.dumps(as_plain(content), indent=1, allow_nan=False) + "\n"
 
@@ -127,7 +131,8 @@ class RobustnessReport:
             runs = [Run.from_dict(run) for run in content["runs"]]
             if thumbnails is None:
                 thumbnails = thumbnails_from_plain(content.get("thumbnails", {}))
-            return cls(runs, content["baseline"], content["title"], thumbnails, tuple(content["curve_axes"]))
+            about = content["baseline"], content["title"], thumbnails, tuple(content["curve_axes"])
+            return cls(runs, *about, content.get("audits"))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the report cannot be read: {error!r}") from error
 
@@ -138,7 +143,7 @@ class RobustnessReport:
             ImportError: if matplotlib or jinja2 is missing.
             TypeError: if a thumbnail is not an image.
         """
-        return render_page(self.title, self.sections, self.curve_axes, self.thumbnails)
+        return render_page(self.title, self.sections, self.curve_axes, self.thumbnails, self.audits)
 
     def save(self, folder: str | PathLike[str], *, overwrite: bool = False) -> Path:
         """Write report.json, report.md and report.html.

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from starft_hf import SpuriosityPool
+from starft_hf import RobustnessReport, SpuriosityPool
 from starft_hf.cli import main
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, CLASS_NAMES, make_split
+from tests.support.report_runs import run
 
 
 @pytest.fixture
@@ -61,3 +62,17 @@ def test_wrong_use_ends_with_2_before_a_model_is_loaded(more, said, world, capsy
         code = stopped.code
     assert code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_report_shows_the_audit_of_a_run(world, tmp_path, capsys):
+    RobustnessReport([run("zero-shot"), run("star")]).save(tmp_path / "robust")
+    assert main([*world, "--vocabulary", "none", "--output", "robust/audit"]) == 0
+    assert main(["report", "robust", "--output", "both"]) == 0
+    page = (tmp_path / "both" / "report.html").read_text()
+    content = json.loads((tmp_path / "robust" / "audit" / "audit.json").read_text())
+    assert "<h2>Audits</h2>" in page
+    assert f"Score {content['score']:.2f}" in page
+    assert RobustnessReport.from_json((tmp_path / "both" / "report.json").read_text()).as_html() == page
+    (tmp_path / "robust" / "audit" / "audit.json").write_text("{}")
+    assert main(["report", "robust", "--output", "again"]) == 2
+    assert "is not what `starft audit --output` wrote" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def render_audit(content: Mapping[str, Any]) -> str:
     found = content["correlates"]["found"]
     return environment.get_template("audit/audit.html.jinja").render(
         audit=content,
-        lead=_lead(content),
+        lead=sentences(content),
         groups=groups[:_MOST_GROUPS],
         hidden_groups=max(0, len(groups) - _MOST_GROUPS),
         grouped=_GROUPED[content["grouped_by"]],
@@ -55,8 +55,8 @@ def render_audit(content: Mapping[str, Any]) -> str:
     )
 
 
-def _lead(content: Mapping[str, Any]) -> list[str]:
-    """What matters most, in sentences."""
+def sentences(content: Mapping[str, Any]) -> list[str]:
+    """What matters most of `AuditResult.as_dict`, in sentences."""
     worst, average = content["groups"][content["worst_group"]], content["average"]
     lead = f"{percent(worst['after']['accuracy'])}% in the worst group, {content['worst_group']}"
     lead += f"; {percent(average['after']['accuracy'])}% on average."
