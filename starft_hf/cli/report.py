@@ -31,7 +31,7 @@ def _audit_beside(file: Path) -> dict[str, Any] | None:
     for path in (file.parent / "audit" / "audit.json", file.parent / "audit.json"):
         if path.is_file():
             content: dict[str, Any] = read_json(path)
-            if not isinstance(content, dict) or not _OF_AN_AUDIT <= content.keys():
+            if not isinstance(content, dict) or not content.keys() >= _OF_AN_AUDIT:
                 raise argparse.ArgumentTypeError(f"{path} is not what `starft audit --output` wrote")
             return content
     return None
