@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class_names", nargs="+", help=f"{CLASS_NAMES_HELP}; default: the first model's")
     parser.add_argument("--title", help="title of the page")
     parser.add_argument("--report", type=Path, help="report.html for the second tab")
+    parser.add_argument("--examples", type=Path, nargs="+", help="files of images for visitors to click on")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--no_run", action="store_true", help="write it without running it")
 
@@ -37,12 +38,15 @@ def run(options: argparse.Namespace) -> None:
         for _, _, model in pairs:
             local_or_hub(model, "--model")
         models = {name: model for name, _, model in pairs}
-        write_space(options.folder, SpaceSettings(models, **given(options, "class_names", "title")), options.report)
+        settings = SpaceSettings(models, **given(options, "class_names", "title"))
+        write_space(options.folder, settings, options.report, options.examples or ())
         written = [f"Written to {options.folder}."]
     elif not (options.folder / SETTINGS_FILE).is_file():
         raise argparse.ArgumentTypeError(f"{options.folder} has no {SETTINGS_FILE}; name models with --model")
     else:
-        refuse(options, ["class_names", "title", "report"], f"{options.folder} is not written without --model")
+        refuse(
+            options, ["class_names", "title", "report", "examples"], f"{options.folder} is not written without --model"
+        )
     show(options, {"output": str(options.folder)}, *written)
     if not options.no_run:
         build(options.folder).launch(server_port=options.port)

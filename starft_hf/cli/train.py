@@ -140,13 +140,15 @@ def _report(trainer: Any, runs: list[Any], evaluation: dict[str, Any], options: 
 
     from starft_hf import RobustnessReport
     from starft_hf.report.mistakes import images_of_mistakes
+    from starft_hf.training.about import about_run
 
     folder = Path(trainer.args.output_dir)
     trainer.create_model_card()
     parts: list[Any] = [] if runs else [_unevaluated(options)]
     if runs:
         shown = images_of_mistakes(runs, evaluation, trainer.args.image_column)
-        report = RobustnessReport(runs, baseline=runs[0].method, thumbnails=shown)
+        about = about_run(trainer.args, options.model, trainer.train_dataset, trainer.class_names)
+        report = RobustnessReport(runs, baseline=runs[0].method, thumbnails=shown, about=about)
         parts = [report]
         if importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
             report.save(folder, overwrite=True)

@@ -16,7 +16,7 @@ from starft_hf.utils.names import readable
 from starft_hf.utils.text import markdown, one_line, percent, points
 
 
-TAGS = ("starft", "robust-fine-tuning", "zero-shot-image-classification")
+TAGS = ("starft", "robust-fine-tuning", "zero-shot-image-classification", "generated_from_trainer")
 TASK = "zero-shot-image-classification"
 
 # What results are compared with. It need not be a zero-shot model: a run may start from a fine-tuned one.
@@ -24,6 +24,8 @@ BEFORE = "before training"
 
 # Longer lists of classes are cut.
 _MOST_CLASSES = 30
+_MOST_GROUPS = 12
+_MOST_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class CardContent:
 
     `results` are by the name of the dataset, as is `before`: those of the model that training started from, on the
     same data. `adapter` is its kind, such as "LORA"; `datasets` are ids on the Hub; `figures` are pairs of alternative
-    text and path.
+    text and path; `defaults` are the settings that stand at their defaults, by name; `log` has entries of the training
+    log, with the step, the base loss and the loss of the regularizer.
     """
 
     title: str
@@ -47,6 +50,8 @@ class CardContent:
     tags: Sequence[str] = ()
     figures: Sequence[tuple[str, str]] = ()
     usage: Usage = field(default_factory=Usage)
+    defaults: frozenset[str] = frozenset()
+    log: Sequence[tuple[int, float, float]] = ()
 
 
 def default_template() -> Path:
@@ -60,6 +65,7 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
     record, metadata = content.record, _metadata(content)
     names = [readable(name) for name in content.usage.class_names(record)]
     writer = SnippetWriter(content.usage, record, content.repo_id, content.adapter is not None, content.head)
+    settings = _settings(record)
     shown = [markdown(name) for name in names[:_MOST_CLASSES]] + (["..."] if len(names) > _MOST_CLASSES else [])
     card: ModelCard = ModelCard.from_template(
         metadata,
@@ -79,7 +85,11 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         repo=writer.repo,
         base=writer.base,
         labels=repr(writer.names),
-        settings=_settings(record),
+        settings={name: value for name, value in settings.items() if name not in content.defaults},
+        default_settings={name: value for name, value in settings.items() if name in content.defaults},
+        rows=f"{rows:,}" if (rows := record.data.get("rows")) else None,
+        groups=_groups(content),
+        log=[[str(step), *(f"{value:.4g}" for value in losses)] for step, *losses in _spread(content.log)],
         pool=record.pool,
         pool_name=markdown(record.pool["name"]) if record.pool and record.pool["name"] else None,
         # Within backticks nothing is markup, as long as it stays on its line.
@@ -135,6 +145,27 @@ def _results(content: CardContent) -> list[list[str]]:
         group = markdown(result.worst_group)
         rows.append([markdown(name), percent(average), percent(worst), group, percent(result.ece), *changes])
     return rows
+
+
+def _groups(content: CardContent) -> list[tuple[str, list[list[str]]]]:
+    """Of every dataset with few groups, the cells of the table of its groups, by rows."""
+    found = []
+    for name, result in content.results.items():
+        if 1 < len(result.group_accuracies) <= _MOST_GROUPS:
+            before = content.before.get(name)
+            rows = []
+            for group, accuracy in result.group_accuracies.items():
+                start = None if before is None else before.group_accuracies.get(group)
+                change = "" if start is None else points(accuracy - start)
+                rows.append([markdown(group), f"{result.group_sizes[group]:,}", percent(accuracy), change])
+            found.append((markdown(name), rows))
+    return found
+
+
+def _spread(log: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
+    """At most `_MOST_STEPS` entries, evenly spread, with the last one."""
+    stride = -(-len(log) // _MOST_STEPS) or 1
+    return list(log[::-1][::stride])[::-1]
 
 
 # What a repair was chosen by, as `repair` names it.

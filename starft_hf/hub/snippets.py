@@ -18,6 +18,8 @@ from starft_hf.utils.text import markdown
 # Longer lists are read from the record.
 _MOST_NAMES = 30
 _MOST_PROMPTS = 8
+# With what stands before them, a line that a card shows without a scroll bar.
+_IN_ONE_LINE = 60
 # More texts are too many for one forward.
 _MOST_TEXTS = 2000
 # What the pipeline of Transformers pads the texts of SigLIP to, whatever it is passed.
@@ -184,7 +186,7 @@ class SnippetWriter:
             "prompts": f'record["config"]["{key}"]',
         }
         lines = [
-            f"{name} = {read[name] if len(values) > most else pformat(values, width=80, compact=True)}"
+            f"{name} = {read[name] if len(values) > most else _listed(values)}"
             for name, (values, most) in lists.items()
         ]
         if all(len(values) <= most for values, most in lists.values()):
@@ -219,5 +221,11 @@ class SnippetWriter:
 
 
 def _listed(value: Any) -> str:
+    """Names as Python writes them, in lines that a card does not cut."""
     value = value if isinstance(value, dict) else list(value)
-    return pformat(value, width=80, compact=True, sort_dicts=False)
+    in_one = repr(value)
+    if len(in_one) <= _IN_ONE_LINE:
+        return in_one
+    opened, closed = in_one[0], in_one[-1]
+    lines = pformat(value, width=76, compact=True, sort_dicts=False)[1:-1].splitlines()
+    return "\n".join([opened, *(f"    {line.strip()}" for line in lines), closed])

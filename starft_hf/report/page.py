@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starft_hf.report.methods import explained
 from starft_hf.report.mistakes import galleries_of
 from starft_hf.report.rows import Section
 from starft_hf.report.table import MODEL, SEEDS, Table, measures
@@ -25,6 +26,7 @@ def render_page(
     sections: Sequence[Section],
     curve_axes: tuple[str, str],
     thumbnails: Mapping[str, Mapping[int, Any]],
+    about: Mapping[str, str],
     audits: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """The HTML of the page, with the arguments and errors of `RobustnessReport`."""
@@ -49,6 +51,8 @@ def render_page(
     )
     return environment.get_template("template.html.jinja").render(
         title=title,
+        about=about,
+        methods=explained(entries),
         findings=[finding_of(section) for section in sections],
         summaries=[(section.dataset, Table.of(columns, [section])) for section in sections],
         datasets=[

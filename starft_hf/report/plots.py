@@ -196,7 +196,10 @@ def draw_training(entries: Sequence[Entry], panels: Mapping[str, Sequence[Line |
         pairs = zip(entries, lines, strict=True)
         handles += [_draw_line(axis, line, Style.of(entry)) for entry, line in pairs if line is not None]
         axis.set(title=title, ylabel="nats")
-        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+        low, high = axis.get_ylim()
+        # From 0, unless that would squeeze lines that are far from it into a strip.
+        if low < 0.6 * high:
+            axis.set_ylim(bottom=min(0.0, low))
     axes[-1].set_xlabel("optimizer step")
     axes[-1].locator_params(axis="x", integer=True)
     figure.align_ylabels()

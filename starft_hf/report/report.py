@@ -11,6 +11,7 @@ from rich.text import Text
 
 from starft_hf.report.data import Run, as_plain, check_runs
 from starft_hf.report.figures import save_figures
+from starft_hf.report.methods import explained
 from starft_hf.report.mistakes import thumbnails_as_plain, thumbnails_from_plain
 from starft_hf.report.page import check_extra, render_page
 from starft_hf.report.rows import Row, entries_of, sections_of
@@ -39,6 +40,7 @@ class RobustnessReport:
         thumbnails: images of samples, by name of the dataset and index in it: PIL images or arrays of unsigned bytes,
             `(H, W, 3)`. Only those of the `mistakes` in the results are used.
         curve_axes: names of the two accuracies of the WiSE-FT curves, of the average and of the worst group.
+        about: facts by name, such as {"model": "openai/clip-vit-base-patch16"}, which the report begins with.
         audits: what `AuditResult.as_dict` gives for some of the models, by any names.
 
     Raises:
@@ -53,6 +55,7 @@ class RobustnessReport:
         title: str = "Robustness of fine-tuned models",
         thumbnails: Mapping[str, Mapping[int, Any]] | None = None,
         curve_axes: tuple[str, str] = ("average", "worst group"),
+        about: Mapping[str, str] | None = None,
         audits: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         self.runs = tuple(runs)
@@ -60,6 +63,7 @@ class RobustnessReport:
         self.title = title
         self.thumbnails = dict(thumbnails or {})
         self.curve_axes = curve_axes
+        self.about = dict(about or {})
         self.audits = dict(audits or {})
         check_runs(self.runs)
         for dataset in self.thumbnails:
@@ -82,6 +86,8 @@ class RobustnessReport:
         parts = [
             f"# {markdown(self.title)}",
             *(markdown(f"{finding.lead} {finding.remarks}") for finding in self.findings),
+            "; ".join(f"{markdown(name)}: {markdown(text)}" for name, text in self.about.items()),
+            "\n".join(f"- {markdown(name)}: {markdown(text)}" for name, text in explained(self.sections[0].entries)),
             "In %, changes in percentage points; mean \u00b1 sample standard deviation over seeds. "
             "Gap: average minus worst group. ECE: expected calibration error.",
             Table.of([DATASET, MODEL, SEEDS, *measures(self.sections)], self.sections).as_markdown(),
@@ -106,6 +112,7 @@ class RobustnessReport:
             "title": self.title,
             "baseline": self.baseline,
             "curve_axes": list(self.curve_axes),
+            "about": self.about,
             "rows": [asdict(row) for row in self.rows],
             "runs": [run.as_dict() for run in self.runs],
             "thumbnails": thumbnails_as_plain(self.sections, self.thumbnails),
@@ -131,8 +138,9 @@ class RobustnessReport:
             runs = [Run.from_dict(run) for run in content["runs"]]
             if thumbnails is None:
                 thumbnails = thumbnails_from_plain(content.get("thumbnails", {}))
-            about = content["baseline"], content["title"], thumbnails, tuple(content["curve_axes"])
-            return cls(runs, *about, content.get("audits"))
+            about = {str(name): str(text) for name, text in dict(content.get("about", {})).items()}
+            shown = content["baseline"], content["title"], thumbnails, tuple(content["curve_axes"])
+            return cls(runs, *shown, about, content.get("audits"))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the report cannot be read: {error!r}") from error
 
@@ -143,7 +151,8 @@ class RobustnessReport:
             ImportError: if matplotlib or jinja2 is missing.
             TypeError: if a thumbnail is not an image.
         """
-        return render_page(self.title, self.sections, self.curve_axes, self.thumbnails, self.audits)
+        shown = self.curve_axes, self.thumbnails, self.about, self.audits
+        return render_page(self.title, self.sections, *shown)
 
     def save(self, folder: str | PathLike[str], *, overwrite: bool = False) -> Path:
         """Write report.json, report.md and report.html.

@@ -51,8 +51,15 @@ class Column:
         shown = {cell.mean for cell in cells if isinstance(cell, Cell)} - {"", "nan"}
         if self.best is None or len(shown) < 2:
             return cells
-        best = self.best([float(mean) for mean in shown])
-        return [replace(cell, best=cell.mean == f"{best:.1f}") if isinstance(cell, Cell) else cell for cell in cells]
+        best = self.best([_number(mean) for mean in shown])
+        return [
+            replace(cell, best=cell.mean in shown and _number(cell.mean) == best) if isinstance(cell, Cell) else cell
+            for cell in cells
+        ]
+
+
+def _number(shown: str) -> float:
+    return float(shown.replace("\u2212", "-"))
 
 
 DATASET = Column("dataset", lambda row: row.dataset, name=True)
@@ -60,7 +67,7 @@ MODEL = Column("model", lambda row: row.label, name=True)
 SEEDS = Column("seeds", lambda row: str(len(row.seeds)))
 AVERAGE = Column("average", lambda row: row.average, best=max)
 WORST_GROUP = Column("worst group", lambda row: row.worst_group, best=max)
-GAP = Column("gap", lambda row: row.gap)
+GAP = Column("gap", lambda row: row.gap, best=min)
 ECE = Column("ECE", lambda row: row.ece, best=min)
 
 
@@ -69,8 +76,10 @@ def measures(sections: Sequence[Section]) -> list[Column]:
     columns, reference = [AVERAGE, WORST_GROUP, GAP, ECE], sections[0].reference
     if reference is not None and len(sections[0].rows) > 1:
         columns += [
-            Column(f"average, change to {reference.label}", lambda row: row.average_change, signed=True),
-            Column(f"worst group, change to {reference.label}", lambda row: row.worst_group_change, signed=True),
+            Column(f"average, change to {reference.label}", lambda row: row.average_change, signed=True, best=max),
+            Column(
+                f"worst group, change to {reference.label}", lambda row: row.worst_group_change, signed=True, best=max
+            ),
         ]
     return columns
 

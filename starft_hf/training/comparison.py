@@ -19,6 +19,7 @@ from starft_hf.objectives.regularizers import NO_REGULARIZER
 from starft_hf.report import RobustnessReport, Run, TrainingPoint
 from starft_hf.report.mistakes import images_of_mistakes
 from starft_hf.spuriosity.pool import SpuriosityPool
+from starft_hf.training.about import about_run
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.methods import ZERO_SHOT, Methods, settings_of_methods
 from starft_hf.training.plan import RunInputs, RunPlan
@@ -200,7 +201,8 @@ def compare(
     first = next(iter(datasets))
     thumbnails = images_of_mistakes(runs, datasets, args.image_column)
     axes = (f"average on {first}", f"worst group on {first}")
-    return RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes)
+    about = about_run(args, shared.model, train_dataset, args.class_names)
+    return RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes, about=about)
 
 
 def check_runs(shared: RunInputs, jobs: Iterable[tuple[str, StarFTConfig]], adapted: bool) -> None:

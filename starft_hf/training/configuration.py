@@ -26,7 +26,7 @@ from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.objectives.regularizers import get_regularizer
 from starft_hf.training.inherited_settings import check_inherited_settings
 from starft_hf.training.presets import find_preset
-from starft_hf.training.scopes import INHERITED, IRRELEVANT, RECORDED, RUN, setting
+from starft_hf.training.scopes import INHERITED, IRRELEVANT, RECORDED, RUN, is_default, setting
 from starft_hf.training.setting_checks import check_crop_scale, check_reg_weight, check_settings
 
 
@@ -330,6 +330,11 @@ class StarFTConfig(TrainingArguments):
         # Where images are kept changes nothing, and may be private; that they are kept does.
         values["image_cache"] = self.image_cache and AUTO
         return {name: getattr(value, "value", value) for name, value in values.items()}
+
+    @property
+    def settings_at_defaults(self) -> frozenset[str]:
+        """The names of the settings that have the values they have unless something is passed."""
+        return frozenset(part.name for part in dataclasses.fields(self) if is_default(part, getattr(self, part.name)))
 
     def column_settings(self, group_function: GroupFunction | None = None) -> ColumnSettings:
         """Which columns of a dataset hold what; `group_function` takes the place of `group_column`."""

@@ -26,6 +26,7 @@ from starft_hf.hub.snippets import Usage
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, save_head
 from starft_hf.models.towers import works_alone
+from starft_hf.report import TrainingPoint
 from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.publishing import copy_to_publish
 from starft_hf.training.measurements import Measurements
@@ -167,6 +168,7 @@ class HubMixin(Trainer):
         columns = {without_paths(name): self.evaluated_columns[name] for name in results}
         # Evaluation sets may have been named by their folders.
         results, before = ({without_paths(name): one for name, one in part.items()} for part in (results, before))
+        log = TrainingPoint.from_log_history(self.state.log_history)
         content = CardContent(
             title=title,
             repo_id=repo_id,
@@ -185,6 +187,8 @@ class HubMixin(Trainer):
                 works_alone(self.model),
             ),
             figures=save_figures(folder, before, results),
+            defaults=self.args.settings_at_defaults,
+            log=[(point.step, point.base_loss, point.reg_loss) for point in log],
         )
         kept = [key for key, value in (("license", license), ("datasets", datasets)) if value is not None]
         update_card(folder, render_card(content, self.args.card_template), kept)

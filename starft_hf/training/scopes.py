@@ -1,6 +1,6 @@
 """What a setting of a run is for: whether it is recorded, and whether a resumed run must have the same."""
 
-from dataclasses import field
+from dataclasses import MISSING, Field, field
 from typing import Any
 
 
@@ -33,3 +33,11 @@ def setting(default: Any, scope: str, help: str, is_list: bool = False) -> Any:
     # HfArgumentParser reads the default of a list from its factory only.
     defaults: dict[str, Any] = {"default_factory": lambda: default} if is_list else {"default": default}
     return field(**defaults, metadata={"help": text})
+
+
+def is_default(part: Field[Any], value: Any) -> bool:
+    """Whether the value of a setting is the default of its field."""
+    default = part.default if part.default_factory is MISSING else part.default_factory()
+    # Enumerations are given by their values, and sequences as any.
+    one, other = (getattr(each, "value", each) for each in (value, default))
+    return bool(list(one) == list(other) if isinstance(one, (list, tuple)) and other is not None else one == other)

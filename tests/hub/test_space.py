@@ -33,6 +33,8 @@ def test_a_space_is_written_once_and_whole(tmp_path):
     assert 'title: "Owls 🦉: \\"robust\\""' in (folder / "README.md").read_text("utf-8")
     with pytest.raises(FileExistsError, match="would be overwritten"):
         write_space(folder, settings)
+    with pytest.raises(FileNotFoundError, match="no image"):
+        write_space(tmp_path / "other", settings, examples=["nowhere.png"])
     with pytest.raises(FileNotFoundError, match="no report"):
         write_space(tmp_path / "other", settings, "nowhere.html")
     assert not (tmp_path / "other").exists()
@@ -121,7 +123,9 @@ def different(tmp_path):
 @pytest.fixture
 def running(tmp_path, different):
     (tmp_path / "report.html").write_text("<!DOCTYPE html><html><body><h1>All owls</h1></body></html>")
-    write_space(tmp_path / "space", different, tmp_path / "report.html")
+    make_dataset(seed=3)[0]["image"].save(tmp_path / "my private name.png")
+    write_space(tmp_path / "space", different, tmp_path / "report.html", [tmp_path / "my private name.png"])
+    assert [path.name for path in (tmp_path / "space" / "examples").iterdir()] == ["0.png"]
     with running_space(tmp_path / "space", tmp_path / "log") as address:
         yield address
 
@@ -135,10 +139,13 @@ def test_an_image_in_and_three_columns_of_predictions_out(running, different, tm
     assert len(set(expected)) > 1
     page.goto(running)
     page.set_input_files("input[type=file]", str(tmp_path / "owl.png"))
-    labels = page.locator("[data-testid=label-output-value]")
+    labels = page.locator(".answer")
     labels.nth(2).wait_for(timeout=60_000)
     assert [text.strip() for text in labels.all_inner_texts()] == expected
     text = page.inner_text("body")
     assert all(name in text for name in models())
+    assert "The models differ." in text
+    scores = load_classifiers(different)["StarFT"](image)[0].scores
+    assert f"{100 * max(scores.values()):.1f}%" in text
     page.get_by_role("tab", name="Report").click()
     page.frame_locator("iframe[title=Report]").get_by_role("heading", name="All owls").wait_for(timeout=20_000)

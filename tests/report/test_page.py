@@ -249,3 +249,22 @@ def test_the_ends_of_wise_ft_curves_are_marked_and_the_best_is_named():
     assert re.search("FLYP ?zero-shot ?fine-tuned", text)
     half = RobustnessReport([run("FLYP", curve=points[1:])]).as_html()
     assert not re.search("FLYP ?zero-shot ?fine-tuned", " ".join(Elements(half).text.split()))
+
+
+def test_a_report_says_what_its_methods_are_and_how_they_were_trained():
+    runs = [run("zero-shot"), run("FLYP"), run("star@30"), run("ours")]
+    report = RobustnessReport(runs, about={"model": "lab/clip", "learning rate": "1e-05"})
+    for text in (report.as_html(), RobustnessReport.from_json(report.as_json()).as_markdown()):
+        assert "Finetune Like You Pretrain" in text
+        assert "spurious captions of other classes" in text
+        assert "lab/clip" in text.replace("\\", "")
+    words = Elements(report.as_html()).text
+    assert words.index("lab/clip") < words.index("All models")
+
+
+def test_the_best_change_and_the_smallest_gap_are_bold():
+    worse, better = Run("FLYP", 0, {"birds": result(0.7, 0.4)}), Run("kl", 0, {"birds": result(0.8, 0.75)})
+    page = RobustnessReport([Run("zero-shot", 0, {"birds": result(0.75, 0.6)}), worse, better]).as_html()
+    bold = re.findall(r"<td><strong>([^<]+)</strong></td>", page)
+    # Average, worst group, gap and the changes of both; the calibration is the same for all.
+    assert bold == ["80.0", "75.0", "5.0", "+5.0", "+15.0"]

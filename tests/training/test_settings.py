@@ -247,3 +247,10 @@ def test_the_checkpoint_to_resume_from_may_be_a_setting(clip, processor, config,
     trainer = StarFTTrainer(copy.deepcopy(clip), args, dataset, processing_class=processor)
     trainer.train()
     assert trainer._initial_global_step == 2
+
+
+def test_settings_that_were_not_passed_are_at_their_defaults(config):
+    args = config(learning_rate=1e-3, crop_scale=[0.9, 1.0], caption_template="a drawing of a {}.")
+    kept = args.settings_at_defaults
+    assert {"regularizer", "reg_weight", "crop_scale", "weight_decay", "lr_scheduler_type", "optim"} <= kept
+    assert not {"learning_rate", "caption_template"} & kept

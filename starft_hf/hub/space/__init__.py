@@ -25,8 +25,17 @@ if TYPE_CHECKING:
 
 SETTINGS_FILE = "space.json"
 REPORT_FILE = "report.html"
-# The folder of a Space for models that are copied into it.
+# The folders of a Space for models that are copied into it, and for images to click on.
 _MODELS = "models"
+_EXAMPLES = "examples"
+_MOST_CLASSES = 5
+
+_EXPLANATION = (
+    "Upload an image, or click on one. Each column is a model, with its most likely classes. Fine-tuning may have "
+    "tied the background or the light to a class; a robust model answers by the object."
+)
+_LINE = "display: flex; justify-content: space-between; gap: 1em"
+_BAR = "height: 4px; border-radius: 2px; background: #0072b2; width:"
 _TEMPLATES = ("app.py", "requirements.txt", "README.md")
 
 
@@ -58,20 +67,26 @@ class SpaceSettings:
 
 
 def write_space(
-    folder: str | PathLike[str], settings: SpaceSettings, report: str | PathLike[str] | None = None
+    folder: str | PathLike[str],
+    settings: SpaceSettings,
+    report: str | PathLike[str] | None = None,
+    examples: Sequence[str | PathLike[str]] = (),
 ) -> Path:
     """Write a Space into a new or empty folder, ready to be uploaded or run; returns the folder.
 
     Models in folders are copied into it, so that it can be moved. `report` is the page of a `RobustnessReport`, for
-    the second tab.
+    the second tab; `examples` are files of images for visitors to click on.
 
     Raises:
         FileExistsError: if `folder` is not empty.
-        FileNotFoundError: if there is no such report.
+        FileNotFoundError: if there is no such report or image.
         ValueError: if a model is neither a folder with a model nor the id of a Hub repository.
     """
     if report is not None and not Path(report).is_file():
         raise FileNotFoundError(f"there is no report {str(report)!r}; RobustnessReport.save writes a {REPORT_FILE}")
+    for example in examples:
+        if not Path(example).is_file():
+            raise FileNotFoundError(f"there is no image {str(example)!r}; pass files of images as examples")
     with folder_in_place_of(Path(folder)) as temporary:
         for name in _TEMPLATES:
             text = (files("starft_hf.hub.space") / "template" / name).read_text(encoding="utf-8")
@@ -84,6 +99,10 @@ def write_space(
         (temporary / SETTINGS_FILE).write_text(content, encoding="utf-8")
         if report is not None:
             shutil.copyfile(report, temporary / REPORT_FILE)
+        for number, example in enumerate(examples):
+            (temporary / _EXAMPLES).mkdir(exist_ok=True)
+            # Names of files may be private, and may be the same.
+            shutil.copyfile(example, temporary / _EXAMPLES / f"{number}{Path(example).suffix.lower()}")
     return Path(folder)
 
 
@@ -134,19 +153,25 @@ def build(folder: str | PathLike[str]) -> "gradio.Blocks":
     settings = SpaceSettings.load(folder)
     classifiers = load_classifiers(settings, folder)
 
-    def classify(image: Any) -> list[dict[str, float]]:
+    def classify(image: Any) -> list[str]:
         if image is None:
-            return [{} for _ in classifiers]
-        return [classifier(image)[0].scores for classifier in classifiers.values()]
+            return [""] * (len(classifiers) + 1)
+        scores = {name: classifier(image)[0].scores for name, classifier in classifiers.items()}
+        return [_verdict(scores), *(_column(name, own) for name, own in scores.items())]
 
     with gradio.Blocks(title=settings.title) as page:
         gradio.Markdown(f"# {html.escape(settings.title)}")
         with gradio.Tab("Compare"):
+            gradio.Markdown(_EXPLANATION)
             # A height in pixels, so that the layout does not depend on the size of the image.
             image = gradio.Image(type="pil", label="Image", height=320)
+            examples = sorted((Path(folder) / _EXAMPLES).glob("*"))
+            if examples:
+                gradio.Examples([str(path) for path in examples], image)
+            verdict = gradio.HTML()
             with gradio.Row():
-                labels = [gradio.Label(label=name, num_top_classes=5) for name in classifiers]
-            image.change(classify, image, labels)
+                columns = [gradio.HTML(min_height=0) for _ in classifiers]
+            image.change(classify, image, [verdict, *columns])
         report = Path(folder) / REPORT_FILE
         if report.is_file():
             with gradio.Tab("Report"):
@@ -155,3 +180,24 @@ def build(folder: str | PathLike[str]) -> "gradio.Blocks":
                 style = "width: 100%; height: 80vh; border: 0"
                 gradio.HTML(f'<iframe title="Report" sandbox="" style="{style}" srcdoc="{content}"></iframe>')
     return page
+
+
+def _verdict(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Whether the models agree, as HTML."""
+    answers = {name: max(own, key=lambda label: own[label]) for name, own in scores.items()}
+    if len(set(answers.values())) == 1:
+        text = f"All models answer {next(iter(answers.values()))}." if len(answers) > 1 else ""
+        return f'<p class="verdict">{html.escape(text)}</p>'
+    each = ", ".join(f"{html.escape(name)}: {html.escape(answer)}" for name, answer in answers.items())
+    return f'<p class="verdict"><strong>The models differ.</strong> {each}</p>'
+
+
+def _column(name: str, scores: Mapping[str, float]) -> str:
+    """The most likely classes of a model, with bars, as HTML."""
+    best = sorted(scores, key=lambda label: -scores[label])[:_MOST_CLASSES]
+    lines = [f'<h3>{html.escape(name)}</h3><p class="answer"><strong>{html.escape(best[0])}</strong></p>']
+    for label in best:
+        share = f"{100 * scores[label]:.1f}%"
+        lines.append(f'<div style="{_LINE}"><span>{html.escape(label)}</span><span>{share}</span></div>')
+        lines.append(f'<div style="{_BAR} {share}; margin-bottom: .5em"></div>')
+    return "".join(lines)
