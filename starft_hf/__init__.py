@@ -19,6 +19,7 @@ _EXPORTS = {
     "SpuriosityPool": "starft_hf.spuriosity",
     "TrainingInterrupted": "starft_hf.training.checkpointing.interruption",
     "alignment_loss": "starft_hf.objectives",
+    "audit": "starft_hf.weights.audit",
     "compare": "starft_hf.training.comparison",
     "contrastive_loss": "starft_hf.objectives",
     "discover_spuriosity": "starft_hf.spuriosity.discovery",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from starft_hf.weights import interpolate_checkpoints as interpolate_checkpoints
     from starft_hf.weights import sweep as sweep
     from starft_hf.weights import uniform_soup as uniform_soup
+    from starft_hf.weights.audit import audit as audit
     from starft_hf.weights.export import export as export
     from starft_hf.weights.repair import repair as repair
 

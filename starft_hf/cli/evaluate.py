@@ -160,8 +160,13 @@ def take_own_columns(options: argparse.Namespace, own: dict[str, Any]) -> None:
             setattr(options, name, own.get(name))
 
 
-def own_group_column(options: argparse.Namespace, own: dict[str, Any], rows: Any) -> Any:
-    """The columns that name the groups: those that were passed, or else those of the model's own run if they exist."""
+def own_group_column(
+    options: argparse.Namespace, own: dict[str, Any], rows: Any, instead: str = "the classes are used"
+) -> Any:
+    """The columns that name the groups: those that were passed, or else those of the model's own run if they exist.
+
+    `instead` says what a warning says that is used without them.
+    """
     from starft_hf.data.source import column_names
     from starft_hf.utils.names import unknown_name
 
@@ -174,7 +179,5 @@ def own_group_column(options: argparse.Namespace, own: dict[str, Any], rows: Any
     if options.group_column is not None:
         problem = unknown_name("--group_column", missing, present)
         raise argparse.ArgumentTypeError(f"{options.dataset} has an {problem}")
-    warn(
-        options, f"{options.dataset} has no column {missing!r}, by which its own run had groups; the classes are used"
-    )
+    warn(options, f"{options.dataset} has no column {missing!r}, by which its own run had groups; {instead}")
     return None

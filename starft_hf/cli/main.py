@@ -27,6 +27,7 @@ COMMANDS = (
     "tune",
     "interpolate",
     "repair",
+    "audit",
     "discover",
     "generate-pool",
     "precompute",
@@ -50,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line without the program's name, by default that of the process.
 
     Returns:
-        The exit code: 0, 1 for a failed run, 2 for wrong use and for settings or data that are refused, 75 for
-        a run that was stopped by SIGTERM and can be resumed.
+        The exit code: 0, 1 for a failed run, 2 for wrong use and for settings or data that are refused, 3 for a
+        broken bound of an audit, 75 for a run that was stopped by SIGTERM and can be resumed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] not in COMMANDS:

@@ -11,6 +11,9 @@ from starft_hf.cli.output import show
 
 SUMMARY = "combine the runs of several report.json on one page"
 
+# Of what `starft audit` writes, what the page shows.
+_OF_AN_AUDIT = {"average", "class_names", "correlates", "groups", "score", "sensitivity", "start", "worst_group"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", type=Path, help="report.json files, or folders with one")
@@ -19,6 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names_help = "a name for each, the same one for seeds of one model; default: their folders'"
     parser.add_argument("--names", nargs="+", help=names_help)
     parser.add_argument("--title", help="title of the page")
+
+
+def _audit_beside(file: Path) -> dict[str, Any] | None:
+    """The audit in the folder of a report, or in its folder "audit", if there is one."""
+    from starft_hf.utils.untrusted import read_json
+
+    for path in (file.parent / "audit" / "audit.json", file.parent / "audit.json"):
+        if path.is_file():
+            content: dict[str, Any] = read_json(path)
+            if not isinstance(content, dict) or not content.keys() >= _OF_AN_AUDIT:
+                raise argparse.ArgumentTypeError(f"{path} is not what `starft audit --output` wrote")
+            return content
+    return None
 
 
 def run(options: argparse.Namespace) -> None:
@@ -40,7 +56,8 @@ def run(options: argparse.Namespace) -> None:
     for report in reports:
         for dataset, images in report.thumbnails.items():
             thumbnails.setdefault(dataset, {}).update(images)
-    report = RobustnessReport(runs, thumbnails=thumbnails, **given(options, "baseline", "title"))
+    audits = {name: found for name, file in zip(names, files, strict=True) if (found := _audit_beside(file))}
+    report = RobustnessReport(runs, thumbnails=thumbnails, audits=audits, **given(options, "baseline", "title"))
     page = report.save(options.output)
     content = {"report": str(page), "rows": [asdict(row) for row in report.rows]}
     show(options, content, report, f"Written to {page}.")

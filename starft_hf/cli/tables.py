@@ -11,6 +11,7 @@ from starft_hf.utils.text import one_line, percent
 
 if TYPE_CHECKING:
     from starft_hf.evaluation.results import EvaluationResult, RetrievalResult
+    from starft_hf.report.audit import AuditResult
     from starft_hf.spuriosity.result import DiscoveryResult
     from starft_hf.weights.repair import RepairResult
 
@@ -56,15 +57,26 @@ def repair_table(result: "RepairResult", title: str) -> Table:
     return table
 
 
+def audit_table(result: "AuditResult", title: str) -> Table:
+    """The groups of an audit, the worst first."""
+    table = _table(title, ["group"], ["images", "accuracy, %", "95% interval", "before, %", "ECE, %"])
+    groups = sorted(result.groups.items(), key=lambda item: item[1].after.accuracy)
+    for name, group in [*groups, ("average", result.average)]:
+        before = "" if group.before is None else percent(group.before.accuracy)
+        interval = " to ".join(percent(end) for end in group.after.interval)
+        numbers = (percent(group.after.accuracy), interval, before, percent(group.after.ece))
+        _add(table, [name], f"{group.images:,}", *numbers)
+    return table
+
+
 def associations_table(result: "DiscoveryResult", top: int) -> Table:
-    """The first rows of a discovery; those below its threshold are dim."""
+    """The first rows of a discovery, each with whether it was found."""
     found = f"{len(result.found)} of {len(result.attributes)} attributes are correlated with a label"
-    table = _table(
-        f"{found}, in {len(result.labels):,} images", ["label", "attribute", "aspect"], ["effect", "p", "agreement"]
-    )
+    names, numbers = ["label", "attribute", "aspect", "found"], ["effect", "p", "agreement"]
+    table = _table(f"{found}, in {len(result.labels):,} images", names, numbers)
     for row in result.table[:top]:
-        numbers = (f"{row.effect:+.2f}", f"{row.p_value:.3g}", f"{row.agreement:.2f}")
-        _add(table, [row.class_name, row.attribute, row.aspect], *numbers, style=None if row.found else "dim")
+        shown = (f"{row.effect:+.2f}", f"{row.p_value:.1g}", f"{row.agreement:.2f}")
+        _add(table, [row.class_name, row.attribute, row.aspect, "yes" if row.found else "no"], *shown)
     return table
 
 

@@ -29,6 +29,7 @@ def render_page(
     curve_axes: tuple[str, str],
     thumbnails: Mapping[str, Mapping[int, Any]],
     about: Mapping[str, str],
+    audits: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """The HTML of the page, with the arguments and errors of `RobustnessReport`."""
     check_extra()
@@ -36,6 +37,7 @@ def render_page(
 
     import starft_hf
     from starft_hf.report import figures
+    from starft_hf.report.audit.page import sentences
     from starft_hf.report.plots import Style
     from starft_hf.utils.plotting import COLORS, SERIES
 
@@ -72,6 +74,7 @@ def render_page(
         ],
         recall_note=RECALL_NOTE,
         others=figures.training_figures(first, curve_axes),
+        audits=[(name, content["score"], sentences(content)) for name, content in audits.items()],
         colors=COLORS,
         series={entry.label: SERIES.index(Style.of(entry).color) for entry in entries},
         several_seeds=any(len(entry.runs) > 1 for entry in entries),

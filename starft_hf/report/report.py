@@ -43,6 +43,7 @@ class RobustnessReport:
             `(H, W, 3)`. Only those of the `mistakes` in the results are used.
         curve_axes: names of the two accuracies of the WiSE-FT curves, of the average and of the worst group.
         about: facts by name, such as {"model": "openai/clip-vit-base-patch16"}, which the report begins with.
+        audits: what `AuditResult.as_dict` gives for some of the models, by any names.
 
     Raises:
         ValueError: if there are no runs, two of them are the same, they were not evaluated on the same data, or
@@ -57,6 +58,7 @@ class RobustnessReport:
         thumbnails: Mapping[str, Mapping[int, Any]] | None = None,
         curve_axes: tuple[str, str] = ("average", "worst group"),
         about: Mapping[str, str] | None = None,
+        audits: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         self.runs = tuple(runs)
         self.baseline = baseline
@@ -64,6 +66,7 @@ class RobustnessReport:
         self.thumbnails = dict(thumbnails or {})
         self.curve_axes = curve_axes
         self.about = dict(about or {})
+        self.audits = dict(audits or {})
         check_runs(self.runs)
         for dataset in self.thumbnails:
             if dataset not in self.runs[0].results:
@@ -126,6 +129,7 @@ class RobustnessReport:
             "retrieval": [asdict(row) for section in self.retrieval for row in section.rows],
             "runs": [run.as_dict() for run in self.runs],
             "thumbnails": thumbnails_as_plain(self.sections, self.thumbnails),
+            **({"audits": self.audits} if self.audits else {}),
         }
         return json.dumps(as_plain(content), indent=1, allow_nan=False) + "\n"
 
@@ -148,7 +152,8 @@ class RobustnessReport:
             if thumbnails is None:
                 thumbnails = thumbnails_from_plain(content.get("thumbnails", {}))
             about = {str(name): str(text) for name, text in dict(content.get("about", {})).items()}
-            return cls(runs, content["baseline"], content["title"], thumbnails, tuple(content["curve_axes"]), about)
+            shown = content["baseline"], content["title"], thumbnails, tuple(content["curve_axes"])
+            return cls(runs, *shown, about, content.get("audits"))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the report cannot be read: {error!r}") from error
 
@@ -159,7 +164,8 @@ class RobustnessReport:
             ImportError: if matplotlib or jinja2 is missing.
             TypeError: if a thumbnail is not an image.
         """
-        return render_page(self.title, self.sections, self.retrieval, self.curve_axes, self.thumbnails, self.about)
+        shown = self.curve_axes, self.thumbnails, self.about, self.audits
+        return render_page(self.title, self.sections, self.retrieval, *shown)
 
     def save(self, folder: str | PathLike[str], *, overwrite: bool = False) -> Path:
         """Write report.json, report.md and report.html.

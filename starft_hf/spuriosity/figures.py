@@ -1,12 +1,13 @@
 """Matplotlib figures of a discovery."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starft_hf.utils.plotting import INK, PAPER, SERIES, SOFT, drawing
+from starft_hf.utils.plotting import INK, PAPER, SERIES, drawing
 
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ _MOST_LABELS = 24
 def draw_heat_map(
     effects: NDArray[np.float64], attributes: Sequence[str], class_names: Sequence[str], num_found: int
 ) -> "Figure":
-    """A heat map of the effects `(A, C)` of attributes on labels; the first `num_found` attributes were found."""
+    """A heat map of the effects `(A, C)` of attributes on labels; the first `num_found` attributes were found.
+
+    The others are marked by words, since shades of gray are lost on many screens.
+    """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
@@ -40,15 +44,17 @@ def draw_heat_map(
         dark = np.dot(image.to_rgba(effect)[:3], (0.2126, 0.7152, 0.0722)) < 0.42
         axis.text(column, row, f"{effect:+.2f}", ha="center", va="center", fontsize=8, color=PAPER if dark else INK)
     axis.set_xticks(range(len(labels)), [_short(class_names[label]) for label in labels], rotation=35, ha="right")
-    axis.set_yticks(range(len(effects)), map(_short, attributes))
-    for row, label in enumerate(axis.get_yticklabels()):
-        label.set(fontweight="bold") if row < num_found else label.set(color=SOFT)
+    names = [name if row < num_found else f"{name} (not found)" for row, name in enumerate(attributes)]
+    axis.set_yticks(range(len(effects)), ["\n".join(wrap(name, _LONGEST)) for name in names])
+    for label in axis.get_yticklabels()[:num_found]:
+        label.set(fontweight="bold")
     if 0 < num_found < len(effects):
         axis.axhline(num_found - 0.5, color=INK, linewidth=1.2)
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
-    axis.set_title("How much more often a label's images have it\n(bold, above the line: found)", fontsize=10)
-    figure.colorbar(image, ax=axis, shrink=0.8)
+    axis.set_title("How much more often a label's images have it than others do", fontsize=10, wrap=True)
+    bar = figure.colorbar(image, ax=axis, shrink=0.8)
+    bar.set_label("difference of fractions; negative: less often", fontsize=8)
     return figure
 
 
@@ -77,7 +83,7 @@ def draw_examples(rows: Sequence[tuple[str, Sequence[Any], Sequence[Any]]], imag
         axis.set_axis_off()
     for line, (attribute, images_with, images_without) in zip(axes, rows, strict=True):
         for first, heading, shown in ((0, attribute, images_with), (images + 1, "without it", images_without)):
-            line[first].set_title(_short(heading, 13 * images), loc="left", fontsize=9)
+            line[first].set_title("\n".join(wrap(heading, 13 * images)), loc="left", fontsize=9)
             for axis, image in zip(line[first:], shown, strict=False):
                 axis.imshow(image)
     return figure

@@ -212,24 +212,28 @@ class DiscoveryResult:
         return labels.numpy(), self.scorer(embeds)
 
     def as_markdown(self, top: int = 20) -> str:
-        """The first rows of the table; attributes that were not found are in brackets."""
+        """The first rows of the table, each with whether it was found."""
         limits = self.settings
         lines = [
             f"{len(self.found)} of {len(self.attributes)} attributes are correlated with a label (p <= "
             f"{limits.alpha:g}, a difference of {limits.min_effect:.0%} or more, agreement of "
             f"{limits.min_agreement:g} or more), in {len(self.labels)} images.",
             "",
-            "| | Label | Attribute | Aspect | Effect | Fraction | Nats | p | p of the attribute | Agreement |",
-            "| ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| | Found | Label | Attribute | Aspect | Effect | Fraction | Nats | p | p of the attribute | Agreement |",
+            "| ---: | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for number, row in enumerate(self.table[:top], 1):
             name, attribute, aspect = (markdown(text) for text in (row.class_name, row.attribute, row.aspect))
             lines.append(
-                f"| {number} | {name} | {attribute if row.found else f'({attribute})'} | {aspect} | {row.effect:+.2f} "
-                f"| {row.share:.2f} | {row.information:.4f} | {row.p_value:.3g} | {row.attribute_p_value:.3g} "
+                f"| {number} | {'yes' if row.found else 'no'} | {name} | {attribute} | {aspect} | {row.effect:+.2f} "
+                f"| {row.share:.2f} | {row.information:.4f} | {row.p_value:.1g} | {row.attribute_p_value:.1g} "
                 f"| {row.agreement:.2f} |"
             )
-        lines += ["", "In brackets: not found."]
+        lines += [
+            "",
+            "Effect: the fraction of the label's images that have the attribute, less that of all other images. A "
+            "negative one means that the label's images have it less often, which a model can learn as well.",
+        ]
         if self.scorer.excluded:
             names = ", ".join(markdown(self.candidates[index]) for index in self.scorer.excluded)
             lines.append(f"The model cannot distinguish from the plain caption: {names}.")
@@ -260,7 +264,8 @@ class DiscoveryResult:
         for row in self.table[:rows]:
             of_label = self.labels == self.class_names.index(row.class_name)
             has = self.assigned[row.aspect] == indices[row.attribute, row.aspect]
-            shown.append((str(row), images_where(of_label & has), images_where(of_label & ~has)))
+            title = f"{row} (less often)" if row.effect < 0 else str(row)
+            shown.append((title, images_where(of_label & has), images_where(of_label & ~has)))
         return draw_examples(shown, images)
 
     def save(self, folder: str | PathLike[str]) -> None:

@@ -1,6 +1,7 @@
 """Every flag of every command, in every mode: it changes what the command does, or it is refused or warned of."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from starft_hf.evaluation.catalog import load_benchmark
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.methods import settings_of_methods
 from starft_hf.training.tuning.candidates import candidates_of
+from tests.support.flags import VALUES
 from tests.support.recording import FolderOfNothing, Rows, plain, typed
 from tests.support.report_runs import run
 
@@ -47,6 +49,7 @@ MODES = {
     ],
     "tune": [RUN, [*RUN, "--methods", "FLYP"], [*RUN, "--peft", "lora"]],
     "repair": [["m", "d", "--output_dir", "new"], ["m", "d", "--output_dir", "new", "--json"]],
+    "audit": [["m", "d"], ["m", "d", "--json"]],
     "interpolate": [["a", "b", "out"]],
     "discover": [["m", "d"], ["m", "d", "--json"]],
     "generate-pool": [
@@ -69,77 +72,6 @@ MODES = {
 
 TRAINING = ("train", "compare", "tune", "precompute")
 
-# Another value of every flag than its default, by its name; of choices and numbers one is found.
-VALUES = {
-    "names": ["weak"],
-    "hub_include": ["notes/*.md"],
-    "include": ["notes/*.md"],
-    "accelerate_config": ["fsdp2"],
-    "api_key_file": ["key.txt"],
-    "aspects": ["places", "light"],
-    "base_url": ["http://y"],
-    "base": ["r"],
-    "baseline": ["FLYP"],
-    "benchmark": ["celeba"],
-    "cache_dir": ["cache"],
-    "caption_column": ["text"],
-    "caption_template": ["a {}.", "the {}."],
-    "card_template": ["card.md"],
-    "class_names": ["names.txt"],
-    "classes_from": ["d"],
-    "crop_scale": ["none"],
-    "data_dir": ["d"],
-    "curve_alphas": ["0.1", "0.9"],
-    "dataset_config": ["other"],
-    "discovery_pool": ["texture"],
-    "domain": ["cars"],
-    "eval_dataset": ["e"],
-    "eval_split": ["validation", "test"],
-    "eval_task": ["retrieval"],
-    "eval_templates": ["a {}."],
-    "freeze": ["text", "vision.layers.0-5"],
-    "group_column": ["place"],
-    "image_column": ["img"],
-    "label_column": ["lab"],
-    "learning_rates": ["vision=0.2"],
-    "llm": ["other/model"],
-    "main_process_ip": ["10.0.0.1"],
-    "message": ["Better"],
-    "methods": ["kl"],
-    "model": ["n=x/y"],
-    "output": ["elsewhere"],
-    "peft": ["lora-text"],
-    "pool": ["texture"],
-    "preset": ["paper"],
-    "provider": ["other"],
-    "reference_cache": ["none"],
-    "reference_cache_dir": ["cache"],
-    "reference_cache_dtype": ["float16"],
-    "reference_dtype": ["bfloat16"],
-    "reference_model": ["r"],
-    "base_loss": ["cross_entropy"],
-    "regularizer": ["kl"],
-    "reg_schedule": ["linear"],
-    "reg_weight": ["2"],
-    "reweight": ["attribution"],
-    "on_bad_image": ["skip"],
-    "image_decoding": ["full"],
-    "image_cache": ["auto"],
-    "repo_id": ["you/owls"],
-    "report": ["report.html"],
-    "repair_split": ["dev"],
-    "revision": ["next"],
-    "seeds": ["3"],
-    "select_by": ["average"],
-    "split": ["dev"],
-    "spuriosity": ["texture"],
-    "tag": ["v1"],
-    "templates": ["a {}."],
-    "test_split": ["train"],
-    "title": ["Owls"],
-    "train_split": ["validation"],
-    "weights": ["3", "7"],
-}
 # These are looked at elsewhere.
 OTHERS = {"help", "help_all", "config", "json", "traceback", "model", "dataset"}
 
@@ -202,6 +134,8 @@ def calls(monkeypatch, tmp_path):
             return SimpleNamespace(runs=[run("star")], thumbnails={})
 
     result = SimpleNamespace(as_dict=dict, table=(), labels=(), attributes=(), rows=(), save=record("save"))
+    written = record("save", Path("elsewhere/audit.html"))
+    audited = SimpleNamespace(as_dict=dict, correlates=SimpleNamespace(found=()), score=0.5, save=written)
     columns = SimpleNamespace(caption=None, class_names=("owl",))
     inspection = SimpleNamespace(columns=columns, as_dict=dict, lines=list)
     pool = type("Pool", (list,), {"save": record("save")})
@@ -257,6 +191,7 @@ def calls(monkeypatch, tmp_path):
         "starft_hf.cli.tables.associations_table": record("table", "table"),
         "starft_hf.cli.tables.result_table": record("table", "table"),
         "starft_hf.cli.tables.repair_table": record("table", "table"),
+        "starft_hf.cli.tables.audit_table": record("table", "table"),
         "starft_hf.report.page.check_extra": record("check"),
     }.items():
         monkeypatch.setattr(name, stub)
@@ -266,6 +201,7 @@ def calls(monkeypatch, tmp_path):
         "evaluate_zero_shot": record("evaluate", result),
         "predict": record("predict", PREDICTIONS),
         "discover_spuriosity": record("discover", result),
+        "audit": record("audit", audited),
         "repair": record("repair", SimpleNamespace(left_out={}, method="none", standard_error=0.1, as_dict=dict)),
         "generate_pool": record("generate", pool(["{} here."])),
     }.items():
@@ -376,6 +312,8 @@ def test_settings_of_a_comparison_without_effect_are_warned_of(calls, capsys):
         ["predict", "m", "./nowhere", "-o", "new.csv"],
         ["predict", "m", "d", "-o", "new.csv", "--classes_from", "./nowhere"],
         ["discover", "/nowhere", "d"],
+        ["audit", "m", "d", "--base", "./nowhere"],
+        ["audit", "m", "d", "--retention", "./nowhere"],
         ["train", "--model", "~/nowhere", "--dataset", "d"],
         ["train", *RUN, "--reference_model", "nowhere/"],
         ["compare", "--model", "m", "--dataset", "..\\nowhere"],

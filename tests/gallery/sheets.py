@@ -11,9 +11,9 @@ from markdown_it import MarkdownIt
 from nbconvert import HTMLExporter
 from rich.console import Console
 
-from starft_hf import StarFTConfig, StarFTTrainer, discover_spuriosity
+from starft_hf import StarFTConfig, StarFTTrainer, audit, discover_spuriosity
 from starft_hf.demo.command import demo
-from starft_hf.demo.experiment import HELD_OUT, Setting
+from starft_hf.demo.experiment import HELD_OUT, Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, make_split
 from starft_hf.hub.space import SpaceSettings, write_space
@@ -122,6 +122,24 @@ def discovery(folder, browser):
         (folder / path.name).write_bytes(path.read_bytes())
 
 
+def audit_page(folder, browser):
+    """The page of an audit of a plainly fine-tuned model: wide, narrow and dark."""
+    place = Path(mkdtemp())
+    args = run_settings(Setting(), str(place / "flyp"), regularizer="none", disable_tqdm=True)
+    pool = list(BACKGROUND_TEMPLATES)
+    trainer = StarFTTrainer(MODEL_FOLDER, args, make_split("train"), spuriosity=pool)
+    trainer.train()
+    kept = {HELD_OUT: make_split("held_out")}
+    test = make_split("test", size=480)
+    result = audit(
+        trainer.model, MODEL_FOLDER, test, processor=trainer.processing_class, spuriosity=pool, retention=kept
+    )
+    page = result.save(place / "audit").as_uri()
+    shoot(browser, page, folder / "wide.png")
+    shoot(browser, page, folder / "narrow.png", width=PHONE)
+    shoot(browser, page, folder / "dark.png", color_scheme="dark")
+
+
 def notebooks(folder, browser):
     """Every notebook with what it puts out."""
 
@@ -170,5 +188,6 @@ def docs(folder, browser):
 
 
 SHEETS = {
-    sheet.__name__: sheet for sheet in (plots, demo_of_one_seed, report, cards, discovery, notebooks, space, docs)
+    sheet.__name__: sheet
+    for sheet in (plots, demo_of_one_seed, report, audit_page, cards, discovery, notebooks, space, docs)
 }

@@ -37,6 +37,7 @@ MOST_PARAMETERS = 8
 # What users call, with a keyword for each setting.
 ENTRY_POINTS = {
     "StarFTTrainer.__init__",
+    "audit",
     "compare",
     "discover_spuriosity",
     "evaluate_retrieval",

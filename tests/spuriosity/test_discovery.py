@@ -90,7 +90,8 @@ def test_the_table_says_what_the_dataset_holds(found):
     first = found.table[0]
     assert str(first) == f"{first.class_name}: {first.attribute} {first.effect:+.2f}"
     text = found.as_markdown()
-    assert f"| 1 | {first.class_name} | {first.attribute} |" in text
+    assert f"| 1 | yes | {first.class_name} | {first.attribute} |" in text
+    assert "| no |" in found.as_markdown(top=1000)
     assert "taken on monday" in text.split("cannot distinguish")[1]
 
 

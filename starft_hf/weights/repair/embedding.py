@@ -22,7 +22,7 @@ from starft_hf.models.modes import evaluation_mode
 from starft_hf.reference.factory import ReferenceSettings
 from starft_hf.reference.live import FrozenReference
 from starft_hf.spuriosity.pool import SpuriosityPool
-from starft_hf.spuriosity.scorer import readable_template, scorer_from
+from starft_hf.spuriosity.scorer import Scorer, readable_template, scorer_from
 from starft_hf.weights.interpolation import interpolate, mixed
 from starft_hf.weights.repair.embedded import Embedded, Floats, Ints, unit
 from starft_hf.weights.repair.subject import Subject, in_float64
@@ -167,6 +167,23 @@ def seen_attributes(subject: Subject, embedder: Embedder) -> Ints | None:
 
     None if the start can tell no template from the plain caption.
     """
+    seen = _seen(subject, embedder)
+    if seen is None:
+        return None
+    found: Ints = np.unique(np.stack(list(seen[1].values())), axis=1, return_inverse=True)[1].reshape(-1)
+    return found
+
+
+def seen_in_words(subject: Subject, embedder: Embedder) -> list[str] | None:
+    """`seen_attributes` in words, such as "in the snow"."""
+    seen = _seen(subject, embedder)
+    if seen is None:
+        return None
+    names = [*(attribute.name for attribute in seen[0].attributes), "none of the templates"]
+    return [", ".join(dict.fromkeys(names[index] for index in row)) for row in zip(*seen[1].values(), strict=True)]
+
+
+def _seen(subject: Subject, embedder: Embedder) -> tuple[Scorer, dict[str, Ints]] | None:
     assert subject.start is not None
     assert subject.pool is not None
     start = subject.start
@@ -178,9 +195,7 @@ def seen_attributes(subject: Subject, embedder: Embedder) -> Ints | None:
     scorer = scorer_from(embed_texts, encoding, subject.class_names, subject.pool, subject.templates[:1])
     if not scorer.attributes:
         return None
-    seen = scorer(torch.from_numpy(embedder.images(start)).float())
-    found: Ints = np.unique(np.stack(list(seen.values())), axis=1, return_inverse=True)[1].reshape(-1)
-    return found
+    return scorer, scorer(torch.from_numpy(embedder.images(start)).float())
 
 
 def readable_rows(data: Embedded) -> Embedded:

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluation_columns
+from starft_hf.data.columns import ColumnSettings, ImageColumns
 from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.image_cache import given_image_cache
 from starft_hf.data.images import SCALED, check_image_decoding
-from starft_hf.data.labels import class_feature
 from starft_hf.data.source import is_iterable
 from starft_hf.hub.classifier import Classifier
 from starft_hf.reference.factory import ReferenceSettings
@@ -37,7 +36,7 @@ from starft_hf.weights.repair.groups import (
 )
 from starft_hf.weights.repair.projections import why_not_foldable
 from starft_hf.weights.repair.selection import Score, choose
-from starft_hf.weights.repair.subject import Described, Subject, describe, load_subject
+from starft_hf.weights.repair.subject import Subject, columns_for, describe, load_subject
 from starft_hf.weights.repair.writing import record_of, repaired, write
 
 
@@ -203,7 +202,7 @@ def repair(
     cache = given_image_cache(image_cache, dataset, num_workers, progress)
     known = describe(model, templates, spuriosity, trust_remote_code)
     asked = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
-    columns = _columns(known, dataset, asked)
+    columns = columns_for(known, dataset, asked)
     # Whether there is a start is known once it is loaded.
     select_by, labels, groups = check_numbers_of(dataset, columns, select_by, has_pool=known.pool is not None)
     subject = load_subject(known, processor, base, columns.class_names or ())
@@ -235,11 +234,11 @@ def repair(
     return _chosen(subject, _checked(data), select_by, used, seed, left_out, output)
 
 
-def check_validation_set(dataset: Any) -> None:
-    """Raise ValueError if `dataset` is not one that a repair can be chosen on."""
+def check_validation_set(dataset: Any, what: str = "dataset") -> None:
+    """Raise ValueError if `dataset`, called `what`, is not one whose rows can be read by index."""
     if dataset is None or isinstance(dataset, Mapping) or is_iterable(dataset):
         raise ValueError(
-            f"dataset is a {type(dataset).__name__}; pass a validation split whose rows can be read by index, with "
+            f"{what} is a {type(dataset).__name__}; pass a validation split whose rows can be read by index, with "
             "images that the model was not trained on"
         )
 
@@ -295,21 +294,6 @@ def _chosen(
         record = record_of(subject, {**what, "standard_error": result.standard_error})
         write(classifier, record, output)
     return result
-
-
-def _columns(known: Described, dataset: Any, asked: ColumnSettings) -> ImageColumns:
-    """The columns of the dataset, with the classes in the order of the model's head, if it has one."""
-    names = asked.class_names
-    if known.has_head and known.class_names is not None:
-        if names is not None and tuple(names) != tuple(known.class_names):
-            raise ValueError(
-                f"class_names begins with {list(names[:3])}, and the head of the model has the classes "
-                f"{list(known.class_names[:3])}, ...; omit class_names, or pass those of the head"
-            )
-        names = known.class_names
-    elif names is None and class_feature((getattr(dataset, "features", None) or {}).get(asked.label_column)) is None:
-        names = known.class_names
-    return resolve_evaluation_columns(dataset, replace(asked, class_names=names), what="dataset")
 
 
 def _left_out(subject: Subject, methods: Sequence[str] | None, select_by: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from starft_hf.evaluation.bootstrap import interval, resampled, worst_group
 from starft_hf.weights.repair.candidates import Candidate
 from starft_hf.weights.repair.embedded import Embedded, Floats, Ints
 
@@ -14,8 +15,6 @@ FOLDS = 5
 _REPEATS = 2
 # From here on, one division into folds is enough.
 _LARGE = 300
-_RESAMPLES = 500
-_INTERVAL = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,16 @@ def choose(data: Embedded, candidates: Sequence[Candidate], seed: int = 0, *, ma
     """
     right = out_of_fold(data, candidates, seed)
     generator = np.random.default_rng(seed)
-    inside, outside = _resampled(data.groups, generator)
-    worst, worst_outside = (_worst(right, data.groups, counts) for counts in (inside, outside))
+    inside = resampled(data.groups, generator)
+    outside = (inside == 0).astype(np.float64)
+    worst, worst_outside = (worst_group(right, data.groups, counts) for counts in (inside, outside))
     everything = np.ones((1, len(data.groups)))
-    own = _worst(right, data.groups, everything)[0]
+    own = worst_group(right, data.groups, everything)[0]
     first = 0 if may_keep else 1
     best, found = first + int(own[first:].argmax()), first + worst[:, first:].argmax(1)
     gain = float(np.mean(worst_outside[np.arange(len(found)), found] - worst_outside[:, 0]))
     error = float(np.std(worst[:, best] - worst[:, 0], ddof=1))
-    low, high = np.quantile(worst, _INTERVAL, axis=0)
+    low, high = interval(worst)
     scores = tuple(
         Score(float(right[index].mean()), float(own[index]), (float(low[index]), float(high[index])))
         for index in range(len(candidates))
@@ -97,27 +97,3 @@ def _folds(data: Embedded, generator: np.random.Generator) -> Ints:
     folds = np.empty(len(order), dtype=np.int64)
     folds[order] = np.arange(len(order)) % FOLDS
     return folds
-
-
-def _resampled(groups: Ints, generator: np.random.Generator) -> tuple[Floats, Floats]:
-    """How often every image is in each of the bootstrap samples, and whether it is outside, `(samples, N)`.
-
-    Groups keep their sizes.
-    """
-    inside = np.zeros((_RESAMPLES, len(groups)))
-    for group in np.unique(groups):
-        rows = np.flatnonzero(groups == group)
-        inside[:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), _RESAMPLES)
-    return inside, (inside == 0).astype(np.float64)
-
-
-def _worst(right: Floats, groups: Ints, counts: Floats) -> Floats:
-    """The accuracy in the worst group, `(samples, candidates)`; a group without rows in a sample does not count."""
-    accuracies = []
-    for group in np.unique(groups):
-        rows = groups == group
-        total = counts[:, rows].sum(1, keepdims=True)
-        share = counts[:, rows] @ right[:, rows].T / np.maximum(total, 1)
-        accuracies.append(np.where(total > 0, share, np.inf))
-    worst: Floats = np.min(accuracies, axis=0)
-    return np.where(np.isfinite(worst), worst, 0.0)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch import nn
 from transformers.utils import logging
 
 from starft_hf.data.captions import check_caption_templates, check_class_prompts
+from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluation_columns
+from starft_hf.data.labels import class_feature
 from starft_hf.hub.classifier import base_of, load, local_folder
 from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord
 from starft_hf.models.adapters import check_adapters, is_adapted, merged_copy
@@ -97,6 +99,21 @@ def describe(
     prompts = given or (record.prompts if record is not None else (DEFAULT_PROMPT,))
     names = None if own is None else tuple(own)
     return Described(model, folder, record, names, tuple(prompts), has_head, pool, trust_remote_code)
+
+
+def columns_for(known: Described, dataset: Any, asked: ColumnSettings) -> ImageColumns:
+    """The columns of the dataset, with the classes in the order of the model's head, if it has one."""
+    names = asked.class_names
+    if known.has_head and known.class_names is not None:
+        if names is not None and tuple(names) != tuple(known.class_names):
+            raise ValueError(
+                f"class_names begins with {list(names[:3])}, and the head of the model has the classes "
+                f"{list(known.class_names[:3])}, ...; omit class_names, or pass those of the head"
+            )
+        names = known.class_names
+    elif names is None and class_feature((getattr(dataset, "features", None) or {}).get(asked.label_column)) is None:
+        names = known.class_names
+    return resolve_evaluation_columns(dataset, replace(asked, class_names=names), what="dataset")
 
 
 def load_subject(known: Described, processor: Any, base: Model | None, class_names: Sequence[str]) -> Subject:
