@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from starft_hf.data.decoding import BAD_IMAGES
@@ -13,6 +14,8 @@ from starft_hf.models.texts import TextEncoding
 
 
 Collator = Callable[[list[Any]], dict[str, Any]]
+
+_ROWS = {"caption": "caption_rows", "spurious_caption": "spurious_rows"}
 
 # What examples and batches call the same numbers.
 _NUMBERS = {
@@ -28,20 +31,22 @@ class StarFTCollator:
     A batch has the arguments of the model's forward, of which the images are bytes that `DualEncoder.normalized` turns
     into floats on the device, unless examples have floats. If examples have them, it also has:
         labels: class indices, `(N,)`.
+        targets: 1 for every class of a row and 0 for the others, `(N, C)`, where rows have several.
         groups: names of the evaluation groups, a list of N strings.
         valid: whether a row is a sample rather than padding, `(N,)`, with several processes or on_bad_image="skip".
         bad_images: the reason for every row that is skipped because of its image.
         sample_index: `(N,)`, the key of the reference's cached image features.
         caption_rows, spurious_rows: `(N,)`, for every row the index of its (spurious) caption in the batch's texts.
         caption_ids, spurious_ids: `(N,)`, the ids of the (spurious) captions in the caption bank.
-        captions: a list of N strings in place of `caption_rows`, if a regularizer compares classes: its texts belong
-            to the whole batch, are only known in the step, and are encoded together with these.
+        captions, spurious_captions: lists of N strings in place of `caption_rows` and `spurious_rows`, if images are
+            compared with classes: their texts belong to the whole batch, are only known in the step, and are encoded
+            together with these.
 
     Args:
         encode_texts: turns texts into arguments of the model's forward.
         with_captions: whether a loss needs the captions of the rows.
         with_spurious_captions: whether a loss needs their spurious captions.
-        encode_captions: whether to encode the captions here; False leaves them to the step.
+        encode_captions: whether to encode the texts here; False leaves them to the step.
     """
 
     encode_texts: TextEncoding
@@ -52,14 +57,13 @@ class StarFTCollator:
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = stack_examples(examples)
         texts: dict[str, list[str]] = {}
-        if self.with_captions and "caption" in examples[0]:
-            captions = [example["caption"] for example in examples]
-            if self.encode_captions:
-                texts["caption_rows"] = captions
-            else:
-                batch["captions"] = captions
-        if self.with_spurious_captions and "spurious_caption" in examples[0]:
-            texts["spurious_rows"] = [example["spurious_caption"] for example in examples]
+        for kind, is_needed in (("caption", self.with_captions), ("spurious_caption", self.with_spurious_captions)):
+            if is_needed and kind in examples[0]:
+                captions = [example[kind] for example in examples]
+                if self.encode_captions:
+                    texts[_ROWS[kind]] = captions
+                else:
+                    batch[f"{kind}s"] = captions
         return batch | encode_rows(texts, self.encode_texts, filling=examples[0].get("caption", ""))
 
 
@@ -83,6 +87,8 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name, key in _NUMBERS.items():
         if name in examples[0]:
             batch[key] = torch.tensor([example[name] for example in examples])
+    if "targets" in examples[0]:
+        batch["targets"] = torch.from_numpy(np.stack([example["targets"] for example in examples]))
     if "group" in examples[0]:
         batch["groups"] = [example["group"] for example in examples]
     if reasons := [example["bad_image"] for example in examples if "bad_image" in example]:

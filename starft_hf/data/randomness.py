@@ -26,6 +26,7 @@ class Draw(IntEnum):
     OTHER_CLASSES = 5
     CAPTION = 6
     ORDER = 7
+    POSITIVE_CLASS = 8
 
 
 def sample_generator(seed: int, epoch: int, sample: int, draw: Draw) -> np.random.Generator:
