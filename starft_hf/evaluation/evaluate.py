@@ -23,12 +23,14 @@ from starft_hf.data.image_cache import given_image_cache
 from starft_hf.data.images import SCALED, ImagePreprocessor, check_image_decoding
 from starft_hf.data.source import is_iterable
 from starft_hf.evaluation.loop import ClassifierEvaluation
+from starft_hf.evaluation.multi_label import MultiLabelEvaluation, MultiLabelResult
 from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.evaluation.validation import check_shares
+from starft_hf.evaluation.validation import check_shares, check_single_label_only
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.modes import evaluation_mode, floating_dtype
+from starft_hf.models.sigmoid import NO_BIAS, has_bias
 from starft_hf.utils.collectives import NO_SAMPLE, shard_indices, world_size
 from starft_hf.utils.names import check_distinct, check_names
 
@@ -47,6 +49,7 @@ def evaluate_zero_shot(
     class_mapping: Sequence[Sequence[int]] | None = None,
     head: nn.Linear | None = None,
     training_shares: Mapping[str, float] | None = None,
+    multi_label: bool = False,
     batch_size: int = 64,
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
@@ -56,8 +59,10 @@ def evaluate_zero_shot(
     image_cache: str | PathLike[str] | bool | None = None,
     trust_remote_code: bool = False,
     progress: bool = True,
-) -> EvaluationResult:
+) -> EvaluationResult | MultiLabelResult:
     """Classify the images of a labeled dataset zero-shot, or with a linear head, and measure accuracy and calibration.
+
+    With `multi_label`, average precision and F1 are measured instead.
 
     In a process group, as a Trainer or `accelerate.PartialState()` sets it up, each process classifies part of the
     images, and all of them return the result of the whole set. Memory grows with the classes, not with the images.
@@ -78,6 +83,9 @@ def evaluate_zero_shot(
         head: a linear head over `class_names`, in place of the zero-shot classifier.
         training_shares: share, or rows, of every group in the training set, for the group-adjusted accuracy. Every
             group with rows must have one, and every group with a share above 0 must have rows.
+        multi_label: whether rows have any number of classes, as lists of them or as vectors of 0 and 1. The model must
+            have a bias: one trained with `base_loss="multi_label"`, or a sigmoid model such as SigLIP. Neither
+            `head`, `class_mapping`, `training_shares` nor `keep_mistakes` have a meaning there.
         batch_size: images per forward.
         num_workers: processes that load images.
         dtype: of autocast, such as `torch.bfloat16`; None: the model's own.
@@ -108,7 +116,12 @@ def evaluate_zero_shot(
     if class_names is not None:
         check_names(class_names)
         check_distinct(class_names)
-    settings = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
+    settings = ColumnSettings(
+        image_column, label_column, None, group_column, class_names, group_function, multi_label=multi_label
+    )
+    if multi_label:
+        single = {"head": head, "class_mapping": class_mapping, "training_shares": training_shares}
+        check_single_label_only({**single, "keep_mistakes": keep_mistakes or None})
     if class_mapping is None:
         columns = resolve_evaluation_columns(dataset, settings, what="dataset")
     else:
@@ -122,6 +135,8 @@ def evaluate_zero_shot(
 
     trusted = {"trust_remote_code": trust_remote_code}
     model = load_model(model, **trusted)
+    if multi_label and not has_bias(model):
+        raise ValueError(NO_BIAS.format(type(model).__name__))
     device = next(model.parameters()).device
     if head is not None:
         # Embeddings are in float32 or wider.
@@ -137,7 +152,9 @@ def evaluate_zero_shot(
     collate, generator = StarFTCollator(encoder.encode_texts), torch.Generator()
     # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
     loader = DataLoader(mine, batch_size, num_workers=num_workers, collate_fn=collate, generator=generator)
-    evaluation = ClassifierEvaluation(encoder, columns, templates, head, keep_mistakes)
+    evaluation: ClassifierEvaluation | MultiLabelEvaluation = MultiLabelEvaluation(encoder, columns, templates)
+    if not multi_label:
+        evaluation = ClassifierEvaluation(encoder, columns, templates, head, keep_mistakes)
     autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
     with evaluation_mode(model), autocast:
         for batch in tqdm(loader, desc="Evaluating", unit=" batches", disable=not progress):

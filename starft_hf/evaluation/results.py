@@ -7,7 +7,7 @@ from typing import Any
 from starft_hf.utils.names import log_names
 
 
-_MOST_LOGGED_GROUPS = 20
+MOST_LOGGED_GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class EvaluationResult:
         names = log_names(self.group_accuracies)
         logged: dict[str, float | str] = {**self._figures(), "worst_group": self.worst_group}
         for group, accuracy in self.group_accuracies.items():
-            if groups and len(names) <= _MOST_LOGGED_GROUPS:
+            if groups and len(names) <= MOST_LOGGED_GROUPS:
                 logged[f"accuracy_{names[group]}"] = accuracy
             for name in (group, names[group]):
                 if wanted is not None and wanted.endswith(f"accuracy_{name}"):
