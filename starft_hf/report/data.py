@@ -75,6 +75,8 @@ class Run:
         for point in self.curve:
             fractions |= {f"{name} of the WiSE-FT curve of {self}": value for name, value in asdict(point).items()}
         for dataset, result in self.results.items():
+            if not isinstance(result, EvaluationResult):
+                raise ValueError(f"the result of {self} on {dataset!r} has no accuracies, of which reports are")
             if not result.group_accuracies:
                 raise ValueError(f"the result of {self} on {dataset!r} has no groups; pass at least one group")
             accuracies = {"accuracy": result.accuracy, "worst_group_accuracy": result.worst_group_accuracy}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from starft_hf.evaluation.multi_label import AnyResult, result_from_dict
 from starft_hf.evaluation.results import EvaluationResult, Retention
 
 
@@ -27,8 +28,8 @@ class Measurements:
     """
 
     def __init__(self) -> None:
-        self.latest: dict[str, EvaluationResult] = {}
-        self.before: dict[str, EvaluationResult] = {}
+        self.latest: dict[str, AnyResult] = {}
+        self.before: dict[str, AnyResult] = {}
         self.retention_before: dict[str, EvaluationResult] = {}
         self.at_start = True
         self._weights: dict[str, str] = {}
@@ -36,7 +37,7 @@ class Measurements:
         self._data: dict[str, str] = {}
         self._data_before: dict[str, str] = {}
 
-    def record(self, name: str, result: EvaluationResult, model: nn.Module, data: str) -> None:
+    def record(self, name: str, result: AnyResult, model: nn.Module, data: str) -> None:
         """Record an evaluation of `model`, as it is now, on the dataset whose `data_key` is given."""
         self.latest[name], self._data[name], self._weights[name] = result, data, weights_key(model)
         if self.at_start:
@@ -48,12 +49,12 @@ class Measurements:
             # Others may have been loaded since they were evaluated.
             _replace(self.before, self.of(model))
 
-    def of(self, model: nn.Module) -> dict[str, EvaluationResult]:
+    def of(self, model: nn.Module) -> dict[str, AnyResult]:
         """The latest results, without those of weights that `model` no longer has."""
         key = weights_key(model)
         return {name: result for name, result in self.latest.items() if self._weights.get(name) == key}
 
-    def comparable(self, results: Mapping[str, EvaluationResult]) -> dict[str, EvaluationResult]:
+    def comparable(self, results: Mapping[str, AnyResult]) -> dict[str, AnyResult]:
         """The results before training that are of the same data as these latest ones."""
         return {
             name: before
@@ -69,7 +70,11 @@ class Measurements:
 
     def state(self, model: nn.Module) -> dict[str, Any]:
         """What a checkpoint of `model` keeps, for JSON."""
-        parts = {"zero_shot": self.before, "retention_before": self.retention_before, "results": self.of(model)}
+        parts: dict[str, Mapping[str, AnyResult]] = {
+            "zero_shot": self.before,
+            "retention_before": self.retention_before,
+            "results": self.of(model),
+        }
         kept: dict[str, Any] = {
             key: {name: result.as_dict() for name, result in part.items()} for key, part in parts.items()
         }
@@ -79,7 +84,8 @@ class Measurements:
         """Training continues from a checkpoint, which `model` was loaded from; `content` is what `state` returned."""
         self.at_start = False
         self.before.update(_results_in(content, "zero_shot"))
-        self.retention_before.update(_results_in(content, "retention_before"))
+        kept = content.get("retention_before", {})
+        self.retention_before.update({name: EvaluationResult.from_dict(result) for name, result in kept.items()})
         self._data_before.update(content.get("data_before", {}))
         self.load(content, model)
 
@@ -114,10 +120,10 @@ def _fingerprint(examples: Any) -> str:
     return str(getattr(dataset, "_fingerprint", id(dataset)))
 
 
-def _replace(target: dict[str, EvaluationResult], content: Mapping[str, EvaluationResult]) -> None:
+def _replace(target: dict[str, AnyResult], content: Mapping[str, AnyResult]) -> None:
     target.clear()
     target.update(content)
 
 
-def _results_in(content: Mapping[str, Any], key: str) -> dict[str, EvaluationResult]:
-    return {name: EvaluationResult.from_dict(result) for name, result in content.get(key, {}).items()}
+def _results_in(content: Mapping[str, Any], key: str) -> dict[str, AnyResult]:
+    return {name: result_from_dict(result) for name, result in content.get(key, {}).items()}

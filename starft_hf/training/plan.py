@@ -28,7 +28,8 @@ from starft_hf.training.batch_size import check_size, optimizer_steps
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.learning_rate import warn_of_warmup
-from starft_hf.training.setting_checks import check_schedule
+from starft_hf.training.multi_label import check_inputs
+from starft_hf.training.setting_checks import MULTI_LABEL, check_schedule
 from starft_hf.training.trained_weights import check_trained_adapter
 from starft_hf.training.unused_settings import settings_without_effect, unused_settings
 from starft_hf.utils.files import check_writable, local_or_hub
@@ -105,7 +106,9 @@ class RunPlan:
         if args.image_cache is not None:
             sets = {"eval_dataset": given.eval_dataset, "zero_shot_probe": given.zero_shot_probe}
             check_cacheable_sets(train_dataset=dataset, **sets)
-        regularizer = get_regularizer(args.regularizer)
+        several = args.base_loss == MULTI_LABEL
+        regularizer = get_regularizer(args.regularizer, several=several)
+        check_inputs(given, regularizer)
         strategy = strategy_of(regularizer)
         needs_pool = args.reweight != "none" or strategy.needs_embeddings
         unused = unused_settings(args, given.spuriosity, given.image_transform)
@@ -121,7 +124,7 @@ class RunPlan:
         columns = resolve_columns(dataset, args.column_settings(given.group_function), what="train_dataset")
         if columns.class_names is not None:
             # What "auto" stands for compares images with the same captions for any number of classes.
-            regularizer = get_regularizer(args.regularizer, len(columns.class_names))
+            regularizer = get_regularizer(args.regularizer, len(columns.class_names), several=several)
         if pool is not None:
             check_auto(given.spuriosity, columns)
         _check_labels_exist(args, regularizer, columns.class_names, streamed=is_iterable(dataset))
@@ -270,13 +273,14 @@ def _check_best_metric(config: StarFTConfig, eval_dataset: Any) -> None:
         return
     if not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_dataset)):
         names = list(eval_dataset)
+        measure = "map" if config.base_loss == MULTI_LABEL else "worst_group_accuracy"
         # What is chosen by a test set cannot be measured on it.
         named = sorted((name for name in names if "test" not in name), key=lambda name: not _is_validation(name))
         advice = (
-            f"name one that is not for testing, as in 'eval_{named[0]}_worst_group_accuracy'"
+            f"name one that is not for testing, as in 'eval_{named[0]}_{measure}'"
             if named
             else "add a validation set to them, as eval_dataset={'validation': ..., 'test': ...} or, on the command "
-            "line, by --eval_split validation test, and name it as in 'eval_validation_worst_group_accuracy'"
+            f"line, by --eval_split validation test, and name it as in 'eval_validation_{measure}'"
         )
         raise ValueError(
             f"metric_for_best_model is {metric!r}, which is not a metric of any of the evaluation sets {names}; "
@@ -292,10 +296,10 @@ def _check_labels_exist(
     config: StarFTConfig, regularizer: Regularizer | None, class_names: Sequence[str] | None, *, streamed: bool
 ) -> None:
     """Check that there are labels where something needs them."""
-    if class_names is None and config.base_loss == "cross_entropy":
+    if class_names is None and config.base_loss != "contrastive":
         raise ValueError(
-            "base_loss='cross_entropy' needs labels, and the training dataset has none; set label_column, or use "
-            "base_loss='contrastive'"
+            f"base_loss={config.base_loss!r} needs labels, and the training dataset has none; set label_column, or "
+            "use base_loss='contrastive'"
         )
     if class_names is None and regularizer is not None and regularizer.needs_labels:
         raise ValueError(

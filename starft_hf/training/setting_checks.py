@@ -15,8 +15,10 @@ from starft_hf.utils.names import unknown_name
 
 logger = logging.get_logger(__name__)
 
+MULTI_LABEL = "multi_label"
+
 _CHOICES: dict[str, tuple[str | None, ...]] = {
-    "base_loss": ("contrastive", "cross_entropy"),
+    "base_loss": ("contrastive", "cross_entropy", MULTI_LABEL),
     "reg_schedule": SCHEDULE_NAMES,
     "reweight": ("none", "attribution"),
     "reference_cache": ("auto", "text", "full", "none"),
@@ -46,6 +48,40 @@ def check_settings(args: Any) -> None:
     for name, (is_valid, words) in _NUMBERS.items():
         if not is_valid(getattr(args, name)):
             raise ValueError(f"{name} is {getattr(args, name)}; it must be {words}")
+    if args.base_loss == MULTI_LABEL:
+        _check_multi_label(args)
+
+
+def check_metric(metric: str, base_loss: str) -> None:
+    """Raise ValueError if `metric_for_best_model` is a name, or no metric of images of several classes."""
+    several = base_loss == MULTI_LABEL
+    figures = {"worst_group": "map" if several else "accuracy", **({"worst_class": "ap"} if several else {})}
+    for name, figure in figures.items():
+        if metric.endswith(name):
+            what = name.removeprefix("worst_")
+            raise ValueError(
+                f"metric_for_best_model is {metric!r}, the name of a {what}; use its {figure}, {metric}_{figure}"
+            )
+    of_one_class = ("worst_group_accuracy", "group_adjusted_accuracy", "ece")
+    if several and (metric.endswith(of_one_class) or metric.removeprefix("eval_") == "accuracy"):
+        raise ValueError(
+            f"metric_for_best_model is {metric!r}, which images of several classes do not have; use map, micro_f1, "
+            "macro_f1, worst_class_ap, worst_class_f1 or, with group_column, worst_group_map or worst_group_f1"
+        )
+
+
+def _check_multi_label(args: Any) -> None:
+    """Check what images of several classes leave undefined."""
+    if args.reweight != "none":
+        raise ValueError(
+            f"reweight={args.reweight!r} gives every image a weight by its class, and with base_loss='multi_label' an "
+            "image has any number of them; use reweight='none'"
+        )
+    if args.caption_column is not None:
+        raise ValueError(
+            f"caption_column is {args.caption_column!r}, and base_loss='multi_label' compares images with captions of "
+            "the classes, by caption_template; leave caption_column out"
+        )
 
 
 def check_reg_weight(reg_weight: float | str, regularizer: Regularizer | None) -> float | str:

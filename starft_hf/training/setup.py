@@ -1,8 +1,9 @@
 """A run, ready to be trained: all checks first, as `RunPlan` has them, then all loading."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -10,18 +11,24 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank, check_class_prompts
+from starft_hf.data.class_texts import ClassTexts
 from starft_hf.data.collator import Collator, StarFTCollator, WithFloatImages
+from starft_hf.data.columns import ImageColumns
 from starft_hf.data.examples import Epoch, IndexedExamples, TrainingExampleMaker, as_examples, evaluation_sets
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.multi_label_examples import MultiLabelExampleMaker
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
+from starft_hf.evaluation.loop import ClassifierEvaluation
+from starft_hf.evaluation.multi_label import MultiLabelEvaluation
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.hub.record import model_source
 from starft_hf.models.adapters import base_model_of, base_state, check_adapters, is_adapted, with_adapter
 from starft_hf.models.encoder import DualEncoder
-from starft_hf.models.heads import HEAD_NAME
+from starft_hf.models.heads import HEAD_NAME, select_classes
 from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
+from starft_hf.models.sigmoid import remove_added_bias
 from starft_hf.models.towers import allow_checkpointing
 from starft_hf.objectives.regularizers import AUTO_REGULARIZER, AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
@@ -31,8 +38,10 @@ from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.training.batch_size import check_batch, check_retry
 from starft_hf.training.candidates import Candidates, NoCandidates
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.multi_label import add_start_bias
 from starft_hf.training.plan import RunInputs, RunPlan, reference_settings
 from starft_hf.training.reweighting import SampleWeights
+from starft_hf.training.setting_checks import MULTI_LABEL
 from starft_hf.training.step import TrainingStep, base_loss
 from starft_hf.training.trained_weights import in_float32
 from starft_hf.utils.hashing import tensors_digest
@@ -104,6 +113,8 @@ class RunSetup:
         processor = load_processor(base_model_of(model), given.processing_class, **trusted)
         check_dual_encoder(model)
         set_seed(args.seed)
+        if args.base_loss != MULTI_LABEL:
+            remove_added_bias(model)
         model = in_float32(with_adapter(model, given.peft_config))
         encoder = DualEncoder.of(model, processor, packed=args.mini_batch_size is None)
         plan.check_model(args, model)
@@ -192,19 +203,40 @@ class RunSetup:
             self.encoder.encode_texts,
             with_captions=self.args.base_loss == "contrastive",
             with_spurious_captions=self.candidates.drawn_per_example,
-            encode_captions=not self.candidates.drawn_per_batch,
+            encode_captions=not self.candidates.drawn_per_batch and self.args.base_loss != MULTI_LABEL,
         )
+
+    def with_texts(self, batch: Mapping[str, Any], step: int, part: int) -> Mapping[str, Any]:
+        """A training batch with the texts that all of its images are compared with."""
+        batch = self.candidates.add_to(batch, step, part)
+        if self.args.base_loss != MULTI_LABEL:
+            return batch
+        return ClassTexts(self.bank, self.encoder.encode_texts, self.args.seed)(batch, step, part)
 
     def add_head(self, model: nn.Module) -> nn.Linear | None:
         """The linear head of cross-entropy runs, from the prompts of the classes; None for others.
 
-        It becomes a submodule of `model`, so that the optimizer, clipping and gradient scaling treat it as part of it.
+        It becomes a submodule of `model`, so that the optimizer, clipping and gradient scaling treat it as part of it;
+        as does the bias of multi-label runs, where the model has none.
         """
-        if self.args.base_loss == "contrastive" or self.class_names is None:
+        if self.args.base_loss == MULTI_LABEL:
+            add_start_bias(model, self.encoder, self.train_dataset, self.args)
+        if self.args.base_loss != "cross_entropy" or self.class_names is None:
             return None
         head = zero_shot_head(model, self.encoder, self.class_names, self.args.zero_shot_templates)
         model.add_module(HEAD_NAME, head)
         return head
+
+    def evaluation(
+        self, columns: ImageColumns, head: nn.Linear | None, keep_mistakes: int
+    ) -> ClassifierEvaluation | MultiLabelEvaluation:
+        """What evaluates a dataset with these columns, by the trained `head` if the run has one."""
+        args = self.args
+        if columns.several is not None:
+            return MultiLabelEvaluation(self.encoder, columns, args.zero_shot_templates)
+        names = columns.classifier or columns.class_names or ()
+        own = None if head is None else select_classes(head, self.class_names or (), names)
+        return ClassifierEvaluation(self.encoder, columns, args.zero_shot_templates, own, keep_mistakes)
 
     def training_step(self, head: nn.Linear | None) -> TrainingStep:
         """What computes the losses of a batch."""
@@ -234,7 +266,11 @@ class RunSetup:
             "progress": not args.disable_tqdm,
         }
         sets = self.plan.retention_sets.items()
-        return {name: evaluate_zero_shot(model, self.processor, dataset, **settings) for name, dataset in sets}
+        # Retention sets have one class per image.
+        return {
+            name: cast(EvaluationResult, evaluate_zero_shot(model, self.processor, dataset, **settings))
+            for name, dataset in sets
+        }
 
     def evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
@@ -269,7 +305,8 @@ def _training_examples(
     args = given.args
     shared = (args.crop_scale, given.image_transform, args.image_decoding)
     preprocessor = ImagePreprocessor(encoder.image_processor, *shared)
-    maker = TrainingExampleMaker(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
+    kind = TrainingExampleMaker if plan.columns.several is None else MultiLabelExampleMaker
+    maker = kind(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
     # What a transform does to an image is not known. Without `crop_scale`, it should not enlarge parts of it.
     crop_scale = args.crop_scale or (None if given.image_transform is None else (1.0, 1.0))
     cache = args.image_cache_settings(crop_scale)
@@ -300,6 +337,9 @@ def _reg_weight(plan: RunPlan, args: StarFTConfig) -> float:
     if plan.regularizer is None:
         return 0.0 if args.reg_weight == AUTO_WEIGHT else float(args.reg_weight)
     weight = plan.regularizer.weight(args.reg_weight, len(plan.class_names or ()) or None)
+    if args.base_loss == MULTI_LABEL and args.reg_weight == AUTO_WEIGHT:
+        # That for many classes. This base loss is a mean over the classes rather than the log-likelihood of a label.
+        weight = plan.regularizer.weight(AUTO_WEIGHT, None) / len(plan.class_names or "1")
     if plan.columns is not None and AUTO_REGULARIZER in (args.regularizer, args.reg_weight):
         # Once, since a comparison makes many runs with the same settings.
         logger.info_once(

@@ -25,10 +25,10 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.workers import explained_worker_deaths
 from starft_hf.evaluation.loop import ClassifierEvaluation, labels_that_count, training_group_shares
+from starft_hf.evaluation.multi_label import MultiLabelEvaluation
 from starft_hf.evaluation.results import Retention, retention_metrics
 from starft_hf.models.encoder import logit_scale_of
 from starft_hf.models.fsdp import forget_dataloader, forget_preparation, prepare_for_sharding
-from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
 from starft_hf.training.batch_check import OneClassCheck
@@ -103,7 +103,7 @@ class StarFTTrainer(HubMixin, Trainer):
     """
 
     args: StarFTConfig
-    _evaluation: ClassifierEvaluation | None = None
+    _evaluation: ClassifierEvaluation | MultiLabelEvaluation | None = None
     _scalars: Sequence[str] = ()
     _initial_global_step = 0
 
@@ -215,7 +215,7 @@ class StarFTTrainer(HubMixin, Trainer):
         state, epoch = self.state, self.setup.epoch.value
         progress = Progress(state.global_step, state.max_steps, epoch, state.num_train_epochs)
         self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, progress)
-        batch = self.setup.candidates.add_to(inputs, self.state.global_step, self.batch_counter.advance())
+        batch = self.setup.with_texts(inputs, self.state.global_step, self.batch_counter.advance())
         self.one_class_check.check(inputs, self.args, self.train_dataset)
         losses = self.training_losses(model, batch, self.reg_weight)
         self.running_losses.add(losses)
@@ -304,11 +304,7 @@ class StarFTTrainer(HubMixin, Trainer):
     ) -> EvalLoopOutput:
         """`Trainer.evaluation_loop`, with metrics from counts; logits are kept only where they are needed."""
         columns = cast(Examples, dataloader.dataset).columns
-        names = columns.classifier or columns.class_names or ()
-        head = None if self.head is None else select_classes(self.head, self.class_names or (), names)
-        self._evaluation = evaluation = ClassifierEvaluation(
-            self.encoder, columns, self.args.zero_shot_templates, head, _KEPT_MISTAKES
-        )
+        self._evaluation = evaluation = self.setup.evaluation(columns, self.head, _KEPT_MISTAKES)
         self._keep_logits = self.compute_metrics is not None or description == "Prediction"
         with evaluation_precision(self.args, self.model):
             output = super().evaluation_loop(

@@ -58,6 +58,7 @@ FSDP_SCENARIOS = [
     "in chunks",
     "conditional, live, in chunks",
     "weighted star",
+    "multi-label kl",
     "batch norm",
 ]
 
