@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from starft_hf.evaluation.multi_label import AnyResult
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.model_card import BEFORE
 from starft_hf.hub.record import public_id
@@ -39,11 +40,17 @@ def dataset_ids(dataset: Any) -> list[str]:
 
 
 def save_figures(
-    folder: Path, before: Mapping[str, EvaluationResult], results: Mapping[str, EvaluationResult]
+    folder: Path, before: Mapping[str, AnyResult], results: Mapping[str, AnyResult]
 ) -> list[tuple[str, str]]:
-    """Draw the figures of a card into `folder`; returns their descriptions and paths, none without matplotlib."""
+    """Draw the figures of a card into `folder`; returns their descriptions and paths.
+
+    There are none without matplotlib, and none of images of several classes.
+    """
     from starft_hf.report import RobustnessReport, Run
 
+    results, before = (
+        {name: one for name, one in part.items() if isinstance(one, EvaluationResult)} for part in (results, before)
+    )
     if not results or importlib.util.find_spec("matplotlib") is None:
         return []
     runs = [Run("fine-tuned", 0, results)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from starft_hf.evaluation.multi_label import AnyResult, MultiLabelResult
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.card_edits import BEGIN, END
 from starft_hf.hub.record import RunRecord
@@ -41,8 +42,8 @@ class CardContent:
     title: str
     repo_id: str | None
     record: RunRecord
-    results: Mapping[str, EvaluationResult]
-    before: Mapping[str, EvaluationResult]
+    results: Mapping[str, AnyResult]
+    before: Mapping[str, AnyResult]
     adapter: str | None = None
     head: bool = False
     license: str | None = None
@@ -78,6 +79,7 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         class_names=", ".join(shown),
         num_classes=len(names),
         results=_results(content),
+        multi_label_results=_multi_label_results(content),
         compared=bool(content.before),
         figures=[{"alt": markdown(alt), "path": path} for alt, path in content.figures],
         snippets=writer.snippets(),
@@ -108,14 +110,7 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
 def _metadata(content: CardContent) -> ModelCardData:
     base_model, evaluations = content.record.start["id"], []
     for name, result in content.results.items():
-        measured = [
-            ("accuracy", "Accuracy", result.accuracy),
-            ("worst_group_accuracy", "Worst-group accuracy", result.worst_group_accuracy),
-            ("expected_calibration_error", "Expected calibration error", result.ece),
-        ]
-        if (before := content.before.get(name)) is not None:
-            change = result.worst_group_accuracy - before.worst_group_accuracy
-            measured.append(("worst_group_accuracy_change", f"Worst-group accuracy, change from {BEFORE}", change))
+        measured = _measured(result, content.before.get(name))
         dataset: dict[str, Any] = {"task_type": TASK, "dataset_type": name, "dataset_name": name}
         evaluations += [
             EvalResult(**dataset, metric_type=metric, metric_name=title, metric_value=round(value, 6))
@@ -134,13 +129,50 @@ def _metadata(content: CardContent) -> ModelCardData:
     )
 
 
+def _measured(result: AnyResult, before: AnyResult | None) -> list[tuple[str, str, float]]:
+    """The names and titles of the measures of a result, and what they are."""
+    if isinstance(result, MultiLabelResult):
+        return [
+            ("mean_average_precision", "Mean average precision", result.map),
+            ("f1", "F1 (micro)", result.micro_f1),
+            ("f1", "F1 (macro)", result.macro_f1),
+            ("average_precision", "Average precision of the worst class", result.worst_class_ap),
+        ]
+    measured = [
+        ("accuracy", "Accuracy", result.accuracy),
+        ("worst_group_accuracy", "Worst-group accuracy", result.worst_group_accuracy),
+        ("expected_calibration_error", "Expected calibration error", result.ece),
+    ]
+    if isinstance(before, EvaluationResult):
+        change = result.worst_group_accuracy - before.worst_group_accuracy
+        measured.append(("worst_group_accuracy_change", f"Worst-group accuracy, change from {BEFORE}", change))
+    return measured
+
+
+def _multi_label_results(content: CardContent) -> list[list[str]]:
+    """The cells of the table of results of images of several classes, by rows."""
+    rows = []
+    for name, result in content.results.items():
+        if isinstance(result, MultiLabelResult):
+            group = result.worst_group
+            worst = ["", ""] if group is None else [percent(result.group_map[group]), markdown(group)]
+            before = content.before.get(name)
+            change = points(result.map - before.map) if isinstance(before, MultiLabelResult) else ""
+            numbers = [percent(value) for value in (result.map, result.micro_f1, result.macro_f1)]
+            worst_class = [percent(result.worst_class_ap), markdown(result.worst_class)]
+            rows.append([markdown(name), *numbers, *worst_class, *worst, change])
+    return rows
+
+
 def _results(content: CardContent) -> list[list[str]]:
     """The cells of the table of results, by rows."""
     rows = []
     for name, result in content.results.items():
+        if isinstance(result, MultiLabelResult):
+            continue
         average, worst = result.accuracy, result.worst_group_accuracy
         changes = ["", ""]
-        if (before := content.before.get(name)) is not None:
+        if isinstance(before := content.before.get(name), EvaluationResult):
             changes = [points(average - before.accuracy), points(worst - before.worst_group_accuracy)]
         group = markdown(result.worst_group)
         rows.append([markdown(name), percent(average), percent(worst), group, percent(result.ece), *changes])
@@ -151,11 +183,12 @@ def _groups(content: CardContent) -> list[tuple[str, list[list[str]]]]:
     """Of every dataset with few groups, the cells of the table of its groups, by rows."""
     found = []
     for name, result in content.results.items():
-        if 1 < len(result.group_accuracies) <= _MOST_GROUPS:
+        if isinstance(result, EvaluationResult) and 1 < len(result.group_accuracies) <= _MOST_GROUPS:
             before = content.before.get(name)
+            known = before.group_accuracies if isinstance(before, EvaluationResult) else {}
             rows = []
             for group, accuracy in result.group_accuracies.items():
-                start = None if before is None else before.group_accuracies.get(group)
+                start = known.get(group)
                 change = "" if start is None else points(accuracy - start)
                 rows.append([markdown(group), f"{result.group_sizes[group]:,}", percent(accuracy), change])
             found.append((markdown(name), rows))
