@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--templates", nargs="+", help="prompts with {} for the class (default: those of the model's own run)"
     )
+    parser.add_argument(
+        "--multi_label",
+        action="store_true",
+        help="images may have several classes (default: as in the model's own run)",
+    )
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--no_head", action="store_true", help="zero-shot, even if there is a linear head")
     add_trust(parser)
@@ -34,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     if (options.dataset is None) == (options.benchmark is None):
         raise argparse.ArgumentTypeError("pass either a dataset or --benchmark")
     if options.benchmark is not None:
-        refuse(options, OF_A_BENCHMARK, f"--benchmark {options.benchmark} decides it")
+        refuse(options, (*OF_A_BENCHMARK, "multi_label"), f"--benchmark {options.benchmark} decides it")
     else:
         refuse(options, ["data_dir"], "it is the folder of a benchmark, and --benchmark does not name one")
     check_sources(options, "model", "dataset")
@@ -57,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
     folder = local_folder(options.model, trust_remote_code=options.trust_remote_code)
     own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
     if benchmark is None:
+        options.multi_label = options.multi_label or own.get("base_loss") == "multi_label"
         take_own_columns(options, own)
         rows, split = load_split(options)
         groups = own_group_column(options, own, rows)
@@ -79,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
             settings |= {"group_column": options.group_column, "training_shares": None}
         split = options.split or benchmark.evaluation_split
         rows = benchmark.load(split=split)
-        result = benchmark.evaluate(model, saved.processor, rows, **settings)
+        result: Any = benchmark.evaluate(model, saved.processor, rows, **settings)
         data = {"benchmark": options.benchmark, "split": split}
     else:
         settings |= {**columns(options), "class_names": names, "group_column": groups}
@@ -89,6 +95,7 @@ def run(options: argparse.Namespace) -> None:
                 f"the labels are integers and are taken as positions in the classes of {options.model}: 0 is "
                 f"{names[0]!r}; pass --class_names in the order of the labels if that is not so",
             )
+        settings["multi_label"] = options.multi_label
         result = evaluate_zero_shot(model, saved.processor, rows, **settings)
         data = {"dataset": options.dataset, "split": split}
     title = f"{options.model} on {options.benchmark or options.dataset}, split {split}"
