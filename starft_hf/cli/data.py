@@ -172,6 +172,7 @@ def read(options: argparse.Namespace, source: str, *, share: float = 0.0, stream
         streaming=streaming,
         validation_split=share,
         group_columns=[group] if isinstance(group, str) else group,
+        multi_label=is_multi_label(options),
         **columns(options),
     )
 
@@ -208,12 +209,17 @@ def summarize(options: argparse.Namespace, found: Any, train_split: str) -> None
         print("\n".join(described(options, inspection)), file=sys.stderr, flush=True)
 
 
+def is_multi_label(options: argparse.Namespace) -> bool:
+    """Whether images may have several classes."""
+    return getattr(options, "base_loss", None) == "multi_label" or getattr(options, "multi_label", False)
+
+
 def column_settings(options: argparse.Namespace) -> Any:
     """The columns that were asked for, as the package's functions take them."""
     from starft_hf.data.columns import ColumnSettings
 
     present = [name for name in ("image_column", "label_column", "caption_column", "group_column") if name in options]
-    return ColumnSettings(**given(options, *present), **class_names(options))
+    return ColumnSettings(**given(options, *present), **class_names(options), multi_label=is_multi_label(options))
 
 
 def _only_split(splits: Mapping[str, Any], source: str, flag: str) -> str:

@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="retrieval finds captions of images and images of captions; auto does for captions without labels",
     )
     parser.add_argument("--caption_column", help="column with the captions to retrieve (default: caption)")
+    parser.add_argument(
+        "--multi_label",
+        action="store_true",
+        help="images may have several classes (default: as in the model's own run)",
+    )
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--no_head", action="store_true", help="zero-shot, even if there is a linear head")
     add_trust(parser)
@@ -44,7 +49,8 @@ def run(options: argparse.Namespace) -> None:
     if (options.dataset is None) == (options.benchmark is None):
         raise argparse.ArgumentTypeError("pass either a dataset or --benchmark")
     if options.benchmark is not None:
-        refuse(options, (*OF_A_BENCHMARK, "task", "caption_column"), f"--benchmark {options.benchmark} decides it")
+        unused = (*OF_A_BENCHMARK, "task", "caption_column", "multi_label")
+        refuse(options, unused, f"--benchmark {options.benchmark} decides it")
     else:
         refuse(options, ["data_dir"], "it is the folder of a benchmark, and --benchmark does not name one")
     check_sources(options, "model", "dataset")
@@ -67,6 +73,7 @@ def run(options: argparse.Namespace) -> None:
     folder = local_folder(options.model, trust_remote_code=options.trust_remote_code)
     own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
     if benchmark is None:
+        options.multi_label = options.multi_label or own.get("base_loss") == "multi_label"
         take_own_columns(options, own)
         rows, split = load_split(options)
         if _is_retrieval(options, rows):
@@ -93,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
             settings |= {"group_column": options.group_column, "training_shares": None}
         split = options.split or benchmark.evaluation_split
         rows = benchmark.load(split=split)
-        result = benchmark.evaluate(model, saved.processor, rows, **settings)
+        result: Any = benchmark.evaluate(model, saved.processor, rows, **settings)
         data = {"benchmark": options.benchmark, "split": split}
     else:
         settings |= {**columns(options), "class_names": names, "group_column": groups}
@@ -103,6 +110,7 @@ def run(options: argparse.Namespace) -> None:
                 f"the labels are integers and are taken as positions in the classes of {options.model}: 0 is "
                 f"{names[0]!r}; pass --class_names in the order of the labels if that is not so",
             )
+        settings["multi_label"] = options.multi_label
         result = evaluate_zero_shot(model, saved.processor, rows, **settings)
         data = {"dataset": options.dataset, "split": split}
     title = f"{options.model} on {options.benchmark or options.dataset}, split {split}"
@@ -130,7 +138,7 @@ def _retrieve(options: argparse.Namespace, folder: Any, rows: Any, split: str) -
     import torch
 
     from starft_hf import evaluate_retrieval
-    from starft_hf.cli.tables import retrieval_table
+    from starft_hf.cli.tables import result_table
     from starft_hf.data.retrieval import CAPTION_COLUMN
     from starft_hf.hub.classifier import load
 
@@ -145,7 +153,7 @@ def _retrieve(options: argparse.Namespace, folder: Any, rows: Any, split: str) -
         **reading(options),
     )
     content = {**result.as_dict(), "dataset": options.dataset, "split": split}
-    show(options, content, retrieval_table(result, f"{options.model} on {options.dataset}, split {split}"))
+    show(options, content, result_table(result, f"{options.model} on {options.dataset}, split {split}"))
 
 
 def _has_integers(rows: Any, column: str) -> bool:

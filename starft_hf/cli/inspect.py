@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--caption_column", help="column with captions")
     parser.add_argument("--group_column", nargs="+", help="columns that name the groups")
     parser.add_argument("--class_names", nargs="+", help=CLASS_NAMES_HELP)
+    parser.add_argument("--multi_label", action="store_true", help="images may have several classes")
     parser.add_argument("--caption_template", nargs="+", default=["a photo of a {}."], help="templates of captions")
     parser.add_argument("--spuriosity", default="background", help="pool: a built-in name, a file or a repository")
 

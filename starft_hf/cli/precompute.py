@@ -24,7 +24,9 @@ def run(options: argparse.Namespace) -> None:
 
     check_required(options)
     args, arguments = settings_of(options), run_arguments(options)
-    warn_of_no_effect(options, [args], no_effect_on_the_cache())
+    # How labels are read depends on the base loss.
+    idle = [name for name in no_effect_on_the_cache() if name != "base_loss" or args.base_loss != "multi_label"]
+    warn_of_no_effect(options, [args], idle)
     # Nothing is evaluated.
     options.eval_dataset, options.eval_split = None, [options.train_split]
     train = load_training_data(options).train

@@ -10,14 +10,20 @@ from starft_hf.utils.text import one_line, percent
 
 
 if TYPE_CHECKING:
-    from starft_hf.evaluation.results import EvaluationResult, RetrievalResult
+    from starft_hf.evaluation.results import AnyResult, MultiLabelResult, RetrievalResult
     from starft_hf.report.audit import AuditResult
     from starft_hf.spuriosity.result import DiscoveryResult
     from starft_hf.weights.repair import RepairResult
 
 
-def result_table(result: "EvaluationResult", title: str) -> Table:
-    """An evaluation: every group, and the figures of the whole."""
+def result_table(result: "AnyResult", title: str) -> Table:
+    """An evaluation: every group, or class where images may have several, or the recalls; and the figures of all."""
+    from starft_hf.evaluation.results import MultiLabelResult, RetrievalResult
+
+    if isinstance(result, MultiLabelResult):
+        return _multi_label_table(result, title)
+    if isinstance(result, RetrievalResult):
+        return _retrieval_table(result, title)
     table = _table(title, ["group"], ["rows", "accuracy, %"])
     for group, accuracy in sorted(result.group_accuracies.items(), key=lambda item: item[1]):
         _add(table, [group], f"{result.group_sizes[group]:,}", percent(accuracy))
@@ -32,7 +38,7 @@ def result_table(result: "EvaluationResult", title: str) -> Table:
     return table
 
 
-def retrieval_table(result: "RetrievalResult", title: str) -> Table:
+def _retrieval_table(result: "RetrievalResult", title: str) -> Table:
     """An evaluation by retrieval: the recalls both ways."""
     table = _table(title, ["from"], ["rows", "R@1, %", "R@5, %", "R@10, %"])
     for way, rows in (("image_to_text", result.images), ("text_to_image", result.captions)):
@@ -42,6 +48,24 @@ def retrieval_table(result: "RetrievalResult", title: str) -> Table:
     table.add_row("mean of all", "", percent(result.mean_recall))
     if result.skipped:
         table.add_row("skipped, unreadable image", f"{result.skipped:,}")
+    return table
+
+
+def _multi_label_table(result: "MultiLabelResult", title: str) -> Table:
+    table = _table(title, ["class or group"], ["images", "AP or mAP, %", "F1, %"])
+    for name, ap in sorted(result.class_ap.items(), key=lambda item: item[1]):
+        _add(table, [name], f"{result.class_sizes[name]:,}", percent(ap), percent(result.class_f1[name]))
+    for name, score in sorted(result.group_map.items(), key=lambda item: item[1]):
+        _add(table, [f"group {name}"], f"{result.group_sizes[name]:,}", percent(score), percent(result.group_f1[name]))
+    table.add_section()
+    table.add_row("mean over classes", "", percent(result.map), percent(result.macro_f1))
+    table.add_row("all pairs of image and class", "", "", percent(result.micro_f1))
+    table.add_row("worst class", "", percent(result.worst_class_ap), percent(result.worst_class_f1))
+    if result.group_map:
+        worst = (min(part.values()) for part in (result.group_map, result.group_f1))
+        table.add_row("worst group", "", *map(percent, worst))
+    if result.skipped:
+        table.add_row("skipped, unreadable image", f"{result.skipped:,}", "", "")
     return table
 
 

@@ -107,6 +107,16 @@ def _unevaluated(options: argparse.Namespace) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Results:
+    """A model with its results, where images may have several classes."""
+
+    method: str
+    seed: int
+    results: dict[str, Any]
+    log: Any = ()
+
+
 def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     from starft_hf.hub.model_card import BEFORE
     from starft_hf.hub.record import RECORD_FILE
@@ -125,7 +135,9 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
     evaluates = trainer.eval_dataset is not None
     # A model that a run has saved is not a zero-shot one.
     start = BEFORE if (Path(options.model) / RECORD_FILE).is_file() else ZERO_SHOT
-    runs = [Run(start, args.seed, evaluation_results(trainer))] if evaluates else []
+    # Reports are of accuracies.
+    kind: Any = _Results if args.base_loss == "multi_label" else Run
+    runs = [kind(start, args.seed, evaluation_results(trainer))] if evaluates else []
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if evaluates:
@@ -134,7 +146,7 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
         # It may have been evaluated after its last step already.
         known, names = trainer.measured.of(trainer.model), list(trainer.eval_dataset)
         results = {name: known[name] for name in names} if {*names} <= {*known} else evaluation_results(trainer)
-        runs.append(Run(method, args.seed, results, log=log))
+        runs.append(kind(method, args.seed, results, log=log))
     return runs
 
 
@@ -148,7 +160,11 @@ def _report(trainer: Any, runs: list[Any], evaluation: dict[str, Any], options: 
     folder = Path(trainer.args.output_dir)
     trainer.create_model_card()
     parts: list[Any] = [] if runs else [_unevaluated(options)]
-    if runs:
+    if runs and isinstance(runs[0], _Results):
+        from starft_hf.cli.tables import result_table
+
+        parts = [result_table(one, f"{run.method} on {name}") for run in runs for name, one in run.results.items()]
+    elif runs:
         shown = images_of_mistakes(runs, evaluation, trainer.args.image_column)
         about = about_run(trainer.args, options.model, trainer.train_dataset, trainer.class_names)
         report = RobustnessReport(runs, baseline=runs[0].method, thumbnails=shown, about=about)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from starft_hf.data.decoding import BAD_IMAGES
@@ -14,6 +15,8 @@ from starft_hf.utils.hashing import text_key
 
 
 Collator = Callable[[list[Any]], dict[str, Any]]
+
+_ROWS = {"caption": "caption_rows", "spurious_caption": "spurious_rows"}
 
 # What examples and batches call the same numbers.
 _NUMBERS = {
@@ -29,6 +32,7 @@ class StarFTCollator:
     A batch has the arguments of the model's forward, of which the images are bytes that `DualEncoder.normalized` turns
     into floats on the device, unless examples have floats. If examples have them, it also has:
         labels: class indices, `(N,)`.
+        targets: 1 for every class of a row and 0 for the others, `(N, C)`, where rows have several.
         groups: names of the evaluation groups, a list of N strings.
         image_keys: for retrieval, a list of N strings, the same for rows with the same image.
         image_captions: for retrieval, all captions of every row, a list of N lists of strings.
@@ -38,14 +42,15 @@ class StarFTCollator:
         caption_rows, spurious_rows: `(N,)`, for every row the index of its (spurious) caption in the batch's texts.
         caption_keys: without labels, `(N,)`, equal numbers for equal captions.
         caption_ids, spurious_ids: `(N,)`, the ids of the (spurious) captions in the caption bank.
-        captions: a list of N strings in place of `caption_rows`, if a regularizer compares classes: its texts belong
-            to the whole batch, are only known in the step, and are encoded together with these.
+        captions, spurious_captions: lists of N strings in place of `caption_rows` and `spurious_rows`, if images are
+            compared with classes: their texts belong to the whole batch, are only known in the step, and are encoded
+            together with these.
 
     Args:
         encode_texts: turns texts into arguments of the model's forward; None where all embeddings are known.
         with_captions: whether a loss needs the captions of the rows.
         with_spurious_captions: whether a loss needs their spurious captions.
-        encode_captions: whether to encode the captions here; False leaves them to the step.
+        encode_captions: whether to encode the texts here; False leaves them to the step.
     """
 
     encode_texts: TextEncoding | None
@@ -56,16 +61,16 @@ class StarFTCollator:
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = stack_examples(examples)
         texts: dict[str, list[str]] = {}
-        if self.with_captions and "caption" in examples[0]:
-            captions = [example["caption"] for example in examples]
-            if "label" not in examples[0]:
+        for kind, is_needed in (("caption", self.with_captions), ("spurious_caption", self.with_spurious_captions)):
+            if not is_needed or kind not in examples[0]:
+                continue
+            captions = [example[kind] for example in examples]
+            if kind == "caption" and "label" not in examples[0] and "targets" not in examples[0]:
                 batch["caption_keys"] = torch.tensor(list(map(text_key, captions)))
             if self.encode_captions:
-                texts["caption_rows"] = captions
+                texts[_ROWS[kind]] = captions
             else:
-                batch["captions"] = captions
-        if self.with_spurious_captions and "spurious_caption" in examples[0]:
-            texts["spurious_rows"] = [example["spurious_caption"] for example in examples]
+                batch[f"{kind}s"] = captions
         return batch | encode_rows(texts, self.encode_texts, filling=examples[0].get("caption", ""))
 
 
@@ -89,6 +94,8 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name, key in _NUMBERS.items():
         if name in examples[0]:
             batch[key] = torch.tensor([example[name] for example in examples])
+    if "targets" in examples[0]:
+        batch["targets"] = torch.from_numpy(np.stack([example["targets"] for example in examples]))
     if "group" in examples[0]:
         batch["groups"] = [example["group"] for example in examples]
     if "image_key" in examples[0]:

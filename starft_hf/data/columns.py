@@ -15,8 +15,19 @@ from starft_hf.data.labels import (
     class_feature,
     is_single,
     is_text,
+    named,
     numbers_as_labels,
     several_labels,
+)
+from starft_hf.data.multi_labels import (
+    EITHER,
+    as_vector,
+    check_rows,
+    class_indices,
+    distinct_entries,
+    entry_feature,
+    form_by_type,
+    form_of,
 )
 from starft_hf.data.source import check_dataset, column_names, is_iterable
 from starft_hf.utils.names import check_distinct, check_names
@@ -33,7 +44,8 @@ class ColumnSettings:
 
     Without `class_names`, in label order, names are read from the dataset; if it has none, they are those of
     `training` or the default ones. `training` has the columns of the training set, for a dataset that is evaluated
-    with its classes: labels and groups are matched with them by name.
+    with its classes: labels and groups are matched with them by name. With `multi_label`, rows have any number of
+    classes.
     """
 
     image_column: str = "image"
@@ -44,6 +56,7 @@ class ColumnSettings:
     group_function: GroupFunction | None = None
     default_class_names: Sequence[str] | None = None
     training: "ImageColumns | None" = None
+    multi_label: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class ImageColumns:
     """Which columns of a dataset are used, and what its labels mean; without `groups`, the classes are the groups.
 
     If labels stand for classes of a classifier, `class_mapping` has for every label the indices into `classifier`.
+    `several` is how rows name any number of classes, as `data.multi_labels` has it, for which `labels` says what an
+    entry means; None if every row has one. Without `groups`, such rows are in none.
     """
 
     image: str
@@ -60,6 +75,7 @@ class ImageColumns:
     labels: Labels | None
     classifier: tuple[str, ...] | None = None
     class_mapping: tuple[tuple[int, ...], ...] | None = None
+    several: str | None = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -83,9 +99,25 @@ class ImageColumns:
         assert self.label is not None
         return self.labels.index(value, self.label)
 
+    def classes_of(self, row: Mapping[str, Any]) -> list[int]:
+        """The class indices of a row, one unless rows have several."""
+        assert self.labels is not None
+        assert self.label is not None
+        if self.several is None:
+            return [self.label_of(row)]
+        return class_indices(row[self.label], self.several, self.labels, self.label)
+
+    def targets_of(self, row: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The "label" of a row, or its "targets" `(C,)` where rows have several; of None those of a blank row."""
+        if self.several is None:
+            return {"label": 0 if row is None else self.label_of(row)}
+        return {"targets": as_vector([] if row is None else self.classes_of(row), len(self.class_names or ()))}
+
     def group_of(self, row: Mapping[str, Any]) -> str:
         """The name of the group of a row: its class, unless columns or a function name groups."""
         if self.groups is None:
+            if self.several is not None:
+                return ""
             assert self.class_names is not None
             return self.class_names[self.label_of(row)]
         if self.class_names is not None and self.label in self.groups.columns and self.groups.function is None:
@@ -130,12 +162,30 @@ def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> Ima
             f"{what} has no class names: column {label!r} is {'untyped' if feature is None else feature}, not a "
             "ClassLabel. Pass class_names=[...] in label order, or cast the column to datasets.ClassLabel."
         )
-    return ImageColumns(image, label, caption, groups, labels)
+    if not settings.multi_label:
+        return ImageColumns(image, label, caption, groups, labels)
+    if groups is not None and groups.function is None and label in groups.columns:
+        raise ValueError(
+            f"group_column names {label!r}, of which a row has several classes, so they are not groups; name columns "
+            "with one value per row"
+        )
+    return ImageColumns(image, label, caption, groups, labels, several=_form(dataset, label, labels, settings))
+
+
+def _form(dataset: Any, label: str, labels: Labels, settings: ColumnSettings) -> str:
+    """How rows name several classes."""
+    feature = entry_feature((getattr(dataset, "features", None) or {}).get(label))
+    if is_iterable(dataset) or not hasattr(dataset, "features"):
+        return form_by_type(feature) or EITHER
+    known = None if settings.training is None else settings.training.several
+    return form_of(read_column(dataset, label), feature, labels, label, known)
 
 
 def _resolve_labels(dataset: Any, label: str, settings: ColumnSettings, what: str) -> Labels | None:
     """What the values of a label column mean; None if nothing names the classes."""
     feature = (getattr(dataset, "features", None) or {}).get(label)
+    if settings.multi_label:
+        feature = entry_feature(feature)
     if not is_single(feature):
         rows = [] if is_iterable(dataset) else read_column(dataset.select(range(min(len(dataset), 100))), label)
         raise ValueError(f"{what}: {several_labels(rows, label)}")
@@ -149,34 +199,26 @@ def _resolve_labels(dataset: Any, label: str, settings: ColumnSettings, what: st
         if is_text(feature):
             written = training.labels.written if training is not None and training.labels is not None else None
             return Labels(given, written)
-        return numbers_as_labels(given, _numbers(dataset, label), ordered=True, given=True, column=label, what=what)
+        numbers = _numbers(dataset, label, settings)
+        return numbers_as_labels(given, numbers, ordered=True, given=True, column=label, what=what)
     if own is not None:
-        return _named(own, ordered=True)
+        return named(own, ordered=True)
     default = training.labels if training is not None else None
     if default is None and settings.default_class_names is not None:
         default = Labels(tuple(settings.default_class_names))
     if is_text(feature):
-        return default or _named(tuple(distinct_values(dataset, label)), ordered=False)
+        return default or named(tuple(_values(dataset, label, settings)), ordered=False)
     if default is None:
         return None
     given_for_these = training is None
     return numbers_as_labels(
         default.names,
-        _numbers(dataset, label),
+        _numbers(dataset, label, settings),
         ordered=default.ordered,
         given=given_for_these,
         column=label,
         what=what,
     )
-
-
-def _named(written: tuple[str, ...], *, ordered: bool) -> Labels:
-    """The classes of a dataset by their own names, or by what WordNet ids stand for."""
-    words = names_of_ids(written)
-    if words is None:
-        return Labels(written, ordered=ordered)
-    logger.warning_once(f"Class names are WordNet ids; they are read as {words[0]!r} for {written[0]!r}, and so on.")
-    return Labels(words, written, ordered)
 
 
 def _renamed(
@@ -203,10 +245,16 @@ def _renamed(
     return Labels(given, own)
 
 
-def _numbers(dataset: Any, label: str) -> list[Any] | None:
+def _numbers(dataset: Any, label: str, settings: ColumnSettings) -> list[Any] | None:
     """The distinct values of a label column, or None where they cannot be read without the images."""
     if is_iterable(dataset) or not hasattr(dataset, "features"):
         return None
+    return _values(dataset, label, settings)
+
+
+def _values(dataset: Any, label: str, settings: ColumnSettings) -> list[Any]:
+    if settings.multi_label:
+        return distinct_entries(read_column(dataset, label), label)
     return distinct_values(dataset, label)
 
 
@@ -245,6 +293,10 @@ def _other_order(own: Sequence[str], class_names: Sequence[str], label: str, wha
 def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: bool) -> None:
     """Check every label of a dataset, and that `several` classes occur, unless that would mean reading images."""
     if columns.label is None or is_iterable(dataset) or not hasattr(dataset, "features"):
+        return
+    if columns.several is not None:
+        rows = (columns.classes_of({columns.label: value}) for value in read_column(dataset, columns.label))
+        check_rows(rows, columns.class_names or (), columns.label, what)
         return
     values = distinct_values(dataset, columns.label)
     if values == [-1, 1]:
@@ -297,7 +349,7 @@ def _check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
 def _warn_of_groups_across_classes(dataset: Any, columns: ImageColumns) -> None:
     """Warn, once, of groups that have images of most classes: the worst of them is rarely what is meant."""
     groups, label = columns.groups, columns.label
-    if groups is None or groups.function is not None or label in groups.columns or label is None:
+    if groups is None or groups.function is not None or label in groups.columns or label is None or columns.several:
         return
     if is_iterable(dataset) or not hasattr(dataset, "features"):
         return

@@ -88,13 +88,13 @@ class ImageExampleMaker:
 
 @dataclass
 class EvaluationExampleMaker(ImageExampleMaker):
-    """Makes evaluation examples of rows: "label" and "group" beside the image."""
+    """Makes evaluation examples of rows: "label", or "targets" if rows have several, and "group" beside the image."""
 
     def targets(self, row: Row, sample: int) -> Example:
-        return {"label": self.columns.label_of(row), "group": self.columns.group_of(row)}
+        return {**self.columns.targets_of(row), "group": self.columns.group_of(row)}
 
     def blank_targets(self, sample: int) -> Example:
-        return {"label": 0, "group": ""}
+        return {**self.columns.targets_of(None), "group": ""}
 
 
 @dataclass

@@ -135,8 +135,10 @@ def _summary(rows: Any, columns: ImageColumns, sources: tuple[str, ...]) -> Spli
     groups: Counter[str] = Counter()
     for values, number in kinds.items():
         row = dict(zip(used, values, strict=True))
-        classes[names[columns.label_of(row)]] += number
-        groups[columns.group_of(row)] += number
+        for index in columns.classes_of(row):
+            classes[names[index]] += number
+        if columns.several is None or columns.groups is not None:
+            groups[columns.group_of(row)] += number
     return SplitSummary(len(rows), dict(classes), dict(sorted(groups.items())), sources)
 
 

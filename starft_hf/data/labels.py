@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, Value
+from transformers.utils import logging
 
 from starft_hf.data.imagenet import names_of_ids
 from starft_hf.data.source import plain
 from starft_hf.utils.names import unknown_name
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,15 @@ class Labels:
         raise ValueError(f"column {column!r}: {unknown_name('label', name, self.names)}")
 
 
+def named(written: tuple[str, ...], *, ordered: bool) -> Labels:
+    """The classes of a dataset by their own names, or by what WordNet ids stand for."""
+    words = names_of_ids(written)
+    if words is None:
+        return Labels(written, ordered=ordered)
+    logger.warning_once(f"Class names are WordNet ids; they are read as {words[0]!r} for {written[0]!r}, and so on.")
+    return Labels(words, written, ordered)
+
+
 def spelled(value: Any) -> str:
     """A number, or a boolean, as the name of a class or a group: 1.0 is "1"."""
     is_whole = isinstance(value, float) and value.is_integer()
@@ -85,7 +98,8 @@ def several_labels(values: Sequence[Any], column: str) -> str:
     found = f"a row has {values[0]!r}" if values else "a row has several labels"
     return (
         f"column {column!r} is {kind}: {found}, and classes must exclude each other. Give every row one label: "
-        f"dataset.map(lambda row: {{{column!r}: row[{column!r}]{one}}})"
+        f"dataset.map(lambda row: {{{column!r}: row[{column!r}]{one}}}); or, to train on several, use "
+        "base_loss='multi_label'"
     )
 
 

@@ -43,6 +43,7 @@ def load_splits(
     label_column: str = "label",
     streaming: bool = False,
     validation_split: float = VALIDATION_SPLIT,
+    multi_label: bool = False,
 ) -> Splits:
     """All splits of a dataset, by name.
 
@@ -56,6 +57,8 @@ def load_splits(
         streaming: read rows as they are needed instead of all in advance. Of image files, the paths are.
         validation_split: the share of the rows of a folder or file that is held out as the split "validation" if there
             is only one split, for training; 0: none. It is stratified by class.
+        multi_label: whether images may have several classes. Tables have them as lists, joined as in "owl|fern", in
+            columns of 0 and 1, or in several rows; an empty label is of an image without any.
 
     Raises:
         FileNotFoundError: if neither a file nor, unless `source` looks like a path, a dataset on the Hub is found.
@@ -68,6 +71,7 @@ def load_splits(
         label_column=label_column,
         streaming=streaming,
         validation_split=validation_split,
+        multi_label=multi_label,
     )
     for note in found.notes:
         logger.warning("%s: %s", source, note)
@@ -90,6 +94,7 @@ def read_data(
     label_column: str = "label",
     streaming: bool = False,
     validation_split: float = VALIDATION_SPLIT,
+    multi_label: bool = False,
     group_columns: Sequence[str] = (),
 ) -> DataFound:
     """`load_splits`, with where the rows are from and what was not read.
@@ -98,7 +103,7 @@ def read_data(
         group_columns: columns by which rows are held out as well as by their classes; empty: those that are usual.
     """
     check_share(validation_split)
-    wanted = Wanted(image_column, label_column)
+    wanted = Wanted(image_column, label_column, multi_label)
     path = Path(local_or_hub(source, "dataset"))
     if not path.exists():
         return DataFound(_from_hub(str(source), config, streaming, wanted))

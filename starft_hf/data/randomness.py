@@ -30,6 +30,7 @@ class Draw(IntEnum):
     SUBSET = 8
     STRATA = 9
     STRATUM = 10
+    POSITIVE_CLASS = 11
 
 
 def sample_generator(seed: int, epoch: int, sample: int, draw: Draw) -> np.random.Generator:

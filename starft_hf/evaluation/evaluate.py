@@ -16,10 +16,12 @@ from starft_hf.data.examples import EvaluationExampleMaker
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import SCALED
 from starft_hf.evaluation.loop import ClassifierEvaluation
+from starft_hf.evaluation.multi_label import MultiLabelEvaluation
 from starft_hf.evaluation.passes import EvaluationSettings
-from starft_hf.evaluation.results import EvaluationResult
-from starft_hf.evaluation.validation import check_shares
+from starft_hf.evaluation.results import EvaluationResult, MultiLabelResult
+from starft_hf.evaluation.validation import check_shares, check_single_label_only
 from starft_hf.models.modes import floating_dtype
+from starft_hf.models.sigmoid import NO_BIAS, has_bias
 from starft_hf.utils.names import check_distinct, check_names
 
 
@@ -37,6 +39,7 @@ def evaluate_zero_shot(
     class_mapping: Sequence[Sequence[int]] | None = None,
     head: nn.Linear | None = None,
     training_shares: Mapping[str, float] | None = None,
+    multi_label: bool = False,
     batch_size: int = 64,
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
@@ -46,8 +49,10 @@ def evaluate_zero_shot(
     image_cache: str | PathLike[str] | bool | None = None,
     trust_remote_code: bool = False,
     progress: bool = True,
-) -> EvaluationResult:
+) -> EvaluationResult | MultiLabelResult:
     """Classify the images of a labeled dataset zero-shot, or with a linear head, and measure accuracy and calibration.
+
+    With `multi_label`, average precision and F1 are measured instead.
 
     In a process group, as a Trainer or `accelerate.PartialState()` sets it up, each process classifies part of the
     images, and all of them return the result of the whole set. Memory grows with the classes, not with the images.
@@ -68,6 +73,9 @@ def evaluate_zero_shot(
         head: a linear head over `class_names`, in place of the zero-shot classifier.
         training_shares: share, or rows, of every group in the training set, for the group-adjusted accuracy. Every
             group with rows must have one, and every group with a share above 0 must have rows.
+        multi_label: whether rows have any number of classes, as lists of them or as vectors of 0 and 1. The model must
+            have a bias: one trained with `base_loss="multi_label"`, or a sigmoid model such as SigLIP. Neither
+            `head`, `class_mapping`, `training_shares` nor `keep_mistakes` have a meaning there.
         batch_size: images per forward.
         num_workers: processes that load images.
         dtype: of autocast, such as `torch.bfloat16`; None: the model's own.
@@ -93,7 +101,12 @@ def evaluate_zero_shot(
     if class_names is not None:
         check_names(class_names)
         check_distinct(class_names)
-    named = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
+    named = ColumnSettings(
+        image_column, label_column, None, group_column, class_names, group_function, multi_label=multi_label
+    )
+    if multi_label:
+        single = {"head": head, "class_mapping": class_mapping, "training_shares": training_shares}
+        check_single_label_only({**single, "keep_mistakes": keep_mistakes or None})
     if class_mapping is None:
         columns = resolve_evaluation_columns(dataset, named, what="dataset")
     else:
@@ -104,11 +117,15 @@ def evaluate_zero_shot(
         check_shares(training_shares, group_names(dataset, columns))
 
     model, encoder = settings.load(model, processor)
+    if multi_label and not has_bias(model):
+        raise ValueError(NO_BIAS.format(type(model).__name__))
     if head is not None:
         # Embeddings are in float32 or wider.
         device = next(model.parameters()).device
         head = copy.deepcopy(head).to(device, torch.promote_types(floating_dtype(model), torch.float32))
     maker = EvaluationExampleMaker(columns, settings.preprocessor(encoder))
+    if multi_label:
+        return settings.evaluate(model, dataset, maker, MultiLabelEvaluation(encoder, columns, templates))
     evaluation = ClassifierEvaluation(encoder, columns, templates, head, keep_mistakes)
     return settings.evaluate(model, dataset, maker, evaluation, training_shares)
 

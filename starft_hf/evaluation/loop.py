@@ -15,6 +15,7 @@ from starft_hf.data.examples import IndexedExamples
 from starft_hf.data.strata import groups_of
 from starft_hf.evaluation.counts import ClassificationCounts
 from starft_hf.evaluation.mistakes import ConfidentMistakes
+from starft_hf.evaluation.multi_label import MultiLabelEvaluation
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.retrieval import RetrievalEvaluation
 from starft_hf.evaluation.zero_shot import zero_shot_weights
@@ -97,17 +98,24 @@ def evaluation_of(
     columns: ImageColumns,
     templates: Sequence[str],
     head: nn.Linear | None = None,
-) -> ClassifierEvaluation | RetrievalEvaluation:
+) -> ClassifierEvaluation | MultiLabelEvaluation | RetrievalEvaluation:
     """What measures a dataset with these columns for a trainer: a classifier if there are labels, else retrieval."""
     if columns.label is None:
         return RetrievalEvaluation(encoder)
+    if columns.several is not None:
+        return MultiLabelEvaluation(encoder, columns, templates)
     return ClassifierEvaluation(encoder, columns, templates, head, _KEPT_MISTAKES)
 
 
 def labels_that_count(batch: Mapping[str, Any]) -> Tensor:
-    """The labels of a batch, `(N,)`, with -100, which losses and metrics ignore, for rows that are skipped."""
-    labels: Tensor = batch["labels"]
-    return labels.masked_fill(~batch["valid"], -100) if "valid" in batch else labels
+    """The labels of a batch, `(N,)`, with -100, which losses and metrics ignore, for rows that are skipped.
+
+    Where rows have several classes, these are 0 and 1, `(N, classes)`, as integers.
+    """
+    labels: Tensor = batch["labels"] if "labels" in batch else batch["targets"].long()
+    if "valid" not in batch:
+        return labels
+    return labels.masked_fill(~batch["valid"].reshape(-1, *[1] * (labels.ndim - 1)), -100)
 
 
 def training_group_shares(examples: Any, evaluated: ImageColumns | None = None) -> dict[str, float] | None:
@@ -117,7 +125,7 @@ def training_group_shares(examples: Any, evaluated: ImageColumns | None = None) 
     """
     if not isinstance(examples, IndexedExamples) or not hasattr(examples.dataset, "select_columns"):
         return None
-    if (columns := examples.columns).label is None:
+    if (columns := examples.columns).label is None or columns.several is not None:
         return None
     if columns.groups is not None and evaluated is not None and evaluated.groups is not None:
         names = {**evaluated.groups.names, **columns.groups.names}

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from starft_hf.utils.names import log_names
 
 
-_MOST_LOGGED_GROUPS = 20
+MOST_LOGGED_GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class EvaluationResult:
         names = log_names(self.group_accuracies)
         logged: dict[str, float | str] = {**self._figures(), "worst_group": self.worst_group}
         for group, accuracy in self.group_accuracies.items():
-            if groups and len(names) <= _MOST_LOGGED_GROUPS:
+            if groups and len(names) <= MOST_LOGGED_GROUPS:
                 logged[f"accuracy_{names[group]}"] = accuracy
             for name in (group, names[group]):
                 if wanted is not None and wanted.endswith(f"accuracy_{name}"):
@@ -189,13 +189,108 @@ RECALLS = tuple(field.name for field in fields(RetrievalResult) if "_recall_at_"
 RECALLS_AT_1 = ("image_to_text_recall_at_1", "text_to_image_recall_at_1")
 MEAN_RECALL = "mean_recall"
 
-AnyResult: TypeAlias = EvaluationResult | RetrievalResult
+
+@dataclass(frozen=True)
+class MultiLabelResult:
+    """The metrics of a multi-label classifier on a dataset, from 0 to 1 but for the loss.
+
+    Average precision (AP) and F1 of a class are defined if an image has the class, and those of a group if one of its
+    images has a class: what is undefined counts nowhere. F1 is that of the classes with a probability of at least 0.5.
+
+    Attributes:
+        map: mean of AP over the classes.
+        micro_f1: F1 of all pairs of an image and a class.
+        macro_f1: mean of F1 over the classes.
+        worst_class_ap: AP of the class where it is lowest, the worst class.
+        worst_class_f1: F1 of the class where that is lowest.
+        loss: mean binary cross-entropy in nats.
+        class_ap: AP by class.
+        class_f1: F1 by class.
+        class_sizes: images of every class.
+        group_map: mean of AP over the classes within a group, by group; a class counts in the groups that have it.
+        group_f1: F1 of all pairs of an image and a class, by group.
+        group_sizes: images in every group; empty without groups.
+        skipped: rows whose images cannot be read; no metric counts them.
+    """
+
+    map: float
+    micro_f1: float
+    macro_f1: float
+    worst_class_ap: float
+    worst_class_f1: float
+    loss: float
+    class_ap: Mapping[str, float]
+    class_f1: Mapping[str, float]
+    class_sizes: Mapping[str, int]
+    group_map: Mapping[str, float]
+    group_f1: Mapping[str, float]
+    group_sizes: Mapping[str, int]
+    skipped: int = 0
+
+    @property
+    def worst_class(self) -> str:
+        """The class with the lowest AP."""
+        return min(self.class_ap, key=lambda name: self.class_ap[name])
+
+    @property
+    def worst_group(self) -> str | None:
+        """The group with the lowest mean AP; None without groups."""
+        return min(self.group_map, key=lambda name: self.group_map[name], default=None)
+
+    def logged(self, groups: bool = False, wanted: str | None = None) -> dict[str, float | str]:
+        """The figures that a trainer logs, and the names of the worst class and group, under keys without spaces.
+
+        Args:
+            groups: whether to add the figures of each group, if there are no more than 20.
+            wanted: a metric, maybe with a prefix, that is added in any case if it is of a class or a group.
+        """
+        logged: dict[str, float | str] = {name: getattr(self, name) for name in _MULTI_LABEL_FIGURES}
+        logged["worst_class"] = self.worst_class
+        if self.worst_group is not None:
+            logged["worst_group_map"] = self.group_map[self.worst_group]
+            logged["worst_group_f1"] = min(self.group_f1.values())
+            logged["worst_group"] = self.worst_group
+        if self.skipped:
+            logged["skipped_images"] = self.skipped
+        of_groups = {"map": self.group_map, "f1": self.group_f1}
+        of_classes = {"class_ap": self.class_ap, "class_f1": self.class_f1}
+        for kind, part in (of_groups | of_classes).items():
+            for name, key in log_names(part).items():
+                is_wanted = wanted is not None and wanted.endswith((f"{kind}_{key}", f"{kind}_{name}"))
+                if is_wanted or (groups and kind in of_groups and len(part) <= MOST_LOGGED_GROUPS):
+                    logged[f"{kind}_{key}"] = part[name]
+        return logged
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """What was counted: images of every class."""
+        return self.class_sizes
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """What results are compared by: the worst class, and the mean over classes."""
+        return {"worst_class_ap": self.worst_class_ap, "map": self.map}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "MultiLabelResult":
+        """The result from what `as_dict` returned."""
+        return cls(**content)
+
+
+_MULTI_LABEL_FIGURES = ("loss", "map", "micro_f1", "macro_f1", "worst_class_ap", "worst_class_f1")
+
+AnyResult: TypeAlias = EvaluationResult | RetrievalResult | MultiLabelResult
 
 
 def result_from_dict(content: Mapping[str, Any]) -> AnyResult:
     """The result from what its `as_dict` returned."""
-    kind = RetrievalResult if RECALLS[0] in content else EvaluationResult
-    return kind.from_dict(content)
+    if "class_ap" in content:
+        return MultiLabelResult.from_dict(content)
+    return (RetrievalResult if RECALLS[0] in content else EvaluationResult).from_dict(content)
 
 
 def classification_results(results: Mapping[str, AnyResult]) -> dict[str, EvaluationResult]:
@@ -206,6 +301,11 @@ def classification_results(results: Mapping[str, AnyResult]) -> dict[str, Evalua
 def retrieval_results(results: Mapping[str, AnyResult]) -> dict[str, RetrievalResult]:
     """Those of `results` that are of datasets for retrieval."""
     return {name: result for name, result in results.items() if isinstance(result, RetrievalResult)}
+
+
+def multi_label_results(results: Mapping[str, AnyResult]) -> dict[str, MultiLabelResult]:
+    """Those of `results` that are of datasets whose images may have several classes."""
+    return {name: result for name, result in results.items() if isinstance(result, MultiLabelResult)}
 
 
 @dataclass(frozen=True)

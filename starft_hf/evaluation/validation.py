@@ -52,6 +52,16 @@ def check_rows(**columns: Sequence[Any] | NDArray[Any]) -> int:
     return next(iter(sizes.values()))
 
 
+def check_single_label_only(given: Mapping[str, Any]) -> None:
+    """Raise ValueError if one of the arguments `given`, by name, which images of several classes do not have, is set.
+
+    None is unset.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} is for images of one class each, and multi_label=True was passed; leave it out")
+
+
 def check_positive(name: str, value: Any) -> None:
     """Check that `value` is a positive integer."""
     if not isinstance(value, Integral) or value < 1:

@@ -41,7 +41,10 @@ def dataset_ids(dataset: Any) -> list[str]:
 def save_figures(
     folder: Path, before: Mapping[str, AnyResult], results: Mapping[str, AnyResult]
 ) -> list[tuple[str, str]]:
-    """Draw the figures of a card into `folder`; returns their descriptions and paths, none without matplotlib."""
+    """Draw the figures of a card into `folder`; returns their descriptions and paths.
+
+    There are none without matplotlib, and none of images of several classes.
+    """
     from starft_hf.report import RobustnessReport, Run
 
     results, before = classification_results(results), classification_results(before)

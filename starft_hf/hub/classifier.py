@@ -23,11 +23,12 @@ from starft_hf.data.images import ImagePreprocessor, stack_features
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.publishable import publishable
 from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord, public_id
-from starft_hf.models.adapters import without_peft_warning
-from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.adapters import base_model_of, without_peft_warning
+from starft_hf.models.encoder import DualEncoder, logit_bias_of
 from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.modes import evaluation_mode
+from starft_hf.models.sigmoid import NO_BIAS, has_bias, restore_added_bias
 from starft_hf.utils.files import local_or_hub, write_text_atomically
 from starft_hf.utils.untrusted import read_json
 
@@ -47,11 +48,14 @@ class Prediction:
         label: name of the most probable class.
         score: its probability.
         scores: probability of every class, by name.
+        labels: the classes of the image: the most probable one, or where it may have several, in the order of the
+            classes, all with a probability of at least 0.5.
     """
 
     label: str
     score: float
     scores: dict[str, float]
+    labels: tuple[str, ...] = ()
 
 
 class Classifier:
@@ -61,6 +65,11 @@ class Classifier:
         class_names: the classes; None if `with_classes` is to name them.
         templates: prompts with `{}` for the class name.
         head: a linear head over `class_names`, instead of the prompts.
+        multi_label: whether an image may have several classes: probabilities are then of every class by itself, and
+            the model must have a bias.
+
+    Raises:
+        ValueError: if the text tower cannot tell the classes apart, or a multi-label model has no bias.
     """
 
     def __init__(
@@ -70,7 +79,11 @@ class Classifier:
         class_names: Sequence[str] | None,
         templates: Sequence[str] = (DEFAULT_PROMPT,),
         head: nn.Linear | None = None,
+        multi_label: bool = False,
     ):
+        if multi_label and not has_bias(model):
+            raise ValueError(NO_BIAS.format(type(model).__name__))
+        self.multi_label = multi_label
         self.model = model.eval()
         self.processor = processor
         self.class_names = None if class_names is None else tuple(class_names)
@@ -82,7 +95,8 @@ class Classifier:
 
     def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> "Classifier":
         """The same model as a zero-shot classifier of other classes."""
-        return Classifier(self.model, self.processor, class_names, templates or self.templates)
+        several = self.multi_label
+        return Classifier(self.model, self.processor, class_names, templates or self.templates, multi_label=several)
 
     def __call__(self, images: Any, batch_size: int = 32) -> list[Prediction]:
         """A prediction per image.
@@ -103,7 +117,9 @@ class Classifier:
             for row in self.probabilities(stack_features(preprocess(images[start : start + batch_size]))):
                 scores = dict(zip(self.class_names or (), row.tolist(), strict=True))
                 best = max(scores, key=lambda name: scores[name])
-                predictions.append(Prediction(best, scores[best], scores))
+                several = tuple(name for name, score in scores.items() if score >= 0.5)
+                labels = several if self.multi_label else (best,)
+                predictions.append(Prediction(best, scores[best], scores, labels))
         return predictions
 
     def probabilities(self, images: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
@@ -134,7 +150,9 @@ class Classifier:
     def _logits(self, image_embeds: Tensor) -> Tensor:
         if self.head is not None:
             return head_logits(self.head.to(image_embeds.device), image_embeds)
-        return image_embeds @ self._zero_shot_weights.to(image_embeds).T
+        logits = image_embeds @ self._zero_shot_weights.to(image_embeds).T
+        bias = logit_bias_of(base_model_of(self.model)) if self.multi_label else None
+        return logits if bias is None else logits + bias
 
 
 def load(
@@ -163,22 +181,25 @@ def load(
     folder = processor_folder = local_folder(source, revision=revision, token=token, **trusted)
     if (folder / ADAPTER_CONFIG).is_file():
         base_folder = base_of(folder, base, token=token, **trusted)
+        plain = load_model(base_folder, **trusted)
+        # One that training has added is saved with the adapter, which is loaded into what is there.
+        restore_added_bias(plain, folder)
         with without_peft_warning():
-            model: Any = PeftModel.from_pretrained(load_model(base_folder, **trusted), folder)
+            model: Any = PeftModel.from_pretrained(plain, folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
             processor_folder = base_folder
     else:
         model = load_model(folder, **trusted)
     names: Sequence[str] | None = None
-    templates, head = [DEFAULT_PROMPT], None
+    templates, head, several = [DEFAULT_PROMPT], None, False
     if (folder / RECORD_FILE).is_file():
         record = RunRecord.load(folder)
-        names = record.class_names
+        names, several = record.class_names, record.multi_label
         templates = list(record.prompts)
         check_caption_templates(f"{RECORD_FILE} of {str(source)!r}", templates)
     if (folder / HEAD_FILE).is_file():
         head, names = load_head(folder)
-    return Classifier(model, load_processor(model, str(processor_folder), **trusted), names, templates, head)
+    return Classifier(model, load_processor(model, str(processor_folder), **trusted), names, templates, head, several)
 
 
 def base_of(

@@ -7,7 +7,15 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from starft_hf.evaluation.results import AnyResult, Retention, classification_results, retrieval_results
+from starft_hf.evaluation.results import (
+    AnyResult,
+    EvaluationResult,
+    MultiLabelResult,
+    Retention,
+    classification_results,
+    multi_label_results,
+    retrieval_results,
+)
 from starft_hf.hub.card_edits import BEGIN, END
 from starft_hf.hub.record import RunRecord
 from starft_hf.hub.snippets import SnippetWriter, Usage
@@ -83,6 +91,7 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
         results=_results(content),
         retrieval=_retrieval(content),
         retention=_retention(content),
+        multi_label_results=_multi_label_results(content),
         compared=bool(content.before),
         figures=[{"alt": markdown(alt), "path": path} for alt, path in content.figures],
         snippets=writer.snippets(),
@@ -119,15 +128,8 @@ def _metadata(content: CardContent) -> ModelCardData:
             EvalResult(**dataset, metric_type=metric, metric_name=_MEASURES_OF[metric], metric_value=round(value, 6))
             for metric, value in retrieved.headline.items()
         ]
-    for name, result in classification_results(content.results).items():
-        measured = [
-            ("accuracy", "Accuracy", result.accuracy),
-            ("worst_group_accuracy", "Worst-group accuracy", result.worst_group_accuracy),
-            ("expected_calibration_error", "Expected calibration error", result.ece),
-        ]
-        if (before := classification_results(content.before).get(name)) is not None:
-            change = result.worst_group_accuracy - before.worst_group_accuracy
-            measured.append(("worst_group_accuracy_change", f"Worst-group accuracy, change from {BEFORE}", change))
+    for name, result in (classification_results(content.results) | multi_label_results(content.results)).items():
+        measured = _measured(result, content.before.get(name))
         dataset = {"task_type": TASK, "dataset_type": name, "dataset_name": name}
         evaluations += [
             EvalResult(**dataset, metric_type=metric, metric_name=title, metric_value=round(value, 6))
@@ -144,6 +146,41 @@ def _metadata(content: CardContent) -> ModelCardData:
         pipeline_tag=TASK,
         tags=[*dict.fromkeys([*TAGS, *content.tags])],
     )
+
+
+def _measured(result: EvaluationResult | MultiLabelResult, before: AnyResult | None) -> list[tuple[str, str, float]]:
+    """The names and titles of the measures of a result, and what they are."""
+    if isinstance(result, MultiLabelResult):
+        return [
+            ("mean_average_precision", "Mean average precision", result.map),
+            ("f1", "F1 (micro)", result.micro_f1),
+            ("f1", "F1 (macro)", result.macro_f1),
+            ("average_precision", "Average precision of the worst class", result.worst_class_ap),
+        ]
+    measured = [
+        ("accuracy", "Accuracy", result.accuracy),
+        ("worst_group_accuracy", "Worst-group accuracy", result.worst_group_accuracy),
+        ("expected_calibration_error", "Expected calibration error", result.ece),
+    ]
+    if isinstance(before, EvaluationResult):
+        change = result.worst_group_accuracy - before.worst_group_accuracy
+        measured.append(("worst_group_accuracy_change", f"Worst-group accuracy, change from {BEFORE}", change))
+    return measured
+
+
+def _multi_label_results(content: CardContent) -> list[list[str]]:
+    """The cells of the table of results of images of several classes, by rows."""
+    rows = []
+    for name, result in content.results.items():
+        if isinstance(result, MultiLabelResult):
+            group = result.worst_group
+            worst = ["", ""] if group is None else [percent(result.group_map[group]), markdown(group)]
+            before = content.before.get(name)
+            change = points(result.map - before.map) if isinstance(before, MultiLabelResult) else ""
+            numbers = [percent(value) for value in (result.map, result.micro_f1, result.macro_f1)]
+            worst_class = [percent(result.worst_class_ap), markdown(result.worst_class)]
+            rows.append([markdown(name), *numbers, *worst_class, *worst, change])
+    return rows
 
 
 def _results(content: CardContent) -> list[list[str]]:
@@ -194,9 +231,10 @@ def _groups(content: CardContent) -> list[tuple[str, list[list[str]]]]:
     for name, result in classification_results(content.results).items():
         if 1 < len(result.group_accuracies) <= _MOST_GROUPS:
             before = classification_results(content.before).get(name)
+            known = {} if before is None else before.group_accuracies
             rows = []
             for group, accuracy in result.group_accuracies.items():
-                start = None if before is None else before.group_accuracies.get(group)
+                start = known.get(group)
                 change = "" if start is None else points(accuracy - start)
                 rows.append([markdown(group), f"{result.group_sizes[group]:,}", percent(accuracy), change])
             found.append((markdown(name), rows))

@@ -92,6 +92,11 @@ class RunRecord:
         return tuple(_template_of(entry) for entry in self.pool["templates"]) if self.pool else ()
 
     @property
+    def multi_label(self) -> bool:
+        """Whether images may have several classes."""
+        return self.config.get("base_loss") == "multi_label"
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         """The prompts of the zero-shot classifier that evaluations used."""
         given = self.config.get("eval_templates") or self.config.get("caption_template") or DEFAULT_PROMPT

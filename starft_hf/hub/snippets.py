@@ -93,7 +93,8 @@ class SnippetWriter:
     def _with_transformers(self) -> Iterator[Snippet]:
         names, prompts = self.names, self.record.prompts
         too_many = not self.head and len(names) * len(prompts) > _MOST_TEXTS
-        if too_many or not self.usage.works_alone:
+        # A sigmoid needs the bias, which transformers does not load.
+        if too_many or not self.usage.works_alone or self.record.multi_label:
             return
         library = "PEFT" if self.adapter else "Transformers"
         supported = self.usage.model_type in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
@@ -167,7 +168,7 @@ class SnippetWriter:
             "from starft_hf import load",
             "",
             f"classifier = load({self.repo}{base})",
-            "print(classifier([image]))",
+            "print(classifier([image])[0].labels)" if self.record.multi_label else "print(classifier([image]))",
         ]
         if self.record.class_names is None:
             names = self.usage.class_names(self.record) or self.names
@@ -200,6 +201,8 @@ class SnippetWriter:
 
     def _of_other_candidates(self) -> Iterator[Snippet]:
         """What an evaluation set needs whose labels are not the classes of the training set."""
+        if self.record.multi_label:
+            return
         known = self.usage.class_names(self.record)
         for name, columns in self.usage.columns.items():
             labels, title = columns.class_names or (), f"On {markdown(name)}, "

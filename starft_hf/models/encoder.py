@@ -20,6 +20,7 @@ from starft_hf.models.loading import check_dual_encoder, check_processor
 from starft_hf.models.modes import floating_dtype, unwrapped
 from starft_hf.models.pixels import ByteValues, byte_values
 from starft_hf.models.prefix_sharing import POOL_PLACES, POOL_ROWS, pooled_at
+from starft_hf.models.sigmoid import BIAS
 from starft_hf.models.texts import TextEncoding
 from starft_hf.models.towers import pool_towers
 from starft_hf.objectives.losses import as_float32_or_wider
@@ -154,9 +155,8 @@ def limit_logit_scale(model: nn.Module, largest: float) -> None:
 
 
 def logit_bias_of(model: nn.Module) -> Tensor | None:
-    """What a sigmoid model adds to its scaled similarities, a scalar; None for models trained with softmax."""
-    name = family_of(model).logit_bias
-    parameter = None if name is None else getattr(model, name, None)
+    """What a sigmoid model, or one with an added bias, adds to its scaled similarities, a scalar; None for others."""
+    parameter = getattr(model, family_of(model).logit_bias or BIAS, None)
     return _scalar(parameter) if isinstance(parameter, Tensor) else None
 
 

@@ -16,6 +16,7 @@ from starft_hf.models.adapters import base_model_of
 from starft_hf.models.families import LEGACY_EOS, TEMPERATURES, Family, family_of
 from starft_hf.models.modes import evaluation_mode, floating_dtype
 from starft_hf.models.own_code import check_classes
+from starft_hf.models.sigmoid import restore_added_bias
 from starft_hf.models.texts import counts_from_padding
 from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.untrusted import read_json_object
@@ -39,7 +40,17 @@ def load_model(model: str | PathLike[str] | nn.Module, *, trust_remote_code: boo
     # Transformers set it itself before 5.24.
     if getattr(loaded.config, "_commit_hash", None) is None and not Path(model).exists():
         loaded.config._commit_hash = cached_commit(str(model))
+    if (folder := _folder_of(str(model))) is not None:
+        restore_added_bias(loaded, folder)
     return loaded
+
+
+def _folder_of(model: str) -> Path | None:
+    """The folder that a model was loaded from, in the cache of the Hub if `model` is an id."""
+    if Path(model).exists():
+        return Path(model)
+    path = try_to_load_from_cache(model, "config.json")
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def check_config(folder: Path) -> None:

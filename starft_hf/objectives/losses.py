@@ -74,6 +74,44 @@ def sigmoid_rows(
     return (terms if valid is None else terms.masked_fill(~valid, 0)).sum(-1)
 
 
+def multi_label_loss(
+    image_embeds: Tensor,
+    class_embeds: Tensor,
+    targets: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+) -> Tensor:
+    """Binary cross-entropy, in nats, of every image with every class, averaged over both.
+
+    The logits are `s I T' + b`: whether an image shows a class is a question of its own for every class.
+
+    Args:
+        image_embeds: unit rows, `(N, D)`.
+        class_embeds: unit rows of one caption per class, `(C, D)`.
+        targets: 1 where an image has a class and 0 where it does not, `(N, C)`.
+        logit_scale: s, already exponentiated.
+        logit_bias: b.
+
+    Returns:
+        A scalar.
+    """
+    return multi_label_rows(image_embeds, class_embeds, targets, logit_scale, logit_bias).mean()
+
+
+def multi_label_rows(
+    image_embeds: Tensor,
+    class_embeds: Tensor,
+    targets: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The terms `(N,)` of `multi_label_loss`, with targets smoothed to `label_smoothing / 2` and 1 less that."""
+    logits = similarity_logits(image_embeds, class_embeds, logit_scale) + logit_bias
+    wanted = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1)
+
+
 def alignment_loss(
     image_embeds: Tensor,
     spurious_embeds: Tensor,

@@ -116,13 +116,14 @@ def regularizer_names() -> list[str]:
     return [AUTO_REGULARIZER, *_REGISTRY, NO_REGULARIZER]
 
 
-def get_regularizer(name: str, num_classes: int | None = None) -> Regularizer | None:
+def get_regularizer(name: str, num_classes: int | None = None, *, several: bool = False) -> Regularizer | None:
     """The regularizer registered as `name`; None for "none".
 
     Args:
         name: as `StarFTConfig(regularizer=...)` takes it. "auto" is "star" with as many classes as that needs, and
             "kl" with fewer and without labels. Both need the same of a run, other than labels.
         num_classes: the classes of the training set; None without labels, or as long as they are unknown.
+        several: whether an image has any number of classes, for which "auto" is "kl".
 
     Raises:
         ValueError: if there is none, with the nearest name.
@@ -130,7 +131,8 @@ def get_regularizer(name: str, num_classes: int | None = None) -> Regularizer | 
     if name == NO_REGULARIZER:
         return None
     if name == AUTO_REGULARIZER:
-        name = "star" if (num_classes or 0) >= _REGISTRY["star"].fewest_classes else "kl"
+        enough = not several and (num_classes or 0) >= _REGISTRY["star"].fewest_classes
+        name = "star" if enough else "kl"
     if name not in _REGISTRY:
         raise ValueError(unknown_name("regularizer", name, regularizer_names()))
     return _REGISTRY[name]

@@ -86,6 +86,8 @@ class Run:
                 recalls = {f"{name} of {self} on {dataset!r}": value for name, value in result.headline.items()}
                 fractions |= recalls
                 continue
+            if not isinstance(result, EvaluationResult):
+                raise ValueError(f"the result of {self} on {dataset!r} has no accuracies, of which reports are")
             if not result.group_accuracies:
                 raise ValueError(f"the result of {self} on {dataset!r} has no groups; pass at least one group")
             accuracies = {"accuracy": result.accuracy, "worst_group_accuracy": result.worst_group_accuracy}

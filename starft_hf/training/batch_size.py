@@ -16,7 +16,8 @@ def check_size(args: Any, dataset: Any, strategy: type[Candidates]) -> None:
     """Check that there is something to compare in a batch and, where incomplete ones are dropped, that one is full."""
     batch = args.train_batch_size * args.world_size
     check_batch(batch if is_iterable(dataset) else min(batch, len(dataset)), args.base_loss, strategy)
-    if not is_iterable(dataset) and len(dataset) % batch == 1 and not args.dataloader_drop_last:
+    compares = args.base_loss == "contrastive" or strategy.drawn_per_example
+    if compares and not is_iterable(dataset) and len(dataset) % batch == 1 and not args.dataloader_drop_last:
         logger.warning(
             "The last batch of every epoch has one image, which is compared with nothing, so it trains nothing; set "
             "dataloader_drop_last=True to leave it out."

@@ -59,6 +59,7 @@ class Candidates(ABC):
         draws_templates: whether templates are drawn, so that their weights matter.
         bounds_classes: whether it compares at most `max_classes` classes.
         fewest_classes: the smallest number of classes with which there is something to compare.
+        needs_one_class: why every image must have exactly one class, as a clause; None where it need not.
     """
 
     needs_embeddings = False
@@ -68,6 +69,7 @@ class Candidates(ABC):
     draws_templates = True
     bounds_classes = False
     fewest_classes = 1
+    needs_one_class: str | None = None
 
     def __init__(self, bank: CaptionBank, encode_texts: Any, seed: int, max_classes: int):
         self.bank = bank
@@ -118,6 +120,7 @@ class ClassCaptions(Candidates):
     needs_class_captions = "compares classes"
     bounds_classes = True
     fewest_classes = 2
+    needs_one_class = "compares the classes with each other, as alternatives"
 
     def __init__(self, bank: CaptionBank, encode_texts: Any, seed: int, max_classes: int):
         super().__init__(bank, encode_texts, seed, max_classes)

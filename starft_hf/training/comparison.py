@@ -22,6 +22,7 @@ from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.training.about import about_run
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.methods import ZERO_SHOT, Methods, settings_of_methods
+from starft_hf.training.multi_label import refuse_multi_label
 from starft_hf.training.plan import RunInputs, RunPlan
 from starft_hf.training.processes import map_in_processes
 from starft_hf.training.repairs import Repairs, with_repairs
@@ -173,6 +174,8 @@ def compare(
     methods, repairs = with_repairs(methods, repair_dataset)
     runs_asked = settings_of_methods(args, methods, seeds, settings)
     jobs = [(method, without_unused(own, spuriosity)) for method, own in runs_asked]
+    for _, own in runs_asked:
+        refuse_multi_label(own, "compare")
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be a positive integer")
     if eval_dataset is None or (isinstance(eval_dataset, dict) and not eval_dataset):

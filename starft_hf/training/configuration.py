@@ -28,7 +28,7 @@ from starft_hf.training.inherited_settings import check_inherited_settings
 from starft_hf.training.parameter_groups import check_groups, frozen_names, rates_by_name
 from starft_hf.training.presets import find_preset
 from starft_hf.training.scopes import INHERITED, IRRELEVANT, RECORDED, RUN, is_default, setting
-from starft_hf.training.setting_checks import check_crop_scale, check_reg_weight, check_settings
+from starft_hf.training.setting_checks import check_crop_scale, check_metric, check_reg_weight, check_settings
 
 
 logger = logging.get_logger(__name__)
@@ -46,14 +46,16 @@ class StarFTConfig(TrainingArguments):
     """`TrainingArguments` and what StarFT adds to them.
 
     Args: Parameters that control the objective
-        base_loss (`str`, defaults to `"contrastive"`): "contrastive" (images against captions, as FLYP) or
-            "cross_entropy" (a linear head on the image embeddings, which starts as the zero-shot classifier).
+        base_loss (`str`, defaults to `"contrastive"`): "contrastive" (images against captions, as FLYP),
+            "cross_entropy" (a linear head on the image embeddings, which starts as the zero-shot classifier) or
+            "multi_label" (images of any number of classes, each class by a sigmoid of its caption and a trained bias).
         regularizer (`str`, defaults to `"auto"`): "auto" is "star" for four or more classes, and "kl" for fewer and
             without labels; or a registered regularizer, such as "star", "kl" or "conditional", or "none" for plain
             fine-tuning.
         reg_weight (`float` or `str`, defaults to `"auto"`): weight of the regularizer at the start of the run; "auto"
             chooses it by the number of classes, as `starft_hf.objectives.regularizers.divergence_weight` describes; it
-            was measured with `reg_schedule="constant"`. Regularizers without a measured weight need a number.
+            was measured with `reg_schedule="constant"`. Regularizers without a measured weight need a number. With
+            "multi_label", it is 30 by the number of classes, which was not measured.
         reg_schedule (`str`, defaults to `"constant"`): "constant", "linear" (falls to 0 with every optimizer step) or
             "epoch_linear" (the paper's: falls with every epoch and is 0 in the last one).
         reg_max_classes (`int`, defaults to `512`): the most classes that "conditional" compares. With more, a step
@@ -177,7 +179,7 @@ class StarFTConfig(TrainingArguments):
     # Filtering waits for the device in every batch, for something that ends the run anyway.
     logging_nan_inf_filter: bool = setting(False, IRRELEVANT, "Not used: NaN and infinity in the loss end the run.")
 
-    base_loss: str = setting("contrastive", RUN, "'contrastive' or 'cross_entropy'.")
+    base_loss: str = setting("contrastive", RUN, "'contrastive', 'cross_entropy' or 'multi_label'.")
     regularizer: str = setting(
         "auto", RUN, "'auto' ('star' from four classes on, else 'kl'), 'none' or a registered name."
     )
@@ -234,11 +236,7 @@ class StarFTConfig(TrainingArguments):
         # Trainer assumes that greater is better for all but losses, and would keep the checkpoint calibrated worst.
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("ece"):  # type: ignore[has-type]
             self.greater_is_better = False
-        if str(self.metric_for_best_model).endswith("worst_group"):
-            raise ValueError(
-                f"metric_for_best_model is {self.metric_for_best_model!r}, the name of a group; use its accuracy, "
-                f"{self.metric_for_best_model}_accuracy"
-            )
+        check_metric(str(self.metric_for_best_model), self.base_loss)
         super().__post_init__()
         check_inherited_settings(self)
         if self.device.type == "cpu":
@@ -364,7 +362,8 @@ class StarFTConfig(TrainingArguments):
     def column_settings(self, group_function: GroupFunction | None = None) -> ColumnSettings:
         """Which columns of a dataset hold what; `group_function` takes the place of `group_column`."""
         names = (self.image_column, self.label_column, self.caption_column, self.group_column)
-        return ColumnSettings(*names, self.class_names, group_function)
+        several = self.base_loss == "multi_label"
+        return ColumnSettings(*names, self.class_names, group_function, multi_label=several)
 
     def image_cache_settings(self, crop_scale: Sequence[float] | None = None) -> ImageCacheSettings | None:
         """How images are cached, for random crops of `crop_scale` or for evaluations; None if they are not."""

@@ -26,6 +26,7 @@ from starft_hf.hub.record import RunRecord, make_record, model_source
 from starft_hf.hub.snippets import Usage
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, save_head
+from starft_hf.models.sigmoid import BIAS, has_added_bias
 from starft_hf.models.towers import works_alone
 from starft_hf.report import TrainingPoint
 from starft_hf.training.checkpointing.files import read_content
@@ -80,7 +81,9 @@ class HubMixin(Trainer):
         """Record which weights training starts from, once."""
         if self._start is None and self.args.should_save:
             state = base_state(self.model)
-            self._start = tensors_digest({name: state[name] for name in state if not name.startswith(HEAD_NAME)})
+            # Neither a head nor a bias that the run has added are weights it starts from.
+            added = (HEAD_NAME, BIAS) if has_added_bias(self.model) else HEAD_NAME
+            self._start = tensors_digest({name: state[name] for name in state if not name.startswith(added)})
 
     def measure_start(self, checkpoint: Path | None) -> None:
         """Measure what the trained model is compared with: the weights that training starts from.

@@ -78,7 +78,11 @@ class Measurements:
 
     def state(self, model: nn.Module) -> dict[str, Any]:
         """What a checkpoint of `model` keeps, for JSON."""
-        parts = {"zero_shot": self.before, "retention_before": self.retention_before, "results": self.of(model)}
+        parts: dict[str, Mapping[str, AnyResult]] = {
+            "zero_shot": self.before,
+            "retention_before": self.retention_before,
+            "results": self.of(model),
+        }
         kept: dict[str, Any] = {
             key: {name: result.as_dict() for name, result in part.items()} for key, part in parts.items()
         }
@@ -88,7 +92,8 @@ class Measurements:
         """Training continues from a checkpoint, which `model` was loaded from; `content` is what `state` returned."""
         self.at_start = False
         self.before.update(_results_in(content, "zero_shot"))
-        self.retention_before.update(_results_in(content, "retention_before"))
+        kept = content.get("retention_before", {})
+        self.retention_before.update({name: result_from_dict(result) for name, result in kept.items()})
         self._data_before.update(content.get("data_before", {}))
         self.load(content, model)
 

@@ -32,8 +32,9 @@ from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.evaluation_tasks import SINGLE, check_best_metric, evaluation_tasks, warn_of_unused
 from starft_hf.training.learning_rate import warn_of_warmup
 from starft_hf.training.logit_scale import check_limit
+from starft_hf.training.multi_label import check_inputs
 from starft_hf.training.parameter_groups import check_groups
-from starft_hf.training.setting_checks import check_schedule
+from starft_hf.training.setting_checks import MULTI_LABEL, check_schedule
 from starft_hf.training.trackers import check_trackers
 from starft_hf.training.trained_weights import check_trained_adapter
 from starft_hf.training.training_rows import balanced_strata, training_subset
@@ -120,7 +121,9 @@ class RunPlan:
         if args.image_cache is not None:
             sets = {"eval_dataset": given.eval_dataset, "zero_shot_probe": given.zero_shot_probe}
             check_cacheable_sets(train_dataset=dataset, **sets)
-        regularizer = get_regularizer(args.regularizer)
+        several = args.base_loss == MULTI_LABEL
+        regularizer = get_regularizer(args.regularizer, several=several)
+        check_inputs(given, regularizer)
         strategy = strategy_of(regularizer)
         needs_pool = args.reweight != "none" or strategy.needs_embeddings
         unused = unused_settings(args, given.spuriosity, given.image_transform)
@@ -136,7 +139,7 @@ class RunPlan:
         columns = resolve_columns(dataset, args.column_settings(given.group_function), what="train_dataset")
         if columns.class_names is not None:
             # What "auto" stands for compares images with the same captions for any number of classes.
-            regularizer = get_regularizer(args.regularizer, len(columns.class_names))
+            regularizer = get_regularizer(args.regularizer, len(columns.class_names), several=several)
         if pool is not None:
             check_auto(given.spuriosity, columns)
         _check_labels_exist(args, regularizer, columns.class_names, streamed=is_iterable(dataset))
@@ -292,10 +295,10 @@ def _check_labels_exist(
     config: StarFTConfig, regularizer: Regularizer | None, class_names: Sequence[str] | None, *, streamed: bool
 ) -> None:
     """Check that there are labels where something needs them."""
-    if class_names is None and config.base_loss == "cross_entropy":
+    if class_names is None and config.base_loss != "contrastive":
         raise ValueError(
-            "base_loss='cross_entropy' needs labels, and the training dataset has none; set label_column, or use "
-            "base_loss='contrastive'"
+            f"base_loss={config.base_loss!r} needs labels, and the training dataset has none; set label_column, or "
+            "use base_loss='contrastive'"
         )
     by_captions = regularizer is not None and regularizer.captions_as_labels
     if class_names is None and regularizer is not None and regularizer.needs_labels and not by_captions:

@@ -36,7 +36,7 @@ def setting(default: Any, scope: str, help: str, is_list: bool = False) -> Any:
 
 def is_default(part: Field[Any], value: Any) -> bool:
     """Whether the value of a setting is the default of its field."""
-    default = part.default if part.default_factory is MISSING else part.default_factory()
+    default: Any = part.default if part.default_factory is MISSING else part.default_factory()
     # Enumerations are given by their values, and sequences as any.
     one, other = (getattr(each, "value", each) for each in (value, default))
     return bool(list(one) == list(other) if isinstance(one, (list, tuple)) and other is not None else one == other)

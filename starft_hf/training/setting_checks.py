@@ -11,14 +11,16 @@ from starft_hf.data.images import IMAGE_DECODING
 from starft_hf.data.retrieval import EVALUATION_TASKS
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer
 from starft_hf.objectives.schedules import SCHEDULE_NAMES
-from starft_hf.training.sampling import SAMPLING_STRATEGIES
+from starft_hf.training.sampling import CLASS_BALANCED, SAMPLING_STRATEGIES
 from starft_hf.utils.names import unknown_name
 
 
 logger = logging.get_logger(__name__)
 
+MULTI_LABEL = "multi_label"
+
 _CHOICES: dict[str, tuple[str | None, ...]] = {
-    "base_loss": ("contrastive", "cross_entropy"),
+    "base_loss": ("contrastive", "cross_entropy", MULTI_LABEL),
     "reg_schedule": SCHEDULE_NAMES,
     "reweight": ("none", "attribution"),
     "train_sampling_strategy": SAMPLING_STRATEGIES,
@@ -66,6 +68,47 @@ def check_settings(args: Any) -> None:
         raise ValueError(
             f"shots={args.shots} and max_train_samples={args.max_train_samples} both choose what is trained on; set "
             "one of them"
+        )
+    if args.base_loss == MULTI_LABEL:
+        _check_multi_label(args)
+
+
+def check_metric(metric: str, base_loss: str) -> None:
+    """Raise ValueError if `metric_for_best_model` is a name, or no metric of images of several classes."""
+    several = base_loss == MULTI_LABEL
+    figures = {"worst_group": "map" if several else "accuracy", **({"worst_class": "ap"} if several else {})}
+    for name, figure in figures.items():
+        if metric.endswith(name):
+            what = name.removeprefix("worst_")
+            raise ValueError(
+                f"metric_for_best_model is {metric!r}, the name of a {what}; use its {figure}, {metric}_{figure}"
+            )
+    of_one_class = ("worst_group_accuracy", "group_adjusted_accuracy", "ece")
+    if several and (metric.endswith(of_one_class) or metric.removeprefix("eval_") == "accuracy"):
+        raise ValueError(
+            f"metric_for_best_model is {metric!r}, which images of several classes do not have; use map, micro_f1, "
+            "macro_f1, worst_class_ap, worst_class_f1 or, with group_column, worst_group_map or worst_group_f1"
+        )
+
+
+def _check_multi_label(args: Any) -> None:
+    """Check what images of several classes leave undefined."""
+    if args.reweight != "none":
+        raise ValueError(
+            f"reweight={args.reweight!r} gives every image a weight by its class, and with base_loss='multi_label' an "
+            "image has any number of them; use reweight='none'"
+        )
+    if args.shots is not None or args.train_sampling_strategy == CLASS_BALANCED:
+        name = "shots" if args.shots is not None else "train_sampling_strategy"
+        raise ValueError(
+            f"{name}={getattr(args, name)!r} draws images by their class, and with base_loss='multi_label' an image "
+            "has any number of them; use max_train_samples, or group_column with "
+            "train_sampling_strategy='group_balanced'"
+        )
+    if args.caption_column is not None:
+        raise ValueError(
+            f"caption_column is {args.caption_column!r}, and base_loss='multi_label' compares images with captions of "
+            "the classes, by caption_template; leave caption_column out"
         )
 
 

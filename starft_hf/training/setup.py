@@ -1,11 +1,10 @@
 """A run, ready to be trained: all checks first, as `RunPlan` has them, then all loading."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +13,13 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank, check_class_prompts
+from starft_hf.data.class_texts import ClassTexts
 from starft_hf.data.collator import Collator, StarFTCollator, WithFloatImages
 from starft_hf.data.evaluation_sets import evaluation_sets
 from starft_hf.data.examples import Epoch, IndexedExamples, TrainingExampleMaker, as_examples
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.multi_label_examples import MultiLabelExampleMaker
 from starft_hf.evaluation.results import AnyResult
 from starft_hf.evaluation.retention import evaluate_retention_set
 from starft_hf.evaluation.zero_shot import zero_shot_head
@@ -29,23 +30,26 @@ from starft_hf.models.fsdp import forward_autocast
 from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
 from starft_hf.models.parts import HEAD
+from starft_hf.models.sigmoid import remove_added_bias
 from starft_hf.models.towers import allow_checkpointing
 from starft_hf.objectives.regularizers import AUTO_REGULARIZER, AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
-from starft_hf.spuriosity.auto import DiscoverySettings, pool_of_run
+from starft_hf.spuriosity.auto import pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
-from starft_hf.spuriosity.settings import SearchSettings
 from starft_hf.training.batch_size import check_batch, check_retry
 from starft_hf.training.callbacks import EpochCallback
 from starft_hf.training.candidates import Candidates, NoCandidates
 from starft_hf.training.checkpointing.files import CheckpointError
 from starft_hf.training.configuration import StarFTConfig
+from starft_hf.training.discovery import discovery_settings
 from starft_hf.training.frozen_texts import FrozenTexts, frozen_texts
 from starft_hf.training.logit_scale import LogitScaleCallback
+from starft_hf.training.multi_label import add_start_bias
 from starft_hf.training.parameter_groups import describe, freeze_parts, frozen_norms, frozen_towers, trained_parts
 from starft_hf.training.plan import RunInputs, RunPlan, reference_settings
 from starft_hf.training.reweighting import SampleWeights
 from starft_hf.training.saving import restore_weights
+from starft_hf.training.setting_checks import MULTI_LABEL
 from starft_hf.training.step import TrainingStep, base_loss
 from starft_hf.training.trained_weights import in_float32, keeping_frozen
 from starft_hf.utils.hashing import tensors_digest
@@ -121,6 +125,8 @@ class RunSetup:
         processor = load_processor(base_model_of(model), given.processing_class, **trusted)
         check_dual_encoder(model)
         set_seed(args.seed)
+        if args.base_loss != MULTI_LABEL:
+            remove_added_bias(model)
         model = in_float32(with_adapter(model, given.peft_config))
         encoder = DualEncoder.of(model, processor, packed=args.mini_batch_size is None)
         plan.check_model(args, model)
@@ -237,15 +243,25 @@ class RunSetup:
             self.encoder.encode_texts if self.frozen_texts is None or not _texts_are_cached(self.plan) else None,
             with_captions=self.args.base_loss == "contrastive",
             with_spurious_captions=self.candidates.drawn_per_example,
-            encode_captions=not self.candidates.drawn_per_batch,
+            encode_captions=not self.candidates.drawn_per_batch and self.args.base_loss != MULTI_LABEL,
         )
+
+    def with_texts(self, batch: Mapping[str, Any], step: int, part: int) -> Mapping[str, Any]:
+        """A training batch with the texts that all of its images are compared with."""
+        batch = self.candidates.add_to(batch, step, part)
+        if self.args.base_loss != MULTI_LABEL:
+            return batch
+        return ClassTexts(self.bank, self.encoder.encode_texts, self.args.seed)(batch, step, part)
 
     def add_head(self, model: nn.Module) -> nn.Linear | None:
         """The linear head of cross-entropy runs, from the prompts of the classes; None for others.
 
-        It becomes a submodule of `model`, so that the optimizer, clipping and gradient scaling treat it as part of it.
+        It becomes a submodule of `model`, so that the optimizer, clipping and gradient scaling treat it as part of it;
+        as does the bias of multi-label runs, where the model has none.
         """
-        if self.args.base_loss == "contrastive" or self.class_names is None:
+        if self.args.base_loss == MULTI_LABEL:
+            add_start_bias(model, self.encoder, self.train_dataset, self.args)
+        if self.args.base_loss != "cross_entropy" or self.class_names is None:
             return None
         head = zero_shot_head(model, self.encoder, self.class_names, self.args.zero_shot_templates)
         head.requires_grad_(HEAD not in (self.args.freeze or ()))
@@ -325,23 +341,6 @@ def _texts_are_cached(plan: RunPlan) -> bool:
     return plan.cache is None or plan.cache.texts or not plan.strategy.needs_embeddings
 
 
-def discovery_settings(args: StarFTConfig) -> DiscoverySettings:
-    """How `spuriosity="auto"` finds the pool of a run."""
-    search = SearchSettings(
-        caption_templates=args.caption_templates,
-        seed=args.seed,
-        max_samples=args.discovery_samples,
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-        on_bad_image=args.on_bad_image,
-        image_decoding=args.image_decoding,
-        image_cache=args.image_cache_settings(args.crop_scale),
-        progress=not args.disable_tqdm,
-    )
-    saves = args.should_save and args.save_strategy != "no"
-    return DiscoverySettings(search, args.device, folder=Path(str(args.output_dir)), saves=saves)
-
-
 def _training_examples(
     given: RunInputs, plan: RunPlan, encoder: DualEncoder, bank: CaptionBank, candidates: Candidates, epoch: Epoch
 ) -> Any:
@@ -350,7 +349,8 @@ def _training_examples(
     args = given.args
     shared = (args.crop_scale, given.image_transform, args.image_decoding)
     preprocessor = ImagePreprocessor(encoder.image_processor, *shared)
-    maker = TrainingExampleMaker(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
+    kind = TrainingExampleMaker if plan.columns.several is None else MultiLabelExampleMaker
+    maker = kind(plan.columns, preprocessor, bank, args.seed, epoch, candidates.drawn_per_example)
     # What a transform does to an image is not known. Without `crop_scale`, it should not enlarge parts of it.
     crop_scale = args.crop_scale or (None if given.image_transform is None else (1.0, 1.0))
     cache = args.image_cache_settings(crop_scale)
@@ -381,6 +381,9 @@ def _reg_weight(plan: RunPlan, args: StarFTConfig) -> float:
     if plan.regularizer is None:
         return 0.0 if args.reg_weight == AUTO_WEIGHT else float(args.reg_weight)
     weight = plan.regularizer.weight(args.reg_weight, len(plan.class_names or ()) or None)
+    if args.base_loss == MULTI_LABEL and args.reg_weight == AUTO_WEIGHT:
+        # That for many classes. This base loss is a mean over the classes rather than the log-likelihood of a label.
+        weight = plan.regularizer.weight(AUTO_WEIGHT, None) / len(plan.class_names or "1")
     if plan.columns is not None and AUTO_REGULARIZER in (args.regularizer, args.reg_weight):
         # Once, since a comparison makes many runs with the same settings.
         logger.info_once(

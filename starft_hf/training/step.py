@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from starft_hf.models.encoder import DualEncoder, DualOutput, batch_images
 from starft_hf.models.gradient_cache import forward_in_chunks
 from starft_hf.models.modes import freeze_batch_norm, unwrapped
-from starft_hf.objectives.losses import alignment_rows, contrastive_rows, sigmoid_rows
+from starft_hf.objectives.losses import alignment_rows, contrastive_rows, multi_label_rows, sigmoid_rows
 from starft_hf.objectives.regularizers import Regularizer, RegularizerInputs
 from starft_hf.reference import Reference
 from starft_hf.training import nan_check
@@ -60,11 +60,24 @@ def cross_entropy_base_loss(
     return F.cross_entropy(outputs.head_logits, batch["labels"], reduction="none", label_smoothing=label_smoothing)
 
 
+def multi_label_base_loss(
+    outputs: DualOutput, gathered: GatheredBatch, batch: Mapping[str, Any], label_smoothing: float = 0.0
+) -> Tensor:
+    """Binary cross-entropy of images with the captions of all classes: its terms, one per row."""
+    assert outputs.logit_bias is not None
+    # Every process encodes these captions itself, so that its own rows need nothing of the others.
+    classes = outputs.text_embeds[batch["class_rows"]]
+    logits = (outputs.logit_scale, outputs.logit_bias)
+    return multi_label_rows(outputs.image_embeds, classes, batch["targets"], *logits, label_smoothing)
+
+
 def base_loss(name: str, label_smoothing: float = 0.0) -> BaseLoss:
-    """The base loss of this name, one of "contrastive" and "cross_entropy"; only the second has labels to smooth."""
+    """The base loss of this name; "contrastive" has no labels to smooth, "cross_entropy" and "multi_label" do."""
     if name == "contrastive":
         return contrastive_base_loss
-    return partial(cross_entropy_base_loss, label_smoothing=label_smoothing)
+    return partial(
+        cross_entropy_base_loss if name == "cross_entropy" else multi_label_base_loss, label_smoothing=label_smoothing
+    )
 
 
 @dataclass(frozen=True)

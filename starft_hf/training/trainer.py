@@ -211,7 +211,7 @@ class StarFTTrainer(HubMixin, Trainer):
         state, epoch = self.state, self.setup.epoch.value
         progress = Progress(state.global_step, state.max_steps, epoch, state.num_train_epochs)
         self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, progress)
-        batch = self.setup.candidates.add_to(inputs, self.state.global_step, self.batch_counter.advance())
+        batch = self.setup.with_texts(inputs, self.state.global_step, self.batch_counter.advance())
         self.one_class_check.check(inputs, self.args, self.train_dataset)
         losses = self.training_losses(model, batch, self.reg_weight)
         self.running_losses.add(losses)

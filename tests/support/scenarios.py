@@ -21,6 +21,7 @@ from starft_hf.reference import FrozenReference
 from starft_hf.utils.collectives import rank, world_size
 from tests.support.families import towers
 from tests.support.launch import end_quietly
+from tests.support.multi_label import make_multi_label_dataset
 from tests.support.tiny import MANY_NAMES, TINY_CLIP, captioned, make_dataset
 
 
@@ -79,6 +80,18 @@ SCENARIOS = {
         {"freeze": ["text"], "peft_config": "lora", "regularizer": "conditional", "layer_decay": 0.5},
         31,
     ),
+    "multi-label kl": ({"base_loss": "multi_label", "regularizer": "kl", "label_smoothing_factor": 0.1}, 31),
+    "multi-label, in chunks, one process without rows": (
+        {
+            "base_loss": "multi_label",
+            "mini_batch_size": 2,
+            "reference_cache": "none",
+            "caption_template": ["a photo of a {}.", "a blue {}."],
+            "gradient_accumulation_steps": 2,
+        },
+        27,
+    ),
+    "multi-label, adapter": ({"base_loss": "multi_label", "peft_config": "lora", "crop_scale": None}, 27),
     "batch norm": ({"towers": ("efficientnet", "bert"), "crop_scale": None, "reference_cache": "none"}, 31),
 }
 
@@ -130,6 +143,7 @@ def make_trainer(name, folder, **overrides):
     )
     torch.manual_seed(0)
     make = captioned if args.caption_column else make_dataset
+    make = make_multi_label_dataset if args.base_loss == "multi_label" else make
     trainer = Recorder(
         model,
         args,

@@ -1,10 +1,12 @@
 """Datasets of the rows of a layout."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from starft_hf.data.imagenet import names_of_ids
 from starft_hf.data.layouts.layout import Layout
@@ -25,10 +27,19 @@ def as_datasets(layout: Layout, wanted: Wanted, root: Path) -> DatasetDict:
         features[image_column(rows, wanted)] = Image()
         label = label_column(rows, wanted)
         if names is not None and label is not None:
-            columns[label] = [indices[value] if isinstance(value, str) else int(value) for value in columns[label]]
-            features[label] = ClassLabel(names=list(names_of_ids(names, root) or names))
+            kind = ClassLabel(names=list(names_of_ids(names, root) or names))
+            lists = any(isinstance(value, list) for value in columns[label])
+            columns[label] = [_indexed(value, indices) for value in columns[label]]
+            features[label] = List(kind) if lists else kind
         splits[split] = Dataset.from_dict(columns, features=features)
     return DatasetDict(splits)
+
+
+def _indexed(value: Any, indices: Mapping[str, int]) -> Any:
+    """The index of a class, or those of a list of classes."""
+    if isinstance(value, list):
+        return [_indexed(entry, indices) for entry in value]
+    return indices[value] if isinstance(value, str) else int(value)
 
 
 def _usual(feature: object) -> object:
@@ -43,5 +54,5 @@ def _class_names(layout: Layout, wanted: Wanted) -> tuple[str, ...] | None:
     columns = [rows[label] for rows, label in zip(layout.splits.values(), labels, strict=True) if label is not None]
     if not columns or None in labels:
         return None
-    found = pd.concat(columns).drop_duplicates().tolist()
+    found = pd.concat(columns).explode().dropna().drop_duplicates().tolist()
     return tuple(sorted(found)) if all(isinstance(value, str) for value in found) else None

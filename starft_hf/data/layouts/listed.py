@@ -15,6 +15,7 @@ from starft_hf.data.layouts.json_tables import json_tables, read_json
 from starft_hf.data.layouts.layout import CAPTION, IMAGE, LABEL, Layout
 from starft_hf.data.layouts.lists import ENDING as TEXT
 from starft_hf.data.layouts.lists import is_list, read_list
+from starft_hf.data.layouts.several import with_lists
 from starft_hf.data.layouts.split_names import TRAIN, split_of, split_of_file
 from starft_hf.data.layouts.table_columns import (
     ENOUGH,
@@ -119,6 +120,8 @@ def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) ->
         ValueError: if two tables list the same image for the same split.
     """
     read_ones = [_labeled(table, wanted, any_column) for table in tables.found]
+    if wanted.several:
+        read_ones = [_with_lists(table) for table in read_ones]
     labeled = [table for table in read_ones if table.label is not None]
     lists = [table for table in read_ones if table.is_only_paths]
     chosen = [table for table in read_ones if table.is_metadata] and [
@@ -253,7 +256,7 @@ def _labeled(table: Table, wanted: Wanted, any_column: bool) -> Table:
     rows = table.rows.iloc[:, 1:]
     label, names = label_column(rows, wanted, any_column)
     if label is None:
-        flags = one_hot_labels(rows) if any_column else None
+        flags = one_hot_labels(rows, wanted.several) if any_column else None
         if flags is None:
             return table
         note = f"Labels are the columns {', '.join(map(str, list(rows)[:3]))}{', ...' * (len(rows.columns) > 3)} of "
@@ -261,7 +264,7 @@ def _labeled(table: Table, wanted: Wanted, any_column: bool) -> Table:
             table,
             rows=table.rows.iloc[:, :1].assign(label=flags),
             label=LABEL,
-            note=f"{note}{table.file}, one of them 1.",
+            note=f"{note}{table.file}, {'any' if wanted.several else 'one'} of them 1.",
         )
     if label == wanted.label:
         return replace(table, label=label, class_names=names)
@@ -269,9 +272,20 @@ def _labeled(table: Table, wanted: Wanted, any_column: bool) -> Table:
     return replace(table, rows=table.rows.rename(columns={label: LABEL}), label=LABEL, class_names=names, note=note)
 
 
+def _with_lists(table: Table) -> Table:
+    """A table with one row per image, which lists its classes."""
+    if table.label is None:
+        return table
+    rows, kept = with_lists(table.rows, table.label, table.images, table.file)
+    note = table.note
+    if len(kept) < len(table.rows):
+        note = f"{note or ''} {table.file} lists images repeatedly; their classes are put together.".strip()
+    return replace(table, rows=rows, images=tuple(table.images[row] for row in kept), note=note)
+
+
 def _once(table: Table, splits: pd.Series) -> tuple["pd.Series[bool]", dict[str, str], str | None]:
     """Which rows to keep, so that every image has one label and is in a split once; and what the others are."""
-    if table.label is None:
+    if table.label is None or any(isinstance(value, list) for value in table.rows[table.label]):
         return splits.notna(), {}, None
     labels, images = table.rows[table.label], pd.Series(table.images, index=splits.index, dtype=object)
     one = ~several_of(labels) & (labels.isna() | (labels.groupby(images).transform("nunique") < 2))

@@ -51,7 +51,9 @@ _METADATA = "list the images in a metadata.csv with the columns file_name and la
 
 def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
     """The layout of the images of `tree`, where `wanted` names columns of tables; None if it is none that is known."""
-    layout = next((found for read in LAYOUTS if (found := read(tree)) is not None), None)
+    # Roboflow's tables are columns of 0 and 1, which any table may be where images have several classes.
+    readers = [read for read in LAYOUTS if not (wanted.several and read is roboflow.read)]
+    layout = next((found for read in readers if (found := read(tree)) is not None), None)
     problems: Mapping[str, str] = {}
     if layout is None:
         tables = listed.find_tables(tree, wanted)
@@ -96,7 +98,7 @@ def _check_spelling(splits: Mapping[str, pd.DataFrame], wanted: Wanted) -> None:
     spelled: dict[str, tuple[str, str]] = {}
     for split, rows in splits.items():
         label = label_column(rows, wanted)
-        for name in [] if label is None else rows[label].unique():
+        for name in [] if label is None else rows[label].explode().dropna().unique():
             plain = re.sub(r"[\s_-]+", " ", str(name)).casefold()
             first, other = spelled.setdefault(plain, (str(name), split))
             if first != str(name):

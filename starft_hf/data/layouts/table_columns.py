@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import pandas as pd
@@ -31,10 +32,11 @@ _NUMBERS = "read as 0 for train, 1 for validation and 2 for test"
 
 @dataclass(frozen=True)
 class Wanted:
-    """The columns that the user has named."""
+    """The columns that the user has named, and whether an image may have several classes."""
 
     image: str = IMAGE
     label: str = LABEL
+    several: bool = False
 
 
 def path_column(rows: pd.DataFrame, index: ImageIndex, file: str, wanted: Wanted) -> tuple[str | None, float]:
@@ -73,12 +75,20 @@ def label_column(rows: pd.DataFrame, wanted: Wanted, any_column: bool) -> tuple[
     return label, None
 
 
-def one_hot_labels(rows: pd.DataFrame) -> pd.Series | None:
-    """The name of the column that is 1, if the other columns are 0 and 1 and every row has exactly one 1."""
+def one_hot_labels(rows: pd.DataFrame, several: bool = False) -> pd.Series | None:
+    """The name of the column that is 1, if the other columns are 0 and 1 and every row has exactly one 1.
+
+    With `several`, rows have any number of 1, and lists of names.
+    """
     if len(rows.columns) < 2 or not len(rows) or not all(map(pd.api.types.is_numeric_dtype, rows.dtypes)):
         return None
     flags = rows.astype("Float64")
-    if flags.isna().any(axis=None) or not flags.isin([0, 1]).all(axis=None) or not (flags.sum(axis=1) == 1).all():
+    if flags.isna().any(axis=None) or not flags.isin([0, 1]).all(axis=None):
+        return None
+    if several:
+        names, ones = list(map(str, rows)), flags.to_numpy(dtype=bool)
+        return pd.Series([list(compress(names, row)) for row in ones], dtype=object)
+    if not (flags.sum(axis=1) == 1).all():
         return None
     return flags.astype(float).idxmax(axis=1).astype(object)
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, Image, Value, concatenate_datasets, load_dataset
 from torch import nn
@@ -250,7 +250,9 @@ class BenchmarkEntry:
             own["group_column"] = self.group_columns or None
         if head is None:
             own["templates"] = self.prompts()
-        return evaluate_zero_shot(model, processor, dataset, head=head, **{**own, **settings})
+        result = evaluate_zero_shot(model, processor, dataset, head=head, **{**own, **settings})
+        # Benchmarks have one class per image.
+        return cast(EvaluationResult, result)
 
     def _check_prepared(self, dataset: Any, space: ClassSpace) -> None:
         features = getattr(dataset, "features", None) or {}

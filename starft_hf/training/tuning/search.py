@@ -34,6 +34,7 @@ from starft_hf.training.comparison import (
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.evaluation_tasks import check_labeled_sets
 from starft_hf.training.methods import ZERO_SHOT, settings_of_methods
+from starft_hf.training.multi_label import refuse_multi_label
 from starft_hf.training.plan import RunInputs
 from starft_hf.training.tuning.candidates import Candidate, PauseCallback, candidates_of, stages, step_at
 from starft_hf.training.tuning.result import TuningResult, TuningRow
@@ -109,6 +110,7 @@ def tune(
     """
     if not isinstance(args, StarFTConfig):
         raise ValueError(f"args is a {type(args).__name__}; pass a StarFTConfig")
+    refuse_multi_label(args, "tune")
     folder = Path(str(args.output_dir))
     check_folder(folder)
     if args.world_size > 1:

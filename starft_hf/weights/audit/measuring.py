@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from starft_hf.evaluation.bootstrap import interval, resampled, worst_group
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.forgetting import text_change, total_variation
 from starft_hf.evaluation.metric_functions import calibration_bins, calibration_error
+from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.sensitivity import attraction, mean_by_class, shown_in
 from starft_hf.models.encoder import logit_scale_of
 from starft_hf.reference.factory import ReferenceSettings
@@ -175,12 +176,14 @@ def measure_retention(
     """The accuracy "after", and that of the start "before", on datasets of other tasks, classified zero-shot."""
     found = {}
     for name, dataset in datasets.items():
-        accuracies: list[float | None] = [
+        results = [
             evaluate_zero_shot(
                 tower.model, tower.subject.processor, dataset, templates=tower.subject.templates, **settings
-            ).accuracy
+            )
             for tower in towers
         ]
+        # Retention sets have one class per image.
+        accuracies: list[float | None] = [cast(EvaluationResult, result).accuracy for result in results]
         found[name] = dict(zip(("after", "before"), [*accuracies, None], strict=False))
     return found
 

@@ -92,6 +92,10 @@ def describe(
         return Described(model, None, None, names, tuple(prompts), head is not None, pool)
     folder = local_folder(model, trust_remote_code=trust_remote_code)
     record = RunRecord.load(folder) if (folder / RECORD_FILE).is_file() else None
+    if record is not None and record.multi_label:
+        raise ValueError(
+            f"{str(model)!r} was trained with base_loss='multi_label', and repairs are for images of one class each"
+        )
     has_head = (folder / HEAD_FILE).is_file()
     own = load_head(folder)[1] if has_head else record.class_names if record is not None else None
     if pool is None and record is not None and record.pool is not None:

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from starft_hf import StarFTTrainer
+from tests.support.multi_label import make_multi_label_dataset
 from tests.support.runs import assert_same_weights, steps, without_timing
 from tests.support.tiny import make_dataset
 
@@ -30,6 +31,10 @@ QUICK_CASES = {
     "full, contrastive, crops, in the warm-up": ({"warmup_steps": 4, "warmup_from_zero": False}, 2),
     "full, cross-entropy": ({"base_loss": "cross_entropy", "dataloader_num_workers": 1}, 2),
     "group-balanced, in the second epoch": ({"train_sampling_strategy": "group_balanced"}, 4),
+    "multi-label, evaluated at the start": (
+        {"base_loss": "multi_label", "metric_for_best_model": "eval_worst_class_ap", "eval_on_start": True},
+        2,
+    ),
     "adapter with dropout, at the end of an epoch": ({"peft_config": LORA, "dataloader_num_workers": 2}, 3),
     "in chunks, logged every second step, evaluated at the start": (
         {"mini_batch_size": 5, "logging_steps": 2, "eval_on_start": True},
@@ -127,12 +132,17 @@ def trainer_of(clip, processor, config, dataset, tmp_path):
         peft_config = settings.pop("peft_config", None)
         # An adapter's first weights come from the global generator.
         torch.manual_seed(0)
-        train = dataset.to_iterable_dataset(num_shards=3) if settings.pop("iterable", False) else dataset
+        several = settings.get("base_loss") == "multi_label"
+        train, make_set = dataset, make_multi_label_dataset if several else make_dataset
+        if several:
+            train = make_set()
+        elif settings.pop("iterable", False):
+            train = dataset.to_iterable_dataset(num_shards=3)
         return StarFTTrainer(
             copy.deepcopy(clip),
             config(output_dir=str(tmp_path / name), **{**SETTINGS, **settings}),
             train,
-            make_dataset(12, seed=5),
+            make_set(12, seed=5),
             processing_class=processor,
             peft_config=peft_config and copy.deepcopy(peft_config),
             callbacks=list(callbacks),

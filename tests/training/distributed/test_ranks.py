@@ -60,6 +60,7 @@ FSDP_SCENARIOS = [
     "weighted star",
     "frozen text, rates by layer",
     "frozen text, cross-entropy",
+    "multi-label kl",
     "batch norm",
     "captions without labels",
 ]
