@@ -1,7 +1,7 @@
 """What FSDP 2 and Accelerate need that dual encoders of transformers do not provide."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -51,6 +51,20 @@ def forget_preparation(accelerator: Any, model: Any) -> None:
     """
     if vars(model).pop("_is_accelerate_prepared", False):
         accelerator._models.clear()
+
+
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """Within, a model has the forward from before Accelerate put it under autocast, if it has, as in an evaluation."""
+    prepared, original = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+    if prepared is None or original is None:
+        yield
+        return
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward = prepared
 
 
 def forward_autocast(accelerator: Any) -> AbstractContextManager[Any]:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from starft_hf.data.captions import CaptionBank
-from starft_hf.data.embedding import TEXTS_PER_CHUNK
 from starft_hf.models.adapters import has_adapter_weights
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.fsdp import full_tensor
@@ -79,8 +78,7 @@ class FrozenTexts:
             self._texts = CachedTexts(self._bank, self._store, progress=self._progress, plain=True)
             self._digest = digest
         assert self._texts is not None
-        # In chunks of its own, the forward is not the one that Accelerate may have put under autocast.
-        self._texts.prepare(_Itself(self.model, self._encoder, TEXTS_PER_CHUNK), device)
+        self._texts.prepare(_Itself(self.model, self._encoder), device)
 
     def is_up_to_date(self) -> bool:
         """Whether the weights of the text tower are those that the embeddings were computed with."""

@@ -26,7 +26,7 @@ from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.hub.record import model_source
 from starft_hf.models.adapters import base_model_of, base_state, check_adapters, is_adapted, with_adapter
 from starft_hf.models.encoder import DualEncoder, logit_scale_of
-from starft_hf.models.fsdp import forward_autocast
+from starft_hf.models.fsdp import forward_autocast, without_autocast
 from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
 from starft_hf.models.parts import HEAD
@@ -206,9 +206,10 @@ class RunSetup:
         if isinstance(self.train_dataset, IndexedExamples):
             self.train_dataset.prepare(device)
         # The sample weights first: the reference may release the weights that both need.
-        for part in (self.sample_weights, self.reference, self.frozen_texts):
-            if part is not None:
-                part.prepare(device)
+        with without_autocast(self.model):
+            for part in (self.sample_weights, self.reference, self.frozen_texts):
+                if part is not None:
+                    part.prepare(device)
         logger.info_once(describe(trained_parts(self.model, self.args)))
 
     @contextmanager

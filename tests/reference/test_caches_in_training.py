@@ -223,3 +223,16 @@ def test_a_cache_folder_that_is_a_file_is_refused(clip, processor, config, datas
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="which is a file"):
         StarFTTrainer(clip, config(reference_cache_dir=str(tmp_path / "file")), dataset, processing_class=processor)
+
+
+def test_an_evaluation_in_half_precision_does_not_round_what_is_cached(clip, processor, config, dataset):
+    caches = []
+    for evaluated in (False, True):
+        args = config(bf16=True, reference_cache_dir=f"{config().output_dir}/{evaluated}")
+        given = {"processing_class": processor, "peft_config": "lora", "eval_dataset": make_dataset(8)}
+        trainer = StarFTTrainer(copy.deepcopy(clip), args, dataset, **given)
+        if evaluated:
+            trainer.evaluate()
+        trainer.setup.prepare(args.device)
+        caches.append(trainer.reference.texts._embeds)
+    torch.testing.assert_close(*caches, rtol=0, atol=0)
