@@ -30,7 +30,8 @@ RESULTS = Path(__file__).parent / "audit.json"
 CORRELATIONS = {10: 0.95, 11: 0.95, 12: 0.8, 13: 0.95, 14: 0.5}
 REPAIRED = "FLYP, repaired"
 METHODS = {"FLYP": None, REPAIRED: None, "kl@3": 3, "kl@30": 30, "star@10": 10, "star@100": 100}
-SETS = ("balanced", "0.95", "0.8")
+SHOWN = {"balanced": "balanced", "0.95": "classes at home on one background in 95%", "0.8": "in 80%"}
+SETS = tuple(SHOWN)
 # Of the images that are audited, and of those that the true worst group is measured on.
 AUDITED, SCORED = 3000, 3001
 SIZE = 480
@@ -118,9 +119,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for cell in tqdm([cell for cell in cells(options.seeds) if cell not in store]):
             store.add(cell, run_cell(cell, Path(work)))
+    print(f"{len(store.cells)} models")
     for audited in SETS:
-        for measure in ("score", "average"):
-            print(f"{audited}, {measure}: {rank_correlation(store, audited, measure):.2f}")
+        score, average = (rank_correlation(store, audited, measure) for measure in ("score", "average"))
+        print(f"| {SHOWN[audited]} | {score:.2f} | {average:.2f} |")
 
 
 if __name__ == "__main__":
