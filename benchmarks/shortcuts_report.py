@@ -101,6 +101,13 @@ def discovery_table(rows: Searched) -> list[str]:
     return [*lines, f"| all | | | | | {rate(rows, lambda row: bool(row['shuffled']))} |"]
 
 
+def others(rows: Searched) -> str:
+    """The five things that are found most often and were not planted, those of equal counts by name."""
+    counts = Counter(name for row in rows for name in set(row["others"]))
+    most = sorted(counts, key=lambda name: (-counts[name], name))[:5]
+    return ", ".join(f"{name} ({counts[name]})" for name in most)
+
+
 def single_table(rows: Searched) -> list[str]:
     """What is found where one shortcut is planted and nothing else."""
     lines = [
@@ -110,19 +117,16 @@ def single_table(rows: Searched) -> list[str]:
     for shortcut in SHORTCUTS:
         for strength in STRENGTHS:
             own = [row for row in rows if row["planted"] == [shortcut] and row["strength"] == strength]
-            names = Counter(name for row in own for name in set(row["others"]))
             cells = [
                 shortcut,
                 f"{strength:g}",
                 rate(own, lambda row: bool(row["named"])) if shortcut in NAMED else "no template",
                 rate(own, is_wrong),
-                ", ".join(f"{name} ({count})" for name, count in names.most_common(5)),
+                others(own),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     nothing = [row for row in rows if not row["number"]]
-    names = Counter(name for row in nothing for name in set(row["others"]))
-    listed = ", ".join(f"{name} ({count})" for name, count in names.most_common(5))
-    return [*lines, f"| nothing | 0.5 | | {rate(nothing, is_wrong)} | {listed} |"]
+    return [*lines, f"| nothing | 0.5 | | {rate(nothing, is_wrong)} | {others(nothing)} |"]
 
 
 def power_table(rows: Searched) -> list[str]:
