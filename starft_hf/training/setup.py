@@ -330,7 +330,8 @@ class RunSetup:
 def _frozen_texts(
     given: RunInputs, plan: RunPlan, model: nn.Module, encoder: DualEncoder, bank: CaptionBank
 ) -> FrozenTexts | None:
-    if plan.columns is None or plan.columns.caption is not None:
+    if plan.columns is None or plan.columns.caption is not None or given.args.base_loss == MULTI_LABEL:
+        # These captions are embedded in every step, without gradients.
         return None
     store = plan.cache.store if plan.cache is not None and plan.cache.texts else None
     spurious = plan.strategy.drawn_per_example or plan.strategy.drawn_per_batch

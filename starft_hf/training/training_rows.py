@@ -44,7 +44,8 @@ def training_subset(args: StarFTConfig, dataset: Any, columns: ImageColumns | No
     columns = columns or resolve_columns(dataset, args.column_settings(), what="train_dataset")
     classes = None
     # Without need, no image is read for its label.
-    if columns.class_names is not None and (args.shots is not None or hasattr(dataset, "select_columns")):
+    is_read = args.shots is not None or hasattr(dataset, "select_columns")
+    if columns.class_names is not None and columns.several is None and is_read:
         classes = rows_by(classes_of(dataset, columns))
     if args.shots is None:
         (everything,) = rows_by([0] * len(dataset)).values()

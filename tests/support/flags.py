@@ -1,6 +1,7 @@
 """Another value of every flag than its default, by its name; of choices and numbers, tests find one."""
 
 VALUES = {
+    "examples": ["owl.png"],
     "learning_rates": ["vision=0.2"],
     "freeze": ["text", "vision.layers.0-5"],
     "eval_task": ["retrieval"],

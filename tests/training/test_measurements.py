@@ -44,6 +44,7 @@ def changes_in_card(trainer):
     """The changes of the worst groups in the card's table, by name of the dataset."""
     trainer.create_model_card()
     text = Path(trainer.args.output_dir, "README.md").read_text().partition("## Results")[2].partition("## ")[0]
+    text = text.partition("Accuracy of every group")[0]
     rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("| ")]
     return {row[1]: row[7] for row in rows[2:]}
 

@@ -246,3 +246,24 @@ def test_a_bias_that_the_model_has_is_kept(trainer):
     model = CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float32)
     add_bias(model, -3.0)
     assert trainer(model=model).model.logit_bias.item() == -3.0
+
+
+def test_a_frozen_text_tower_stays_as_it_is(trainer):
+    run = trainer(freeze=["text"], max_steps=2, learning_rate=1e-3)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.train()
+    same = {name for name, value in run.model.state_dict().items() if value.equal(before[name])}
+    assert {name for name in before if name.startswith("text")} <= same
+    assert {"logit_bias", "visual_projection.weight"} & same == set()
+
+
+@pytest.mark.parametrize("settings", [{"shots": 2}, {"train_sampling_strategy": "class_balanced"}])
+def test_draws_by_class_are_refused(config, settings):
+    with pytest.raises(ValueError, match="an image has any number of them"):
+        config(**MULTI, **settings)
+
+
+def test_some_of_the_images_may_be_drawn(trainer):
+    run = trainer(max_train_samples=10, max_steps=1)
+    run.train()
+    assert len(run.train_dataset) == 10
