@@ -123,7 +123,7 @@ class Classifier:
         return predictions
 
     def probabilities(self, images: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
-        """The probability of every class, `(N, classes)` in float64 on the CPU.
+        """The probability of every class, `(N, classes)` in float64 on the CPU, of each by itself if `multi_label`.
 
         Args:
             images: the tensors of a batch, as `ImagePreprocessor` and `stack_features` make them.
@@ -137,7 +137,8 @@ class Classifier:
         with evaluation_mode(self.model):
             with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
                 embeds = self.encoder.encode(self.model, images={name: t.to(device) for name, t in images.items()})
-            return self._logits(embeds).cpu().double().softmax(-1)
+            logits = self._logits(embeds).cpu().double()
+        return logits.sigmoid() if self.multi_label else logits.softmax(-1)
 
     def _check_classes(self) -> None:
         if self.class_names is None:

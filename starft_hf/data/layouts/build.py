@@ -54,5 +54,9 @@ def _class_names(layout: Layout, wanted: Wanted) -> tuple[str, ...] | None:
     columns = [rows[label] for rows, label in zip(layout.splits.values(), labels, strict=True) if label is not None]
     if not columns or None in labels:
         return None
-    found = pd.concat(columns).explode().dropna().drop_duplicates().tolist()
+    values = pd.concat(columns)
+    if values.isna().any():
+        return None
+    # An image of no class has an empty list.
+    found = values.explode().dropna().drop_duplicates().tolist()
     return tuple(sorted(found)) if all(isinstance(value, str) for value in found) else None
