@@ -58,6 +58,7 @@ MODES = {
     ],
     "precompute": [RUN, [*RUN, "--regularizer", "none", "--reweight", "attribution"]],
     "merge": [["adapter", "out"]],
+    "export": [["m", "--output_dir", "out"], ["m", "--output_dir", "out", "--json"]],
     "push": [["run"]],
     "report": [["report.json", "--output", "out"]],
     "space": [
@@ -204,6 +205,7 @@ def calls(monkeypatch, tmp_path):
         "audit": record("audit", audited),
         "repair": record("repair", SimpleNamespace(left_out={}, method="none", standard_error=0.1, as_dict=dict)),
         "generate_pool": record("generate", pool(["{} here."])),
+        "export": record("export", SimpleNamespace(files={}, max_difference={}, as_dict=dict)),
     }.items():
         monkeypatch.setattr(starft_hf, name, stub, raising=False)
     return found

@@ -42,7 +42,8 @@ def typed(action, values):
     if action.nargs == 0:
         return [flag]
     if action.choices:
-        return [flag, next(choice for choice in action.choices if choice != action.default)]
+        usual = action.default if isinstance(action.default, list) else [action.default]
+        return [flag, next(choice for choice in action.choices if choice not in usual)]
     if action.dest in values:
         return [flag, *values[action.dest]]
     if action.default in (True, False):
