@@ -2,8 +2,6 @@
 
 import re
 import shlex
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 from starft_hf.cli import main
@@ -36,20 +34,18 @@ def shortened(code, model):
 
 
 def run_blocks(page, model):
-    """Run the blocks of a page one after the other, in the current folder; returns what they have printed."""
-    names, printed = {}, StringIO()
-    with redirect_stdout(printed):
-        for language, block in blocks_of(page):
-            if language == "python":
-                # What settings leave open would train for ten epochs.
-                code = re.sub(r'(StarFTConfig\("clip-photos", )', r"\1max_steps=2, ", shortened(block, model))
-                exec(compile(code, page.name, "exec"), names)
-                continue
-            for program, *arguments in commands_of(block):
-                if program not in PROGRAMS:
-                    assert program == "starft", program
-                    run_command(arguments, model)
-    return printed.getvalue()
+    """Run the blocks of a page one after the other, in the current folder."""
+    names = {}
+    for language, block in blocks_of(page):
+        if language == "python":
+            # What settings leave open would train for ten epochs.
+            code = re.sub(r'(StarFTConfig\("clip-photos", )', r"\1max_steps=2, ", shortened(block, model))
+            exec(compile(code, page.name, "exec"), names)
+            continue
+        for program, *arguments in commands_of(block):
+            if program not in PROGRAMS:
+                assert program == "starft", program
+                run_command(arguments, model)
 
 
 def run_command(arguments, model):
