@@ -86,8 +86,11 @@ def test_make_demo_keeps_its_promise_and_make_test_runs_tests(tmp_path):
 @pytest.mark.slow
 def test_pip_installs_what_the_demo_needs(tmp_path):
     """What is here already takes the place of what pip would download."""
-    torch, package = commands("pip")
+    page = "docs/installation.md"
+    torch, package = commands("pip", page)
     assert torch == "pip install torch"
+    assert commands("pip")[1] == package
+    assert commands("starft", page) == ["starft demo --quick"]
     target = tmp_path / "installed"
     here = shlex.join(["--no-deps", "--no-build-isolation", "--target", str(target)])
     finish(start(f"python -m {package.replace('install', f'install {here}')}", ROOT))
