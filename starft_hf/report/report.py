@@ -90,13 +90,13 @@ class RobustnessReport:
         parts = [f"# {markdown(self.title)}"]
         parts += [markdown(f"{finding.lead} {finding.remarks}") for finding in self.findings]
         parts.append("; ".join(f"{markdown(name)}: {markdown(text)}" for name, text in self.about.items()))
-        parts.append("\n".join(f"- {markdown(name)}: {markdown(text)}" for name, text in explained(self.entries)))
         spread = "In %, changes in percentage points; mean \u00b1 sample standard deviation over seeds."
         if self.sections:
             parts += [
                 f"{spread} Gap: average minus worst group. ECE: expected calibration error.",
                 Table.of([DATASET, MODEL, SEEDS, *measures(self.sections)], self.sections).as_markdown(),
             ]
+        parts.append("\n".join(f"- {markdown(name)}: {markdown(text)}" for name, text in explained(self.entries)))
         for section in self.sections:
             parts += [f"## Groups of {markdown(section.dataset)}", section.cut, Table.of_groups(section).as_markdown()]
         if self.retrieval:

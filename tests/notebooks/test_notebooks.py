@@ -40,8 +40,9 @@ def outputs(notebook, kind):
 
 def check_outputs(notebook):
     """A table with the worst group of at least two models, and plots in which there is something."""
-    table = next(text for text in outputs(notebook, "text/markdown") if "| worst group |" in text)
-    head, _, *lines = (line.strip("| ").split(" | ") for line in table.split("\n\n")[3].splitlines())
+    parts = (part for text in outputs(notebook, "text/markdown") for part in text.split("\n\n"))
+    table = next(part for part in parts if "| worst group |" in part)
+    head, _, *lines = (line.strip("| ").split(" | ") for line in table.splitlines())
     column = head.index("worst group")
     worst = {line[head.index("model")]: float(line[column].split(" ")[0]) for line in lines}
     assert len(worst) > 1
