@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 
 # A file of protocol buffers cannot have 2 GiB; what is not a weight takes little.
@@ -21,6 +19,8 @@ Floats = NDArray[np.float32]
 
 def without_notes(message: Any) -> Any:
     """A message of protocol buffers, changed in place, without notes in it or in any of its parts."""
+    from onnx import TensorProto
+
     for name in _NOTES:
         if name in message.DESCRIPTOR.fields_by_name:
             message.ClearField(name)
@@ -35,6 +35,8 @@ def without_notes(message: Any) -> Any:
 
 def normalize(model: Any, output: str) -> None:
     """Let a graph whose output is embeddings return unit rows, named `output`; changed in place."""
+    from onnx import helper
+
     graph = model.graph
     (raw,) = graph.output
     graph.node.append(helper.make_node("LpNormalization", [raw.name], [output], name="normalize", axis=-1, p=2))
@@ -55,6 +57,8 @@ def classify(
         bias: of the logits, `(classes,)`.
         multi_label: whether probabilities are of every class by itself, rather than of one of them.
     """
+    from onnx import helper, numpy_helper
+
     graph = model.graph
     for name, values in (("class_weight", weight), ("class_bias", bias)):
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
@@ -69,12 +73,17 @@ def classify(
 
 
 def _set_output(graph: Any, name: str, width: int) -> None:
+    from onnx import TensorProto, helper
+
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]))
 
 
 def save(model: Any, path: Path) -> None:
     """Write a graph to `path`, with its weights in `path` and ".data" if one file cannot hold both."""
+    import onnx
+    from onnx import helper
+
     model.producer_name, model.producer_version = "starft_hf", ""
     # A graph that is too large cannot say how large it is.
     weights = model.graph.initializer

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from starft_hf.weights.export.packages import quiet
 
 
@@ -27,6 +25,8 @@ def load_in(path: Path, dtype: str) -> Any:
     for each of their columns, whose other factor is quantized as it comes (dynamic quantization); other weights, as
     of convolutions and of token embeddings, stay float32.
     """
+    import onnx
+
     if dtype == FP32:
         return onnx.load(path)
     if dtype == FP16:
