@@ -147,6 +147,11 @@ def calls(monkeypatch, tmp_path):
         model = SimpleNamespace(to=lambda device: "model")
         return SimpleNamespace(model=model, processor="p", head=head, class_names=("x", "y"), templates=("own {}",))
 
+    def local_folder(name, **settings):
+        if "revision" in settings:
+            found.append(("folder", plain(settings)))
+        return FolderOfNothing(name)
+
     def found_data(source, *args, **settings):
         names = ("train", "validation", "test", "dev")
         return DataFound({name: Rows(source, name, args, settings) for name in names})
@@ -176,7 +181,7 @@ def calls(monkeypatch, tmp_path):
         "starft_hf.data.all_images.class_names_of": record("class names", ("x", "y", "z")),
         "starft_hf.cli.predict.launch": record("launch", 0),
         "starft_hf.models.loading.load_model": loaded,
-        "starft_hf.hub.classifier.local_folder": lambda name, **settings: FolderOfNothing(name),
+        "starft_hf.hub.classifier.local_folder": local_folder,
         "starft_hf.evaluation.catalog.load_benchmark": benchmark,
         "starft_hf.training.comparison.compare": compared,
         "starft_hf.training.tuning.tune": tuned,
