@@ -199,7 +199,7 @@ def _fingerprint(classifier: Classifier, image_decoding: str) -> str:
             model_fingerprint(model),
             _sorted(adapter),
             None if head is None else tensors_digest(head.state_dict()),
-            classifier.class_names,
+            [classifier.class_names, classifier.multi_label],
             texts_fingerprint(encoder, () if head is not None else classifier.templates),
             preprocessing_fingerprint(encoder.image_processor, image_decoding),
         ]
