@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image, List
 from peft import get_peft_model
 
 from starft_hf import load, predict
@@ -299,6 +299,14 @@ def test_heads_and_adapters(dataset, tmp_path):
 def test_what_is_wrong_is_found_before_a_model_is_loaded(changes, match, dataset):
     with pytest.raises(ValueError, match=match):
         predict("nowhere/at-all", dataset, **changes)
+
+
+def test_several_classes_of_an_image_are_one_cell(classifier, dataset):
+    rows = dataset.select(range(3)).remove_columns("label")
+    words = rows.add_column("label", [["owl", "fern"], ["owl"], []])
+    numbers = words.cast_column("label", List(ClassLabel(names=["fern", "owl"])))
+    for several in (words, numbers):
+        assert predict(classifier, several, progress=False)["label"][:] == ["owl|fern", "owl", ""]
 
 
 def test_labels_of_a_class_label_column_keep_their_own_names(classifier):

@@ -78,7 +78,7 @@ def predict(
         use_head: whether to use the model's linear head, if it has one, rather than prompts.
         image_column: column with the images; None: "image", or else the only one of images.
         label_column: column with the labels, of which numbers without names are positions in the classes; None:
-            "label", where there is one.
+            "label", where there is one. Several classes of an image are written as "owl|fern".
         group_column: column that names a row's group, or several whose combinations do; None names none.
         batch_size: images per forward. The last digits of probabilities depend on it.
         num_workers: processes that load images; the rows of iterable datasets are read in order, by this process.

@@ -59,9 +59,14 @@ class Columns:
         )
 
     def label_of(self, row: Mapping[str, Any]) -> str | None:
-        """The name of a row's class; None if it has none, which -1 marks as well."""
-        value = None if self.label is None else plain(row.get(self.label))
-        if value is None or value != value or isinstance(value, (list, dict)):
+        """The name of a row's class, or those of several with bars between; None if unknown, as -1 marks it."""
+        return self._named(None if self.label is None else plain(row.get(self.label)))
+
+    def _named(self, value: Any) -> str | None:
+        if isinstance(value, list):
+            names = [self._named(part) for part in value]
+            return None if None in names else "|".join(map(str, names))
+        if value is None or value != value or isinstance(value, dict):
             return None
         if isinstance(value, str):
             return value
@@ -91,6 +96,8 @@ def resolve(dataset: Any, image: str | None, label: str, groups: Sequence[str]) 
             f"dataset has no column {image!r}; its columns are {present}. Set image_column to the right one"
         )
     feature = features.get(label)
+    # Of a list, that of its entries.
+    feature = getattr(feature, "feature", feature)
     names = (names_of_ids(feature.names) or feature.names) if isinstance(feature, ClassLabel) else ()
     label_column = label if present is None or label in present else None
     return Columns(image, label_column, resolve_groups(dataset, groups), names, is_known=present is not None)
