@@ -16,7 +16,7 @@ _EXPLAINED = {
     "kl": "StarFT, compared with the spurious captions of all images of a batch",
     "conditional": "StarFT, compared with all class names in one spurious template",
     "attribution": "images that show what is rare for their label count more",
-    "conditional + attribution": "both of these",
+    "conditional + attribution": "conditional, with images that show what is rare for their label counting more",
     "L2-SP": "a penalty on the distance from the zero-shot weights",
     "CAR-FT": "Context-Aware Robust Fine-Tuning: what the model says of contexts stays close to zero-shot",
 }

@@ -92,8 +92,7 @@ class Measurements:
         """Training continues from a checkpoint, which `model` was loaded from; `content` is what `state` returned."""
         self.at_start = False
         self.before.update(_results_in(content, "zero_shot"))
-        kept = content.get("retention_before", {})
-        self.retention_before.update({name: result_from_dict(result) for name, result in kept.items()})
+        self.retention_before.update(_results_in(content, "retention_before"))
         self._data_before.update(content.get("data_before", {}))
         self.load(content, model)
 

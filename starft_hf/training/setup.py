@@ -385,7 +385,7 @@ def _reg_weight(plan: RunPlan, args: StarFTConfig) -> float:
     weight = plan.regularizer.weight(args.reg_weight, len(plan.class_names or ()) or None)
     if args.base_loss == MULTI_LABEL and args.reg_weight == AUTO_WEIGHT:
         # That for many classes. This base loss is a mean over the classes rather than the log-likelihood of a label.
-        weight = plan.regularizer.weight(AUTO_WEIGHT, None) / len(plan.class_names or "1")
+        weight = plan.regularizer.weight(AUTO_WEIGHT, None) / max(1, len(plan.class_names or ()))
     if plan.columns is not None and AUTO_REGULARIZER in (args.regularizer, args.reg_weight):
         # Once, since a comparison makes many runs with the same settings.
         logger.info_once(
