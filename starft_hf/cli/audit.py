@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a Hub id or a folder of a dual encoder, maybe with a head or an adapter")
     add_data_arguments(parser, split="test or validation, if there is one")
     parser.add_argument("--base", help="model before fine-tuning (default: what the model's own run names)")
-    parser.add_argument("--output", type=Path, help="new folder for the page, its JSON, pseudo-groups and a pool")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="new folder for the page, its JSON, pseudo-groups and a pool; MODEL/audit also adds it to the card",
+    )
     parser.add_argument(
         "--fail_under",
         type=_bound,
@@ -54,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--templates", nargs="+", help="prompts with {} for the class (default: those of the run)")
     parser.add_argument("--alpha", type=float, default=0.05, help="largest p-value of what counts as found")
+    parser.add_argument(
+        "--saliency_maps",
+        type=int,
+        default=6,
+        metavar="N",
+        help="the page shows the N most confident mistakes in the worst group, and which parts of the image speak for "
+        "them, before and after; 0 for none, and no images on the page (default: 6)",
+    )
     parser.add_argument("--cache_dir", help="folder of embeddings (default: that of the reference's)")
     add_trust(parser)
     parser.add_argument("--seed", type=int, default=0, help="of bootstrap samples and permutations")
@@ -61,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int | None:
     from starft_hf.cli.evaluate import own_group_column, take_own_columns
+    from starft_hf.hub.audits import AUDIT_FOLDER, take_audit
     from starft_hf.hub.classifier import local_folder
     from starft_hf.hub.record import RECORD_FILE, RunRecord
 
@@ -80,7 +93,8 @@ def run(options: argparse.Namespace) -> int | None:
     from starft_hf.cli.tables import audit_table
 
     settings: dict[str, Any] = {**names, **columns(options), **reading(options), "group_column": groups}
-    settings |= given(options, "spuriosity", "templates", "cache_dir", "trust_remote_code", "alpha", "seed")
+    settings |= given(options, "spuriosity", "templates", "cache_dir", "trust_remote_code")
+    settings |= given(options, "alpha", "saliency_maps", "seed")
     settings["vocabulary"] = None if options.vocabulary == "none" else options.vocabulary
     if torch.cuda.is_available():
         settings["device"] = "cuda"
@@ -91,6 +105,9 @@ def run(options: argparse.Namespace) -> int | None:
     parts.append(f"Score: {result.score:.3f}")
     if options.output is not None:
         parts.append(f"Page, JSON, pseudo-groups and pool: {result.save(options.output).parent}")
+        if options.output.resolve() == folder.resolve() / AUDIT_FOLDER:
+            take_audit(folder)
+            parts.append(f"The card and the record in {folder} say so too.")
     broken = options.fail_under is not None and result.score < options.fail_under
     if options.fail_under is not None:
         content |= {"fail_under": options.fail_under, "passed": not broken}

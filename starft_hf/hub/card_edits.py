@@ -30,6 +30,9 @@ FOLDER = "path/to/this/folder"
 _BEGIN = BEGIN.removesuffix(" -->")
 _GENERATED = re.compile(rf"(.*?){_BEGIN}((?: \w+:\w+)*) -->\n(.*?){END}(.*)", re.DOTALL)
 
+_HEADING = re.compile(r"#{1,3} ")
+_AFTER_RESULTS = "## How to use"
+
 # Metadata that only the run knows; PEFT writes some of them as well.
 _OF_THE_RUN = ("base_model", "base_model_relation", "library_name", "model-index", "tags")
 
@@ -146,6 +149,27 @@ def keep_published_edits(folder: Path, published: str | None, repo_id: str | Non
         local.digests["generated"] = _digest(local.generated)
     local.digests |= local.current_digests()
     local.write(folder)
+
+
+def update_section(folder: Path, heading: str, text: str) -> None:
+    """Put a section into the generated part of the card in `folder`, in place of the one with its heading, if any.
+
+    It follows the results. An empty text removes it. A card that was not generated, or whose generated part a person
+    has edited, is left alone.
+    """
+    card = _in_folder(folder)
+    if card is None or card.generated is None or card.digests.get("generated") != _digest(card.generated):
+        return
+    lines = card.generated.splitlines(keepends=True)
+    tops = [place for place, line in enumerate(lines) if _HEADING.match(line)]
+    own = next((place for place in tops if lines[place].strip() == heading), None)
+    if own is None:
+        first = own = next((place for place in tops if lines[place].strip() == _AFTER_RESULTS), len(lines))
+    else:
+        first, own = own, next((place for place in tops if place > own), len(lines))
+    card.generated = "".join([*lines[:first], *([f"{text.rstrip()}\n\n"] if text else []), *lines[own:]])
+    card.digests["generated"] = _digest(card.generated)
+    card.write(folder)
 
 
 def remove_local_base(folder: Path) -> None:

@@ -39,6 +39,7 @@ _KINDS: dict[str, Any] = {
     "trained": (dict, NoneType),
     "alpha": (int, float, NoneType),
     "repair": (dict, NoneType),
+    "audit": (dict, NoneType),
     "combined": bool,
 }
 
@@ -66,6 +67,8 @@ class RunRecord:
             the model as trained.
         repair: what `repair` has done to the weights after the run: "method", "settings", "select_by", the number of
             "images" of the validation set and the accuracies on it; None if nothing was tried.
+        audit: what an audit of these weights has found: its "score", the number of "images", the "worst_group" and
+            "average", and "sentences"; None if there was none.
         combined: whether the weights were made of those of several models. There is no run to repeat then, and only
             what classifying images needs is recorded.
     """
@@ -84,6 +87,7 @@ class RunRecord:
     trained: dict[str, Any] | None = None
     alpha: float | None = None
     repair: dict[str, Any] | None = None
+    audit: dict[str, Any] | None = None
     combined: bool = False
 
     @property

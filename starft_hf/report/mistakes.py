@@ -1,24 +1,19 @@
 """The most confident mistakes in the worst group, with thumbnails."""
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
-from starft_hf.data.rgb import as_rgb
 from starft_hf.evaluation.results import EvaluationResult, Mistake
 from starft_hf.report.data import Run
 from starft_hf.report.rows import Section
+from starft_hf.report.thumbnails import thumbnail, thumbnail_from
 
 
 # Thumbnails on the page, per dataset, if that is enough for a few of every model.
 MAX_THUMBNAILS = 12
 _MIN_PER_MODEL = 3
-_PIXELS = 128
-
-_URI = "data:image/png;base64,"
 
 
 def images_of_mistakes(
@@ -51,7 +46,7 @@ def galleries_of(section: Section, images: Mapping[int, Any]) -> list[dict[str, 
             "label": label,
             "seed": seed,
             "group": mistakes[0].group,
-            "tiles": [(mistake, _thumbnail(images.get(mistake.sample))) for mistake in mistakes[:count]],
+            "tiles": [(mistake, thumbnail(images.get(mistake.sample))) for mistake in mistakes[:count]],
         }
         for label, seed, mistakes in found[:MAX_THUMBNAILS]
     ]
@@ -63,10 +58,10 @@ def thumbnails_as_plain(
     """The thumbnails that the page shows, for JSON."""
     return {
         section.dataset: {
-            str(mistake.sample): thumbnail["uri"]
+            str(mistake.sample): small.uri
             for gallery in galleries_of(section, images.get(section.dataset, {}))
-            for mistake, thumbnail in gallery["tiles"]
-            if thumbnail is not None
+            for mistake, small in gallery["tiles"]
+            if small is not None
         }
         for section in sections
     }
@@ -75,32 +70,6 @@ def thumbnails_as_plain(
 def thumbnails_from_plain(content: Mapping[str, Mapping[str, str]]) -> dict[str, dict[int, Image.Image]]:
     """The inverse of `thumbnails_as_plain`; ValueError if something is not such a thumbnail."""
     return {
-        dataset: {int(sample): _opened(uri) for sample, uri in images.items()} for dataset, images in content.items()
+        dataset: {int(sample): thumbnail_from(uri) for sample, uri in images.items()}
+        for dataset, images in content.items()
     }
-
-
-def _opened(uri: str) -> Image.Image:
-    try:
-        content = base64.b64decode(uri.removeprefix(_URI), validate=True)
-        image = Image.open(io.BytesIO(content), formats=["PNG"])
-        if max(image.size) > _PIXELS:
-            raise ValueError(f"it has {image.width} x {image.height} pixels, more than {_PIXELS} x {_PIXELS}")
-        image.load()
-    except (ValueError, OSError, SyntaxError) as error:
-        raise ValueError(f"a thumbnail cannot be read: {error}") from error
-    return image
-
-
-def _thumbnail(image: Any) -> dict[str, Any] | None:
-    if image is None:
-        return None
-    rgb = as_rgb(image)
-    # A fresh canvas keeps none of the file's metadata, such as the place a photo was taken.
-    small = Image.new("RGB", rgb.size)
-    small.paste(rgb)
-    small.thumbnail((_PIXELS, _PIXELS))
-    buffer = io.BytesIO()
-    small.save(buffer, format="PNG", optimize=True)
-    uri = f"{_URI}{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-    # So few pixels should be seen as squares rather than blurred.
-    return {"uri": uri, "coarse": max(rgb.size) <= _PIXELS // 2}

@@ -27,8 +27,9 @@ from starft_hf.training.plan import RunInputs
 from starft_hf.training.trainer import StarFTTrainer
 from starft_hf.weights.repair import repair
 from starft_hf.weights.repair.candidates import DFR, METHODS, NEEDS_POOL, NEEDS_START
+from starft_hf.weights.repair.labeled import check_validation_set
 from starft_hf.weights.repair.projections import why_not_foldable
-from starft_hf.weights.repair.repairing import check_numbers_of, check_validation_set
+from starft_hf.weights.repair.repairing import check_numbers_of
 
 
 # The best of all, or none.

@@ -55,7 +55,7 @@ def test_a_broken_bound_ends_with_3_and_prints_what_was_found(world, tmp_path, c
     ],
 )
 def test_wrong_use_ends_with_2_before_a_model_is_loaded(more, said, world, capsys, monkeypatch):
-    monkeypatch.setattr("starft_hf.weights.audit.auditing.load_subject", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("starft_hf.weights.repair.labeled.load_subject", lambda *_: pytest.fail("it was loaded"))
     try:
         code = main([*world, *more])
     except SystemExit as stopped:

@@ -143,7 +143,7 @@ def test_unreadable_images_are_left_out(tuned, images, settings):
     ],
 )
 def test_what_cannot_be_audited_is_refused_before_a_model_is_loaded(changes, said, images, settings, monkeypatch):
-    monkeypatch.setattr("starft_hf.weights.audit.auditing.load_subject", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("starft_hf.weights.repair.labeled.load_subject", lambda *_: pytest.fail("it was loaded"))
     arguments = {"tuned": MODEL_FOLDER, "dataset": images, **settings, **changes}
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         audit(**arguments)

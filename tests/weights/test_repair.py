@@ -19,7 +19,6 @@ from starft_hf.hub.record import RunRecord
 from starft_hf.models.adapters import save_temperature, with_adapter
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_NAME
-from starft_hf.reference.factory import ReferenceSettings
 from starft_hf.weights.repair import repairing
 from starft_hf.weights.repair.candidates import ALPHAS, METHODS, candidates
 from starft_hf.weights.repair.embedded import unit, without
@@ -100,7 +99,7 @@ def test_what_is_written_classifies_as_what_was_compared(validation, tmp_path, d
         trained.bias.data += torch.tensor([0.3, -0.2])
     subject = Subject(model, processor, NAMES, prompts, trained, start, None, SpuriosityPool(POOL))
     columns = resolve_evaluation_columns(validation, ColumnSettings(), what="dataset")
-    reading = ImageReading(ReferenceSettings(cache_dir=str(tmp_path / "features"), progress=False))
+    reading = ImageReading(cache_dir=tmp_path / "features", progress=False)
     data = embed(subject, Embedder(subject, validation, columns, reading), np.array(validation["label"]), ALPHAS)
     # A batch of another size may be computed in another order.
     tolerance = 1e-5 if dtype is torch.float32 else 1e-9

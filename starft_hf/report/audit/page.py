@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 import starft_hf
-from starft_hf.utils.plotting import COLORS
+from starft_hf.report.thumbnails import png_uri, thumbnail
+from starft_hf.utils.plotting import COLORS, SERIES
 from starft_hf.utils.text import one_line, percent, points
 
 
@@ -14,6 +17,9 @@ from starft_hf.utils.text import one_line, percent, points
 _MOST_GROUPS = 40
 _MOST_PAIRS = 12
 _MOST_CORRELATES = 40
+
+# Of 255, that of the part of an image that counts most.
+_MOST_OPAQUE = 215
 
 _GROUPED = {
     "group_column": "Groups are those of the dataset.",
@@ -23,8 +29,8 @@ _GROUPED = {
 }
 
 
-def render_audit(content: Mapping[str, Any]) -> str:
-    """The page of `AuditResult.as_dict`; it loads nothing from anywhere and runs no script."""
+def render_audit(content: Mapping[str, Any], images: Mapping[int, Image.Image] | None = None) -> str:
+    """The page of `AuditResult.as_dict`, with images by row; it loads nothing from anywhere and runs no script."""
     environment = Environment(
         loader=PackageLoader("starft_hf.report", ""),
         autoescape=True,
@@ -43,6 +49,7 @@ def render_audit(content: Mapping[str, Any]) -> str:
         hidden_groups=max(0, len(groups) - _MOST_GROUPS),
         grouped=_GROUPED[content["grouped_by"]],
         pairs=_pairs(content),
+        tiles=[_tile(mistake, images or {}) for mistake in content["mistakes"]],
         tables=[
             (heading, phrase, [row for row in found if row["of"] == of][:_MOST_CORRELATES])
             for heading, phrase, of in (
@@ -78,6 +85,62 @@ def sentences(content: Mapping[str, Any]) -> list[str]:
     if properties:
         found.append(f"In the dataset, {properties[0]}.")
     return found
+
+
+def summary(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says of `AuditResult.as_dict`: numbers and a few sentences, no images."""
+    worst = content["groups"][content["worst_group"]]
+
+    def accuracies(group: Mapping[str, Any]) -> dict[str, float | None]:
+        return {when: group[when] and round(group[when]["accuracy"], 6) for when in ("before", "after")}
+
+    return {
+        "score": round(content["score"], 6),
+        "images": content["images"],
+        "worst_group": {"name": content["worst_group"], **accuracies(worst)},
+        "average": accuracies(content["average"]),
+        "sentences": [*sentences(content), *_forgotten(content["forgotten"])],
+    }
+
+
+def _forgotten(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    lines = []
+    if found["answers_changed"] is not None:
+        lines.append(f"Fine-tuning changed {percent(found['answers_changed'])}% of the answers.")
+    for name, kept in found["retention"].items():
+        before = "" if kept["before"] is None else f"; it was {percent(kept['before'])}% before fine-tuning"
+        lines.append(f"The accuracy on {name} is {percent(kept['after'])}%{before}.")
+    return lines
+
+
+def _tile(mistake: Mapping[str, Any], images: Mapping[int, Image.Image]) -> dict[str, Any]:
+    """A mistake with its image and its maps, that of the start first."""
+    maps = [(when, mistake[when]) for when in ("before", "after") if mistake[when] is not None]
+    # Both maps have the same scale.
+    largest = max(float(np.abs(own["values"]).max()) for _, own in maps)
+    return {
+        **mistake,
+        "image": thumbnail(images.get(mistake["row"])),
+        "maps": [{"when": when, **own, "uri": png_uri(_overlay(own["values"], largest))} for when, own in maps],
+    }
+
+
+def _overlay(values: Sequence[Sequence[float]], largest: float) -> Image.Image:
+    """A pixel per part, in the color of what speaks for a mistake or against it, the more opaque the more it does.
+
+    By the square root, since what a background says is spread over many parts.
+    """
+    effects = np.array(values, dtype=np.float64)
+    colors = np.where((effects > 0)[..., None], _rgb(SERIES[1]), _rgb(SERIES[2]))
+    opacity = _MOST_OPAQUE * np.sqrt(np.abs(effects) / max(largest, 1e-12))
+    return Image.fromarray(np.dstack([colors, opacity.round()]).astype(np.uint8), "RGBA")
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    return red, green, blue
 
 
 def _pairs(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from starft_hf.report.audit.page import render_audit
 from starft_hf.report.data import as_plain
@@ -93,6 +94,40 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
+class SaliencyMap:
+    """What a model answers for an image, and which parts of it speak for a mistake.
+
+    Attributes:
+        answer: the class.
+        confidence: its probability.
+        values: of the parts of the image, in rows from top to bottom: how much a part adds to the logit of the
+            mistaken class less that of the right one, on average over images in which half of the other parts are
+            hidden. What is negative speaks for the right class.
+    """
+
+    answer: str
+    confidence: float
+    values: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class ExplainedMistake:
+    """A mistake of the audited model, and what speaks for it by that and by its start; None without one.
+
+    Attributes:
+        row: of the dataset.
+        label: the class of the image.
+        taken_for: the class that the model answers.
+    """
+
+    row: int
+    label: str
+    taken_for: str
+    after: SaliencyMap
+    before: SaliencyMap | None = None
+
+
+@dataclass(frozen=True)
 class AuditResult:
     """What `audit` has found. Accuracies are from 0 to 1.
 
@@ -110,6 +145,9 @@ class AuditResult:
         correlates: what labels and mistakes are correlated with.
         score: from 0 to 1, without group labels; see `audit`.
         left_out: the parts that could not be measured, with the reason.
+        weights: a digest of the files of the audited weights; None for a model in memory.
+        mistakes: the most confident ones in the worst group, the most confident first.
+        mistake_images: their images by row; on the page, but not in JSON.
     """
 
     model: str
@@ -126,10 +164,14 @@ class AuditResult:
     correlates: Correlates
     score: float
     left_out: Mapping[str, str] = field(default_factory=dict)
+    weights: str | None = None
+    mistakes: Sequence[ExplainedMistake] = ()
+    mistake_images: Mapping[int, Image.Image] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the pseudo-groups of single images, for JSON."""
-        content = asdict(self)
+        """Everything but images and the pseudo-groups of single ones, for JSON."""
+        content = asdict(replace(self, mistake_images={}))
+        del content["mistake_images"]
         correlates = {key: value for key, value in content.pop("correlates").items() if key != "groups"}
         rows = [{**asdict(row), "sentence": str(row)} for row in self.correlates.found]
         del content["rows"]
@@ -139,7 +181,7 @@ class AuditResult:
 
     def as_html(self) -> str:
         """One page, which loads nothing from anywhere and runs no script."""
-        return render_audit(self.as_dict())
+        return render_audit(self.as_dict(), self.mistake_images)
 
     def __str__(self) -> str:
         worst = self.groups[self.worst_group]

@@ -5,41 +5,27 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
-from starft_hf.data.decoding import RAISE, check_on_bad_image
+from starft_hf.data.decoding import RAISE
 from starft_hf.data.groups import GroupFunction
-from starft_hf.data.image_cache import given_image_cache
-from starft_hf.data.images import SCALED, check_image_decoding
-from starft_hf.reference.factory import ReferenceSettings
+from starft_hf.data.images import SCALED
+from starft_hf.hub.audits import weights_digest
 from starft_hf.report.audit import AuditResult
 from starft_hf.spuriosity.auto import Spuriosity
-from starft_hf.spuriosity.correlates import CorrelateSettings, Looked, find_correlates
+from starft_hf.spuriosity.correlates import CorrelateSettings
 from starft_hf.spuriosity.discovery import unknown_templates
 from starft_hf.spuriosity.pool import as_pool
-from starft_hf.spuriosity.properties import measure_images
-from starft_hf.spuriosity.vocabulary import TOKENIZER, Vocabulary, given_words, has_lexicon, usable_words
+from starft_hf.spuriosity.vocabulary import TOKENIZER, Vocabulary, given_words
 from starft_hf.utils.text import without_paths
-from starft_hf.weights.audit.measuring import (
-    Tower,
-    compare_words,
-    compared,
-    measure_forgotten,
-    measure_retention,
-    measure_sensitivity,
-    named_groups,
-    worst_accuracy,
-)
-from starft_hf.weights.repair.embedding import Embedder, ImageReading, seen_in_words, targets
-from starft_hf.weights.repair.groups import indices_of, pseudo_groups
-from starft_hf.weights.repair.repairing import check_validation_set
-from starft_hf.weights.repair.subject import Subject, columns_for, describe, load_subject
+from starft_hf.weights.audit.audited import Audited
+from starft_hf.weights.audit.saliency import check_saliency_maps
+from starft_hf.weights.repair.embedding import ImageReading
+from starft_hf.weights.repair.labeled import LabeledImages, check_validation_set
+from starft_hf.weights.repair.subject import Subject
 
-
-BY_COLUMN, BY_PSEUDO_GROUPS, BY_CLASS = "group_column", "pseudo_groups", "classes"
 
 # For a model whose record names no pool.
 _DEFAULT_POOL = "background"
@@ -61,6 +47,7 @@ def audit(
     image_column: str = "image",
     label_column: str = "label",
     alpha: float = 0.05,
+    saliency_maps: int = 6,
     batch_size: int = 64,
     num_workers: int = 0,
     on_bad_image: str = RAISE,
@@ -84,8 +71,8 @@ def audit(
     how much answers move if all captions gain the template, for the model and its start.
 
     Correlates: which words of a vocabulary, and which properties of images and files (brightness, contrast, sharpness,
-    colorfulness, size, aspect, border, JPEG quality, file type, folder, camera, month), labels are correlated with,
-    and mistakes on images of one class. Of datasets without any correlation, no more than `alpha` give one.
+    colorfulness, warmth, size, aspect, border, JPEG quality, file type, folder, camera, month), labels are correlated
+    with, and mistakes on images of one class. Of datasets without any correlation, no more than `alpha` give one.
     A correlate need not be a shortcut: wolves have fur. Check it before relying on it.
 
     The score is from 0 to 1 and takes no group labels: the accuracy in the worst combination of class and of what the
@@ -111,6 +98,9 @@ def audit(
         image_column: column with the images.
         label_column: column with the labels.
         alpha: of the tests for correlates.
+        saliency_maps: how many of the most confident mistakes in the worst group are shown on the page, with the
+            parts of the image that speak for them by the model and by its start: the effect of hiding them, in some
+            100 forwards per image and model. 0 for none, and no images on the page.
         batch_size: images per forward.
         num_workers: processes that load images.
         on_bad_image: "raise" or "skip", as in `evaluate_zero_shot`.
@@ -128,90 +118,43 @@ def audit(
     Raises:
         ValueError: before the first forward, if data and model do not fit or a setting is invalid.
     """
-    check_validation_set(dataset)
-    check_on_bad_image(on_bad_image)
-    check_image_decoding(image_decoding)
-    settings = CorrelateSettings(alpha=alpha, seed=seed)
+    correlate_settings = CorrelateSettings(alpha=alpha, seed=seed)
+    check_saliency_maps(saliency_maps)
     words = given_words(vocabulary)
     kept = _checked_retention(retention)
-    cache = given_image_cache(image_cache, dataset, num_workers, progress)
-    known = describe(tuned, templates, spuriosity, trust_remote_code)
-    if known.pool is None:
-        known = replace(known, pool=as_pool(_DEFAULT_POOL))
+    reading = ImageReading(
+        batch_size, num_workers, on_bad_image, image_decoding, image_cache, cache_dir, device, progress
+    )
     asked = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
-    columns = columns_for(known, dataset, asked)
-    labels, named = targets(dataset, columns)
-    subject = _with_known_words(load_subject(known, processor, start, columns.class_names or ()))
+    described: dict[str, Any] = {"templates": templates, "spuriosity": spuriosity}
+    images = LabeledImages.of(tuned, dataset, asked, reading, trust_remote_code=trust_remote_code, **described)
+    if images.known.pool is None:
+        images = replace(images, known=replace(images.known, pool=as_pool(_DEFAULT_POOL)))
+    audited = Audited(_with_known_words(images.load(processor, start)), images)
 
-    folder = None if cache_dir is None else str(cache_dir)
-    reference = ReferenceSettings(cache_dir=folder, batch_size=batch_size, num_workers=num_workers, progress=progress)
-    reading = ImageReading(reference, cache, on_bad_image, image_decoding, device)
-    embedder = Embedder(subject, dataset, columns, reading)
-    towers = [Tower(subject, subject.model, subject.head, embedder)]
-    if subject.start is not None:
-        towers.append(Tower(subject, subject.start, None, embedder))
-    # Without a start, the model itself says what images show.
-    viewer = subject if subject.start is not None else replace(subject, start=subject.model)
-    seen = None if subject.pool is None else seen_in_words(viewer, embedder)
-    rows = np.flatnonzero(towers[0].images.any(1))
-    if not len(rows):
-        raise ValueError(f"none of the {len(labels)} images of dataset could be read")
-    labels, named = labels[rows], [named[row] for row in rows]
-    for tower in towers:
-        tower.only(rows)
-    answers = [tower.logits() for tower in towers]
-
-    pseudo, left_out, found = labels, {}, None
-    if seen is None:
-        left_out["sensitivity"] = (
-            "no template of the pool changes what the start sees in captions; pass spuriosity, another pool"
-        )
-    else:
-        seen = [seen[row] for row in rows]
-        pseudo = pseudo_groups(labels, indices_of(seen)[0])
-        found = measure_sensitivity(towers, labels, answers)
-        if found.shift is None:
-            left_out["sensitivity.shift"] = "the model classifies by a linear head, which reads no captions"
-    grouped_by = BY_COLUMN if columns.groups is not None else BY_CLASS if seen is None else BY_PSEUDO_GROUPS
-    if grouped_by == BY_PSEUDO_GROUPS:
-        named = named_groups(subject.class_names, labels, seen or [], pseudo)
-    average, groups = compared(answers, labels, named, seed)
-
-    vocabulary_used = usable_words(words, subject.encoder.encode_texts, subject.class_names)
-    if words is None and not vocabulary_used:
-        left_out["vocabulary"] = "the tokenizer has no English words; pass vocabulary, a file with a word per line"
-    elif words is None and not has_lexicon():
-        left_out["parts of speech"] = "pip install 'starft_hf[audit]' leaves only nouns and adjectives"
-    embeds, similarities = compare_words(towers[-1], vocabulary_used)
-    own_names = [subject.class_names[label] for label in labels]
-    properties = measure_images(dataset, columns.image, rows.tolist(), own_names, progress=progress)
-    if properties.unknown:
-        left_out["properties"] = f"{properties.unknown} of {len(rows)} images could not be opened as files"
-    looked = Looked(vocabulary_used, embeds, similarities, properties)
-    correlates = find_correlates(looked, labels, answers[0].argmax(1) != labels, subject.class_names, settings)
-
-    shared = {"batch_size": batch_size, "num_workers": num_workers, "on_bad_image": on_bad_image, "progress": progress}
-    retained = measure_retention(towers, kept, shared)
-    forgotten = measure_forgotten(towers, answers, vocabulary_used, retained)
-    if subject.start is None:
-        left_out["forgotten"] = "the model before fine-tuning is unknown; pass start='its id or folder'"
+    sensitivity = audited.sensitivity()
+    average, groups = audited.groups(seed)
     worst = min(groups, key=lambda name: groups[name].after.accuracy)
-    gain = 0.0 if found is None else max(0.0, found.largest[2])
+    mistakes = audited.mistakes(worst, saliency_maps)
+    vocabulary_used = audited.vocabulary(words)
     return AuditResult(
         model=_name_of(tuned),
-        start=None if subject.start is None else _name_of(start) if start is not None else "the start of its run",
-        class_names=list(subject.class_names),
-        images=len(rows),
-        rows=rows.tolist(),
-        grouped_by=grouped_by,
+        start=_name_of_start(audited.subject, start),
+        class_names=list(audited.subject.class_names),
+        images=len(audited.rows),
+        rows=audited.rows.tolist(),
+        grouped_by=audited.grouped_by,
         average=average,
         groups=groups,
         worst_group=worst,
-        forgotten=forgotten,
-        sensitivity=found,
-        correlates=correlates,
-        score=worst_accuracy(answers[0], labels, pseudo) * (1 - gain),
-        left_out=left_out,
+        forgotten=audited.forgotten(vocabulary_used, kept),
+        sensitivity=sensitivity,
+        correlates=audited.correlates(vocabulary_used, correlate_settings),
+        score=audited.score(sensitivity),
+        left_out=audited.left_out,
+        weights=None if images.known.folder is None else weights_digest(images.known.folder),
+        mistakes=[mistake for mistake, _ in mistakes],
+        mistake_images={mistake.row: image for mistake, image in mistakes},
     )
 
 
@@ -237,3 +180,9 @@ def _checked_retention(retention: Mapping[str, Any] | None) -> dict[str, Any]:
 def _name_of(model: Any) -> str:
     named = getattr(getattr(model, "config", None), "_name_or_path", None) if isinstance(model, nn.Module) else model
     return without_paths(str(named)) if named else "a model in memory"
+
+
+def _name_of_start(subject: Subject, start: Any) -> str | None:
+    if subject.start is None:
+        return None
+    return _name_of(start) if start is not None else "the start of its run"

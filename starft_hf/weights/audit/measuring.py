@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,8 @@ from scipy.special import softmax
 from torch import nn
 
 from starft_hf.data.captions import class_caption
+from starft_hf.data.images import stack_features
+from starft_hf.data.rgb import ScaledImage
 from starft_hf.evaluation.bootstrap import interval, resampled, worst_group
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.forgetting import text_change, total_variation
@@ -26,7 +29,7 @@ from starft_hf.report.audit import Forgotten, GroupAudit, Measured, Sensitivity
 from starft_hf.spuriosity.scorer import class_subspace, readable_template, without_subspace
 from starft_hf.spuriosity.vocabulary import WORD_CAPTION
 from starft_hf.weights.repair.embedded import Floats, Ints, unit
-from starft_hf.weights.repair.embedding import Embedder, pool_directions
+from starft_hf.weights.repair.embedding import Embedder, ImageReading, pool_directions
 from starft_hf.weights.repair.subject import Subject, in_float64
 
 
@@ -63,14 +66,34 @@ class Tower:
         return [class_caption(name, prompt, template, self._encoding) for name in self.subject.class_names]
 
     def logits(self) -> Floats:
-        """The answers for the images, `(N, C)`, by the head or by the prompts of the classes."""
+        """The answers for the images, `(N, C)`."""
+        return self.classify(self.images)
+
+    def classify(self, images: Floats) -> Floats:
+        """The answers for unit rows `(n, D)` of images, `(n, C)`, by the head or by the prompts of the classes."""
+        weight, bias = self._classifier
+        found: Floats = images @ weight.T + bias
+        return found
+
+    @cached_property
+    def _classifier(self) -> tuple[Floats, Floats]:
         if self.head is not None:
-            bias = 0 if self.head.bias is None else in_float64(self.head.bias)
-            found: Floats = self.images @ in_float64(self.head.weight).T + bias
-            return found
+            weight = in_float64(self.head.weight)
+            return weight, np.zeros(len(weight)) if self.head.bias is None else in_float64(self.head.bias)
         prompts = self.subject.templates
         rows = self.texts([caption for prompt in prompts for caption in self.captions(prompt)])
-        return self._by(unit(rows.reshape(len(prompts), -1, rows.shape[1]).mean(0)))
+        weight = self.scale * unit(rows.reshape(len(prompts), -1, rows.shape[1]).mean(0))
+        return weight, np.zeros(len(weight))
+
+    def embed(self, images: Sequence[ScaledImage]) -> Floats:
+        """Unit rows of other images, `(n, D)`, which are not cached."""
+        self._live.prepare(self.embedder.device)
+        found, size = [], self.embedder.reading.batch_size
+        for start in range(0, len(images), size):
+            batch = stack_features(self.embedder.preprocessor.of_scaled(images[start : start + size]))
+            on_device = {name: value.to(self.embedder.device) for name, value in batch.items()}
+            found.append(in_float64(self._live.embed_images(on_device)))
+        return np.concatenate(found)
 
     def shift(self, template: str) -> Floats:
         """How much the answers for the images move if all captions gain a template, `(N,)`."""
@@ -171,9 +194,11 @@ def measure_forgotten(
 
 
 def measure_retention(
-    towers: Sequence[Tower], datasets: Mapping[str, Any], settings: Mapping[str, Any]
+    towers: Sequence[Tower], datasets: Mapping[str, Any], reading: ImageReading
 ) -> dict[str, dict[str, float | None]]:
     """The accuracy "after", and that of the start "before", on datasets of other tasks, classified zero-shot."""
+    shared = ("batch_size", "num_workers", "on_bad_image", "progress")
+    settings = {name: getattr(reading, name) for name in shared}
     found = {}
     for name, dataset in datasets.items():
         results = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from starft_hf.data import embedding
 from starft_hf.data.captions import class_caption
 from starft_hf.data.columns import ImageColumns, read_column
-from starft_hf.data.decoding import RAISE
+from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples, image_examples
-from starft_hf.data.image_cache import ImageCacheSettings
-from starft_hf.data.images import SCALED, ImagePreprocessor
+from starft_hf.data.image_cache import ImageCacheSettings, given_image_cache
+from starft_hf.data.images import SCALED, ImagePreprocessor, check_image_decoding
 from starft_hf.data.source import is_fingerprinted
 from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.models.encoder import logit_scale_of
@@ -34,13 +35,36 @@ _CLASSES_PER_TEMPLATE = 8
 
 @dataclass(frozen=True)
 class ImageReading:
-    """How images are read and embedded, and where embeddings are cached."""
+    """How images are read and embedded, and where that is cached: arguments of `repair`, which explains them.
 
-    settings: ReferenceSettings
-    image_cache: ImageCacheSettings | None = None
+    Raises:
+        ValueError: if one is none of its choices.
+    """
+
+    batch_size: int = 64
+    num_workers: int = 0
     on_bad_image: str = RAISE
     image_decoding: str = SCALED
+    image_cache: str | PathLike[str] | bool | None = None
+    cache_dir: str | PathLike[str] | None = None
     device: str | torch.device | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_on_bad_image(self.on_bad_image)
+        check_image_decoding(self.image_decoding)
+
+    @property
+    def settings(self) -> ReferenceSettings:
+        """How embeddings are computed and cached."""
+        folder = None if self.cache_dir is None else str(self.cache_dir)
+        return ReferenceSettings(
+            cache_dir=folder, batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress
+        )
+
+    def image_cache_of(self, dataset: Any) -> ImageCacheSettings | None:
+        """Where decoded images of `dataset` are kept; ValueError if they cannot be."""
+        return given_image_cache(self.image_cache, dataset, self.num_workers, self.progress)
 
 
 class Embedder:
@@ -48,10 +72,10 @@ class Embedder:
 
     def __init__(self, subject: Subject, dataset: Any, columns: ImageColumns, reading: ImageReading):
         self.subject, self.reading = subject, reading
-        preprocessor = ImagePreprocessor(subject.encoder.image_processor, decoding=reading.image_decoding)
-        maker = EvaluationExampleMaker(columns, preprocessor)
+        self.preprocessor = ImagePreprocessor(subject.encoder.image_processor, decoding=reading.image_decoding)
+        maker = EvaluationExampleMaker(columns, self.preprocessor)
         self.device = torch.device(reading.device or next(subject.model.parameters()).device)
-        examples = IndexedExamples(dataset, maker, reading.on_bad_image, reading.image_cache)
+        examples = IndexedExamples(dataset, maker, reading.on_bad_image, reading.image_cache_of(dataset))
         examples.prepare(self.device)
         self.examples = image_examples(examples)
 

@@ -12,13 +12,10 @@ from torch import nn
 from transformers.utils import logging
 
 from starft_hf.data.columns import ColumnSettings, ImageColumns
-from starft_hf.data.decoding import RAISE, check_on_bad_image
+from starft_hf.data.decoding import RAISE
 from starft_hf.data.groups import GroupFunction
-from starft_hf.data.image_cache import given_image_cache
-from starft_hf.data.images import SCALED, check_image_decoding
-from starft_hf.data.source import is_iterable
+from starft_hf.data.images import SCALED
 from starft_hf.hub.classifier import Classifier
-from starft_hf.reference.factory import ReferenceSettings
 from starft_hf.spuriosity.auto import Spuriosity
 from starft_hf.utils.files import check_free
 from starft_hf.utils.names import unknown_name
@@ -34,9 +31,10 @@ from starft_hf.weights.repair.groups import (
     pseudo_groups,
     resolve_measure,
 )
+from starft_hf.weights.repair.labeled import LabeledImages
 from starft_hf.weights.repair.projections import why_not_foldable
 from starft_hf.weights.repair.selection import Score, choose
-from starft_hf.weights.repair.subject import Subject, columns_for, describe, load_subject
+from starft_hf.weights.repair.subject import Subject
 from starft_hf.weights.repair.writing import record_of, repaired, write
 
 
@@ -193,25 +191,22 @@ def repair(
     output = None if output_dir is None else Path(output_dir)
     if output is not None:
         check_free(output)
-    check_on_bad_image(on_bad_image)
-    check_image_decoding(image_decoding)
     for method in methods or ():
         if method not in tried.METHODS:
             raise ValueError(unknown_name("method", method, tried.METHODS))
-    check_validation_set(dataset)
-    cache = given_image_cache(image_cache, dataset, num_workers, progress)
-    known = describe(model, templates, spuriosity, trust_remote_code)
+    reading = ImageReading(
+        batch_size, num_workers, on_bad_image, image_decoding, image_cache, cache_dir, device, progress
+    )
     asked = ColumnSettings(image_column, label_column, None, group_column, class_names, group_function)
-    columns = columns_for(known, dataset, asked)
+    described: dict[str, Any] = {"templates": templates, "spuriosity": spuriosity}
+    images = LabeledImages.of(model, dataset, asked, reading, trust_remote_code=trust_remote_code, **described)
+    columns, has_pool = images.columns, images.known.pool is not None
     # Whether there is a start is known once it is loaded.
-    select_by, labels, groups = check_numbers_of(dataset, columns, select_by, has_pool=known.pool is not None)
-    subject = load_subject(known, processor, base, columns.class_names or ())
-    has_pool = known.pool is not None and subject.start is not None
-    resolve_measure(select_by, has_groups=columns.groups is not None, has_pool=has_pool)
+    select_by, labels, groups = check_numbers_of(dataset, columns, select_by, has_pool=has_pool)
+    subject = images.load(processor, base)
+    resolve_measure(select_by, has_groups=columns.groups is not None, has_pool=has_pool and subject.start is not None)
 
-    folder = None if cache_dir is None else str(cache_dir)
-    settings = ReferenceSettings(cache_dir=folder, batch_size=batch_size, num_workers=num_workers, progress=progress)
-    embedder = Embedder(subject, dataset, columns, ImageReading(settings, cache, on_bad_image, image_decoding, device))
+    embedder = Embedder(subject, dataset, columns, reading)
     left_out = _left_out(subject, methods, select_by)
     methods = tuple(methods or tried.METHODS)
     used = tuple(method for method in methods if method not in left_out)
@@ -232,15 +227,6 @@ def repair(
             )
         data = replace(data, groups=pseudo_groups(labels, seen))
     return _chosen(subject, _checked(data), select_by, used, seed, left_out, output)
-
-
-def check_validation_set(dataset: Any, what: str = "dataset") -> None:
-    """Raise ValueError if `dataset`, called `what`, is not one whose rows can be read by index."""
-    if dataset is None or isinstance(dataset, Mapping) or is_iterable(dataset):
-        raise ValueError(
-            f"{what} is a {type(dataset).__name__}; pass a validation split whose rows can be read by index, with "
-            "images that the model was not trained on"
-        )
 
 
 def check_numbers_of(
