@@ -18,6 +18,7 @@ from huggingface_hub import HfApi, errors
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from transformers.utils import logging
 
+from starft_hf.hub.audits import take_audit
 from starft_hf.hub.card_edits import CARD_FILE, keep_published_edits, remove_local_base
 from starft_hf.hub.publishable import left_out, publishable
 from starft_hf.hub.record import public_id
@@ -58,7 +59,8 @@ def push_folder(
 ) -> Any:
     """Publish the model in a folder that a run has saved; a repository and a branch that do not exist are created.
 
-    What people have written into the card on the Hub is brought into the folder first.
+    What people have written into the card on the Hub is brought into the folder first, and what an audit in its folder
+    "audit" says into the card and the record.
 
     Args:
         folder: with the model, its processor, `starft.json` and its card. Only these files are published, and which
@@ -83,6 +85,8 @@ def push_folder(
     """
     folder = Path(folder)
     try:
+        if path_in_repo is None:
+            take_audit(folder)
         names, others = publishable(folder, include or ())
         if others and path_in_repo is None:
             logger.warning_once(left_out(folder, others))

@@ -16,6 +16,7 @@ from starft_hf.demo.command import demo
 from starft_hf.demo.experiment import HELD_OUT, Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, make_split
+from starft_hf.hub.audits import AUDIT_FOLDER, take_audit
 from starft_hf.hub.space import SpaceSettings, write_space
 from tests.support.figures import all_figures
 from tests.support.notebooks import NAMES, ROOT, run
@@ -100,11 +101,16 @@ def _runs():
         trainer.evaluate()
         trainer.save_model()
         trainer.create_model_card(license="apache-2.0")
+    kept = {HELD_OUT: make_split("held_out")}
+    test = make_split("test", size=480)
+    found = audit(folder / "full", MODEL_FOLDER, test, group_column="group", retention=kept, progress=False)
+    found.save(folder / "full" / AUDIT_FOLDER)
+    take_audit(folder / "full")
     return folder
 
 
 def cards(folder, browser):
-    """The model cards of a full model, of one with a head and of an adapter."""
+    """The model cards of a full model, with its audit, of one with a head and of an adapter."""
     for run_folder in sorted(_runs().iterdir()):
         _, _, text = (run_folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
         page = run_folder / "card.html"
@@ -155,7 +161,7 @@ def notebooks(folder, browser):
 
 
 def space(folder, browser):
-    """Both tabs of a Space, after an image was uploaded."""
+    """All tabs of a Space, after an image was uploaded."""
     place = Path(mkdtemp())
     models = {"zero-shot": str(MODEL_FOLDER), "StarFT": str(_runs() / "full"), "adapter": str(_runs() / "adapter")}
     write_space(place / "space", SpaceSettings(models), _demo() / "demo" / "report.html")
@@ -169,6 +175,9 @@ def space(folder, browser):
             # Results fade in.
             page.wait_for_timeout(1000)
             _shoot(page, folder / f"compare_{width}.png")
+            page.get_by_role("tab", name="Audit").click()
+            page.get_by_text("in the worst group").first.wait_for()
+            _shoot(page, folder / f"audit_{width}.png")
             page.get_by_role("tab", name="Report").click()
             page.frame_locator("iframe[title=Report]").get_by_role("heading").first.wait_for()
             _shoot(page, folder / f"report_{width}.png")

@@ -11,8 +11,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import HfHubHTTPError
+
 from starft_hf import __version__
-from starft_hf.hub.record import public_id
+from starft_hf.hub.record import RunRecord, public_id
 from starft_hf.utils.files import folder_in_place_of
 from starft_hf.utils.untrusted import read_json
 
@@ -33,6 +35,11 @@ _MOST_CLASSES = 5
 _EXPLANATION = (
     "Upload an image, or click on one. Each column is a model, with its most likely classes. Fine-tuning may have "
     "tied the background or the light to a class; a robust model answers by the object."
+)
+_OF_AUDITS = (
+    "<p>On images that fine-tuning has not seen. The score takes no group labels: it is the accuracy in the worst "
+    "combination of class and of what the model before training sees in an image, less for classes that attract "
+    "images by it.</p>"
 )
 _LINE = "display: flex; justify-content: space-between; gap: 1em"
 _BAR = "height: 4px; border-radius: 2px; background: #0072b2; width:"
@@ -172,6 +179,10 @@ def build(folder: str | PathLike[str]) -> "gradio.Blocks":
             with gradio.Row():
                 columns = [gradio.HTML(min_height=0) for _ in classifiers]
             image.change(classify, image, [verdict, *columns])
+        audits = audits_as_html(settings, folder)
+        if audits:
+            with gradio.Tab("Audit"):
+                gradio.HTML(audits)
         report = Path(folder) / REPORT_FILE
         if report.is_file():
             with gradio.Tab("Report"):
@@ -180,6 +191,23 @@ def build(folder: str | PathLike[str]) -> "gradio.Blocks":
                 style = "width: 100%; height: 80vh; border: 0"
                 gradio.HTML(f'<iframe title="Report" sandbox="" style="{style}" srcdoc="{content}"></iframe>')
     return page
+
+
+def audits_as_html(settings: SpaceSettings, folder: str | PathLike[str]) -> str:
+    """What the records of the models say of audits, as HTML; empty if there were none."""
+    parts = []
+    for name, source in settings.models.items():
+        path = Path(folder) / source
+        try:
+            found = RunRecord.load(path if path.is_dir() else source).audit
+            lines = [] if found is None else [f"Score {float(found['score']):.2f}, from 0 to 1.", *found["sentences"]]
+        except (OSError, HfHubHTTPError, ValueError, KeyError, TypeError):
+            # A model without a record, or with that of a stranger.
+            continue
+        if lines:
+            items = "".join(f"<li>{html.escape(str(line))}</li>" for line in lines)
+            parts.append(f"<h3>{html.escape(name)}</h3><ul>{items}</ul>")
+    return f"{_OF_AUDITS}{''.join(parts)}" if parts else ""
 
 
 def _verdict(scores: Mapping[str, Mapping[str, float]]) -> str:
