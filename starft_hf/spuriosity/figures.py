@@ -43,7 +43,8 @@ def draw_heat_map(
     for (row, column), effect in np.ndenumerate(effects):
         dark = np.dot(image.to_rgba(effect)[:3], (0.2126, 0.7152, 0.0722)) < 0.42
         axis.text(column, row, f"{effect:+.2f}", ha="center", va="center", fontsize=8, color=PAPER if dark else INK)
-    axis.set_xticks(range(len(labels)), [_short(class_names[label]) for label in labels], rotation=35, ha="right")
+    titles = ["\n".join(wrap(class_names[label], _LONGEST)) for label in labels]
+    axis.set_xticks(range(len(labels)), titles, rotation=35, ha="right")
     names = [name if row < num_found else f"{name} (not found)" for row, name in enumerate(attributes)]
     axis.set_yticks(range(len(effects)), ["\n".join(wrap(name, _LONGEST)) for name in names])
     for label in axis.get_yticklabels()[:num_found]:
@@ -96,7 +97,3 @@ def _nothing_to_draw() -> "Figure":
     text = "The model distinguishes none of the templates from the plain caption."
     figure.text(0.5, 0.5, text, ha="center", fontsize=9)
     return figure
-
-
-def _short(text: str, longest: int = _LONGEST) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}\u2026"

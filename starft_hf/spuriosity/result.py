@@ -247,9 +247,14 @@ class DiscoveryResult:
         return f"<discovery: {len(self.found)} of {len(self.attributes)} attributes, {len(self.labels)} images>"
 
     def heat_map(self, top: int = 12) -> "Figure":
-        """The effects of the attributes with most information on all labels, as a Matplotlib figure."""
+        """The effects of the attributes with most information on all labels, as a Matplotlib figure.
+
+        Of several aspects, that of an attribute stands before its name.
+        """
         chosen = list(dict.fromkeys([*self.found, *self._by_information]))[:top]
-        names = [self.attributes[index].name for index in chosen]
+        several = len({attribute.aspect for attribute in self.attributes}) > 1
+        shown = [self.attributes[index] for index in chosen]
+        names = [f"{own.aspect}: {own.name}" if several else own.name for own in shown]
         return draw_heat_map(self.associations.effects[:, chosen].T, names, self.class_names, len(self.found))
 
     def examples(self, rows: int = 4, images: int = 5) -> "Figure":
