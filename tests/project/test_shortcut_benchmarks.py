@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import fine_world, shortcuts, shortcuts_report, zero_shot_shift, zero_shot_shift_report
+from benchmarks import (
+    audit,
+    audit_report,
+    fine_world,
+    shortcuts,
+    shortcuts_report,
+    zero_shot_shift,
+    zero_shot_shift_report,
+)
 from benchmarks.grid_runner import Store
 from starft_hf.demo.pretrain import pretrain
 from starft_hf.models.encoder import DualEncoder
@@ -17,6 +25,7 @@ FOLDER = Path(shortcuts.__file__).parent
 PAGES = {
     "ZERO_SHOT_SHIFT.md": (zero_shot_shift, zero_shot_shift_report),
     "SHORTCUTS.md": (shortcuts, shortcuts_report),
+    "AUDIT.md": (audit, audit_report),
 }
 
 

@@ -1,0 +1,97 @@
+"""The results of `benchmarks.audit` for people: how well the score ranks models, and what is found of shortcuts."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.audit import METHODS, SETS, SHORTCUTS, SHOWN, STRENGTHS, rank_correlation, ranked, searches
+from benchmarks.grid_runner import Store
+from benchmarks.shortcuts_report import rate
+from starft_hf.utils.files import write_text_atomically
+
+
+Searched = list[dict[str, Any]]
+
+_HEADER = """# What an audit can tell
+
+By `python -m benchmarks.audit`, on the demo's world. What is not in the tables was not run. Made from `audit.json`.
+"""
+
+_RANKING = """
+## Does the score rank models?
+
+Spearman correlations with the accuracy in the true worst group of a balanced test set, over {models} fine-tuned models
+({methods}) of seeds that the score was not
+defined on. Audits see {size} images and no group labels.
+
+| Audited images | The score | The average accuracy |
+| --- | ---: | ---: |
+"""
+
+_DISCOVERY = """
+## What is found without a pool
+
+Up to three shortcuts are planted in {sets} training sets of 480 images: a background (grass or water), which words of
+the vocabulary name, a border and a tint, which properties of images measure. A class shows a planted one in the share
+that is given, and the other half of the classes in what is left. The package's small model embeds the images; nothing
+is trained. In %, with binomial standard errors (Agresti and Coull) and the number of sets.
+
+Something else need not be false: classes differ in how dark they are, and a border is bright. With shuffled labels
+nothing is true; the bound is 5%.
+
+| Planted | Background found | Border found | Tint found | Something else found | Found with shuffled labels |
+| --- | ---: | ---: | ---: | ---: | ---: |
+"""
+
+
+def searched(store: Store) -> Searched:
+    """The searches in the store, those of draws that are complete."""
+    rows: dict[int, Searched] = {}
+    for search in searches():
+        if search in store:
+            own = {"number": search.planted, "strength": search.strength, **store[search]}
+            rows.setdefault(search.draw, []).append(own)
+    complete = 1 + len(SHORTCUTS) * len(STRENGTHS)
+    return [row for own in rows.values() if len(own) == complete for row in own]
+
+
+def discovery_table(rows: Searched) -> list[str]:
+    """Power, what else is found, and false discoveries, by number of shortcuts and strength."""
+    conditions = {"nothing": [row for row in rows if not row["number"]]}
+    for number in range(1, 1 + len(SHORTCUTS)):
+        for strength in STRENGTHS:
+            own = [row for row in rows if (row["number"], row["strength"]) == (number, strength)]
+            conditions[f"{number} at {strength:g}"] = own
+    lines = []
+    for name, own in conditions.items():
+        powers = [
+            rate([row for row in own if shortcut in row["planted"]], lambda row, what=shortcut: what in row["named"])
+            for shortcut in SHORTCUTS
+        ]
+        errors = [rate(own, lambda row, part=part: bool(row[part])) for part in ("others", "shuffled")]
+        lines.append(f"| {name} | {' | '.join([*powers, *errors])} |")
+    return [*lines, f"| all | | | | | {rate(rows, lambda row: bool(row['shuffled']))} |"]
+
+
+def others(rows: Searched) -> str:
+    """The five things that are found most often and were not planted, those of equal counts by name."""
+    counts = Counter(text for row in rows for text in row["others"])
+    most = sorted(counts, key=lambda text: (-counts[text], text))[:5]
+    return ", ".join(f"{text} ({counts[text]})" for text in most) or "nothing"
+
+
+def write_report(store: Store, folder: Path) -> None:
+    """Write AUDIT.md into `folder`, if there is something to show."""
+    text = ""
+    if done := ranked(store):
+        text += _RANKING.format(models=len(done), methods="; ".join(METHODS), size=480)
+        for name in SETS:
+            score, average = (rank_correlation(store, name, measure) for measure in ("score", "average"))
+            text += f"| {SHOWN[name]} | {score:.2f} | {average:.2f} |\n"
+    if rows := searched(store):
+        text += _DISCOVERY.format(sets=f"{len(rows):,}") + "\n".join(discovery_table(rows)) + "\n"
+        text += f"\nFound most often besides what was planted, in sets: {others(rows)}.\n"
+        nothing = others([row for row in rows if not row["number"]])
+        text += f"Where nothing was planted: {nothing}.\n"
+    if text:
+        write_text_atomically(folder / "AUDIT.md", _HEADER + text)
