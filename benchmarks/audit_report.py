@@ -36,8 +36,8 @@ the vocabulary name, a border and a tint, which properties of images measure. A 
 that is given, and the other half of the classes in what is left. The package's small model embeds the images; nothing
 is trained. In %, with binomial standard errors (Agresti and Coull) and the number of sets.
 
-Something else need not be false: classes differ in how dark they are, and a border is bright. With shuffled labels
-nothing is true; the bound is 5%.
+Something else need not be false: the shapes of classes differ, and a border is bright. With shuffled labels nothing is
+true; the bound is 5%.
 
 | Planted | Background found | Border found | Tint found | Something else found | Found with shuffled labels |
 | --- | ---: | ---: | ---: | ---: | ---: |
@@ -80,6 +80,11 @@ def others(rows: Searched) -> str:
     return ", ".join(f"{text} ({counts[text]})" for text in most) or "nothing"
 
 
+def is_brighter(row: dict[str, Any]) -> bool:
+    """Whether a class was found to be brighter or darker, which a border makes it."""
+    return bool({"brighter", "darker"} & set(row["others"]))
+
+
 def write_report(store: Store, folder: Path) -> None:
     """Write AUDIT.md into `folder`, if there is something to show."""
     text = ""
@@ -90,6 +95,10 @@ def write_report(store: Store, folder: Path) -> None:
             text += f"| {SHOWN[name]} | {score:.2f} | {average:.2f} |\n"
     if rows := searched(store):
         text += _DISCOVERY.format(sets=f"{len(rows):,}") + "\n".join(discovery_table(rows)) + "\n"
+        parts = [[row for row in rows if ("border" in row["planted"]) == planted] for planted in (True, False)]
+        text += "\nThat classes are brighter or darker is found in "
+        text += f"{rate(parts[0], is_brighter)}% of the sets with a border, "
+        text += f"and in {rate(parts[1], is_brighter)}% of those without.\n"
         text += f"\nFound most often besides what was planted, in sets: {others(rows)}.\n"
         nothing = others([row for row in rows if not row["number"]])
         text += f"Where nothing was planted: {nothing}.\n"

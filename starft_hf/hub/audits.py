@@ -51,21 +51,27 @@ def take_audit(folder: str | PathLike[str]) -> None:
     path = folder / AUDIT_FOLDER / "audit.json"
     if not path.is_file():
         return
-    content = read_json(path)
-    found = None
-    if content.get("weights") == weights_digest(folder):
-        found = summary(content)
-    else:
-        logger.warning(
-            "%s is of other weights than those in %s, so the card does not show it; audit the model again.",
-            path,
-            folder,
-        )
+    found = _summary_of(path, folder)
     if (folder / RECORD_FILE).is_file():
         record = RunRecord.load(folder)
         if record.audit != found:
             replace(record, audit=found).save(folder)
     update_section(folder, HEADING, "" if found is None else section(found))
+
+
+def _summary_of(path: Path, folder: Path) -> dict[str, Any] | None:
+    """The summary of an audit; None, with a warning, if it cannot be read or is of other weights."""
+    try:
+        content = read_json(path)
+        if content["weights"] == weights_digest(folder):
+            return summary(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s is not what `starft audit --output` writes, so the card does not show it: %r", path, error)
+        return None
+    logger.warning(
+        "%s is of other weights than those in %s, so the card does not show it; audit the model again.", path, folder
+    )
+    return None
 
 
 def section(found: Mapping[str, Any]) -> str:

@@ -78,8 +78,13 @@ def test_an_audit_is_on_the_card_and_in_the_record_as_long_as_the_weights_are_th
         file.write(b"\0")
     with caplog.at_level(logging.WARNING):
         take_audit(folder)
+    assert "of other weights" in caplog.text
     assert RunRecord.load(folder).audit is None
     assert "### Audit" not in (folder / "README.md").read_text("utf-8")
+    for content in ("{}", "[]", "no JSON"):
+        (folder / "audit" / "audit.json").write_text(content)
+        take_audit(folder)
+        assert "### Audit" not in (folder / "README.md").read_text("utf-8")
 
 
 def test_a_card_whose_generated_part_was_edited_is_left_alone(folder):

@@ -48,9 +48,11 @@ def brighter(image):
     return encoded(image.point(lambda value: value + 25))
 
 
-def warmer(image):
+def tinted(image, by):
+    """With more red and less blue, or the reverse: as colorful either way."""
     red, green, blue = image.split()
-    return encoded(PILImage.merge("RGB", (red.point(lambda value: value + 12), green, blue)))
+    bands = red.point(lambda value: value + by), green, blue.point(lambda value: value - by)
+    return encoded(PILImage.merge("RGB", bands))
 
 
 def framed(image):
@@ -64,7 +66,7 @@ PLANTED = {
     "brightness": (brighter, encoded, "images of wolf are brighter"),
     "sharpness": (lambda image: encoded(image.filter(ImageFilter.GaussianBlur(2))), encoded, "wolf are more blurred"),
     "colorfulness": (lambda image: encoded(image.convert("L").convert("RGB")), encoded, "wolf are less colorful"),
-    "warmth": (warmer, encoded, "images of wolf are of warmer colors"),
+    "warmth": (lambda image: tinted(image, 12), lambda image: tinted(image, -12), "wolf are of warmer colors"),
     "size": (lambda image: encoded(image.resize((40, 40))), encoded, "images of wolf are larger"),
     "aspect": (lambda image: encoded(image.crop((0, 4, 24, 20))), encoded, "images of wolf are wider"),
     "border": (framed, lambda image: encoded(image, "PNG"), "images of wolf are more bordered"),
