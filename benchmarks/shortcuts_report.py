@@ -266,9 +266,9 @@ discovery rate is the mean of its share of what is found. What `discover_spurios
 training sets whose labels are independent of the images (shuffled) have anything found.
 """
 REPAIRED = """
-Background, border, tint and JPEG are planted at 0.95; the pool is that of the backgrounds. In test images all of
-them occur with all classes alike. The four groups by a shortcut are the half of the classes and whether it is
-shown.
+Background, border, tint and JPEG are planted at 0.95; the pool is that of the backgrounds. In test images each
+of them is equally frequent in every class. The four groups of a shortcut are the two halves of the classes, with and
+without it.
 """
 
 
