@@ -119,14 +119,19 @@ def labels_that_count(batch: Mapping[str, Any]) -> Tensor:
 
 
 def training_group_shares(examples: Any, evaluated: ImageColumns | None = None) -> dict[str, float] | None:
-    """The share of every group of a training set; None for iterable datasets, and if the group of a row is unknown.
+    """The share of every group of a training set.
 
-    Values that only an `evaluated` dataset names, by a ClassLabel column, have its names.
+    None for iterable datasets, if the group of a row is unknown, and if an `evaluated` dataset has other classes.
+    Values that only that one names, by a ClassLabel column, have its names.
     """
     if not isinstance(examples, IndexedExamples) or not hasattr(examples.dataset, "select_columns"):
         return None
     if (columns := examples.columns).label is None or columns.several is not None:
         return None
+    if evaluated is not None and evaluated.class_mapping is None:
+        known, others = columns.class_names, evaluated.class_names
+        if known and others and set(known).isdisjoint(others):
+            return None
     if columns.groups is not None and evaluated is not None and evaluated.groups is not None:
         names = {**evaluated.groups.names, **columns.groups.names}
         columns = replace(columns, groups=replace(columns.groups, names=names))
