@@ -55,7 +55,7 @@ class StarFTConfig(TrainingArguments):
         reg_weight (`float` or `str`, defaults to `"auto"`): weight of the regularizer at the start of the run; "auto"
             chooses it by the number of classes, as `starft_hf.objectives.regularizers.divergence_weight` describes; it
             was measured with `reg_schedule="constant"`. Regularizers without a measured weight need a number. With
-            "multi_label", it is 30 by the number of classes, which was not measured.
+            "multi_label", it is 30 divided by the number of classes (not measured).
         reg_schedule (`str`, defaults to `"constant"`): "constant", "linear" (falls to 0 with every optimizer step) or
             "epoch_linear" (the paper's: falls with every epoch and is 0 in the last one).
         reg_max_classes (`int`, defaults to `512`): the most classes that "conditional" compares. With more, a step

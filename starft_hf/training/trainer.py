@@ -306,7 +306,7 @@ class StarFTTrainer(HubMixin, Trainer):
         columns = cast(Examples, dataloader.dataset).columns
         names = columns.classifier or columns.class_names or ()
         head = None if self.head is None or not names else select_classes(self.head, self.class_names or (), names)
-        evaluation = evaluation_of(self.encoder, columns, self.args.zero_shot_templates, head)
+        evaluation = evaluation_of(self.encoder, columns, self.args.zero_shot_templates, head, self.class_names)
         self._evaluation, self._keep_logits = evaluation, evaluation.keeps_logits(self.compute_metrics, description)
         with evaluation_precision(self.args, self.model):
             output = super().evaluation_loop(

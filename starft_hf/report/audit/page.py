@@ -9,7 +9,7 @@ from PIL import Image
 
 import starft_hf
 from starft_hf.report.thumbnails import png_uri, thumbnail
-from starft_hf.utils.plotting import COLORS, SERIES
+from starft_hf.utils.plotting import COLORS, DARK_COLORS, SERIES
 from starft_hf.utils.text import one_line, percent, points
 
 
@@ -58,6 +58,7 @@ def render_audit(content: Mapping[str, Any], images: Mapping[int, Image.Image] |
             )
         ],
         colors=COLORS,
+        dark_colors=DARK_COLORS,
         version=starft_hf.__version__,
     )
 
