@@ -49,9 +49,11 @@ def brighter(image):
 
 
 def tinted(image, by):
-    """With more red and less blue, or the reverse: as colorful either way."""
-    red, green, blue = image.split()
-    bands = red.point(lambda value: value + by), green, blue.point(lambda value: value - by)
+    """With more red and less blue, or the reverse: as bright and as colorful either way."""
+    bands = [
+        band.point(lambda value, more=more: value + more)
+        for band, more in zip(image.split(), (by, -by // 3, -by), strict=True)
+    ]
     return encoded(PILImage.merge("RGB", bands))
 
 
