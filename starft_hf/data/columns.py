@@ -158,9 +158,10 @@ def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> Ima
         return unlabeled
     if labels is None:
         feature = (getattr(dataset, "features", None) or {}).get(label)
+        order = "for False and True" if getattr(feature, "dtype", None) == "bool" else "in label order"
         raise ValueError(
             f"{what} has no class names: column {label!r} is {'untyped' if feature is None else feature}, not a "
-            "ClassLabel. Pass class_names=[...] in label order, or cast the column to datasets.ClassLabel."
+            f"ClassLabel. Pass class_names=[...] {order}, or cast the column to datasets.ClassLabel."
         )
     if not settings.multi_label:
         return ImageColumns(image, label, caption, groups, labels)
