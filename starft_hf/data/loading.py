@@ -109,10 +109,11 @@ def read_data(
         return DataFound(_from_hub(str(source), config, streaming, wanted))
     if path.is_dir() and is_saved(path):
         return DataFound(_from_disk(path, config, streaming, str(source)))
-    if path.is_dir() and (config is not None or has_configurations(path)):
+    if path.is_dir() and has_configurations(path):
         return DataFound(_as_configured(path, config, streaming, wanted))
     if config is not None:
-        raise ValueError(f"{str(source)!r} is a file and has no configurations, but {config!r} was chosen; omit it")
+        kind = "file" if path.is_file() else "folder whose card lists no configurations"
+        raise ValueError(f"{str(source)!r} is a {kind}, so there is no configuration {config!r}; omit it")
     found = read_files(path, wanted, streaming=streaming)
     found = _with_validation(found, wanted, validation_split, group_columns)
     if streaming and isinstance(found.splits, DatasetDict):
