@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.evaluation.results import AnyResult, CurvePoint, EvaluationResult, classification_results
+from starft_hf.evaluation.validation import check_positive
 from starft_hf.models.adapters import is_adapted
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.objectives.regularizers import NO_REGULARIZER
@@ -176,8 +177,7 @@ def compare(
     jobs = [(method, without_unused(own, spuriosity)) for method, own in runs_asked]
     for _, own in runs_asked:
         refuse_multi_label(own, "compare")
-    if processes < 1:
-        raise ValueError(f"processes is {processes}; it must be a positive integer")
+    check_positive("processes", processes)
     if eval_dataset is None or (isinstance(eval_dataset, dict) and not eval_dataset):
         raise ValueError("there is nothing to compare on; pass eval_dataset")
     check_mapped_sets(class_mapping, eval_dataset)

@@ -94,7 +94,8 @@ def describe(
     record = RunRecord.load(folder) if (folder / RECORD_FILE).is_file() else None
     if record is not None and record.multi_label:
         raise ValueError(
-            f"{str(model)!r} was trained with base_loss='multi_label', and repairs are for images of one class each"
+            f"{str(model)!r} was trained with base_loss='multi_label'; repair, audit and export are for images of one "
+            "class each. `starft evaluate` measures this model, and `starft predict` or load() names classes"
         )
     has_head = (folder / HEAD_FILE).is_file()
     own = load_head(folder)[1] if has_head else record.class_names if record is not None else None
