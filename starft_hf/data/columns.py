@@ -384,7 +384,8 @@ def distinct_values(dataset: Any, column: str) -> list[Any]:
     """The distinct values of a column of a `datasets` Dataset."""
     values = np.asarray(read_column(dataset, column))
     if values.dtype == object and any(value is None for value in values.flat):
-        raise ValueError(f"column {column!r} has a row without a value; fill or drop it")
+        keep = f"dataset.filter(lambda row: row[{column!r}] is not None)"
+        raise ValueError(f"column {column!r} has a row without a value; fill it, or leave it out: {keep}")
     return np.unique(values).tolist()
 
 
