@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard
@@ -114,7 +115,7 @@ def read_data(
     if config is not None:
         kind = "file" if path.is_file() else "folder whose card lists no configurations"
         raise ValueError(f"{str(source)!r} is a {kind}, so there is no configuration {config!r}; omit it")
-    found = read_files(path, wanted, streaming=streaming)
+    found = _labeled(read_files(path, wanted, streaming=streaming), wanted)
     found = _with_validation(found, wanted, validation_split, group_columns)
     if streaming and isinstance(found.splits, DatasetDict):
         # Of images in files only the paths are read in advance, so that their labels are known and they can be mixed.
@@ -179,6 +180,24 @@ def has_configurations(folder: Path) -> bool:
     if not card.is_file() or not card.read_text(encoding="utf-8", errors="replace").startswith("---"):
         return False
     return bool(DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs"))
+
+
+def _labeled(found: DataFound, wanted: Wanted) -> DataFound:
+    """The same without rows that have no label, where others have one; as of tables of paths, they are left out."""
+    if wanted.several or not isinstance(found.splits, DatasetDict):
+        return found
+    splits, left_out = DatasetDict(found.splits), dict(found.left_out)
+    for name, rows in found.splits.items():
+        # What has a caption can be trained on without a label.
+        if wanted.label not in rows.column_names or CAPTION in rows.column_names:
+            continue
+        values = rows.select_columns([wanted.label]).with_format("arrow")[:].column(0)
+        missing = pc.is_null(values, nan_is_null=True).to_pylist()
+        if any(missing) and not all(missing):
+            splits[name] = rows.select([row for row, is_missing in enumerate(missing) if not is_missing])
+            without = [row for row, is_missing in enumerate(missing) if is_missing]
+            left_out |= {f"{name}: row {row}": "it has no label" for row in without}
+    return replace(found, splits=splits, left_out=left_out)
 
 
 def _with_validation(found: DataFound, wanted: Wanted, share: float, group_columns: Sequence[str]) -> DataFound:
