@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--templates", nargs="+", help="prompts with {} for the class (default: those of the run)")
     parser.add_argument("--cache_dir", help="folder of embeddings (default: that of the reference's)")
     add_trust(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap samples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of folds and bootstrap samples")
 
 
 def run(options: argparse.Namespace) -> None:

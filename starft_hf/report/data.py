@@ -54,7 +54,7 @@ class Run:
 
     Attributes:
         method: name of what was done to the model, such as "zero-shot", "FLYP" or "StarFT".
-        seed: of the run.
+        seed: seed of the run.
         results: by name of the dataset.
         log: the losses while training, in order of steps.
         curve: the WiSE-FT curve from the zero-shot model to this one, in accuracies.

@@ -99,7 +99,7 @@ def tune(
             "worst_class" or "average". None: the worst group if there is a group column, else the worst class.
         processing_class: the model's processor.
         spuriosity: the pool of the regularizers and of the pseudo-groups.
-        reference_model: another reference than the model, as in `StarFTTrainer`.
+        reference_model: a reference other than the model, as in `StarFTTrainer`.
         peft_config: trains an adapter in every run, as in `StarFTTrainer`.
 
     Raises:
