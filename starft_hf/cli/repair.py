@@ -75,6 +75,6 @@ def run(options: argparse.Namespace) -> None:
             f"({percent(result.standard_error)} points), so {options.output_dir} has the model as it is."
         )
     else:
-        change = f"{percent(result.before.worst_group)} to {percent(result.after.worst_group)}"
-        outcome = f"{result.method}: worst group {change} %. Written to {options.output_dir}."
+        change = f"from {percent(result.before.worst_group)}% to {percent(result.after.worst_group)}%"
+        outcome = f"{result.method}: worst group {change}. Written to {options.output_dir}."
     show(options, {**result.as_dict(), "dataset": options.dataset, "split": split}, table, outcome)

@@ -156,7 +156,8 @@ def unknown_templates(pool: SpuriosityPool, encoder: DualEncoder) -> list[int]:
     if unknown and rank() == 0:
         logger.warning_once(
             f"{len(unknown)} of the {len(pool)} templates of the spuriosity pool have words that the tokenizer does "
-            f"not know, such as {pool[unknown[0]]!r}: the model cannot tell what they say. Choose a pool in its words."
+            f"not know, such as {pool[unknown[0]]!r}, so the model cannot distinguish them. Choose a pool with words "
+            "that it knows."
         )
     return unknown
 
