@@ -71,6 +71,7 @@ def test_unknown_pool_is_refused():
     assert {"background", "unrelated", "plain"} == set(POOLS)
 
 
+@pytest.mark.slow
 def test_a_short_demo_writes_its_files(tmp_path, monkeypatch):
     # Rows do not matter here, but evaluating them three times per run takes time.
     for split in ("test", "held_out"):

@@ -112,10 +112,10 @@ def kill(*args, **kwargs):
     ("owner", "name", "call"),
     [
         # Once a checkpoint is written and its results are not kept; then in the middle of a run, and of saving.
-        (TuningStore, "add", 2),
+        pytest.param(TuningStore, "add", 2, marks=pytest.mark.slow),
         (TuningStore, "add", 5),
-        (StarFTTrainer, "compute_loss", 7),
-        (StarFTTrainer, "create_model_card", 1),
+        pytest.param(StarFTTrainer, "compute_loss", 7, marks=pytest.mark.slow),
+        pytest.param(StarFTTrainer, "create_model_card", 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_tuning_that_was_killed_ends_as_one_that_was_not(owner, name, call, settings, whole, monkeypatch, tmp_path):
