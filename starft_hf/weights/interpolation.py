@@ -195,8 +195,8 @@ def warn_of_statistics(names: Iterable[str], read: Callable[[str], Sequence[Tens
             if not all(torch.equal(first, other.to(first.device)) for other in others):
                 logger.warning_once(
                     "The models differ in running statistics of batch norm, such as %r: one was trained with "
-                    "freeze_batch_norm=False. Those of the averaged model are averages, and not what its weights "
-                    "lead to; measure them anew on training images, as by torch.optim.swa_utils.update_bn.",
+                    "freeze_batch_norm=False. Those of the averaged model are only averages; recompute them on "
+                    "training images, for example with torch.optim.swa_utils.update_bn.",
                     name,
                 )
                 return

@@ -158,7 +158,7 @@ def tune(
             search = _Search(given, name, tests, candidates, chosen_alphas, select_by, folder, store)
             store.outcome = as_plain(search.run(not args.disable_tqdm).as_dict())
         else:
-            logger.warning("%s has this tuning already, so nothing is trained.", folder)
+            logger.warning("%s already contains this tuning, so nothing is trained.", folder)
         shutil.rmtree(folder / _RUNS, ignore_errors=True)
         assert store.outcome is not None
         return TuningResult.from_dict({**store.outcome, "output_dir": str(folder)})
