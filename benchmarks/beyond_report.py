@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from benchmarks import palette
 from benchmarks.beyond import (
     AUTO,
     BASES,
@@ -31,7 +31,8 @@ from benchmarks.beyond import (
     test_cells,
 )
 from benchmarks.grid_runner import Store
-from starft_hf.utils.files import file_in_place_of, write_text_atomically
+from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.plotting import SOFT
 
 
 TUNED = "WiSE-FT, tuned"
@@ -42,17 +43,19 @@ ROWS.insert(2, TUNED)
 COMPARED = [method for method in ROWS[2:] if method != "kl"]
 NOTES = Path(__file__).with_name("beyond_notes.md")
 FIGURES = ("worst", "average")
+BARS = "points: mean over runs; bars: \u00b1 standard deviation"
+SCALE_BARS = "points: mean of two seeds; bars: from one seed to the other"
 DRAWN = {
-    "zero-shot": {"color": "0.5", "ls": "--"},
-    "FLYP": {"color": "C7"},
-    TUNED: {"color": "C5"},
-    "kl": {"color": "C0"},
-    "star": {"color": "C1"},
-    "conditional": {"color": "C2"},
-    "attribution": {"color": "C4"},
-    "conditional + attribution": {"color": "C3"},
-    "both, 20% of attributes random": {"color": "C3", "ls": "--"},
-    "both, pool misses the bias": {"color": "C3", "ls": ":"},
+    "zero-shot": {"color": palette.ZERO_SHOT, "ls": "--"},
+    "FLYP": {"color": palette.FLYP},
+    TUNED: {"color": palette.WISE_FT},
+    "kl": {"color": palette.KL},
+    "star": {"color": palette.STAR},
+    "conditional": {"color": palette.CONDITIONAL},
+    "attribution": {"color": palette.ATTRIBUTION},
+    "conditional + attribution": {"color": palette.BOTH},
+    "both, 20% of attributes random": {"color": palette.BOTH, "ls": "--"},
+    "both, pool misses the bias": {"color": palette.BOTH, "ls": ":"},
 }
 
 
@@ -255,8 +258,7 @@ def scale_table(store: Store) -> list[str]:
     return lines
 
 
-# The pages are about 9 inches wide at this size of their text.
-@rc_context({"font.size": 9, "axes.titlesize": 9})
+@palette.page_style()
 def draw(entries: Sequence[dict[str, Any]], path: Path) -> None:
     """Worst group and average by correlation, a column of panels per number of classes."""
     figure = Figure(figsize=(9, 6.4), layout="constrained")
@@ -283,18 +285,16 @@ def draw(entries: Sequence[dict[str, Any]], path: Path) -> None:
                     **shown,
                 )
             panel.set_xticks(range(len(CORRELATIONS)), [f"{correlation:g}" for correlation in CORRELATIONS])
-            panel.grid(alpha=0.3)
             if row == 0:
                 panel.set_title(f"{classes} classes")
         axes[1, column].set_xlabel("correlation in training")
     axes[0, 0].set_ylabel("worst group, %")
     axes[1, 0].set_ylabel("average, %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    with file_in_place_of(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, title=BARS)
+    palette.save(figure, path)
 
 
-@rc_context({"font.size": 9, "axes.titlesize": 9})
+@palette.page_style()
 def draw_scale(store: Store, path: Path) -> None:
     """Worst group on validation by weight, a panel per model, with what single seeds gave; the line is "auto"."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -309,15 +309,15 @@ def draw_scale(store: Store, path: Path) -> None:
                 panel.vlines(
                     SCALE_WEIGHTS, [min(own) for own in found], [max(own) for own in found], colour, alpha=0.5
                 )
-        panel.axvline(auto(6, "kl"), color="0.6", ls=":")
+        panel.axvline(auto(6, "kl"), color=SOFT, ls=":", label='the weight of "auto"')
         panel.set_xscale("log")
+        panel.set_xticks(SCALE_WEIGHTS, [f"{weight:g}" for weight in SCALE_WEIGHTS])
+        panel.minorticks_off()
         panel.set_title(f"s0 = {scale_name(base)}".replace(", ", ",\n"))
         panel.set_xlabel("reg_weight")
-        panel.grid(alpha=0.3)
     axes[0].set_ylabel("worst group, %")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(SCALE_METHODS))
-    with file_in_place_of(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, title=SCALE_BARS)
+    palette.save(figure, path)
 
 
 def write_report(store: Store, folder: Path) -> None:

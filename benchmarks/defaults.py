@@ -19,7 +19,8 @@ from unittest.mock import patch
 
 from benchmarks.beyond import FOLDER, WORK, base_folder, scoring_split, train_split
 from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, run_all
-from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer
+from benchmarks.plain_captions import with_plain_captions
+from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.demo.world import BACKGROUND_TEMPLATES
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, get_regularizer
 from starft_hf.training import step as training_step
@@ -120,15 +121,6 @@ def regularizer_settings(form: Form, classes: int) -> dict[str, Any]:
     return {"regularizer": form.regularizer, "reg_weight": form.factor * regularizer.weight(AUTO_WEIGHT, classes)}
 
 
-def pool_of(form: Form) -> SpuriosityPool:
-    """The demo's templates, with plain captions among them."""
-    if not form.share:
-        return SpuriosityPool(BACKGROUND_TEMPLATES)
-    number = len(BACKGROUND_TEMPLATES)
-    weights = [*[(1 - form.share) / number] * number, form.share]
-    return SpuriosityPool([*BACKGROUND_TEMPLATES, "{}."], weights=weights)
-
-
 def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     """Worst group, average and groups of a cell, and the divergences in its last ten steps."""
     base = base_folder(cell.base, work)
@@ -155,7 +147,8 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
         trainer = StarFTTrainer(base, dataclasses.replace(args, regularizer="none"), eval_dataset=evaluation)
     else:
         train = train_split(cell.classes, cell.correlation, cell.seed)
-        pool: Any = "background" if cell.method == "FLYP" else pool_of(form)
+        plain = cell.method == "FLYP"
+        pool: Any = "background" if plain else with_plain_captions(BACKGROUND_TEMPLATES, form.share)
         trainer = StarFTTrainer(base, args, train, evaluation, spuriosity=pool)
         with with_own_term(trainer, form):
             trainer.train()

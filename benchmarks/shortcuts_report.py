@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import palette
 from benchmarks.beyond import BASES
 from benchmarks.grid_runner import Store
 from benchmarks.shortcuts import (
@@ -27,7 +27,8 @@ from benchmarks.shortcuts import (
     searches,
 )
 from benchmarks.zero_shot_shift_report import mean_and_error
-from starft_hf.utils.files import file_in_place_of, write_text_atomically
+from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.plotting import SERIES
 
 
 NOTES = Path(__file__).with_name("shortcuts_notes.md")
@@ -189,7 +190,7 @@ def repair_paired_table(store: Store) -> list[str]:
     return lines
 
 
-@rc_context({"font.size": 9, "axes.titlesize": 9})
+@palette.page_style()
 def draw(store: Store, path: Path) -> None:
     """What is found where one shortcut is planted, and the worst group by every shortcut; what there is of both."""
     parts: list[Callable[[Axes], None]] = []
@@ -200,8 +201,7 @@ def draw(store: Store, path: Path) -> None:
     figure = Figure(figsize=(9, 3 * len(parts)), layout="constrained")
     for part, panel in zip(parts, figure.subplots(len(parts), squeeze=False).flat, strict=True):
         part(panel)
-    with file_in_place_of(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    palette.save(figure, path)
 
 
 def _draw_single(rows: Searched, panel: Axes) -> None:
@@ -211,9 +211,9 @@ def _draw_single(rows: Searched, panel: Axes) -> None:
     cases.append([row for row in rows if not row["number"]])
     labels.append("nothing")
     kinds: tuple[tuple[str, str, Callable[[dict[str, Any]], bool]], ...] = (
-        ("found by its name", "C0", lambda row: bool(row["named"])),
-        ("something else found", "C3", is_wrong),
-        ("found with shuffled labels", "0.6", lambda row: bool(row["shuffled"])),
+        ("found by its name", palette.KL, lambda row: bool(row["named"])),
+        ("something else found", palette.FLYP, is_wrong),
+        ("found with shuffled labels", palette.ZERO_SHOT, lambda row: bool(row["shuffled"])),
     )
     for place, (label, color, happened) in enumerate(kinds):
         heights = [100 * statistics.fmean(happened(row) for row in own) if own else 0 for own in cases]
@@ -222,8 +222,6 @@ def _draw_single(rows: Searched, panel: Axes) -> None:
     panel.set_xticks(range(len(cases)), labels, fontsize=8)
     panel.set(ylabel="training sets, %", title="One shortcut planted, or none: what discovery finds")
     panel.set_ylim(0, 125)
-    panel.set_axisbelow(True)
-    panel.grid(axis="y", alpha=0.3)
     panel.legend(ncols=3, loc="upper center")
 
 
@@ -231,7 +229,6 @@ def _draw_repair(store: Store, panel: Axes) -> None:
     for place, method in enumerate(METHODS):
         found = [repair_values(store, method, by) for by in BY]
         errors = [2 * statistics.stdev(own) / len(own) ** 0.5 if len(own) > 1 else 0 for own in found]
-        color = "0.5" if method == ZERO_SHOT else f"C{place}"
         panel.errorbar(
             [number + 0.11 * (place - (len(METHODS) - 1) / 2) for number in range(len(BY))],
             [statistics.fmean(own) for own in found],
@@ -239,7 +236,7 @@ def _draw_repair(store: Store, panel: Axes) -> None:
             fmt="o",
             ms=5,
             capsize=2,
-            color=color,
+            color=SERIES[place],
             label=method,
         )
     panel.set_xticks(range(len(BY)), [f"by {name}" if name != "average" else name for name in BY])
@@ -247,8 +244,8 @@ def _draw_repair(store: Store, panel: Axes) -> None:
         ylabel="worst group (or average), %",
         title="Four shortcuts planted at 0.95, of which templates name the background",
     )
-    panel.grid(axis="y", alpha=0.3)
-    panel.legend(ncols=len(METHODS), loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=8)
+    legend = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "title": "bars: \u00b1 two standard errors"}
+    panel.legend(ncols=len(METHODS), columnspacing=1, handletextpad=0.2, **legend)
 
 
 INTRODUCTION = """
@@ -266,9 +263,9 @@ discovery rate is the mean of its share of what is found. What `discover_spurios
 training sets whose labels are independent of the images (shuffled) have anything found.
 """
 REPAIRED = """
-Background, border, tint and JPEG are planted at 0.95; the pool is that of the backgrounds. In test images all of
-them occur with all classes alike. The four groups by a shortcut are the half of the classes and whether it is
-shown.
+Background, border, tint and JPEG are planted at 0.95; the pool is that of the backgrounds. In test images each
+of them is equally frequent in every class. The four groups of a shortcut are the two halves of the classes, with and
+without it.
 """
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import palette
 from starft_hf.utils.plotting import as_png
 
 
@@ -144,14 +145,15 @@ def _differences(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+@palette.page_style()
 def draw(results: dict[str, Any]) -> bytes:
     """Worst group and average of every pool, as a PNG: means, and the seeds beside them."""
     from matplotlib.figure import Figure
 
     pools = [(name, rows) for name, rows in _by_pool(results["pools"]).items() if name[1] != "kl"][::-1]
-    figure = Figure(figsize=(8, 0.36 * len(pools) + 1.3), layout="constrained")
+    figure = Figure(figsize=(9, 0.36 * len(pools) + 1.3), layout="constrained")
     axis = figure.subplots()
-    measures = (("worst_group", "worst group", "o", "#d1495b"), ("average", "average", "s", "#00798c"))
+    measures = (("worst_group", "worst group", "o", palette.WORST), ("average", "average", "s", palette.AVERAGE))
     for place, (_, rows) in enumerate(pools):
         for name, label, marker, colour in measures:
             values = [100 * row[name] for row in rows]
@@ -165,8 +167,5 @@ def draw(results: dict[str, Any]) -> bytes:
     axis.set(
         xlabel="accuracy on the demo's test split, %", title="star with different pools, 5 seeds (small: each seed)"
     )
-    axis.grid(axis="x", linewidth=0.5)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower left", frameon=False)
+    axis.legend(loc="lower left")
     return as_png(figure)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from benchmarks import palette
 from benchmarks.grid_runner import Store
 from benchmarks.zero_shot_shift import (
     ALPHA,
@@ -20,7 +20,11 @@ from benchmarks.zero_shot_shift import (
     Cell,
     complete_replicates,
 )
-from starft_hf.utils.files import file_in_place_of, write_text_atomically
+from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.plotting import SOFT
+
+
+BARS = "bars: \u00b1 two standard errors"
 
 
 NOTES = Path(__file__).with_name("zero_shot_shift_notes.md")
@@ -119,7 +123,7 @@ def retention_table(store: Store, world: str, correlation: float) -> list[str]:
     return lines
 
 
-@rc_context({"font.size": 9, "axes.titlesize": 9})
+@palette.page_style()
 def draw(store: Store, path: Path) -> None:
     """Three measures against zero-shot, a row of panels per world: means, and two standard errors."""
     shown = ("common names, worst group", "new classes, worst group", "retention, mean of six")
@@ -137,19 +141,17 @@ def draw(store: Store, path: Path) -> None:
                     fmt="o",
                     ms=5,
                     capsize=2,
-                    color=("C3", "C0")[CORRELATIONS.index(correlation)],
+                    color=(palette.FLYP, palette.KL)[CORRELATIONS.index(correlation)],
                     label=f"{correlation:.0%} of the training images at home",
                 )
-            panel.axvline(0, color="0.4", lw=1)
-            panel.grid(axis="x", alpha=0.3)
+            panel.axvline(0, color=SOFT, lw=1)
             panel.set_title(f"{world}: {measure}".replace(": ", ":\n"))
         axes[row, 0].set_yticks(range(len(ROWS)), ROWS)
     axes[0, 0].invert_yaxis()
     for panel in axes[-1]:
         panel.set_xlabel("points against zero-shot")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    with file_in_place_of(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=BARS)
+    palette.save(figure, path)
 
 
 INTRODUCTION = """

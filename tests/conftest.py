@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 
 import huggingface_hub.constants
 import pytest
@@ -21,6 +22,12 @@ torch.set_num_threads(1)
 def pytest_collection_finish(session):
     """Trainer collects garbage in every run, and without this it searches all that was imported every time."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch):
+    """Files of tests need not outlive a power cut, and waiting for the disk takes a tenth of the time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from benchmarks.grid_runner import GridCell, Store, run_all
 from benchmarks.photographs.methods import BUILT_IN, METHODS, POOLS, Method, default_regularizer
 from benchmarks.photographs.models import PIXELS, folder_of, zero_shot_accuracies
 from benchmarks.photographs.world import CAPTION_TEMPLATE, make_split
+from benchmarks.plain_captions import with_plain_captions
 from starft_hf import StarFTConfig, compare
 
 
@@ -95,7 +96,7 @@ def pool_of(cell: Cell, method: Method, folder: str) -> tuple[Any, dict[str, str
         file = Path(folder) / "candidates.json"
         file.write_text(json.dumps([*POOLS["right"], *POOLS["unrelated"]]))
         return "auto", {"discovery_pool": str(file)}
-    return list(POOLS[pool]) if pool else BUILT_IN, {}
+    return with_plain_captions(POOLS[pool], method.plain) if pool else BUILT_IN, {}
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Method:
             method without one, nothing.
         settings: further settings.
         chosen_as: the row whose weight this one takes, where the pool is not known in advance.
+        plain: the share of plain captions, "{}.", among the spurious ones.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Method:
     weights: dict[int, tuple[float, ...]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     chosen_as: str | None = None
+    plain: float = 0.0
 
 
 # What `StarFTConfig` takes by default where the task of this benchmark asks for something else.
@@ -52,6 +54,7 @@ METHODS = {
     "conditional + attribution": Method("conditional + attribution", "right", WEIGHTS),
     # "auto" takes star from four classes on, else kl; which one it is, `default_regularizer` says.
     "defaults": Method("default", "built-in", settings=SHIPPED),
+    "defaults, plain 0.5": Method("default", "built-in", settings=SHIPPED, plain=0.5),
     "kl, auto": Method("kl", "right", settings=AUTO),
     "star, auto": Method("star", "right", settings=AUTO),
     "kl, found": Method("kl", "found", chosen_as="kl, right"),

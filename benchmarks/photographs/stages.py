@@ -20,6 +20,8 @@ MAIN = ("zero-shot", "FLYP", *POOLS)
 BOTH = ("conditional", "conditional + attribution", "defaults")
 SHORT = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "star, right", "star, unrelated", *BOTH)
 TWO = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "kl, plain", *BOTH)
+# Whether plain captions in the pool do less harm.
+HALF_PLAIN = ("zero-shot", "FLYP", "defaults", "defaults, plain 0.5")
 MORE = ("kl, auto", "star, auto", "kl, found", "star, found", "CE", "L2-SP")
 LARGE = ("zero-shot", "FLYP", "kl, right", "star, right", "star, unrelated")
 
@@ -63,6 +65,8 @@ STAGES = (
     Stage("A", 6, 0.95, BOTH, FIRST),
     Stage("A", 6, 1.0, SHORT, FIRST),
     Stage("A", 2, 0.95, TWO, FIRST),
+    Stage("A", 2, 0.95, HALF_PLAIN, FIRST),
+    Stage("A", 2, 1.0, HALF_PLAIN, FIRST),
     Stage("B", 6, 0.95, ("zero-shot", "FLYP", "defaults"), LARGE_RUNS),
     Stage("B", 6, 0.95, LARGE, LARGE_RUNS),
     Stage("A", 6, 0.95, MAIN + BOTH, SECOND),

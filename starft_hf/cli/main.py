@@ -110,7 +110,7 @@ def make_parser(name: str) -> CommandParser:
     else:
         parser = CommandParser(prog=prog, description=command.SUMMARY)
         command.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print the outcome as one line of JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     parser.add_argument("--debug", action="store_true", dest="traceback", help="show the traceback of an error")
     return parser
 

@@ -361,8 +361,8 @@ def _warn_of_groups_across_classes(dataset: Any, columns: ImageColumns) -> None:
     most = max(map(len, classes.values()))
     if most > 1 and most > len(columns.class_names or ()) / 2:
         logger.warning_once(
-            f"The groups by {' and '.join(map(repr, groups.columns))} have images of most classes each. Worst-group "
-            "accuracy is usually over combinations of class and attribute, of which some may be far worse: for those, "
+            f"The groups by {' and '.join(map(repr, groups.columns))} have images of most classes. Worst-group "
+            "accuracy is usually over combinations of class and attribute, some of which may be far worse: for these, "
             f"set group_column={[label, *groups.columns]!r}. This warning is given once."
         )
 

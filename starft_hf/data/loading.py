@@ -84,7 +84,7 @@ def load_splits(
 def left_out(files: Mapping[str, str], source: str) -> str:
     """A warning of files that were not read, of which there are some."""
     path, why = next(iter(files.items()))
-    return f"{len(files)} files of {source} are left out, such as {path}: {why}. `starft inspect {source}` lists them."
+    return f"{len(files)} files of {source} are skipped, such as {path}: {why}. `starft inspect {source}` lists them."
 
 
 def read_data(

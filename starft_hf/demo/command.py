@@ -23,7 +23,8 @@ _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets")
 def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: int = 2) -> RobustnessReport:
     """Run the demo with some seeds per method in `workers` processes.
 
-    The report, table.md, plot.png and setting.json go to `output`, an empty or new folder.
+    The report, table.md, plot.png (plot_dark.png for dark pages) and setting.json go to `output`, an empty or new
+    folder.
     """
     check_extra()
     console.print(
@@ -46,7 +47,8 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
     }
     write_text_atomically(output / "setting.json", json.dumps(content, indent=1) + "\n")
     write_text_atomically(output / "table.md", as_markdown(report, setting))
-    write_bytes_atomically(output / "plot.png", draw_plot(report, setting))
+    for name, dark in (("plot.png", False), ("plot_dark.png", True)):
+        write_bytes_atomically(output / name, draw_plot(report, setting, dark))
     report.save(output)
     names = ", ".join(sorted(path.name for path in output.iterdir()))
     console.print(f"Written to {output}: {names} ({seconds:.0f} s).")

@@ -52,6 +52,7 @@ class ClassifierEvaluation:
         self.counts = ClassificationCounts()
         self.skipped = SkippedImages()
         self.mistakes = ConfidentMistakes(keep_mistakes, columns.class_names or ())
+        self.training_classes: Sequence[str] | None = None
         self._weights: Tensor | None = None
 
     def step(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -83,7 +84,10 @@ class ClassifierEvaluation:
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
         """The result over all processes; a ValueError if there were no rows."""
         result = self.counts.gathered().result(training_shares)
-        if training_shares and self.has_groups and (other := result.group_accuracies.keys() ^ training_shares.keys()):
+        other = result.group_accuracies.keys() ^ (training_shares or {}).keys()
+        # A set with other classes, such as one that measures what is forgotten, has groups of its own.
+        same_classes = self.training_classes is None or set(self.training_classes) == set(self.class_names)
+        if training_shares and self.has_groups and other and same_classes:
             logger.warning_once(
                 f"The groups of the training set, {sorted(training_shares)[:8]}, and those of an evaluation set, "
                 f"{sorted(result.group_accuracies)[:8]}, are not the same: {min(other)!r} is in one of them only. "
@@ -98,13 +102,16 @@ def evaluation_of(
     columns: ImageColumns,
     templates: Sequence[str],
     head: nn.Linear | None = None,
+    training_classes: Sequence[str] | None = None,
 ) -> ClassifierEvaluation | MultiLabelEvaluation | RetrievalEvaluation:
     """What measures a dataset with these columns for a trainer: a classifier if there are labels, else retrieval."""
     if columns.label is None:
         return RetrievalEvaluation(encoder)
     if columns.several is not None:
         return MultiLabelEvaluation(encoder, columns, templates)
-    return ClassifierEvaluation(encoder, columns, templates, head, _KEPT_MISTAKES)
+    evaluation = ClassifierEvaluation(encoder, columns, templates, head, _KEPT_MISTAKES)
+    evaluation.training_classes = training_classes
+    return evaluation
 
 
 def labels_that_count(batch: Mapping[str, Any]) -> Tensor:
@@ -119,7 +126,7 @@ def labels_that_count(batch: Mapping[str, Any]) -> Tensor:
 
 
 def training_group_shares(examples: Any, evaluated: ImageColumns | None = None) -> dict[str, float] | None:
-    """The share of every group of a training set; None for iterable datasets, and if the group of a row is unknown.
+    """The share of every group of a training set; None for iterable datasets, and if its groups are unknown.
 
     Values that only an `evaluated` dataset names, by a ClassLabel column, have its names.
     """
@@ -127,7 +134,10 @@ def training_group_shares(examples: Any, evaluated: ImageColumns | None = None) 
         return None
     if (columns := examples.columns).label is None or columns.several is not None:
         return None
-    if columns.groups is not None and evaluated is not None and evaluated.groups is not None:
+    if evaluated is not None and evaluated.groups is not None:
+        # Its classes would be compared with groups.
+        if columns.groups is None:
+            return None
         names = {**evaluated.groups.names, **columns.groups.names}
         columns = replace(columns, groups=replace(columns.groups, names=names))
     try:

@@ -127,11 +127,10 @@ class EvaluationResult:
 class RetrievalResult:
     """How well a dual encoder finds the captions of images and the images of captions, from 0 to 1.
 
-    Recall at k is the share of the images that have one of their captions among the k captions most similar to them,
-    and the share of the captions that have an image of theirs among the k most similar images. Images and captions
-    count once each, in however many rows they are: rows have the same image if the model gets the same pixels, and the
-    same caption if the texts are equal. A caption of several images has all of them to be found. Ties count against
-    the model.
+    Recall at k is the fraction of images with one of their captions among the k most similar captions, and the
+    fraction of captions with one of their images among the k most similar images. Images and captions count once, in
+    however many rows they are: rows have the same image if the model gets the same pixels, and the same caption if the
+    texts are equal. Ties count against the model.
 
     Attributes:
         image_to_text_recall_at_1, image_to_text_recall_at_5, image_to_text_recall_at_10: of the images.

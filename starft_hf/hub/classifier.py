@@ -127,7 +127,7 @@ class Classifier:
 
         Args:
             images: the tensors of a batch, as `ImagePreprocessor` and `stack_features` make them.
-            dtype: of autocast in the model, such as `torch.bfloat16`; None: the model's own.
+            dtype: autocast dtype of the model, such as `torch.bfloat16`; None: the model's own.
 
         Raises:
             ValueError: if there are no classes.

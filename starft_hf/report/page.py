@@ -39,7 +39,7 @@ def render_page(
     from starft_hf.report import figures
     from starft_hf.report.audit.page import sentences
     from starft_hf.report.plots import Style
-    from starft_hf.utils.plotting import COLORS, SERIES
+    from starft_hf.utils.plotting import COLORS, DARK_COLORS, SERIES
 
     first: Any = [*sections, *retrieval][0]
     entries = first.entries
@@ -76,6 +76,7 @@ def render_page(
         others=figures.training_figures(first, curve_axes),
         audits=[(name, content["score"], sentences(content)) for name, content in audits.items()],
         colors=COLORS,
+        dark_colors=DARK_COLORS,
         series={entry.label: SERIES.index(Style.of(entry).color) for entry in entries},
         several_seeds=any(len(entry.runs) > 1 for entry in entries),
         baseline=entries[0].label if entries[0].is_baseline and len(entries) > 1 else None,

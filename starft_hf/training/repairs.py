@@ -175,7 +175,7 @@ def _results(trainer: StarFTTrainer, classifier: Classifier) -> dict[str, AnyRes
         columns = part.columns
         names = columns.classifier or columns.class_names or ()
         own = None if head is None or not names else select_classes(head, classifier.class_names or (), names)
-        evaluation = evaluation_of(classifier.encoder, columns, classifier.templates, own)
+        evaluation = evaluation_of(classifier.encoder, columns, classifier.templates, own, trainer.class_names)
         # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
         loader = DataLoader(
             part, trainer.args.per_device_eval_batch_size, collate_fn=collate, generator=torch.Generator()

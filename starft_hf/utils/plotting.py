@@ -22,6 +22,11 @@ SERIES = ("#767c84", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56
 COLORS = {"ink": INK, "soft": SOFT, "line": LINE, "paper": PAPER} | {
     f"series-{index}": color for index, color in enumerate(SERIES)
 }
+# The same names in the dark scheme.
+DARK_COLORS = {"ink": "#e8eaed", "soft": "#9aa3ad", "line": "#343a42", "paper": "#1c2026"} | {
+    f"series-{index}": color
+    for index, color in enumerate(("#9ba2ab", "#f0803c", "#4a9fdc", "#22b78d", "#dd93bb", "#f0b23a", "#86cdf4"))
+}
 
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -58,8 +63,28 @@ def drawing() -> Iterator[None]:
 
 
 @drawing()
-def as_png(figure: "Figure", dpi: int = 140) -> bytes:
-    """The figure as a PNG file."""
+def as_png(figure: "Figure", dpi: int = 140, dark: bool = False) -> bytes:
+    """The figure as a PNG file; with `dark`, its colors become those of the dark scheme, for good."""
+    if dark:
+        _darken(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
     return buffer.getvalue()
+
+
+def _darken(figure: "Figure") -> None:
+    from matplotlib.colors import to_hex, to_rgba_array
+
+    dark = {color: DARK_COLORS[name] for name, color in COLORS.items()}
+    # Ticks and legends are complete only after drawing.
+    figure.draw_without_rendering()
+    for artist in figure.findobj():
+        for kind in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            current = getattr(artist, f"get_{kind}", None)
+            change = getattr(artist, f"set_{kind}", None)
+            if current is None or change is None:
+                continue
+            colors = to_rgba_array(current())
+            if len(colors):
+                new = [(dark.get(to_hex(color), to_hex(color)), float(color[3])) for color in colors]
+                change(new if len(new) > 1 else new[0])

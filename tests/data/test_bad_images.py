@@ -128,6 +128,7 @@ def test_a_skipped_row_is_as_though_it_were_not_in_its_batch(processor, config, 
     assert len(skipped.skipped_images) == 2
 
 
+@pytest.mark.slow
 def test_nothing_changes_where_no_image_is_bad(clip, processor, config, dataset):
     runs = []
     for choice in ("raise", "skip"):

@@ -137,7 +137,7 @@ def test_images_that_a_table_lists_repeatedly_or_with_several_labels(tmp_path):
     assert sorted(names_of(found)) == sorted(EXPECTED)[2:]
     assert len(found.splits["train"]) == 10
     assert found.left_out == dict.fromkeys(("images/000.jpg", "images/001.jpg"), "it is of several classes")
-    assert "a.csv lists images repeatedly: 2 of its rows are left out." in found.notes
+    assert "a.csv lists images repeatedly: 2 of its rows are skipped." in found.notes
 
 
 def test_tables_that_name_images_of_two_folders(tmp_path):

@@ -71,6 +71,7 @@ def test_unknown_pool_is_refused():
     assert {"background", "unrelated", "plain"} == set(POOLS)
 
 
+@pytest.mark.slow
 def test_a_short_demo_writes_its_files(tmp_path, monkeypatch):
     # Rows do not matter here, but evaluating them three times per run takes time.
     for split in ("test", "held_out"):
@@ -78,7 +79,8 @@ def test_a_short_demo_writes_its_files(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=100)
     demo(Setting(steps=2), 1, tmp_path / "out", console)
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["plot.png", "report.html", "report.json", "report.md", "setting.json", "table.md"]
+    plots = ["plot.png", "plot_dark.png"]
+    assert written == [*plots, "report.html", "report.json", "report.md", "setting.json", "table.md"]
     report = RobustnessReport.from_json((tmp_path / "out" / "report.json").read_text())
     assert len(report.runs) == 1 + 2 * len(METHODS)
     assert [point.alpha for point in report.runs[1].curve] == [0, 0.5, 1]
@@ -87,8 +89,9 @@ def test_a_short_demo_writes_its_files(tmp_path, monkeypatch):
     setting = json.loads((tmp_path / "out" / "setting.json").read_text())
     assert setting["setting"]["model"] == "shipped"
     assert set(setting["versions"]) >= {"torch", "transformers", "starft_hf"}
-    with Image.open(tmp_path / "out" / "plot.png") as plot:
-        assert plot.width > 1000
-        assert np.asarray(plot.convert("L")).std() > 10
+    for name in plots:
+        with Image.open(tmp_path / "out" / name) as plot:
+            assert plot.width > 1000
+            assert np.asarray(plot.convert("L")).std() > 10
     shown = console.file.getvalue()
     assert "points" in shown

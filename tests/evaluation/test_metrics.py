@@ -300,6 +300,7 @@ def test_the_names_of_the_package():
         _ = metrics.Recall
 
 
+@pytest.mark.slow
 def test_counting_does_not_import_evaluate():
     code = "import sys, starft_hf.evaluation; assert 'evaluate' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,11 +1,15 @@
 import email
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+
+import starft_hf
 
 
 ROOT = Path(__file__).parents[2]
@@ -53,3 +57,12 @@ def test_every_dependency_says_from_which_version_on(wheel):
         requirement = Requirement(line)
         if requirement.name != "starft_hf":
             assert [part.operator for part in requirement.specifier] == [">="], line
+
+
+def test_the_last_release_has_one_version_and_date():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", changelog, re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert headings[1] == f"{citation['version']} - {citation['date-released']}"
+    assert citation["version"] == starft_hf.__version__

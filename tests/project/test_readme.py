@@ -196,7 +196,8 @@ def test_the_page_of_the_defaults_is_that_of_the_stored_runs():
 def test_links_and_make_targets_exist():
     """Links are absolute, so that they work on PyPI as well."""
     assert re.findall(r"\]\((?!http)[^)]*\)", README) == []
-    linked = re.findall(r"https://[^/]+/starft-hf/starft_hf/(?:(?:blob|tree)/)?main/([^)#]+)[)#]", README)
+    assert re.findall(r'(?:src|srcset)="(?!https:)[^"]*"', README) == []
+    linked = re.findall(r'https://[^/]+/starft-hf/starft_hf/(?:(?:blob|tree)/)?main/([^)#"]+)[)#"]', README)
     assert len(linked) > 10
     assert [target for target in linked if not (ROOT / target).exists()] == []
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -2,10 +2,12 @@
 
 import pytest
 
+from starft_hf.demo.experiment import Setting
+from starft_hf.demo.plot import draw_plot
 from starft_hf.report import RobustnessReport
-from starft_hf.utils.plotting import COLORS, INK, PAPER, SERIES
+from starft_hf.utils.plotting import COLORS, DARK_COLORS, INK, PAPER, SERIES
 from tests.support.figures import all_figures, functions_that_draw, pixels_of
-from tests.support.report_runs import all_kinds
+from tests.support.report_runs import all_kinds, demo_runs
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,14 @@ def test_every_function_that_draws_is_looked_at(figures):
 @pytest.mark.parametrize("name", sorted(functions_that_draw()))
 def test_every_series_has_a_color_of_its_own_and_of_the_page(figures, name):
     assert_drawn(*figures[name])
+
+
+def test_a_dark_figure_has_the_same_series_and_nothing_light_left():
+    found = pixels_of(draw_plot(RobustnessReport(demo_runs()), Setting(), dark=True))
+    assert found.most_common(1)[0][0] == DARK_COLORS["paper"]
+    assert found[DARK_COLORS["ink"]] > 100
+    assert all(found[DARK_COLORS[f"series-{index}"]] > 100 for index in range(4))
+    assert [color for color in (PAPER, *SERIES[:4]) if found[color] > 20] == []
 
 
 def test_saved_figures_have_the_colors_of_the_page_whatever_the_users_own_are(tmp_path):

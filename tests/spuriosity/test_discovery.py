@@ -55,6 +55,7 @@ def test_what_was_planted_comes_first_and_no_control_is_found(discover, correlat
         assert all(row.found for row in result.table[:10])
 
 
+@pytest.mark.slow
 def test_nothing_is_found_where_nothing_was_planted(discover):
     for seed in range(10):
         result = discover(make_split("train", seed=seed, correlation=0.5))

@@ -38,7 +38,7 @@ def worst(data, repair):
 @pytest.mark.parametrize(
     ("lean", "size", "repeats", "taken"),
     [
-        (0.0, 40, 1, (0, 8)),
+        pytest.param(0.0, 40, 1, (0, 8), marks=pytest.mark.slow),
         pytest.param(1.0, 120, 1, (40, 50), marks=pytest.mark.slow),
         pytest.param(0.0, 40, 2, (0, 5), marks=pytest.mark.slow),
         pytest.param(0.0, 120, 2, (0, 5), marks=pytest.mark.slow),

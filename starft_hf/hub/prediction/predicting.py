@@ -83,7 +83,7 @@ def predict(
         group_column: column that names a row's group, or several whose combinations do; None names none.
         batch_size: images per forward. The last digits of probabilities depend on it.
         num_workers: processes that load images; the rows of iterable datasets are read in order, by this process.
-        dtype: of autocast in the model, such as `torch.bfloat16`; None: the model's own.
+        dtype: autocast dtype of the model, such as `torch.bfloat16`; None: the model's own.
         on_bad_image: what to do about a row whose image cannot be read: "raise" raises an error that names it; "skip"
             leaves its predictions empty, with a warning.
         image_decoding: "scaled" decodes an image at no more than the size that resizing it well takes; "full" decodes

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import starft_hf
-from starft_hf.utils.plotting import COLORS
+from starft_hf.utils.plotting import COLORS, DARK_COLORS
 from starft_hf.utils.text import one_line, percent, points
 
 
@@ -51,6 +51,7 @@ def render_audit(content: Mapping[str, Any]) -> str:
             )
         ],
         colors=COLORS,
+        dark_colors=DARK_COLORS,
         version=starft_hf.__version__,
     )
 

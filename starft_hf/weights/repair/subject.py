@@ -193,7 +193,7 @@ def _start(known: Described, model: nn.Module, base: Model | None) -> nn.Module 
         return load_model(local_folder(source["id"], revision=source["revision"], **trusted), **trusted)
     except (OSError, HfHubHTTPError) as error:
         logger.warning(
-            "The model that %s started from, %s, could not be loaded (%s), so that repairs that need it are left out; "
+            "The model that %s started from, %s, could not be loaded (%s), so that repairs that need it are skipped; "
             "pass it as base.",
             known.model,
             source["id"],

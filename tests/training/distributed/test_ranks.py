@@ -135,6 +135,7 @@ trainer.train()
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_run_with_its_message(tmp_path):
     (tmp_path / "failing.py").write_text(FAILING)
     done = torchrun(2, tmp_path / "failing.py", tmp_path, timeout=120)

@@ -112,10 +112,10 @@ def kill(*args, **kwargs):
     ("owner", "name", "call"),
     [
         # Once a checkpoint is written and its results are not kept; then in the middle of a run, and of saving.
-        (TuningStore, "add", 2),
+        pytest.param(TuningStore, "add", 2, marks=pytest.mark.slow),
         (TuningStore, "add", 5),
-        (StarFTTrainer, "compute_loss", 7),
-        (StarFTTrainer, "create_model_card", 1),
+        pytest.param(StarFTTrainer, "compute_loss", 7, marks=pytest.mark.slow),
+        pytest.param(StarFTTrainer, "create_model_card", 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_tuning_that_was_killed_ends_as_one_that_was_not(owner, name, call, settings, whole, monkeypatch, tmp_path):
@@ -138,7 +138,7 @@ def test_what_is_finished_is_not_trained_again_and_not_mixed_with_other_settings
     first = tuned(settings(max_steps=1), weights=[1])
     monkeypatch.setattr(StarFTTrainer, "train", kill)
     assert tuned(settings(max_steps=1), weights=[1]).as_dict() == first.as_dict()
-    assert "has this tuning already" in caplog.text
+    assert "already contains this tuning" in caplog.text
     with pytest.raises(ValueError, match=r"settings or data: .*learning_rate was 0\.01 and is 0\.1.*another output"):
         tuned(settings(max_steps=1, learning_rate=0.1), weights=[1])
     with pytest.raises(ValueError, match=r"number 1 was 0\.4 and is 0\.5"):
