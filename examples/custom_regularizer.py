@@ -1,4 +1,4 @@
-"""Register a regularizer of your own: here, the squared distance of all embeddings to the reference's."""
+"""Register your own regularizer: here, the squared distance of all embeddings to the reference's."""
 
 import starft_hf
 from starft_hf.demo.pretrain import MODEL_FOLDER

@@ -1,6 +1,6 @@
 """Fine-tune CLIP with StarFT, and compare the worst group with that of the zero-shot model.
 
-Run it as it is (`python examples/train.py`): the package contains a tiny model and images. Then put in your own.
+Run it as it is (`python examples/train.py`): the package contains a tiny model and images. Then use your own.
 """
 
 import starft_hf

@@ -31,16 +31,16 @@ METADATA = {
 }
 HEAD = """# Notebooks
 
-Each runs from top to bottom on a CPU, offline, in about a minute or less, on the tiny model and the images that come
-with the package. A switch in the first cells takes real models and data instead, for a machine with a GPU. On Colab
-the first cell installs what is needed; in a clone it installs the clone.
+Each notebook runs offline on a CPU in about a minute, on the tiny model and the images of the package. A switch in the
+first cells uses real models and data instead, for a machine with a GPU. On Colab, the first cell installs the package;
+in a clone, it installs the clone.
 
 | Notebook | What it shows | |
 | --- | --- | --- |
 """
 TAIL = """
-`make notebooks` runs them all and checks what comes out. They are kept without outputs: `python notebooks/tidy.py`
-after working on one, which writes this page as well.
+`make notebooks` runs all of them and checks their outputs. Notebooks are committed without outputs: run
+`python notebooks/tidy.py` after editing one. It also writes this page.
 """
 
 

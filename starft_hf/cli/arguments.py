@@ -42,7 +42,7 @@ class RunArguments:
     data_dir: str | None = option(None, "Folder with the benchmark as it is distributed, instead of the Hub.")
     dataset_config: str | None = option(None, "Configuration of the dataset, if it has several.")
     train_split: str = option("train", "Split to train on.")
-    validation_split: float = option(0.15, "Share of a dataset without splits that is held out to evaluate; 0: none.")
+    validation_split: float = option(0.15, "Fraction to hold out for evaluation if there are no splits; 0: none.")
     eval_split: list[str] | None = option(None, "Split(s) to evaluate on; by default test or validation, if any.")
     eval_dataset: str | None = option(None, "Another dataset to evaluate on.")
     streaming: bool = option(False, "Load the training data as an iterable dataset.")
@@ -53,7 +53,7 @@ class RunArguments:
     lora_alpha: int | None = option(None, "Scale of the adapter times its rank; by default its rank.")
     lora_dropout: float | None = option(None, "Dropout in the adapter; by default none.")
     no_random_crop: bool = option(False, "Preprocess training images with the processor alone: --crop_scale none.")
-    preset: str | None = option(None, "Settings of a published command: paper. Those that are passed win.")
+    preset: str | None = option(None, "Settings of a published command: paper. Flags take precedence.")
 
 
 class TrainingParser(CommandParser):

@@ -36,7 +36,7 @@ def count(text: str) -> int:
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add the flag of commands that load a model; others have it as a setting of `StarFTConfig`."""
-    text = "run code that comes with a model whose classes transformers does not have; read it before"
+    text = "run code that comes with a model whose classes transformers does not have; review it first"
     parser.add_argument("--trust_remote_code", action="store_true", help=text)
 
 

@@ -10,7 +10,7 @@ from starft_hf.cli.data import add_data_arguments, class_names, columns, load_sp
 from starft_hf.cli.output import show
 
 
-SUMMARY = "find what is correlated with the labels of a dataset, by the zero-shot model and without groups"
+SUMMARY = "find what is correlated with the labels of a dataset, with the zero-shot model and without group labels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import starft_hf
 from starft_hf.cli.output import show
 
 
-SUMMARY = "say what a bug report needs: versions and hardware, without paths and names"
+SUMMARY = "print versions and hardware for a bug report, without paths and names"
 
 _PACKAGES = (
     *("torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "peft", "huggingface_hub"),

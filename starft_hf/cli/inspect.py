@@ -9,7 +9,7 @@ from starft_hf.cli.data import CLASS_NAMES_HELP, column_settings, described, rea
 from starft_hf.cli.output import show
 
 
-SUMMARY = "say what a dataset holds: splits, classes, groups, what is left out, duplicates and captions"
+SUMMARY = "show what a dataset contains: splits, classes, groups, skipped files, duplicates and captions"
 _CLASSES_SHOWN = 3
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation_split",
         type=float,
         default=VALIDATION_SPLIT,
-        help="share of a dataset without splits that is held out to evaluate; 0: none",
+        help="fraction to hold out for evaluation if there are no splits; 0: none",
     )
     parser.add_argument("--streaming", action="store_true", help="read shards as an iterable dataset")
     parser.add_argument("--image_column", help="column with the images (default: image)")

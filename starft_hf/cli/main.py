@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import linecache
 import sys
 import traceback
 from collections.abc import Sequence
@@ -87,7 +88,14 @@ def _is_refusal(error: Exception) -> bool:
     """Whether the package itself raised `error`, because of what it was given."""
     innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
     sources = (type(error).__module__, innermost.f_globals.get("__name__", ""))
-    return isinstance(error, _REFUSALS) and any(source.split(".")[0] == starft_hf.__name__ for source in sources)
+    refusals = (*_REFUSALS, TypeError) if _is_raised(error) else _REFUSALS
+    return isinstance(error, refusals) and any(source.split(".")[0] == starft_hf.__name__ for source in sources)
+
+
+def _is_raised(error: Exception) -> bool:
+    """Whether a statement raised `error`, rather than an expression that failed."""
+    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    return linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
 
 
 def _module(name: str) -> Any:
@@ -102,7 +110,7 @@ def make_parser(name: str) -> CommandParser:
     else:
         parser = CommandParser(prog=prog, description=command.SUMMARY)
         command.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print the outcome as one line of JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     parser.add_argument("--debug", action="store_true", dest="traceback", help="show the traceback of an error")
     return parser
 

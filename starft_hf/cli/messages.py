@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 # Names of the package's arguments that are called differently on the command line.
-_ARGUMENTS = {"peft_config": "peft", "train_dataset": "dataset"}
+_ARGUMENTS = {"peft_config": "peft", "resume_from_checkpoint=True": "resume", "train_dataset": "dataset"}
 
 _STRING = r"(?<!\w)'[^']*'|\"[^\"]*\""
 # A string, which stays as it is; or a name of a setting, not a part of a path or of another word, and its value.
@@ -31,7 +31,7 @@ def in_flags(text: str, flags: Mapping[str, str]) -> str:
 
     def spelled(found: re.Match[str]) -> str:
         name, value = found["name"], found["value"]
-        flag = flags.get(_ARGUMENTS.get(name, name)) if name else None
+        flag = flags.get(_ARGUMENTS.get(found[0], _ARGUMENTS.get(name, name))) if name else None
         # A word without an underscore, such as "model", is usually meant as such.
         if flag is None or (value is None and ("_" not in name or not flag.startswith("-"))):
             return found[0]

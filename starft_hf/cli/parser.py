@@ -43,7 +43,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": Formatter, **settings})
-        self.add_argument("--config", metavar="FILE", help="YAML file of these settings; the command line wins")
+        self.add_argument("--config", metavar="FILE", help="YAML file of these settings; flags take precedence")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         tokens, passed = self._respelled(sys.argv[1:] if args is None else args)

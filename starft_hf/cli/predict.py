@@ -100,7 +100,7 @@ def _run(options: argparse.Namespace) -> None:
         outcome += f" {skipped:,} could not be read, and have no prediction."
     if (accuracy := accuracy_of(table, names)) is not None:
         content["accuracy"] = accuracy
-        outcome += f" Accuracy on those that are labeled: {accuracy:.1%}."
+        outcome += f" Accuracy on labeled images: {accuracy:.1%}."
     if os.environ.get("RANK", "0") == "0":
         show(options, content, outcome)
 

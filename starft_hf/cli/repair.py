@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--templates", nargs="+", help="prompts with {} for the class (default: those of the run)")
     parser.add_argument("--cache_dir", help="folder of embeddings (default: that of the reference's)")
     add_trust(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap samples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of folds and bootstrap samples")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -75,6 +75,6 @@ def run(options: argparse.Namespace) -> None:
             f"({percent(result.standard_error)} points), so {options.output_dir} has the model as it is."
         )
     else:
-        change = f"{percent(result.before.worst_group)} to {percent(result.after.worst_group)}"
-        outcome = f"{result.method}: worst group {change} %. Written to {options.output_dir}."
+        change = f"from {percent(result.before.worst_group)}% to {percent(result.after.worst_group)}%"
+        outcome = f"{result.method}: worst group {change}. Written to {options.output_dir}."
     show(options, {**result.as_dict(), "dataset": options.dataset, "split": split}, table, outcome)

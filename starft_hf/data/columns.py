@@ -158,9 +158,10 @@ def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> Ima
         return unlabeled
     if labels is None:
         feature = (getattr(dataset, "features", None) or {}).get(label)
+        order = "for False and True" if getattr(feature, "dtype", None) == "bool" else "in label order"
         raise ValueError(
             f"{what} has no class names: column {label!r} is {'untyped' if feature is None else feature}, not a "
-            "ClassLabel. Pass class_names=[...] in label order, or cast the column to datasets.ClassLabel."
+            f"ClassLabel. Pass class_names=[...] {order}, or cast the column to datasets.ClassLabel."
         )
     if not settings.multi_label:
         return ImageColumns(image, label, caption, groups, labels)
@@ -360,8 +361,8 @@ def _warn_of_groups_across_classes(dataset: Any, columns: ImageColumns) -> None:
     most = max(map(len, classes.values()))
     if most > 1 and most > len(columns.class_names or ()) / 2:
         logger.warning_once(
-            f"The groups by {' and '.join(map(repr, groups.columns))} have images of most classes each. Worst-group "
-            "accuracy is usually over combinations of class and attribute, of which some may be far worse: for those, "
+            f"The groups by {' and '.join(map(repr, groups.columns))} have images of most classes. Worst-group "
+            "accuracy is usually over combinations of class and attribute, some of which may be far worse: for these, "
             f"set group_column={[label, *groups.columns]!r}. This warning is given once."
         )
 
@@ -383,7 +384,8 @@ def distinct_values(dataset: Any, column: str) -> list[Any]:
     """The distinct values of a column of a `datasets` Dataset."""
     values = np.asarray(read_column(dataset, column))
     if values.dtype == object and any(value is None for value in values.flat):
-        raise ValueError(f"column {column!r} has a row without a value; fill or drop it")
+        keep = f"dataset.filter(lambda row: row[{column!r}] is not None)"
+        raise ValueError(f"column {column!r} has a row without a value; fill it, or leave it out: {keep}")
     return np.unique(values).tolist()
 
 

@@ -83,6 +83,8 @@ class ImageReader:
                 raise ValueError("the row has no image")
             image = self._read(raw)
         except TypeError as error:
+            if self.feature is not None:
+                raise _bad(where, error, raw) from error
             # Values that are not images rarely occur in one row only.
             raise TypeError(f"{where}: {error}") from error
         except Exception as error:

@@ -135,7 +135,7 @@ def _paths_in(rows: pd.DataFrame, folder: Path) -> list[str]:
     """The paths of images, relative to `folder`, in the first column that holds paths of files there."""
     for name in rows:
         # Of a table without a heading, the first image stands in its place.
-        strings = [value for value in (name, *rows[name].dropna().unique()) if isinstance(value, str)]
+        strings = [value for value in (name, *rows[name]) if isinstance(value, str)]
         values = [value for value in strings if is_image(value)]
         if values and all((folder / value.replace("\\", "/")).is_file() for value in values[:_TRIED]):
             paths = [os.path.relpath(folder / value.replace("\\", "/"), folder) for value in values]

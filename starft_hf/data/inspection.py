@@ -75,7 +75,7 @@ class Inspection:
             used["group"] = " x ".join(self.columns.groups.columns)
         found.append("columns: " + ", ".join(f"{what} {name!r}" for what, name in used.items() if name))
         if self.left_out:
-            found.append(f"left out: {_counted(self.left_out)}")
+            found.append(f"not read: {_counted(self.left_out)}")
         if self.duplicates:
             found.append(f"in several splits, with the same content: {_named(self.duplicates)}")
         elif self.duplicates is None:

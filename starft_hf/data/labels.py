@@ -56,13 +56,16 @@ class Labels:
                 "that for False first"
             )
         if not 0 <= int(value) < len(self.names):
-            unlabeled = ""
+            advice = ""
             if value == -1:
                 keep = f"dataset.filter(lambda row: row[{column!r}] >= 0)"
-                unlabeled = f", and -1 often marks rows without a label; leave these out with {keep}"
+                advice = f", and -1 often marks rows without a label; leave these out with {keep}"
+            elif value == len(self.names):
+                lower = f"dataset.map(lambda row: {{{column!r}: row[{column!r}] - 1}})"
+                advice = f"; pass class_names that cover every label or, if labels start at 1, lower them: {lower}"
             raise ValueError(
                 f"column {column!r} holds the label {value}, but there are {len(self.names)} class names (labels 0 to "
-                f"{len(self.names) - 1}){unlabeled or '; pass class_names that cover every label'}"
+                f"{len(self.names) - 1}){advice or '; pass class_names that cover every label'}"
             )
         return int(value)
 

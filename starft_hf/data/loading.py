@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard
@@ -83,7 +84,7 @@ def load_splits(
 def left_out(files: Mapping[str, str], source: str) -> str:
     """A warning of files that were not read, of which there are some."""
     path, why = next(iter(files.items()))
-    return f"{len(files)} files of {source} are left out, such as {path}: {why}. `starft inspect {source}` lists them."
+    return f"{len(files)} files of {source} are skipped, such as {path}: {why}. `starft inspect {source}` lists them."
 
 
 def read_data(
@@ -109,11 +110,12 @@ def read_data(
         return DataFound(_from_hub(str(source), config, streaming, wanted))
     if path.is_dir() and is_saved(path):
         return DataFound(_from_disk(path, config, streaming, str(source)))
-    if path.is_dir() and (config is not None or has_configurations(path)):
+    if path.is_dir() and has_configurations(path):
         return DataFound(_as_configured(path, config, streaming, wanted))
     if config is not None:
-        raise ValueError(f"{str(source)!r} is a file and has no configurations, but {config!r} was chosen; omit it")
-    found = read_files(path, wanted, streaming=streaming)
+        kind = "file" if path.is_file() else "folder whose card lists no configurations"
+        raise ValueError(f"{str(source)!r} is a {kind}, so there is no configuration {config!r}; omit it")
+    found = _labeled(read_files(path, wanted, streaming=streaming), wanted)
     found = _with_validation(found, wanted, validation_split, group_columns)
     if streaming and isinstance(found.splits, DatasetDict):
         # Of images in files only the paths are read in advance, so that their labels are known and they can be mixed.
@@ -178,6 +180,24 @@ def has_configurations(folder: Path) -> bool:
     if not card.is_file() or not card.read_text(encoding="utf-8", errors="replace").startswith("---"):
         return False
     return bool(DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs"))
+
+
+def _labeled(found: DataFound, wanted: Wanted) -> DataFound:
+    """The same without rows that have no label, where others have one; as of tables of paths, they are left out."""
+    if wanted.several or not isinstance(found.splits, DatasetDict):
+        return found
+    splits, left_out = DatasetDict(found.splits), dict(found.left_out)
+    for name, rows in found.splits.items():
+        # What has a caption can be trained on without a label.
+        if wanted.label not in rows.column_names or CAPTION in rows.column_names:
+            continue
+        values = rows.select_columns([wanted.label]).with_format("arrow")[:].column(0)
+        missing = pc.is_null(values, nan_is_null=True).to_pylist()
+        if any(missing) and not all(missing):
+            splits[name] = rows.select([row for row, is_missing in enumerate(missing) if not is_missing])
+            without = [row for row, is_missing in enumerate(missing) if is_missing]
+            left_out |= {f"{name}: row {row}": "it has no label" for row in without}
+    return replace(found, splits=splits, left_out=left_out)
 
 
 def _with_validation(found: DataFound, wanted: Wanted, share: float, group_columns: Sequence[str]) -> DataFound:

@@ -25,7 +25,8 @@ def column_names(dataset: Any) -> list[str] | None:
 
 def check_dataset(dataset: Any, what: str) -> None:
     """Check that `dataset` is a dataset rather than something that one is made of."""
-    kind = f"{type(dataset).__module__.partition('.')[0]} {type(dataset).__name__}"
+    library = type(dataset).__module__.partition(".")[0]
+    kind = type(dataset).__name__ if library == "builtins" else f"{library} {type(dataset).__name__}"
     images = ".cast_column('image', datasets.Image())"
     advice = None
     if isinstance(dataset, (str, PathLike)):
@@ -36,9 +37,9 @@ def check_dataset(dataset: Any, what: str) -> None:
         kind, advice = f"dictionary with {sorted(map(str, dataset))}", f"pass Dataset.from_dict(...){images}"
     elif hasattr(dataset, "iloc"):
         advice = f"pass datasets.Dataset.from_pandas(frame){images}"
-    elif kind.startswith("polars"):
+    elif library == "polars":
         advice = f"pass datasets.Dataset.from_polars(frame){images}"
-    elif kind.startswith("pyarrow"):
+    elif library == "pyarrow":
         advice = f"pass datasets.Dataset(table){images}"
     if advice is not None:
         raise ValueError(f"{what} is a {kind}; {advice}")

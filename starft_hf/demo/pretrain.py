@@ -40,7 +40,7 @@ def pretrain(
     """Pre-train the shipped model anew, on clean images of every shape on every background, equally often.
 
     Args:
-        seed: of weights and images.
+        seed: seed of weights and images.
         steps: of the optimizer.
         batch_size: images per step.
         progress: whether to show a progress bar.

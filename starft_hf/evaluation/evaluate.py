@@ -74,11 +74,11 @@ def evaluate_zero_shot(
         training_shares: share, or rows, of every group in the training set, for the group-adjusted accuracy. Every
             group with rows must have one, and every group with a share above 0 must have rows.
         multi_label: whether rows have any number of classes, as lists of them or as vectors of 0 and 1. The model must
-            have a bias: one trained with `base_loss="multi_label"`, or a sigmoid model such as SigLIP. Neither
-            `head`, `class_mapping`, `training_shares` nor `keep_mistakes` have a meaning there.
+            have a bias: one trained with `base_loss="multi_label"`, or a sigmoid model such as SigLIP. `head`,
+            `class_mapping`, `training_shares` and `keep_mistakes` are not supported there.
         batch_size: images per forward.
         num_workers: processes that load images.
-        dtype: of autocast, such as `torch.bfloat16`; None: the model's own.
+        dtype: autocast dtype, such as `torch.bfloat16`; None: the model's own.
         keep_mistakes: how many of the worst group's most confident mistakes to keep.
         on_bad_image: what to do about a row whose image cannot be read: "raise" raises an error that names it; "skip"
             excludes it with a warning, and counts it in the result's `skipped`.

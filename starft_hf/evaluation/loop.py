@@ -126,7 +126,7 @@ def labels_that_count(batch: Mapping[str, Any]) -> Tensor:
 
 
 def training_group_shares(examples: Any, evaluated: ImageColumns | None = None) -> dict[str, float] | None:
-    """The share of every group of a training set; None for iterable datasets, and if the group of a row is unknown.
+    """The share of every group of a training set; None for iterable datasets, and if its groups are unknown.
 
     Values that only an `evaluated` dataset names, by a ClassLabel column, have its names.
     """
@@ -134,7 +134,10 @@ def training_group_shares(examples: Any, evaluated: ImageColumns | None = None) 
         return None
     if (columns := examples.columns).label is None or columns.several is not None:
         return None
-    if columns.groups is not None and evaluated is not None and evaluated.groups is not None:
+    if evaluated is not None and evaluated.groups is not None:
+        # Its classes would be compared with groups.
+        if columns.groups is None:
+            return None
         names = {**evaluated.groups.names, **columns.groups.names}
         columns = replace(columns, groups=replace(columns.groups, names=names))
     try:

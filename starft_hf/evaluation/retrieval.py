@@ -166,7 +166,7 @@ def evaluate_retrieval(
             truncated, with a warning.
         batch_size: images per forward.
         num_workers: processes that load images.
-        dtype: of autocast, such as `torch.bfloat16`; None: the model's own.
+        dtype: autocast dtype, such as `torch.bfloat16`; None: the model's own.
         on_bad_image: what to do about a row whose image cannot be read: "raise" raises an error that names it; "skip"
             excludes it and its captions with a warning, and counts it in the result's `skipped`.
         image_decoding: "scaled" decodes an image at no more than the size that resizing it well takes; "full" decodes

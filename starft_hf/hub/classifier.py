@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord, public_
 from starft_hf.models.adapters import base_model_of, without_peft_warning
 from starft_hf.models.encoder import DualEncoder, logit_bias_of
 from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
-from starft_hf.models.loading import load_model, load_processor
+from starft_hf.models.loading import check_folder, load_model, load_processor, not_on_hub
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.models.sigmoid import NO_BIAS, has_bias, restore_added_bias
 from starft_hf.utils.files import local_or_hub, write_text_atomically
@@ -127,7 +127,7 @@ class Classifier:
 
         Args:
             images: the tensors of a batch, as `ImagePreprocessor` and `stack_features` make them.
-            dtype: of autocast in the model, such as `torch.bfloat16`; None: the model's own.
+            dtype: autocast dtype of the model, such as `torch.bfloat16`; None: the model's own.
 
         Raises:
             ValueError: if there are no classes.
@@ -270,6 +270,7 @@ def local_folder(
     """
     source = local_or_hub(source, "model")
     if Path(source).exists():
+        check_folder(Path(source))
         return Path(source)
     wanted: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": "*/*"}
     try:
@@ -279,6 +280,8 @@ def local_folder(
         raise FileNotFoundError(
             f"{str(source)!r} is neither a folder here nor the id of a repository: {error}"
         ) from error
+    except (OSError, HfHubHTTPError) as error:
+        raise FileNotFoundError(not_on_hub(str(source), error)) from error
     if not any(folder.glob("*.safetensors")):
         snapshot_download(str(source), allow_patterns="pytorch_model*.bin", **wanted)
     return folder

@@ -135,7 +135,7 @@ def _without_local_base(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         yield folder
         return
     logger.warning(
-        "The base model of the adapter in %s is %s, which nobody else has: it is published without that path. Set "
+        "The base model of the adapter in %s is %s, which is a local path: it is published without that path. Set "
         "base_model_name_or_path in its %s to the id of the base model on the Hub, or publish the merged model.",
         folder,
         base,

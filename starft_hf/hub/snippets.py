@@ -162,7 +162,7 @@ class SnippetWriter:
         )
 
     def _with_starft(self) -> Snippet:
-        what = "its linear head" if self.head else "the classes and prompts it was tuned with"
+        what = "its linear head" if self.head else "the classes and prompts of the run"
         base = f", base={self.base}" if self.adapter and self.record.start["id"] is None else ""
         code = [
             "from starft_hf import load",
@@ -210,7 +210,7 @@ class SnippetWriter:
                 continue
             code = ["print(max(classes, key=lambda label: max(scores[name] for name in classes[label])))"]
             if columns.class_mapping is None and not set(labels) <= set(known):
-                title += "the candidates are other classes, by the prompts:"
+                title += "with other classes and the same prompts:"
                 code = [f"others = classifier.with_classes({_listed(labels)})", "print(others([image]))"]
             else:
                 classifier, mapping = columns.classifier or labels, columns.class_mapping

@@ -22,21 +22,30 @@ from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.untrusted import read_json_object
 
 
+_CONFIGS = ("config.json", "adapter_config.json")
+
+
 def load_model(model: str | PathLike[str] | nn.Module, *, trust_remote_code: bool = False) -> nn.Module:
     """`model` itself, or the model of that Hub id or path, in float32 so that small updates are not lost.
 
     Its code is run if it has its own and `trust_remote_code` allows it.
 
     Raises:
-        FileNotFoundError: if `model` looks like a path, and there is nothing.
-        ValueError: if its classes are not known, saying what to do.
+        FileNotFoundError: if there is nothing at a path, or no such model on the Hub.
+        ValueError: if a folder holds no model, or its classes are not known, saying what to do.
     """
     if isinstance(model, nn.Module):
         return model
     model = local_or_hub(model, "model")
+    check_folder(Path(model))
     check_config(Path(model))
     check_classes(model, trust_remote_code=trust_remote_code)
-    loaded = AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    try:
+        loaded = AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        if Path(model).exists():
+            raise ValueError(f"no model could be loaded from {model!r} ({error})") from error
+        raise FileNotFoundError(not_on_hub(model, error)) from error
     # Transformers set it itself before 5.24.
     if getattr(loaded.config, "_commit_hash", None) is None and not Path(model).exists():
         loaded.config._commit_hash = cached_commit(str(model))
@@ -53,9 +62,23 @@ def _folder_of(model: str) -> Path | None:
     return Path(path).parent if isinstance(path, str) else None
 
 
+def check_folder(path: Path) -> None:
+    """Raise ValueError if `path` exists and is not the folder of a model."""
+    written = "pass a folder that save_model() or save_pretrained() has written, or a Hub id"
+    if path.is_file():
+        raise ValueError(f"{str(path)!r} is a file, and a model is a folder; {written}")
+    if path.is_dir() and not any((path / name).is_file() for name in _CONFIGS):
+        raise ValueError(f"{str(path)!r} is not a model: it has neither {' nor '.join(_CONFIGS)}; {written}")
+
+
+def not_on_hub(model: str, error: Exception) -> str:
+    """The message for a model that is neither a folder nor, by `error`, to be had from the Hub."""
+    return f"there is no folder {model!r} here, and no such model could be loaded from the Hub ({error})"
+
+
 def check_config(folder: Path) -> None:
     """Raise ValueError if `folder` has a configuration, perhaps somebody else's, that transformers cannot survive."""
-    for name in ("config.json", "adapter_config.json"):
+    for name in _CONFIGS:
         if (folder / name).is_file():
             try:
                 read_json_object(folder / name, {})
@@ -90,6 +113,9 @@ def load_processor(model: nn.Module, processor: Any = None, *, trust_remote_code
     try:
         return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if Path(source).is_dir():
+            save = f"AutoProcessor.from_pretrained(...).save_pretrained({str(source)!r})"
+            advice = f"save that of the checkpoint the model comes from there: {save}; or {advice}"
         raise ValueError(f"no processor could be loaded from {source!r} ({error}); {advice}") from error
 
 

@@ -54,7 +54,7 @@ class Run:
 
     Attributes:
         method: name of what was done to the model, such as "zero-shot", "FLYP" or "StarFT".
-        seed: of the run.
+        seed: seed of the run.
         results: by name of the dataset.
         log: the losses while training, in order of steps.
         curve: the WiSE-FT curve from the zero-shot model to this one, in accuracies.
@@ -87,7 +87,7 @@ class Run:
                 fractions |= recalls
                 continue
             if not isinstance(result, EvaluationResult):
-                raise ValueError(f"the result of {self} on {dataset!r} has no accuracies, of which reports are")
+                raise ValueError(f"the result of {self} on {dataset!r} has no accuracies, which a report needs")
             if not result.group_accuracies:
                 raise ValueError(f"the result of {self} on {dataset!r} has no groups; pass at least one group")
             accuracies = {"accuracy": result.accuracy, "worst_group_accuracy": result.worst_group_accuracy}

@@ -50,7 +50,7 @@ def _groups(section: Section, prefix: str) -> Illustration:
         for group in section.groups
     )
     svg = as_svg(plots.draw_groups(section), f"{prefix}-groups", f"{title} {figures}")
-    caption = f"In brackets the rows of a group. {section.cut}".strip()
+    caption = f"The number of images of a group is in parentheses. {section.cut}".strip()
     return Illustration("groups", svg, title, f"{caption}{_spread(rows)}")
 
 

@@ -7,21 +7,24 @@ from starft_hf.report.rows import Entry
 
 _EXPLAINED = {
     "zero-shot": "the model before fine-tuning",
-    "before training": "the model as this training began",
+    "before training": "the model at the start of this training",
     "FLYP": "Finetune Like You Pretrain, plain contrastive fine-tuning",
     "plain fine-tuning": "the base loss alone",
     "CE": "cross-entropy of a linear head that starts as the zero-shot classifier",
-    "StarFT": "Spurious Textual Alignment Regularization: answers to spurious captions stay close to zero-shot",
+    "StarFT": "Spurious Textual Alignment Regularization: similarities with spurious captions stay close to zero-shot",
     "star": "StarFT, compared with spurious captions of other classes",
     "kl": "StarFT, compared with the spurious captions of all images of a batch",
     "conditional": "StarFT, compared with all class names in one spurious template",
-    "attribution": "images that show what is rare for their label count more",
-    "conditional + attribution": "conditional, with images that show what is rare for their label counting more",
+    "attribution": "larger weights for images whose attribute is rare for their label",
+    "conditional + attribution": "conditional, with larger weights for images whose attribute is rare for their label",
     "L2-SP": "a penalty on the distance from the zero-shot weights",
-    "CAR-FT": "Context-Aware Robust Fine-Tuning: what the model says of contexts stays close to zero-shot",
+    "CAR-FT": "Context-Aware Robust Fine-Tuning: similarities with contexts stay close to zero-shot",
 }
 _STARFT = "StarFT"
-_WISE_FT = ("WiSE-FT", "weights between zero-shot (0) and fine-tuned (1), by the number behind it")
+_WISE_FT = (
+    "WiSE-FT",
+    "weights between zero-shot (0) and fine-tuned (1), at the number in the name",
+)
 
 
 def explained(entries: Sequence[Entry]) -> list[tuple[str, str]]:

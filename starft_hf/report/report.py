@@ -38,7 +38,7 @@ class RobustnessReport:
     Args:
         runs: at least one, all evaluated on the same datasets.
         baseline: the method that the others are compared with, if it is among the runs.
-        title: of the report.
+        title: title of the report.
         thumbnails: images of samples, by name of the dataset and index in it: PIL images or arrays of unsigned bytes,
             `(H, W, 3)`. Only those of the `mistakes` in the results are used.
         curve_axes: names of the two accuracies of the WiSE-FT curves, of the average and of the worst group.
@@ -135,7 +135,7 @@ class RobustnessReport:
 
     @classmethod
     def from_json(cls, text: str, thumbnails: Mapping[str, Mapping[int, Any]] | None = None) -> "RobustnessReport":
-        """The report that `as_json` made `text` of, with other thumbnails if some are passed.
+        """The report from the `text` of `as_json`, with other thumbnails if some are passed.
 
         Raises:
             ValueError: if `text` is anything else, or of a later version.

@@ -25,7 +25,7 @@ class RetrievalRow:
         dataset: name of the dataset.
         method: name of the method.
         interpolated: alpha of the fine-tuned weights in an interpolation; None without one.
-        seeds: of the runs.
+        seeds: seeds of the runs.
         recalls: by the names in `RetrievalResult`, with their mean, "mean_recall".
         change: the mean recall minus that of the baseline; None for the baseline, or without one.
         label: name of the model, with the interpolation.

@@ -67,7 +67,7 @@ class Row:
         dataset: name of the dataset.
         method: name of the method.
         interpolated: alpha of the fine-tuned weights in an interpolation; None without one.
-        seeds: of the runs.
+        seeds: seeds of the runs.
         average: accuracy.
         worst_group: accuracy of the group with the lowest one, found for each seed separately.
         gap: average minus worst group.

@@ -33,7 +33,9 @@ def finding_of(section: Section) -> Finding:
     if reference is None or not others:
         lead = f"{start}{prefix}{and_then([_state(row) for row in methods])}."
     else:
-        clauses = [_change(row, first=row is methods[0]) for row in methods]
+        # The first clause of a change has the units.
+        first = next((row for row in methods if not _is_unchanged(row)), None)
+        clauses = [_unchanged(row) if _is_unchanged(row) else _change(row, first=row is first) for row in methods]
         lead = f"{start}{_state(reference)}. {prefix.capitalize()}{and_then(clauses)}."
     remarks = [_doubt(methods), _best(section.rows, reference), seeds_remark(others or section.rows)]
     return Finding(lead, " ".join(filter(None, remarks)))
@@ -46,6 +48,16 @@ def _worst_group(row: Row) -> float:
 def _state(row: Row) -> str:
     worst, average = percent(row.worst_group.mean), percent(row.average.mean)
     return f"{one_line(row.label)} has {worst}% in its worst group and {average}% on average"
+
+
+def _is_unchanged(row: Row) -> bool:
+    changes = (row.worst_group_change, row.average_change)
+    return all(change is not None and float(percent(abs(change.mean))) == 0 for change in changes)
+
+
+def _unchanged(row: Row) -> str:
+    worst, average = percent(row.worst_group.mean), percent(row.average.mean)
+    return f"{one_line(row.label)} changes neither the worst group ({worst}%) nor the average ({average}%)"
 
 
 def _change(row: Row, *, first: bool) -> str:

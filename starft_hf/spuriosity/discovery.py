@@ -55,18 +55,18 @@ def discover_spuriosity(
     trust_remote_code: bool = False,
     progress: bool = True,
 ) -> DiscoveryResult:
-    """Find the attributes of images that are correlated with their labels, by a zero-shot model and without groups.
+    """Find attributes of images that are correlated with their labels, by a zero-shot model and without group labels.
 
     Every image gets the attribute whose caption, without what distinguishes classes, is most similar to it: one for
     each aspect of the pool, or none where the plain caption is. Templates that mean the same to the model are one
     attribute. The correlation of an attribute with the labels is measured by mutual information, and compared with
     that of permuted labels.
 
-    Templates with words that the tokenizer of the model does not know are left out, with a warning. Those that hardly
-    change a caption, compared with the other templates and with class names, are left out too, and named in the table.
+    Templates with words that the tokenizer of the model does not know are excluded, with a warning. Those that hardly
+    change a caption, compared with the other templates and with class names, are excluded too, and named in the table.
 
-    The p-values are of independence: nothing is found in more than `alpha` of datasets whose labels have nothing to do
-    with the images. Where something is correlated with the labels, whatever the model confuses with it is as well: an
+    The p-values are of independence: nothing is found in more than `alpha` of datasets whose labels are unrelated
+    to the images. Where something is correlated with the labels, whatever the model confuses with it is as well: an
     attribute that is found may name another one that no template names, such as a tint of all colors.
 
     An attribute that is correlated with a label need not be spurious: the wheels of cars are as well. Check the
@@ -87,7 +87,7 @@ def discover_spuriosity(
             have it, as Cohen's kappa. Below, the model responds to class names rather than to what it sees.
         permutations: number of permutations of the labels, for the p-values.
         max_samples: largest number of images, drawn at random; None uses all.
-        seed: of the sample and the permutations.
+        seed: seed of the sample and the permutations.
         batch_size: images per forward.
         num_workers: processes that preprocess.
         on_bad_image: "raise" an error that names a row whose image cannot be read, or "skip" it with a warning.
@@ -156,7 +156,8 @@ def unknown_templates(pool: SpuriosityPool, encoder: DualEncoder) -> list[int]:
     if unknown and rank() == 0:
         logger.warning_once(
             f"{len(unknown)} of the {len(pool)} templates of the spuriosity pool have words that the tokenizer does "
-            f"not know, such as {pool[unknown[0]]!r}: the model cannot tell what they say. Choose a pool in its words."
+            f"not know, such as {pool[unknown[0]]!r}, so the model cannot distinguish them. Choose a pool with words "
+            "that it knows."
         )
     return unknown
 

@@ -53,7 +53,7 @@ def draw_heat_map(
         axis.axhline(num_found - 0.5, color=INK, linewidth=1.2)
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
-    axis.set_title("How much more often a label's images have it than others do", fontsize=10, wrap=True)
+    axis.set_title("How much more often images of a class have it than other images", fontsize=10, wrap=True)
     bar = figure.colorbar(image, ax=axis, shrink=0.8)
     bar.set_label("difference of fractions; negative: less often", fontsize=8)
     return figure

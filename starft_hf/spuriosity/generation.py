@@ -63,7 +63,7 @@ def generate_pool(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> SpuriosityPool:
-    """Have a language model name what may be correlated with the classes of a task, as a pool of templates.
+    """Generate a pool of templates for a task with a language model.
 
     Templates are kept if they have one field, are plain and short, are about appearance, name no class, and are not
     near-duplicates. Missing ones are requested again. Every answer is cached on disk, so that the same call gives the
@@ -80,8 +80,8 @@ def generate_pool(
             long for its text tower or nearly the same to it.
         processor: its processor; None loads it from the source of the model.
         trust_remote_code: whether to run code that comes with a model whose classes transformers does not have.
-        temperature: of the language model; 0 makes it deterministic.
-        seed: of the language model, where the temperature is above 0.
+        temperature: sampling temperature; 0 makes the answers deterministic.
+        seed: sampling seed, if the temperature is above 0.
         max_rounds: largest number of requests per aspect.
         similarity: templates are nearly the same if what they add to the plain caption has this cosine or more.
         name: name of the pool; None takes the domain.

@@ -56,10 +56,12 @@ class SpuriosityPool:
         description: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ):
-        self.templates: tuple[str, ...] = () if isinstance(templates, str) else tuple(templates)
+        is_list = isinstance(templates, Iterable) and not isinstance(templates, str)
+        self.templates: tuple[str, ...] = tuple(templates) if is_list else ()
         if not self.templates:
+            called = "the spuriosity pool" if name is None else f"the spuriosity pool {name!r}"
             raise ValueError(
-                f"the spuriosity pool {name!r} is empty or a string ({templates!r}); pass a list of templates such as "
+                f"{called} is {templates!r}; pass a list of templates that is not empty, such as "
                 "['{} in the snow.'], or SpuriosityPool.load(...) for a name, path or repository"
             )
         self.name = name

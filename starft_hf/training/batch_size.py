@@ -20,7 +20,7 @@ def check_size(args: Any, dataset: Any, strategy: type[Candidates]) -> None:
     if compares and not is_iterable(dataset) and len(dataset) % batch == 1 and not args.dataloader_drop_last:
         logger.warning(
             "The last batch of every epoch has one image, which is compared with nothing, so it trains nothing; set "
-            "dataloader_drop_last=True to leave it out."
+            "dataloader_drop_last=True to drop it."
         )
     if args.dataloader_drop_last and not is_iterable(dataset) and len(dataset) < batch:
         raise ValueError(

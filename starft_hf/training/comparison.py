@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.evaluation.results import AnyResult, CurvePoint, EvaluationResult, classification_results
+from starft_hf.evaluation.validation import check_positive
 from starft_hf.models.adapters import is_adapted
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.objectives.regularizers import NO_REGULARIZER
@@ -148,7 +149,7 @@ def compare(
             settings, of which "method" is one of these: `{"kl, slow": {"method": "kl", "learning_rate": 1e-6}}`. In a
             list, a method may be followed by one of `repair`, as in "FLYP + last layer" or "kl + projection", or by
             "repair", which takes the best of them or none: the run of the method is repaired on `repair_dataset`.
-        seeds: of the runs.
+        seeds: seeds of the runs.
         alpha: weight of the fine-tuned model in an interpolated model, as in WiSE-FT, that is evaluated beside every
             fine-tuned one; None disables it.
         curve_alphas: further alphas, for the curves only.
@@ -156,7 +157,7 @@ def compare(
             methods that are compared. Those of "kl" are also of "kl@10".
         processing_class: the model's processor.
         spuriosity: the pool of the regularizers.
-        reference_model: another reference than the model, as in `StarFTTrainer`.
+        reference_model: a reference other than the model, as in `StarFTTrainer`.
         peft_config: trains an adapter in every run, as in `StarFTTrainer`.
         class_mapping: of evaluation sets whose labels map to classes of the training set, as in `StarFTTrainer`.
         repair_dataset: the validation set that repairs are fitted to and chosen on, of which nothing else is reported.
@@ -176,8 +177,7 @@ def compare(
     jobs = [(method, without_unused(own, spuriosity)) for method, own in runs_asked]
     for _, own in runs_asked:
         refuse_multi_label(own, "compare")
-    if processes < 1:
-        raise ValueError(f"processes is {processes}; it must be a positive integer")
+    check_positive("processes", processes)
     if eval_dataset is None or (isinstance(eval_dataset, dict) and not eval_dataset):
         raise ValueError("there is nothing to compare on; pass eval_dataset")
     check_mapped_sets(class_mapping, eval_dataset)

@@ -43,15 +43,14 @@ else:
 
 @dataclass
 class StarFTConfig(TrainingArguments):
-    """`TrainingArguments` and what StarFT adds to them.
+    """`TrainingArguments` with the settings of StarFT.
 
     Args: Parameters that control the objective
         base_loss (`str`, defaults to `"contrastive"`): "contrastive" (images against captions, as FLYP),
             "cross_entropy" (a linear head on the image embeddings, which starts as the zero-shot classifier) or
             "multi_label" (images of any number of classes, each class by a sigmoid of its caption and a trained bias).
-        regularizer (`str`, defaults to `"auto"`): "auto" is "star" for four or more classes, and "kl" for fewer and
-            without labels; or a registered regularizer, such as "star", "kl" or "conditional", or "none" for plain
-            fine-tuning.
+        regularizer (`str`, defaults to `"auto"`): "auto" is "star" for four or more classes, else "kl". Or a
+            registered regularizer, such as "star", "kl" or "conditional", or "none" for plain fine-tuning (FLYP).
         reg_weight (`float` or `str`, defaults to `"auto"`): weight of the regularizer at the start of the run; "auto"
             chooses it by the number of classes, as `starft_hf.objectives.regularizers.divergence_weight` describes; it
             was measured with `reg_schedule="constant"`. Regularizers without a measured weight need a number. With
@@ -60,15 +59,16 @@ class StarFTConfig(TrainingArguments):
             "epoch_linear" (the paper's: falls with every epoch and is 0 in the last one).
         reg_max_classes (`int`, defaults to `512`): the most classes that "conditional" compares. With more, a step
             compares those of the batch and others drawn at random.
-        reweight (`str`, defaults to `"none"`): "attribution" weights the base loss of every training image such that
-            what the reference sees of the spurious templates in the images is uncorrelated with the labels (see
-            `SampleWeights`); "none" does not. The regularizer is not weighted.
+        reweight (`str`, defaults to `"none"`): "attribution" weights the base loss of every training image so that
+            the spurious templates that the reference sees in the images are uncorrelated with the labels (see
+            `SampleWeights`). The regularizer is not weighted.
         reweight_clip (`float`, defaults to `10.0`): the largest weight, before all are normalized to a mean of 1.
-        mini_batch_size (`int`, *optional*): images per forward and backward, for batches that do not fit into memory;
-            None runs the batch as a whole. Losses and gradients stay the same; the encoders run forward once more.
-        freeze_batch_norm (`bool`, defaults to `True`): let batch norm use its running statistics while training, as it
-            does in the reference and after training, and keep them; its weights and biases are trained. False
-            normalizes by the statistics of the batch, with which the regularizer is not 0 at the start.
+        mini_batch_size (`int`, *optional*): images per forward and backward pass, for batches that do not fit into
+            memory; None runs the whole batch at once. Losses and gradients stay the same, at the cost of a second
+            forward pass.
+        freeze_batch_norm (`bool`, defaults to `True`): use and keep the running statistics of batch norm, as in the
+            reference; its weights and biases are trained. False normalizes by the statistics of the batch, so the
+            regularizer is not 0 at the start.
         freeze (`list[str]`, *optional*): parts that are not trained: "text" or "vision" (a tower with its projection),
             "vision.layers.0-5" (counted from 0), "embeddings", "output" (what follows the layers) or "projections" (of
             both towers, or of one as in "text.embeddings"), "logit_scale" (with the bias of sigmoid models), "head".
@@ -76,9 +76,9 @@ class StarFTConfig(TrainingArguments):
         layer_decay (`float`, *optional*): the learning rate of layer l of L in a tower, counted from 0, is
             `learning_rate * layer_decay**(L - l)`, and that of its embeddings `learning_rate * layer_decay**(L + 1)`.
         learning_rates (`dict[str, float]`, *optional*): multiples of the learning rate by the names of `freeze`, such
-            as `{"vision": 0.2, "projections": 2.0}`. Of the names of a part, the most precise one counts.
-        max_logit_scale (`float`, *optional*): the largest inverse temperature, to which it is lowered after a step;
-            CLIP was trained with 100. None sets no limit, as the paper's code.
+            as `{"vision": 0.2, "projections": 2.0}`. If several names apply, the most specific one counts.
+        max_logit_scale (`float`, *optional*): upper limit of the inverse temperature, applied after every step;
+            CLIP was trained with 100. None sets no limit, as in the paper's code.
         decay_all_parameters (`bool`, defaults to `True`): apply weight decay to biases and norms as well, as the
             paper's code does; False excludes them, as Trainer does.
         warmup_from_zero (`bool`, defaults to `True`): whether the learning rate warms up from 0, so that the first
@@ -91,26 +91,26 @@ class StarFTConfig(TrainingArguments):
         class_names (`list[str]`, *optional*): in label order; None reads them from the ClassLabel column.
         discovery_pool (`str`, defaults to `"all"`): name, path or Hub repository of the pool in which
             `spuriosity="auto"` searches.
-        discovery_samples (`int`, defaults to `2000`): how many training images it searches, drawn at random; of an
-            iterable dataset from its beginning.
+        discovery_samples (`int`, defaults to `2000`): number of training images to search, drawn at random (the first
+            ones of an iterable dataset).
 
     Args: Parameters that control the reference
-        reference_cache (`str`, defaults to `"auto"`): what is cached of the frozen reference. "text": the embeddings
-            of every spurious caption of every class; "full": those of every training image as well, so that training
-            does not need the reference; "none": nothing; "auto": texts where captions are made of class names, and
-            images where preprocessing is deterministic (`crop_scale=None`) and the run is at least an epoch long.
+        reference_cache (`str`, defaults to `"auto"`): which embeddings of the frozen reference to cache. "text":
+            those of every spurious caption of every class; "full": those of every training image as well, so training
+            does not need the reference; "none": nothing; "auto": texts if captions are made from class names, and
+            images if preprocessing is deterministic (`crop_scale=None`) and the run has at least one epoch.
         reference_cache_dir (`str`, *optional*): folder of the cached embeddings; None is `starft` under HF_HOME.
         reference_cache_dtype (`str`, *optional*): dtype of cached image embeddings; None is float32 or wider, as they
             were computed. "float16" halves their size and rounds every entry of the unit rows by at most 2**-12.
         reference_text_cache_gib (`float`, defaults to `1.0`): above this many GiB of caption embeddings, captions are
             encoded when a batch first needs them rather than in advance.
-        reference_dtype (`str`, *optional*): what the reference computes in, such as "bfloat16"; None is the model's.
+        reference_dtype (`str`, *optional*): data type of the reference, such as "bfloat16"; None is the model's.
 
     Args: Parameters that control the evaluation
         group_column (`str` or `list[str]`, *optional*): column with the group of a row, for worst-group accuracy, or a
             list of columns whose combinations are the groups. Without one, the classes are the groups.
-        eval_templates (`list[str]`, *optional*): prompt ensemble of zero-shot classifiers, of the one that the head of
-            `base_loss="cross_entropy"` starts as, too; None is `caption_template`.
+        eval_templates (`list[str]`, *optional*): prompt ensemble of zero-shot classifiers, including the one that
+            initializes the head of `base_loss="cross_entropy"`; None is `caption_template`.
         eval_task (`str`, defaults to `"auto"`): "classification" of labeled images; "retrieval" of images and captions
             (`caption_column`, or else "caption"); "auto": retrieval for evaluation sets with captions and no labels.
 
@@ -120,14 +120,14 @@ class StarFTConfig(TrainingArguments):
         caption_column (`str`, *optional*): column with captions, used instead of `caption_template`.
         crop_scale (`tuple[float, float]`, defaults to `(0.9, 1.0)`): range of the fraction of the image's area that a
             random crop keeps; None disables random crops.
-        shots (`int`, *optional*): train on so many images of every class, drawn by the seed (`data_seed`, else
-            `seed`); a class with fewer has all of them used, with a warning. With more shots, images are added.
-        max_train_samples (`int`, *optional*): train on no more images than this, drawn from the whole training set by
-            the seed, rather than on its first rows, which may all be of one class.
+        shots (`int`, *optional*): train on this many images of every class, drawn with the seed (`data_seed`, else
+            `seed`); smaller classes are used in full, with a warning. More shots add images to those of fewer.
+        max_train_samples (`int`, *optional*): train on at most this many images, drawn from the whole training set
+            with the seed, not its first rows, which may all be of one class.
         train_sampling_strategy (`str`, defaults to `"random"`): the order of the images. "random"; "sequential", that
-            of the dataset; "class_balanced" or "group_balanced" (by `group_column`), where an epoch has as many images
-            as ever, and as many of every class or group. Images of small ones are drawn again, all of them equally
-            often, each time with a crop and templates of its own, and of large ones in every epoch others.
+            of the dataset; "class_balanced" or "group_balanced" (by `group_column`), where an epoch has the same
+            length, with equally many images of every class or group. Images of small classes are repeated equally
+            often, each time with another crop and other templates; those of large classes change with the epoch.
         shuffle_buffer_size (`int`, defaults to `1000`): rows of an iterable training set that are held in memory to
             shuffle it, beside the order of its files or other shards. 0 keeps its order, as
             `train_sampling_strategy="sequential"` does; one on which `shuffle` was called keeps its own order.
@@ -135,32 +135,32 @@ class StarFTConfig(TrainingArguments):
             pixels, not an image or too large (`PIL.Image.MAX_IMAGE_PIXELS`). "raise" stops and names it; "skip" warns
             and leaves its place in the batch empty, so that all other rows are drawn, augmented and compared as
             before. Evaluations count it as skipped, and `predict` gives it the label -100.
-        image_decoding (`str`, defaults to `"scaled"`): "scaled" decodes an image no larger than what is made of it
-            needs, at least twice the model's size in width and height for every crop of `crop_scale`; "full" decodes
+        image_decoding (`str`, defaults to `"scaled"`): "scaled" decodes an image no larger than needed, at least
+            twice the model's size in width and height for every crop of `crop_scale`; "full" decodes
             all its pixels. Images that an `image_transform` gets are always decoded in full.
         image_cache (`str`, *optional*): a folder, or "auto" or True for `starft` under HF_HOME: images are decoded and
-            resized once, and kept there in a file of bytes, which epochs and later runs read. For random crops they
-            are kept large enough for the smallest crop of `crop_scale`; what a crop shows is resized twice then. An
-            `image_transform` gets these images too: set `crop_scale` to how far it zooms in. For evaluations, images
-            are kept as the model gets them, which changes nothing.
+            resized once and cached there, for later epochs and runs. For random crops they are large enough for the
+            smallest crop of `crop_scale`, so crops are resized twice. An `image_transform` gets these images, too: set
+            `crop_scale` to the range of its zoom. For evaluations, images are cached exactly as the model gets
+            them.
 
     Args: Parameters that control the run
         card_template (`str`, *optional*): file with a Jinja template of the model card; None is the package's own.
         hub_include (`list[str]`, *optional*): further files of `output_dir` to publish, as paths or patterns such as
-            "notes/*.md". Without it, files of the model, its record and its card are.
+            "notes/*.md". By default, only the files of the model, its record and its card are published.
         hub_timeout (`float`, defaults to `60.0`): seconds that the Hub may take to answer a request; an upload may
             take a second more for every 100 KB.
         trust_remote_code (`bool`, defaults to `False`): run the code that comes with a model or processor of a class
-            that transformers does not have. Read it before.
+            that transformers does not have. Review it first.
         ignore_mismatched_settings (`bool`, defaults to `False`): resume from a checkpoint although the run that wrote
             it had other settings, pool, classes, model or data, with a warning.
 
     Note: Defaults that differ from `TrainingArguments`
         Those of the paper (arXiv 2505.13232), which trains both towers with AdamW: `learning_rate` 1e-5,
-        `weight_decay` 0.1, `lr_scheduler_type` "cosine", `num_train_epochs` 10. Not those of the paper:
-        `per_device_train_batch_size` 64 (512 over all processes), `warmup_steps` 0.1 (500; of a small dataset a run is
-        shorter than that), and `max_grad_norm` as inherited, 1.0 (no clipping); `warmup_from_zero`, `reg_schedule` and
-        one prompt for evaluation (80) differ as well. `StarFTConfig.paper` has them all as in the paper.
+        `weight_decay` 0.1, `lr_scheduler_type` "cosine", `num_train_epochs` 10. Not those of the paper, whose
+        values are in parentheses: `per_device_train_batch_size` 64 (512 over all processes), `warmup_steps` 0.1 (500,
+        longer than a run on a small dataset), `max_grad_norm` 1.0 (no clipping), one prompt for evaluation (80);
+        `warmup_from_zero` and `reg_schedule` differ as well. `StarFTConfig.paper` has all settings of the paper.
         For other reasons: `per_device_eval_batch_size` 64, `logging_steps` 10, `remove_unused_columns` False,
         `logging_nan_inf_filter` False.
     """
@@ -216,8 +216,8 @@ class StarFTConfig(TrainingArguments):
     reference_cache_dir: str | None = setting(None, IRRELEVANT, "Folder of cached embeddings.")
     reference_cache_dtype: str | None = setting(None, RUN, "'float32' or 'float16'.")
     reference_text_cache_gib: float = setting(1.0, RECORDED, "Limit of the caption embeddings in GiB.")
-    reference_dtype: str | None = setting(None, RUN, "What the reference computes in.")
-    mini_batch_size: int | None = setting(None, RECORDED, "Images per forward and backward.")
+    reference_dtype: str | None = setting(None, RUN, "Data type of the reference.")
+    mini_batch_size: int | None = setting(None, RECORDED, "Images per forward and backward pass.")
     freeze_batch_norm: bool = setting(True, RUN, "Train batch norm with its running statistics, and keep them.")
     freeze: list[str] | None = setting(None, RUN, "Parts that are not trained, such as text or vision.layers.0-5.")
     layer_decay: float | None = setting(None, RUN, "Learning rate of a layer, as a multiple of that of the next one.")
@@ -229,7 +229,7 @@ class StarFTConfig(TrainingArguments):
     card_template: str | None = setting(None, IRRELEVANT, "File with a template of the model card.")
     hub_include: list[str] | None = setting(None, IRRELEVANT, "Further files to publish, as paths or patterns.")
     hub_timeout: float = setting(60.0, IRRELEVANT, "Seconds that the Hub may take to answer a request.")
-    trust_remote_code: bool = setting(False, IRRELEVANT, "Run code that comes with a model; read it before.")
+    trust_remote_code: bool = setting(False, IRRELEVANT, "Run code that comes with a model; review it first.")
     ignore_mismatched_settings: bool = setting(False, IRRELEVANT, "Resume from a run with other settings.")
 
     def __post_init__(self) -> None:

@@ -35,6 +35,15 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "adam_beta1": (lambda value: not 0 <= value < 1, "it must be in [0, 1)"),
     "adam_beta2": (lambda value: not 0 <= value < 1, "it must be in [0, 1)"),
     "adam_epsilon": (lambda value: not 0 <= value < math.inf, "it must be a finite number that is not negative"),
+    "max_steps": (
+        lambda value: value != -1 and value < 1,
+        "it must be a positive integer, or -1 for all num_train_epochs epochs",
+    ),
+    **{
+        name: (lambda value: value < 1, "it must be a positive integer")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    },
+    "dataloader_num_workers": (lambda value: value < 0, "it must be 0, for none, or a positive integer"),
     "label_smoothing_factor": (lambda value: not 0 <= value < 1, "it must be in [0, 1)"),
 }
 

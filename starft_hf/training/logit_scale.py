@@ -1,4 +1,4 @@
-"""The inverse temperature while training: its limit, and a warning when it runs away."""
+"""The inverse temperature while training: its limit, and a warning when it diverges."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def check_limit(model: nn.Module, limit: float | None) -> None:
 
 
 class LogitScaleCallback(TrainerCallback):
-    """Limits the inverse temperature after every optimizer step, and warns once when it runs away.
+    """Limits the inverse temperature after every optimizer step, and warns once when it diverges.
 
     Args:
         start: where it starts.
@@ -57,7 +57,7 @@ class LogitScaleCallback(TrainerCallback):
             self._warned = True
             limit = f", set max_logit_scale={USUAL_LIMIT:g}, which CLIP was trained with" if rises else ""
             logger.warning(
-                "The logit scale runs away: it started at %.4g and is %.4g at step %d. Try a lower learning_rate%s, "
+                "The logit scale diverges: it started at %.4g and is %.4g at step %d. Try a lower learning_rate%s, "
                 "or freeze=['logit_scale'].",
                 self._start,
                 scale,

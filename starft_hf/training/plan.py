@@ -329,7 +329,7 @@ def _checked_pool(pool: SpuriosityPool, class_names: Sequence[str] | None) -> Sp
                 "set label_column"
             )
         logger.warning_once(
-            f"{problem}labels; {len(pool) - len(filled)} such templates are left out, and {len(filled)} are used."
+            f"{problem}labels; {len(pool) - len(filled)} such templates are excluded, and {len(filled)} are used."
         )
         pool = pool.only(filled)
     pool.check_classes(class_names)

@@ -54,7 +54,7 @@ class StarFTTrainer(HubMixin, Trainer):
     """Fine-tunes a dual encoder such as CLIP so that it stays robust (arXiv 2505.13232).
 
     Args:
-        model: a Hub id, a path or a loaded dual encoder (CLIP, SigLIP, ...). As given, it is also the reference.
+        model: a Hub id, a path or a loaded dual encoder (CLIP, SigLIP, ...). Before training, it is the reference.
         args: the settings; None takes the defaults.
         train_dataset: a `datasets` Dataset or IterableDataset with an Image and a ClassLabel column, or any torch
             dataset whose rows are mappings with these columns.
@@ -63,7 +63,7 @@ class StarFTTrainer(HubMixin, Trainer):
         processing_class: the model's processor, or where to load it from; None loads it from the model's source.
         spuriosity: the pool of spurious templates: a built-in name ("background", "texture", "resolution", "objects",
             "style", "all"), a path, a Hub repository, a list of templates or a `SpuriosityPool`.
-        reference_model: another reference than the model as given; a Hub id, a path or a loaded model.
+        reference_model: a reference other than the model before training; a Hub id, a path or a loaded model.
         peft_config: trains an adapter instead of the model: any PEFT configuration that fits, or "lora" (attention of
             both towers), "lora-vision" or "lora-text". A `PeftModel` may be given as `model` as well. The reference is
             then the model with its adapter switched off, without a second copy of the weights.
@@ -81,8 +81,8 @@ class StarFTTrainer(HubMixin, Trainer):
             ObjectNet's: for every label the indices into `class_names`, of which the best counts; a dictionary by the
             names of the sets where there are several.
         zero_shot_probe: a retention set: a dataset of another task, or a dictionary of several. One with labels is
-            classified zero-shot before and after training, and with captions alone its images and captions are
-            retrieved, to measure what the model forgets. See `retention`.
+            classified zero-shot before and after training, and one with only captions is evaluated by retrieval, to
+            measure what the model forgets. See `retention`.
         kwargs: the rest of `Trainer`'s arguments.
 
     Attributes:

@@ -91,7 +91,7 @@ def balanced_strata(args: StarFTConfig, dataset: Any, columns: ImageColumns) -> 
     if not by_class and args.reweight != "none" and rank() == 0:
         logger.warning_once(
             f"{setting} and reweight={args.reweight!r} both weaken the correlation of labels and what images show; "
-            "together they overdo it, unless the groups have nothing to do with the pool. Use one of them."
+            "together they overcorrect, unless the groups are unrelated to the pool. Use one of them."
         )
     names = columns.class_names or ()
     strata = {names[label]: rows for label, rows in rows_by(classes_of(dataset, columns)).items()} if by_class else {}
@@ -104,7 +104,7 @@ def balanced_strata(args: StarFTConfig, dataset: Any, columns: ImageColumns) -> 
             f"smallest, {smallest!r}, {places / len(strata[smallest]):,.1f} times."
         )
         if by_class and (empty := [repr(name) for name in names if name not in strata]):
-            logger.warning_once(f"{setting} balances the classes that have images; without are {_listed(empty)}.")
+            logger.warning_once(f"{setting} balances only classes with images, not {_listed(empty)}.")
     return list(strata.values())
 
 
@@ -118,16 +118,16 @@ def _check_classes(
     if lost and len(classes) - len(lost) < 2:
         raise ValueError(
             f"max_train_samples={args.max_train_samples} leaves images of one class only; at least two are compared. "
-            f"Set a larger number, or shots, which draws as many of each of the {len(classes)} classes"
+            f"Set a larger number, or shots, which draws equally many of each of the {len(classes)} classes"
         )
     if few and warns:
         listed = _listed([f"{name!r} has {count}" for name, count in few.items()])
-        logger.warning_once(f"Classes with fewer than shots={args.shots} images are used as they are: {listed}.")
+        logger.warning_once(f"Classes with fewer than shots={args.shots} images are used in full: {listed}.")
     if lost and warns:
         listed = _listed([repr(name) for name in lost])
         logger.warning_once(
             f"max_train_samples={args.max_train_samples} leaves {len(lost)} of {len(classes)} classes without images: "
-            f"{listed}. shots draws as many of each."
+            f"{listed}. shots draws equally many of each."
         )
 
 

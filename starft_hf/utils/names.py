@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,10 @@ def check_names(class_names: Sequence[str]) -> None:
     """Raise ValueError, naming the first invalid one, if class names are not a list of non-empty strings."""
     if isinstance(class_names, str):
         raise ValueError(f"class_names is the string {class_names!r}; pass a list of names, in label order")
+    if isinstance(class_names, (Mapping, Set)):
+        found = f"class_names is a {type(class_names).__name__}"
+        example = "[names[label] for label in sorted(names)]" if isinstance(class_names, Mapping) else "sorted(names)"
+        raise ValueError(f"{found}, whose order is not that of the labels; pass a list, such as {example}")
     if len(class_names) == 0:
         raise ValueError("class_names is empty; pass one name for every label, in label order")
     for label, name in enumerate(class_names):

@@ -36,12 +36,12 @@ _COMPUTATION = ("model_type", "hidden_act", "num_attention_heads", "layer_norm_e
 
 
 def interpolate(model_a: ModelT, model_b: nn.Module, alpha: float, processing_class: Any = None) -> ModelT:
-    """A new model with weights `(1 - alpha) * a + alpha * b`, as in WiSE-FT (arXiv 2109.01903).
+    """Return a new model with weights `(1 - alpha) * a + alpha * b`, as in WiSE-FT (arXiv 2109.01903).
 
     Weights are mixed in float32 or wider. Their dtype, and integers, are those of `model_a`. If one of the models has
-    the trained head of a cross-entropy run, as its module `classification_head`, the other one takes part with its
-    zero-shot head of the same classes and prompts, and the new model has the head between both. A `PeftModel` takes
-    part with its adapter merged, and the new model is a plain one.
+    the trained head of a cross-entropy run, as its module `classification_head`, it is interpolated with the zero-shot
+    head of the other model for the same classes and prompts. A `PeftModel` is merged first, and the new model is a
+    plain one.
 
     Args:
         model_a: usually the zero-shot model.
@@ -195,8 +195,8 @@ def warn_of_statistics(names: Iterable[str], read: Callable[[str], Sequence[Tens
             if not all(torch.equal(first, other.to(first.device)) for other in others):
                 logger.warning_once(
                     "The models differ in running statistics of batch norm, such as %r: one was trained with "
-                    "freeze_batch_norm=False. Those of the averaged model are averages, and not what its weights "
-                    "lead to; measure them anew on training images, as by torch.optim.swa_utils.update_bn.",
+                    "freeze_batch_norm=False. Those of the averaged model are only averages; recompute them on "
+                    "training images, for example with torch.optim.swa_utils.update_bn.",
                     name,
                 )
                 return

@@ -48,13 +48,13 @@ def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_siz
 def interpolate_checkpoints(
     checkpoint_a: Folder, checkpoint_b: Folder, alpha: float, output: Folder, *, max_shard_size: int | str = "5GB"
 ) -> Path:
-    """Write `(1 - alpha) * a + alpha * b`, as in WiSE-FT: what `interpolate` gives, without loading the models.
+    """Write `(1 - alpha) * a + alpha * b`, as in WiSE-FT: the result of `interpolate`, without loading the models.
 
-    An adapter takes part merged into its base model, so that alpha is how much of the adapter is merged. Its model is
-    loaded for that, and written beside `output` for the time being.
+    An adapter is merged into its base model first, so alpha is the fraction of the adapter that is merged. For that,
+    its model is loaded and written to a temporary folder beside `output`.
 
-    If one of them is of a cross-entropy run, whose head is trained, the other one takes part with its zero-shot head:
-    that of the classes and the `caption_template` that the run has recorded. Its model is loaded for that.
+    If one of them has the trained head of a cross-entropy run, it is interpolated with the zero-shot head of the other
+    one, for the classes and the `caption_template` that the run has recorded. The other model is loaded for that.
 
     Args:
         checkpoint_a: folder of the model that gives dtype, integers, configuration and processor; usually zero-shot.

@@ -1,4 +1,4 @@
-"""The zero-shot head that a checkpoint without one takes part with where the other one has a trained head."""
+"""The zero-shot head of a checkpoint without one, to interpolate it with the trained head of another checkpoint."""
 
 from collections.abc import Sequence
 from typing import Any

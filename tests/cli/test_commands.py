@@ -1,13 +1,14 @@
 """The commands, from folders of images to reports, as a user types them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import CLIPModel
 
 from starft_hf import RobustnessReport, evaluate_zero_shot, interpolate
@@ -122,6 +123,46 @@ def test_data_that_cannot_be_used(run, images, tmp_path):
     (tmp_path / "empty" / "notes.rtf").write_text("x")
     assert "no dataset could be read" in run("evaluate", TINY_CLIP, "./empty", code=2)
     assert "either a dataset or --benchmark" in run("evaluate", TINY_CLIP, code=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        ("nothing", "there is no folder 'nothing' here, and no such model could be loaded from the Hub"),
+        ("empty", "'empty' is not a model: it has neither config.json nor adapter_config.json; pass a folder that"),
+        ("model.pt", "'model.pt' is a file, and a model is a folder; pass"),
+        ("weightless", "no model could be loaded from 'weightless'"),
+    ],
+)
+def test_what_is_not_a_model_is_named_and_ends_with_2(model, match, run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.pt").write_bytes(b"x")
+    (tmp_path / "weightless").mkdir()
+    shutil.copy(TINY_CLIP / "config.json", tmp_path / "weightless")
+    data = ["--dataset", images, "--output_dir", "out", *FAST]
+    for command in (
+        ["train", "--model", model, *data],
+        ["train", "--model", TINY_CLIP, "--reference_model", model, *data],
+        ["evaluate", model, images],
+        ["predict", model, images, "-o", "out.csv", "--classes_from", images],
+        ["discover", model, images],
+        ["merge", model, "merged"],
+        ["export", model, "--output_dir", "exported", "--class_names", "owl"],
+    ):
+        assert match in run(*command, code=2), command
+
+
+def test_values_that_are_not_images_end_with_2(run):
+    rows = Dataset.from_dict({"image": ["a.png"] * 4, "label": ["red fox", "blue jay"] * 2})
+    DatasetDict(train=rows, test=rows).save_to_disk("saved")
+    error = run("evaluate", TINY_CLIP, "saved", "--class_names", "red fox", "blue jay", code=2)
+    assert "evaluate: error: row 0: an image is of type str; expected" in error
+
+
+def test_a_folder_has_no_configurations(run, images):
+    error = run("inspect", images, "--dataset_config", "x", code=2)
+    assert "so there is no configuration 'x'; omit it" in error
 
 
 def test_precompute_fills_the_cache_that_train_uses(run, images):

@@ -210,6 +210,7 @@ def test_help_has_the_settings_of_starft_first_and_those_of_trainer_on_request(c
             "see /tmp/output_dir/x or processing_class=AutoProcessor",
         ),
         ("--output_dir out", None),
+        ("stopped. Resume it with resume_from_checkpoint=True", "stopped. Resume it with --resume"),
     ],
 )
 def test_messages_speak_the_language_of_the_command_line(text, expected):

@@ -193,6 +193,15 @@ def test_where_nothing_can_be_read_there_is_no_result(clip, processor):
         evaluate_zero_shot(clip, processor, dataset, on_bad_image="skip", progress=False)
 
 
+def test_an_image_file_without_a_known_range_is_a_bad_image(clip, processor):
+    buffer = io.BytesIO()
+    PILImage.fromarray(np.ones((24, 24), dtype=np.float32)).save(buffer, "TIFF")
+    rows = spoiled(make_dataset(8), {3: buffer.getvalue()})
+    with pytest.raises(BadImageError, match=r"row 3 .*an image holds floating-point numbers.*on_bad_image='skip'"):
+        evaluate_zero_shot(clip, processor, rows)
+    assert evaluate_zero_shot(clip, processor, rows, on_bad_image="skip").skipped == 1
+
+
 def test_a_wrong_choice_is_refused(clip, processor, config, dataset):
     for call in (
         lambda: config(on_bad_image="skipp"),

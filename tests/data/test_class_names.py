@@ -11,6 +11,7 @@ from starft_hf import SpuriosityPool, StarFTTrainer, discover_spuriosity, evalua
 from starft_hf.data.captions import CaptionBank
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.texts import TextEncoding
+from starft_hf.utils.names import check_names
 from tests.support.families import FAMILIES, family
 from tests.support.tiny import CLASS_NAMES, make_dataset
 
@@ -155,3 +156,11 @@ def test_templates_reach_into_no_object():
     assert pool.inject("", "owl", 1) == "a owl of {class.__init__} and {self!r}."
     bank = CaptionBank(["{0.real}"], ["a {} of {1}, {x.__class__}."], pool)
     assert bank.caption(0, 0) == "a {0.real} of {1}, {x.__class__}."
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"), [({0: "owl", 1: "fern"}, "label in sorted"), ({"owl", "fern"}, "sorted")]
+)
+def test_names_without_the_order_of_the_labels_are_refused(names, advice):
+    with pytest.raises(ValueError, match=f"class_names is a {type(names).__name__}, .*pass a list.*{advice}"):
+        check_names(names)

@@ -42,4 +42,4 @@ def test_images_captions_and_failures(tmp_path):
         "test/00001.parquet": "metadata of 00001/",
         "test/00001_stats.json": "metadata of 00001/",
     }
-    assert layout.notes == ("1 samples are left out: its status is 'failed_to_download'.",)
+    assert layout.notes == ("1 samples are skipped: its status is 'failed_to_download'.",)

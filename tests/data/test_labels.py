@@ -173,6 +173,14 @@ def test_groups_of_other_classes_need_not_match(clip, processor, config, warned)
     assert not warned()
 
 
+def test_a_training_set_without_groups_has_none_to_match(clip, processor, config, warned):
+    args = config(group_column="group")
+    train = grouped("strings").remove_columns("group")
+    trainer = StarFTTrainer(clip, args, train, grouped("strings"), processing_class=processor)
+    assert "eval_group_adjusted_accuracy" not in trainer.evaluate()
+    assert not warned()
+
+
 def test_groups_that_do_not_match_are_warned_of(clip, processor, config, warned):
     args = config(group_column="group")
     trainer = StarFTTrainer(clip, args, grouped("strings"), grouped("int"), processing_class=processor)

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from starft_hf.data.columns import ColumnSettings, resolve_columns
 from starft_hf.data.loading import read_data
 from tests.support.folders import classes, names_of, rows_of, table, write
 
@@ -136,7 +137,7 @@ def test_images_that_a_table_lists_repeatedly_or_with_several_labels(tmp_path):
     assert sorted(names_of(found)) == sorted(EXPECTED)[2:]
     assert len(found.splits["train"]) == 10
     assert found.left_out == dict.fromkeys(("images/000.jpg", "images/001.jpg"), "it is of several classes")
-    assert "a.csv lists images repeatedly: 2 of its rows are left out." in found.notes
+    assert "a.csv lists images repeatedly: 2 of its rows are skipped." in found.notes
 
 
 def test_tables_that_name_images_of_two_folders(tmp_path):
@@ -166,6 +167,32 @@ def test_parquet_with_an_index_and_jsonl_with_values_of_several_types(tmp_path):
     write(tmp_path, {"metadata.jsonl": "\n".join(map(json.dumps, records))})
     found = read_data(tmp_path, validation_split=0)
     assert (names_of(found), found.splits["train"]["age"][:3]) == (EXPECTED, ["3", "old", None])
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_columns_of_lists_and_of_mappings_are_kept(ending, tmp_path):
+    write(tmp_path, IMAGES)
+    boxes, more = [[1, 2], None] * 6, [{"a": [n]} for n in NUMBERS]
+    frame = pd.DataFrame({"box": boxes, "more": more, "path": list(IMAGES), "label": KINDS})
+    file = tmp_path / f"rows.{ending}"
+    frame.to_parquet(file) if ending == "parquet" else frame.to_json(file, orient="records", lines=True)
+    for source in (tmp_path, file):
+        found = read_data(source, validation_split=0)
+        rows = found.splits["train"]
+        assert names_of(found) == EXPECTED
+        assert (rows["box"][:2], rows["more"][:2]) == ([[1, 2], None], [{"a": [0]}, {"a": [1]}])
+
+
+def test_booleans_are_labels_without_names_in_every_table(tmp_path):
+    write(tmp_path, IMAGES)
+    frame = pd.DataFrame({"path": list(IMAGES), "label": [kind == "owl" for kind in KINDS]})
+    for ending, save in (("csv", frame.to_csv), ("parquet", frame.to_parquet), ("json", frame.to_json)):
+        save(file := tmp_path / f"rows.{ending}", **({"orient": "records"} if ending == "json" else {"index": False}))
+        rows = read_data(file, validation_split=0).splits["train"]
+        with pytest.raises(ValueError, match=r"no class names: .*Pass class_names=\[\.\.\.\] for False and True"):
+            resolve_columns(rows, ColumnSettings(), what="train")
+        labels = resolve_columns(rows, ColumnSettings(class_names=("fern", "owl")), what="train").labels
+        assert [labels.names[labels.index(value, "label")] for value in rows["label"]] == KINDS
 
 
 LISTS = {

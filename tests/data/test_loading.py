@@ -7,8 +7,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, IterableDatasetDict, load
 
 from starft_hf import StarFTTrainer, evaluate_zero_shot
 from starft_hf.data import loading
+from starft_hf.data.all_images import read_all_images
 from starft_hf.data.columns import ColumnSettings, resolve_columns
-from starft_hf.data.loading import load_splits
+from starft_hf.data.loading import load_splits, read_data
 from tests.support.tiny import CLASS_NAMES, make_dataset, write_folder, write_shards
 
 
@@ -190,3 +191,18 @@ def test_a_parquet_file_is_read_alone_and_a_table_without_a_heading_whole(tmp_pa
     (tmp_path / "list.csv").write_text("train/owl/0.png,owl\ntrain/truck/1.png,truck\n")
     (splits,) = load_splits(tmp_path / "list.csv", validation_split=0).values()
     assert [splits.features["label"].int2str(label) for label in splits["label"]] == ["owl", "truck"]
+
+
+@pytest.mark.parametrize("labels", [[None, 1, 2, 3], ["owl", "fern", None, "owl"]], ids=str)
+def test_rows_of_parquet_without_a_label_are_left_out_and_counted(labels, tmp_path):
+    rows = make_dataset(4).select_columns(["image"]).add_column("label", labels)
+    rows.to_parquet(tmp_path / "train.parquet")
+    found = read_data(tmp_path, validation_split=0)
+    missing = labels.index(None)
+    assert found.left_out == {f"train: row {missing}": "it has no label"}
+    kept = found.splits["train"]
+    assert kept["image"][:] == [image for row, image in enumerate(rows["image"]) if row != missing]
+    assert read_data(tmp_path, validation_split=0).splits["train"]._fingerprint == kept._fingerprint
+    # They are predicted, and may be images of none of the classes.
+    assert len(read_all_images(tmp_path).splits["train"]) == 4
+    assert len(read_data(tmp_path, validation_split=0, multi_label=True).splits["train"]) == 4

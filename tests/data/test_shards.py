@@ -121,7 +121,7 @@ def test_what_img2dataset_writes(streaming, tmp_path):
     shards = read_webdataset({"train": files}, streaming=streaming)
     assert list(shards.left_out.values()) == ["its status is 'failed_to_download'", "it has no image"]
     where = " of the first shard of every split" if streaming else ""
-    assert f"1 samples{where} are left out: it has no image." in shards.notes
+    assert f"1 samples{where} are skipped: it has no image." in shards.notes
     rows = rows_of(shards)
     assert [row["caption"] for row in rows] == ["text 0", "json 2", "text 3", "text 4"]
     assert {"url", "key", "width", "exif", "__key__"} < set(rows[0])

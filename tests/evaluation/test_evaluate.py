@@ -152,7 +152,8 @@ def test_what_does_not_fit_is_refused_before_the_first_forward(clip, processor, 
 @pytest.mark.parametrize(
     ("labels", "match"),
     [
-        ([None, 1, 2, 3], "column 'label' has a row without a value"),
+        ([None, 1, 2, 3], r"column 'label' has a row without a value; .*row\['label'\] is not None"),
+        ([1, 2, 3, 4], r"the label 4, but .*if labels start at 1, lower them: dataset\.map.*row\['label'\] - 1"),
         ([0, 1, 2, 4], "holds the label 4"),
         ([0.0, 1.0, 2.0, 1.5], "has a row with 1.5 instead of the index or the name"),
         ([0.0, 1.0, 2.0, float("nan")], "has a row with nan"),

@@ -67,7 +67,7 @@ def test_the_card_has_every_evaluation_against_zero_shot(train, tmp_path):
     assert "fine-tuned on 24 images to classify" in card.text
     left = trainer.evaluation_results["plain"].group_accuracies["left"]
     assert f"| left | {trainer.evaluation_results['plain'].group_sizes['left']} | {100 * left:.1f} |" in card.text
-    changed, usual = card.text.split("The settings that are the defaults")
+    changed, usual = card.text.split("Settings with default values")
     assert "| learning_rate | 0.01 |" in changed
     assert "| weight_decay | 0.1 |" in usual
     assert "| step | base loss |" in usual

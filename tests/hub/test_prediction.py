@@ -287,6 +287,8 @@ def test_heads_and_adapters(dataset, tmp_path):
     ("changes", "match"),
     [
         ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": "3"}, "top_k is '3'; it must be a positive integer"),
+        ({"batch_size": 1.5}, "batch_size is 1.5"),
         ({"dtype": torch.float64}, "dtype is torch.float64"),
         ({"output": "out.xlsx"}, "must end with .csv, .parquet or .jsonl"),
         ({"image_column": "img"}, "no column 'img'; its columns are"),

@@ -80,7 +80,7 @@ def check(folder, evaluation, expected, base=TINY_CLIP):
         assert accuracy == pytest.approx(claims[about], abs=1e-6), title
 
 
-PIPELINE = ["With Transformers; `image` is a PIL image:", "With the classes and prompts it was tuned with:"]
+PIPELINE = ["With Transformers; `image` is a PIL image:", "With the classes and prompts of the run:"]
 PEFT = ["With PEFT; `image` is a PIL image:", PIPELINE[1]]
 HEAD = [PIPELINE[0], "With its linear head:"]
 
@@ -137,7 +137,7 @@ def test_sets_with_other_candidates_have_snippets_of_their_own(config, tmp_path,
         *(PIPELINE if base_loss == "contrastive" else HEAD),
         "On mapped, a label stands for these classes:",
         "On part, only these classes are candidates:",
-        "On others, the candidates are other classes, by the prompts:",
+        "On others, with other classes and the same prompts:",
     ]
     check(tmp_path / "run", evaluation, expected)
 

@@ -13,13 +13,15 @@ AVOIDED = re.compile(
     r"go(es|ing)? together|remember|good checkpoint|\bgo(es)? on from|passed over|data sets?\b"
     r"|(?<!<)(?<!</)\bpictures?\b(?! of a \{\})"
     r"|is (a number from|there twice|told)|are told|told of|\bhears\b|is said to|let go of|takes leave|for want of"
-    r"|for nothing\b|price of|in 0\.\d+ of its time|spelled out|share of (the )?(fine-tuned )?weights",
+    r"|for nothing\b|price of|in 0\.\d+ of its time|spelled out|share of (the )?(fine-tuned )?weights"
+    r"|\bas ever\b|for the time being|one's own|in the mean\b|takes part with|command line wins",
     re.IGNORECASE,
 )
 FILES = sorted(
     path
     for pattern in (
         "*.md",
+        ".github/**/*.*",
         "docs/**/*.md",
         "notebooks/*.ipynb",
         "notebooks/*.md",

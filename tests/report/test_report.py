@@ -89,6 +89,14 @@ def test_the_sentences_hide_no_failure():
     assert "One seed each" in finding.remarks
 
 
+def test_a_method_without_a_change_leaves_the_units_to_the_next():
+    lead = RobustnessReport([run("zero-shot"), run("kl"), run("FLYP", average=0.9, worst=0.5)]).findings[0].lead
+    assert lead.endswith(
+        "kl changes neither the worst group (60.0%) nor the average (80.0%), and FLYP loses 10.0 points in the worst "
+        "group (to 50.0%) and gains 10.0 on average (to 90.0%)."
+    )
+
+
 def test_of_many_methods_the_ends_are_named():
     runs = [run("zero-shot", worst=0.5), *(run(f"method {n}", worst=0.4 + n / 100) for n in range(20))]
     lead = RobustnessReport(runs).findings[0].lead

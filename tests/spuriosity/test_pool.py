@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 from collections import Counter
 from itertools import combinations
 
@@ -31,11 +32,11 @@ def test_templates_without_exactly_one_placeholder_are_refused_by_name(template)
     assert repr(template) in str(error.value)
 
 
-def test_an_empty_pool_and_a_bare_string_are_refused():
-    with pytest.raises(ValueError, match="empty"):
-        SpuriosityPool([])
-    with pytest.raises(ValueError, match=r"SpuriosityPool\.load"):
-        SpuriosityPool("{} in the snow.")
+@pytest.mark.parametrize("templates", [[], "{} in the snow.", None, 3])
+def test_what_is_not_a_list_of_templates_is_refused(templates):
+    message = rf"pool is {re.escape(repr(templates))}; pass a list .* that is not empty.*SpuriosityPool\.load"
+    with pytest.raises(ValueError, match=message):
+        SpuriosityPool(templates)
 
 
 @pytest.mark.parametrize("name", SpuriosityPool.builtin_names())

@@ -125,7 +125,7 @@ def test_templates_that_need_a_class_are_left_out_without_one(clip, processor, c
     trainer = StarFTTrainer(clip, args, DATA["captions"], processing_class=processor, spuriosity=pool)
     assert trainer.setup.pool == SpuriosityPool(POOL, weights=[1, 2, 3])
     assert "'a striped {class}.', which needs a class name" in caplog.text
-    assert "1 such templates are left out, and 3 are used" in caplog.text
+    assert "1 such templates are excluded, and 3 are used" in caplog.text
     both = StarFTTrainer(clip, args, DATA["both"], processing_class=processor, spuriosity=pool)
     assert both.setup.pool == pool
 

@@ -1,4 +1,4 @@
-"""`max_logit_scale` limits the inverse temperature after every step, and a scale that runs away is warned of."""
+"""`max_logit_scale` limits the inverse temperature after every step, and a warning says when it diverges."""
 
 import copy
 
@@ -96,11 +96,11 @@ def test_a_limit_must_be_positive(config, limit):
 
 def test_a_scale_that_runs_away_is_warned_of_once(clip, processor, scales, caplog):
     scales(set_scale(copy.deepcopy(clip), 90.0), processor, learning_rate=0.5)
-    assert caplog.text.count("The logit scale runs away: it started at 90 and is ") == 1
+    assert caplog.text.count("The logit scale diverges: it started at 90 and is ") == 1
     assert "set max_logit_scale=100, which CLIP was trained with" in caplog.text
     caplog.clear()
     scales(set_scale(clip, 10.0), processor, direction=-1, learning_rate=1.0)
-    assert caplog.text.count("runs away: it started at 10 and is 0.986 at step 3") == 1
+    assert caplog.text.count("diverges: it started at 10 and is 0.986 at step 3") == 1
     assert "max_logit_scale" not in caplog.text
 
 
@@ -111,4 +111,4 @@ def test_what_counts_as_running_away(start, scale, warns, caplog):
         type("State", (), {"is_world_process_zero": True, "global_step": 3}),
     )
     callback.on_log(None, state, None, {"logit_scale": scale})
-    assert caplog.text.count("runs away") == warns
+    assert caplog.text.count("diverges") == warns

@@ -54,7 +54,7 @@ def test_shots_draw_images_of_every_class_and_take_all_of_classes_with_fewer(tra
     assert set(notes(three)) < set(notes(five))
     assert notes(three) == [note for note in uneven["note"] if note in notes(three)]
     assert "shots=3: training on 10 of 22 images, by the seed 42." in caplog.text
-    assert "Classes with fewer than shots=5 images are used as they are: 'violin' has 3, 'fern' has 1." in caplog.text
+    assert "Classes with fewer than shots=5 images are used in full: 'violin' has 3, 'fern' has 1." in caplog.text
     assert notes(trainer_of(uneven, shots=3)) == notes(three)
     assert notes(trainer_of(uneven, shots=3, seed=1)) != notes(three)
     assert notes(trainer_of(uneven, shots=3, seed=1, data_seed=42)) == notes(three)
@@ -65,7 +65,7 @@ def test_max_train_samples_are_not_the_first_rows(trainer_of, uneven, caplog):
     assert len(trainer.train_dataset) == 8
     assert len(counts(trainer)) > 1
     assert "max_train_samples=8: training on 8 of 22 images" in caplog.text
-    assert "leaves 1 of 4 classes without images: 'violin'. shots draws as many of each." in caplog.text
+    assert "leaves 1 of 4 classes without images: 'violin'. shots draws equally many of each." in caplog.text
     # The classes stay, whatever is left of them.
     assert trainer.class_names == tuple(CLASS_NAMES)
     assert len(trainer_of(uneven, max_train_samples=1000).train_dataset) == 22
@@ -163,11 +163,11 @@ def test_groups_are_balanced_too_and_classes_without_images_are_named(trainer_of
     some = uneven.filter(lambda row: row["label"] < 3)
     settings = {"train_sampling_strategy": "class_balanced"}
     assert [len(rows) for rows in trainer_of(some, **settings).setup.plan.strata] == [12, 6, 3]
-    assert "balances the classes that have images; without are 'fern'." in caplog.text
+    assert "balances only classes with images, not 'fern'." in caplog.text
     settings |= {"train_sampling_strategy": "group_balanced", "group_column": "group", "reweight": "attribution"}
     left = some["group"].count(0)
     assert [len(rows) for rows in trainer_of(some, **settings).setup.plan.strata] == [left, 21 - left]
-    assert "together they overdo it" in caplog.text
+    assert "together they overcorrect" in caplog.text
 
 
 REFUSED = [

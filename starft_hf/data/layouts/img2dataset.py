@@ -23,7 +23,7 @@ def read(tree: FileTree) -> Layout | None:
     """The images of the folders that have statistics such as `00000_stats.json` beside them.
 
     All are the split "train", unless the first folder is called "test" or the like. Images that img2dataset marks as
-    failed are left out.
+    failed are skipped.
     """
     folders = {match[1] for file in tree.files if (match := _STATISTICS.fullmatch(file))}
     files = [file for file in tree.files if os.path.dirname(file) in folders]
@@ -47,7 +47,7 @@ def read(tree: FileTree) -> Layout | None:
         splits={split: pd.DataFrame(own) for split, own in rows.items()},
         sources=sources,
         left_out=left_out,
-        notes=tuple(f"{number} samples are left out: {reason}." for reason, number in failed.most_common()),
+        notes=tuple(f"{number} samples are skipped: {reason}." for reason, number in failed.most_common()),
     )
 
 

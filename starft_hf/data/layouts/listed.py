@@ -293,7 +293,7 @@ def _once(table: Table, splits: pd.Series) -> tuple["pd.Series[bool]", dict[str,
     repeated = pd.DataFrame({"image": images, "split": splits}).duplicated() & one & splits.notna()
     if CAPTION in table.rows or not repeated.any():
         return splits.notna() & one, why, None
-    note = f"{table.file} lists images repeatedly: {int(repeated.sum())} of its rows are left out."
+    note = f"{table.file} lists images repeatedly: {int(repeated.sum())} of its rows are skipped."
     return splits.notna() & one & ~repeated, why, note
 
 

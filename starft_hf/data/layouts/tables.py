@@ -41,9 +41,13 @@ def read_table(path: str | Path, **settings: Any) -> pd.DataFrame:
         if ending == ".parquet":
             # Images that a table holds itself may be large.
             fields = [field for field in pq.read_schema(path) if not _holds_bytes(field.type)]
-            rows = pd.read_parquet(path, columns=[field.name for field in fields])
+            table = pq.read_table(path, columns=[field.name for field in fields])
+            rows = table.to_pandas()
             features = Features.from_arrow_schema(pq.read_schema(path))
             for name in rows:
+                # Lists, as in JSON: of arrays, pandas can neither tell which are missing nor which are equal.
+                if name in table.column_names and pa.types.is_nested(table.schema.field(name).type):
+                    rows[name] = pd.Series(table.column(name).to_pylist(), index=rows.index, dtype=object)
                 if isinstance(kind := features[name], ClassLabel):
                     rows[name] = rows[name].map(dict(enumerate(kind.names)))
             # What was an index in pandas is a column.
@@ -124,9 +128,11 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def with_numbers(column: pd.Series) -> pd.Series:
-    """A column of strings as numbers, if all of its values are written as such; empty values are None."""
+    """A column of strings as numbers or booleans, if all values are written as such; empty values are None."""
     column = column.map(str.strip).replace(_MISSING, "")
     filled = column[column != ""]
+    if len(filled) and filled.str.fullmatch("(?i)true|false").all():
+        return column.str.lower().map({"true": True, "false": False}).astype("boolean")
     for pattern, kind in ((_WHOLE, "Int64"), (_NUMBER, "Float64")):
         if len(filled) and filled.str.fullmatch(pattern).all():
             # Of these types, empty values are missing rather than NaN.

@@ -81,7 +81,7 @@ def read_webdataset(
     The image is a jpg, jpeg, png or webp, or any other file that Pillow opens. Labels, whole numbers or words, are in
     `cls` or under "label", "class", "category" and the like in `json`; captions in `txt` or under "caption" in `json`.
     Further numbers, booleans and strings of `json` are columns. Images are not read or copied: rows hold where they
-    are. Samples without an image, or that img2dataset marks as failed, are left out. Nothing is unpickled.
+    are. Samples without an image, or that img2dataset marks as failed, are skipped. Nothing is unpickled.
 
     Args:
         files_by_split: absolute paths of uncompressed tar files.
@@ -251,7 +251,7 @@ def _as(kind: str, value: Any, name: str, found: Row) -> Any:
 def _notes(left_out: Mapping[str, str], streaming: bool) -> tuple[str, ...]:
     where = " of the first shard of every split" if streaming else ""
     return tuple(
-        f"{number} samples{where} are left out: {reason}."
+        f"{number} samples{where} are skipped: {reason}."
         for reason, number in Counter(left_out.values()).most_common()
     )
 

@@ -15,6 +15,7 @@ from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.fingerprint import preprocessing_fingerprint
 from starft_hf.data.image_cache import given_image_cache
 from starft_hf.data.images import SCALED, ImagePreprocessor, check_image_decoding
+from starft_hf.evaluation.validation import check_positive
 from starft_hf.hub.classifier import Classifier, load
 from starft_hf.hub.prediction.blocks import Blocks, Pieces, remove_pieces
 from starft_hf.hub.prediction.rows import file_names
@@ -82,7 +83,7 @@ def predict(
         group_column: column that names a row's group, or several whose combinations do; None names none.
         batch_size: images per forward. The last digits of probabilities depend on it.
         num_workers: processes that load images; the rows of iterable datasets are read in order, by this process.
-        dtype: of autocast in the model, such as `torch.bfloat16`; None: the model's own.
+        dtype: autocast dtype of the model, such as `torch.bfloat16`; None: the model's own.
         on_bad_image: what to do about a row whose image cannot be read: "raise" raises an error that names it; "skip"
             leaves its predictions empty, with a warning.
         image_decoding: "scaled" decodes an image at no more than the size that resizing it well takes; "full" decodes
@@ -101,8 +102,7 @@ def predict(
     check_on_bad_image(on_bad_image)
     check_image_decoding(image_decoding)
     for name, number in (("top_k", top_k), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"{name} is {number}; it must be a positive integer")
+        check_positive(name, number)
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype is {dtype!r}; pass torch.bfloat16, torch.float16 or None, for the model's own")
     if templates is not None:

@@ -34,7 +34,7 @@ _MOST_CLASSES = 5
 
 _EXPLANATION = (
     "Upload an image, or click on one. Each column is a model, with its most likely classes. Fine-tuning may have "
-    "tied the background or the light to a class; a robust model answers by the object."
+    "taught a model to rely on the background or the light; a robust model recognizes the object."
 )
 _OF_AUDITS = (
     "<p>On images that fine-tuning has not seen. The score takes no group labels: it is the accuracy in the worst "
@@ -214,7 +214,7 @@ def _verdict(scores: Mapping[str, Mapping[str, float]]) -> str:
     """Whether the models agree, as HTML."""
     answers = {name: max(own, key=lambda label: own[label]) for name, own in scores.items()}
     if len(set(answers.values())) == 1:
-        text = f"All models answer {next(iter(answers.values()))}." if len(answers) > 1 else ""
+        text = f"All models predict {next(iter(answers.values()))}." if len(answers) > 1 else ""
         return f'<p class="verdict">{html.escape(text)}</p>'
     each = ", ".join(f"{html.escape(name)}: {html.escape(answer)}" for name, answer in answers.items())
     return f'<p class="verdict"><strong>The models differ.</strong> {each}</p>'

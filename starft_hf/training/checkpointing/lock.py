@@ -70,7 +70,7 @@ def _take(path: Path, own: dict[str, Any]) -> None:
         )
     if found is not None:
         logger.warning(
-            "The run that used %s (process %s on %s) has ended without a word; this one takes over.",
+            "The run that used %s (process %s on %s) has ended without releasing it; this run takes over.",
             path.parent,
             found["process"],
             found["host"],

@@ -99,7 +99,7 @@ def tune(
             "worst_class" or "average". None: the worst group if there is a group column, else the worst class.
         processing_class: the model's processor.
         spuriosity: the pool of the regularizers and of the pseudo-groups.
-        reference_model: another reference than the model, as in `StarFTTrainer`.
+        reference_model: a reference other than the model, as in `StarFTTrainer`.
         peft_config: trains an adapter in every run, as in `StarFTTrainer`.
 
     Raises:
@@ -158,7 +158,7 @@ def tune(
             search = _Search(given, name, tests, candidates, chosen_alphas, select_by, folder, store)
             store.outcome = as_plain(search.run(not args.disable_tqdm).as_dict())
         else:
-            logger.warning("%s has this tuning already, so nothing is trained.", folder)
+            logger.warning("%s already contains this tuning, so nothing is trained.", folder)
         shutil.rmtree(folder / _RUNS, ignore_errors=True)
         assert store.outcome is not None
         return TuningResult.from_dict({**store.outcome, "output_dir": str(folder)})

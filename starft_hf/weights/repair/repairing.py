@@ -136,7 +136,7 @@ def repair(
     seed: int = 0,
     progress: bool = True,
 ) -> RepairResult:
-    """Improve the worst group of a fine-tuned model without training it again, where that can be done.
+    """Improve the worst group of a fine-tuned model without training it again, if validation data allow it.
 
     The images of a validation set are embedded by the model, by its start, and by interpolations of both. On the
     embeddings several repairs are fitted and compared by cross-validation. The best one is taken only if it gains more
@@ -152,14 +152,13 @@ def repair(
         model: a fine-tuned dual encoder: a folder or Hub id of a full model, of one with a head or of an adapter, or a
             model in memory. It is not changed.
         processor: its processor; None loads it from where the model is from.
-        dataset: labeled images that the model was not trained on, and that no results are reported on: a validation
-            split.
+        dataset: a validation split: labeled images that are used neither for training nor to report results.
         output_dir: where to write the repaired model, a new or empty folder; None does not write it.
         base: the model before fine-tuning; None: the base model of an adapter, or the one that the model's record
-            names. Without one, what needs it is left out.
-        methods: those to try; if "none" is not among them, the best one is taken however little it gains. None: all,
-            but without groups those that fit no last layer, since one that is fitted to images in which the classes
-            are correlated with something learns that again, and nothing but groups can tell.
+            names. Without one, what needs it is skipped.
+        methods: those to try; without "none", the best one is used even if it gains little. None: all,
+            but without groups, those that fit no last layer: a last layer fitted to images with a spurious correlation
+            learns it again, which only group labels can show.
         select_by: "worst_group", "pseudo_groups" (class and what the start sees of the pool's templates) or
             "worst_class". None: the worst group if there are groups, else the worst class.
         spuriosity: the pool, as for `StarFTTrainer`; None: that of the model's record, if any.
@@ -177,7 +176,7 @@ def repair(
         cache_dir: folder of the cached embeddings, as `reference_cache_dir`.
         device: where images are embedded; None: where the model is.
         trust_remote_code: run the code that comes with a model of a class that transformers does not have.
-        seed: of folds and bootstrap samples.
+        seed: seed of folds and bootstrap samples.
         progress: whether to show progress bars.
 
     Returns:

@@ -94,7 +94,8 @@ def describe(
     record = RunRecord.load(folder) if (folder / RECORD_FILE).is_file() else None
     if record is not None and record.multi_label:
         raise ValueError(
-            f"{str(model)!r} was trained with base_loss='multi_label', and repairs are for images of one class each"
+            f"{str(model)!r} was trained with base_loss='multi_label'; repair, audit and export are for images of one "
+            "class each. `starft evaluate` measures this model, and `starft predict` or load() names classes"
         )
     has_head = (folder / HEAD_FILE).is_file()
     own = load_head(folder)[1] if has_head else record.class_names if record is not None else None
@@ -192,7 +193,7 @@ def _start(known: Described, model: nn.Module, base: Model | None) -> nn.Module 
         return load_model(local_folder(source["id"], revision=source["revision"], **trusted), **trusted)
     except (OSError, HfHubHTTPError) as error:
         logger.warning(
-            "The model that %s started from, %s, could not be loaded (%s), so that repairs that need it are left out; "
+            "The model that %s started from, %s, could not be loaded (%s), so that repairs that need it are skipped; "
             "pass it as base.",
             known.model,
             source["id"],

@@ -138,7 +138,7 @@ def test_what_is_finished_is_not_trained_again_and_not_mixed_with_other_settings
     first = tuned(settings(max_steps=1), weights=[1])
     monkeypatch.setattr(StarFTTrainer, "train", kill)
     assert tuned(settings(max_steps=1), weights=[1]).as_dict() == first.as_dict()
-    assert "has this tuning already" in caplog.text
+    assert "already contains this tuning" in caplog.text
     with pytest.raises(ValueError, match=r"settings or data: .*learning_rate was 0\.01 and is 0\.1.*another output"):
         tuned(settings(max_steps=1, learning_rate=0.1), weights=[1])
     with pytest.raises(ValueError, match=r"number 1 was 0\.4 and is 0\.5"):
