@@ -1,6 +1,7 @@
 """`starft audit`, from folders of images to a page and an exit code."""
 
 import json
+import shutil
 
 import pytest
 
@@ -8,6 +9,7 @@ from starft_hf import RobustnessReport, SpuriosityPool
 from starft_hf.cli import main
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, CLASS_NAMES, make_split
+from starft_hf.hub.record import RunRecord, make_record
 from tests.support.report_runs import run
 
 
@@ -76,3 +78,17 @@ def test_a_report_shows_the_audit_of_a_run(world, tmp_path, capsys):
     (tmp_path / "robust" / "audit" / "audit.json").write_text("{}")
     assert main(["report", "robust", "--output", "again"]) == 2
     assert "is not what `starft audit --output` wrote" in capsys.readouterr().err
+
+
+def test_an_audit_in_the_folder_of_its_model_goes_into_the_record(world, tmp_path, capsys):
+    shutil.copytree(MODEL_FOLDER, tmp_path / "own")
+    make_record({}, None, None, start={"id": None}, reference={}, processes=1, class_names=None).save(tmp_path / "own")
+    arguments = ["audit", "own", *world[2:], "--vocabulary", "none", "--saliency_maps", "1"]
+    assert main([*arguments, "--output", "elsewhere"]) == 0
+    assert RunRecord.load(tmp_path / "own").audit is None
+    assert main([*arguments, "--output", "own/audit", "--saliency_maps", "0"]) == 0
+    assert "have it too" in capsys.readouterr().out
+    found = json.loads((tmp_path / "own" / "audit" / "audit.json").read_text())
+    assert RunRecord.load(tmp_path / "own").audit["score"] == pytest.approx(found["score"], abs=1e-6)
+    assert found["mistakes"] == []
+    assert "data:image" in (tmp_path / "elsewhere" / "audit.html").read_text()
