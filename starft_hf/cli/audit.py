@@ -105,10 +105,10 @@ def run(options: argparse.Namespace) -> int | None:
     parts.append(f"Score: {result.score:.3f}")
     if options.output is not None:
         parts.append(f"Page, JSON, pseudo-groups and pool: {result.save(options.output).parent}")
-        own = Path(options.model)
-        if own.is_dir() and options.output.resolve() == (own / AUDIT_FOLDER).resolve():
-            take_audit(own)
-            parts.append(f"The card and the record in {own} have it too.")
+        place = Path(options.model)
+        if place.is_dir() and options.output.resolve() == (place / AUDIT_FOLDER).resolve():
+            take_audit(place)
+            parts.append(f"The card and the record in {place} have it too.")
     broken = options.fail_under is not None and result.score < options.fail_under
     if options.fail_under is not None:
         content |= {"fail_under": options.fail_under, "passed": not broken}
