@@ -4,12 +4,12 @@ from pathlib import Path
 
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from benchmarks.grid_runner import made_once
 from benchmarks.photographs import model_a, model_b
 from benchmarks.photographs.assets import load_assets
 from benchmarks.photographs.packages import work_folder
 from benchmarks.photographs.world import CLASS_NAMES, make_split
 from starft_hf import evaluate_zero_shot
-from starft_hf.utils.files import folder_in_place_of
 from starft_hf.utils.hashing import digest
 from starft_hf.utils.names import unknown_name
 
@@ -34,15 +34,16 @@ def folder_of(name: str, given: Path | None = None, progress: bool = True) -> Pa
     work = work_folder()
     assets = load_assets(given=given)
     folder = work / "models" / f"{name}-{digest([_VERSION, assets.key])}"
-    if not (folder / "config.json").is_file():
+
+    def make(temporary: Path) -> None:
         if name == "B":
             model, processor = model_b.build(assets, work, given, progress=progress)
         else:
             model, processor = model_a.pretrain(int(name[1:]), assets, progress=progress)
-        with folder_in_place_of(folder) as temporary:
-            processor.save_pretrained(temporary)
-            model.save_pretrained(temporary)
-    return folder
+        processor.save_pretrained(temporary)
+        model.save_pretrained(temporary)
+
+    return made_once(folder, make)
 
 
 def load(name: str) -> tuple[PreTrainedModel, ProcessorMixin]:

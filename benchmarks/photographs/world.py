@@ -15,17 +15,18 @@ the content and not only with noise. Models are pre-trained on part of both (`se
 import io
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
 from PIL import Image as PILImage
 
+from benchmarks.grid_runner import made_once
 from benchmarks.photographs.assets import Assets, load_assets
 from benchmarks.photographs.compose import BLUR, compose
 from benchmarks.photographs.packages import work_folder
-from starft_hf.utils.files import folder_in_place_of
 from starft_hf.utils.hashing import digest
 from starft_hf.utils.names import unknown_name
 
@@ -160,22 +161,34 @@ def make_split(
     size = usual_size if size is None else size
     if size < 2 * len(names) or not names:
         raise ValueError(f"size is {size} for the classes {list(names)} of {split!r}; it needs two images of each")
-    cached = None
-    if assets is None:
-        assets = load_assets()
-        shortcut = correlation if split == "train" else None
-        key = [_VERSION, assets.key, split, draw, shortcut, names, homes, pixels, size, style]
-        cached = work_folder() / "splits" / f"{split}-{digest(key)}"
-        if cached.is_dir():
-            return load_from_disk(str(cached))
     rng = np.random.default_rng((number, draw, 1))
     rows = _rows(names, homes, size, correlation if split == "train" else None)
     rows = [rows[i] for i in rng.permutation(len(rows))]
-    content = content_of(split, draw, assets)
-    picked = np.array([content.pick(rng, *row) for row in rows])
-    images = compose(rng, assets, picked, pixels, style)
-    shown = [assets.cutout_rows[i].name for i in picked[:, 0]]
-    made = Dataset.from_dict(
+
+    def made(assets: Assets) -> Dataset:
+        content = content_of(split, draw, assets)
+        picked = np.array([content.pick(rng, *row) for row in rows])
+        images = compose(rng, assets, picked, pixels, style)
+        return _dataset(rows, images, [assets.cutout_rows[i].name for i in picked[:, 0]], assets, names, homes)
+
+    if assets is not None:
+        return made(assets)
+    known = load_assets()
+    shortcut = correlation if split == "train" else None
+    key = [_VERSION, known.key, split, draw, shortcut, names, homes, pixels, size, style]
+    folder = work_folder() / "splits" / f"{split}-{digest(key)}"
+    return load_from_disk(str(made_once(folder, lambda temporary: made(known).save_to_disk(str(temporary)))))
+
+
+def _dataset(
+    rows: Sequence[tuple[str, str]],
+    images: torch.Tensor,
+    shown: Sequence[str],
+    assets: Assets,
+    names: Sequence[str],
+    homes: Mapping[str, str],
+) -> Dataset:
+    return Dataset.from_dict(
         {
             "image": [{"bytes": _png(image), "path": None} for image in images.permute(0, 2, 3, 1).numpy()],
             "label": [names.index(kind) for kind, _ in rows],
@@ -191,10 +204,6 @@ def make_split(
             group=Value("string"),
         ),
     )
-    if cached is not None:
-        with folder_in_place_of(cached) as temporary:
-            made.save_to_disk(str(temporary))
-    return made
 
 
 def _check(split: str, correlation: float, pixels: int, style: str) -> None:

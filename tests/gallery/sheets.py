@@ -171,7 +171,7 @@ def space(folder, browser):
             page = browser.new_page(viewport={"width": width, "height": 900})
             page.goto(address)
             page.set_input_files("input[type=file]", str(place / "image.png"))
-            page.locator("[data-testid=label-output-value]").nth(2).wait_for(timeout=60_000)
+            page.locator(".verdict").wait_for(timeout=60_000)
             # Results fade in.
             page.wait_for_timeout(1000)
             _shoot(page, folder / f"compare_{width}.png")
