@@ -61,7 +61,7 @@ class SpuriosityPool:
         if not self.templates:
             called = "the spuriosity pool" if name is None else f"the spuriosity pool {name!r}"
             raise ValueError(
-                f"{called} is {templates!r}; pass a list of templates that is not empty, such as "
+                f"{called} is {'empty' if is_list else repr(templates)}; pass a list of templates, such as "
                 "['{} in the snow.'], or SpuriosityPool.load(...) for a name, path or repository"
             )
         self.name = name
