@@ -204,8 +204,9 @@ class SpuriosityPool:
         if text == UNION:
             aspects: dict[str, str] = {}
             for name in cls.builtin_names()[:-1]:
-                for template in cls.load(name):
-                    aspects.setdefault(template, name)
+                pool = cls.load(name)
+                for template, aspect in zip(pool, pool.aspects or [None] * len(pool), strict=True):
+                    aspects.setdefault(template, aspect or name)
             entries = [{"template": template, "aspect": aspect} for template, aspect in aspects.items()]
             about = {"source": "starft_hf", "description": "All built-in pools together."}
             content: Any = {**about, "templates": entries}

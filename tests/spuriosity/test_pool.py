@@ -82,7 +82,10 @@ def test_all_is_the_union_of_the_others():
     assert len(others) == 5
     assert set(union) == {template for pool in others for template in pool}
     about = dict(zip(union, union.aspects, strict=True))
-    assert all(about[template] in {pool.name for pool in others if template in pool} for template in union)
+    assert about["{} in the snow."] == "background"
+    # What is about the light is not about the resolution, whatever pool it is in.
+    assert {about[template] for template in SpuriosityPool.load("resolution")} == {"light", "quality", "view", "weather"}
+    assert set(about.values()) == {"background", "texture", "objects", "style", "light", "quality", "view", "weather"}
 
 
 def test_what_is_saved_is_loaded(tmp_path):
