@@ -84,8 +84,9 @@ def test_all_is_the_union_of_the_others():
     about = dict(zip(union, union.aspects, strict=True))
     assert about["{} in the snow."] == "background"
     # What is about the light is not about the resolution, whatever pool it is in.
-    assert {about[template] for template in SpuriosityPool.load("resolution")} == {"light", "quality", "view", "weather"}
-    assert set(about.values()) == {"background", "texture", "objects", "style", "light", "quality", "view", "weather"}
+    own = {"light", "quality", "view", "weather"}
+    assert {about[template] for template in SpuriosityPool.load("resolution")} == own
+    assert set(about.values()) == {"background", "texture", "objects", "style", *own}
 
 
 def test_what_is_saved_is_loaded(tmp_path):
