@@ -5,6 +5,8 @@ several weights, and repairs the first. Every model is audited, without group la
 that are drawn as the training sets are, and compared with its worst group on a balanced test set that the audits do
 not see.
 
+Photographs: the same with photographed objects on photographs, which packages of Debian are fetched for.
+
 Discovery: plants up to three of a background that words name, a border and a tint in training sets, and counts what an
 audit finds that labels are correlated with, without a pool: by a vocabulary and by properties of images. The labels
 are shuffled as well: whatever is found then is false. No model is trained.
@@ -15,7 +17,7 @@ What is finished stands in audit.json and is not run again. At the end AUDIT.md 
 import argparse
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from benchmarks.audit_photographs import photographed, run_photographed
 from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, run_all
 from benchmarks.shortcuts import PLACES, make_dataset, training_rows
 from starft_hf import StarFTTrainer, audit, evaluate_zero_shot, load, repair
@@ -58,6 +61,7 @@ SETS = tuple(SHOWN)
 AUDITED, SCORED = 3000, 3001
 SIZE = 480
 
+PARTS = ("ranking", "photographs", "discovery")
 DRAWS = 200
 STRENGTHS = (0.95, 0.8)
 SHORTCUTS = ("background", "border", "tint")
@@ -194,21 +198,20 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     return found
 
 
-def ranked(store: Store) -> list[Any]:
-    """What is stored of the models."""
-    return [store[cell] for cell in cells() if cell in store]
+def ranked(store: Store, models: Iterable[GridCell] | None = None) -> list[Any]:
+    """What is stored of the models; None: those of the demo's world."""
+    return [store[cell] for cell in (cells() if models is None else models) if cell in store]
 
 
-def rank_correlation(store: Store, audited: str, measure: str) -> float:
-    """That of a measure of an audit with the true worst group, over all finished models."""
-    done = ranked(store)
+def rank_correlation(done: Sequence[Any], audited: str, measure: str) -> float:
+    """That of a measure of an audit with the true worst group, over finished models."""
     return float(spearmanr([own["worst_group"] for own in done], [own[audited][measure] for own in done]).statistic)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for, and write what was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.audit", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", nargs="*", choices=("ranking", "discovery"), default=("ranking", "discovery"))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", type=int, default=len(CORRELATIONS), help="of the models that are ranked")
     parser.add_argument("--draws", type=int, default=DRAWS, help="training sets of every kind that are searched")
     parser.add_argument("--work", type=Path, default=WORK, help="for models and cached embeddings")
@@ -219,6 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "ranking" in parts:
         run = partial(run_cell, work=options.work)
         run_all(cells(options.seeds), run, store, what="ranking", **limits_of(options))
+    if "photographs" in parts:
+        run_all(
+            photographed(),
+            partial(run_photographed, work=options.work),
+            store,
+            what="photographs",
+            **limits_of(options),
+        )
     if "discovery" in parts:
         run_all(
             searches(options.draws),
