@@ -38,11 +38,15 @@ class Photographed(GridCell):
     draw: int
 
 
+def of_draw(draw: int) -> list[Photographed]:
+    """The models of a draw."""
+    return [Photographed("photographs", method, draw) for method in METHODS]
+
+
 def photographed() -> Iterator[Photographed]:
     """All models, draw by draw."""
     for draw in CORRELATIONS:
-        for method in METHODS:
-            yield Photographed("photographs", method, draw)
+        yield from of_draw(draw)
 
 
 def run_photographed(cell: Photographed, work: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The results of `benchmarks.audit` for people: how well the score ranks models, and what is found of shortcuts."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks import audit_photographs
 from benchmarks.audit import METHODS, SETS, SHORTCUTS, SHOWN, STRENGTHS, rank_correlation, ranked, searches
-from benchmarks.audit_photographs import photographed
+from benchmarks.audit_photographs import of_draw, photographed
 from benchmarks.grid_runner import Store
 from benchmarks.shortcuts_report import rate
 from starft_hf.utils.files import write_text_atomically
@@ -35,7 +37,8 @@ _PHOTOGRAPHS = """
 
 The same over {models} fine-tuned models A of `benchmarks.photographs` ({methods}), six classes,
 correlations of 0.5 to 1. Audits see 480 validation images and no group labels; the true worst group is that of 960
-test images of other cut-outs and photographs.
+test images of other cut-outs and photographs. Models of one draw are audited on the same images, and the last row is
+the mean over draws.
 
 | Audited images | The score | The average accuracy |
 | --- | ---: | ---: |
@@ -98,9 +101,11 @@ def is_brighter(row: dict[str, Any]) -> bool:
     return bool({"brighter", "darker"} & set(row["others"]))
 
 
-def ranking_row(done: list[Any], audited: str, shown: str) -> str:
-    """How an audit's score and its average accuracy rank models by their true worst group."""
-    score, average = (rank_correlation(done, audited, measure) for measure in ("score", "average"))
+def ranking_row(sets: Sequence[list[Any]], audited: str, shown: str) -> str:
+    """How an audit's score and its average accuracy rank models by their true worst group: the mean over sets."""
+    score, average = (
+        fmean(rank_correlation(own, audited, measure) for own in sets) for measure in ("score", "average")
+    )
     return f"| {shown} | {score:.2f} | {average:.2f} |\n"
 
 
@@ -110,11 +115,13 @@ def write_report(store: Store, folder: Path) -> None:
     if done := ranked(store):
         text += _RANKING.format(models=len(done), methods="; ".join(METHODS), size=480)
         for name in SETS:
-            text += ranking_row(done, name, SHOWN[name])
+            text += ranking_row([done], name, SHOWN[name])
     if done := ranked(store, photographed()):
         methods = "; ".join(audit_photographs.METHODS)
         text += _PHOTOGRAPHS.format(models=len(done), methods=methods)
-        text += ranking_row(done, "balanced", "balanced")
+        text += ranking_row([done], "balanced", "balanced, all models")
+        draws = [ranked(store, of_draw(draw)) for draw in audit_photographs.CORRELATIONS]
+        text += ranking_row([own for own in draws if len(own) > 2], "balanced", "balanced, models of one draw")
     if rows := searched(store):
         text += _DISCOVERY.format(sets=f"{len(rows):,}") + "\n".join(discovery_table(rows)) + "\n"
         parts = [[row for row in rows if ("border" in row["planted"]) == planted] for planted in (True, False)]
