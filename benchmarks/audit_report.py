@@ -10,7 +10,7 @@ from benchmarks import audit_photographs
 from benchmarks.audit import METHODS, SETS, SHORTCUTS, SHOWN, STRENGTHS, rank_correlation, ranked, searches
 from benchmarks.audit_photographs import of_draw, photographed
 from benchmarks.grid_runner import Store
-from benchmarks.shortcuts_report import rate
+from benchmarks.shortcuts_report import rate, searched
 from starft_hf.utils.files import write_text_atomically
 
 
@@ -58,17 +58,6 @@ true; the bound is 5%.
 | Planted | Background found | Border found | Tint found | Something else found | Found with shuffled labels |
 | --- | ---: | ---: | ---: | ---: | ---: |
 """
-
-
-def searched(store: Store) -> Searched:
-    """The searches in the store, those of draws that are complete."""
-    rows: dict[int, Searched] = {}
-    for search in searches():
-        if search in store:
-            own = {"number": search.planted, "strength": search.strength, **store[search]}
-            rows.setdefault(search.draw, []).append(own)
-    complete = 1 + len(SHORTCUTS) * len(STRENGTHS)
-    return [row for own in rows.values() if len(own) == complete for row in own]
 
 
 def discovery_table(rows: Searched) -> list[str]:
@@ -122,7 +111,7 @@ def write_report(store: Store, folder: Path) -> None:
         text += ranking_row([done], "balanced", "balanced, all models")
         draws = [ranked(store, of_draw(draw)) for draw in audit_photographs.CORRELATIONS]
         text += ranking_row([own for own in draws if len(own) > 2], "balanced", "balanced, models of one draw")
-    if rows := searched(store):
+    if rows := searched(store, searches(), len(SHORTCUTS)):
         text += _DISCOVERY.format(sets=f"{len(rows):,}") + "\n".join(discovery_table(rows)) + "\n"
         parts = [[row for row in rows if ("border" in row["planted"]) == planted] for planted in (True, False)]
         text += "\nThat classes are brighter or darker is found in "

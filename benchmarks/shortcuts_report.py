@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,14 @@ PAIRS = (
 )
 
 
-def searched(store: Store) -> Searched:
-    """The searches in the store, those of draws that are complete."""
+def searched(store: Store, cells: Iterable[Any], most_planted: int) -> Searched:
+    """The searches in the store, those of draws that are complete: of nothing, and of up to so many shortcuts."""
     rows: dict[int, Searched] = {}
-    for search in searches():
+    for search in cells:
         if search in store:
             own = {"number": search.planted, "strength": search.strength, **store[search]}
             rows.setdefault(search.draw, []).append(own)
-    complete = 1 + MOST_PLANTED * len(STRENGTHS)
+    complete = 1 + most_planted * len(STRENGTHS)
     return [row for own in rows.values() if len(own) == complete for row in own]
 
 
@@ -194,7 +194,7 @@ def repair_paired_table(store: Store) -> list[str]:
 def draw(store: Store, path: Path) -> None:
     """What is found where one shortcut is planted, and the worst group by every shortcut; what there is of both."""
     parts: list[Callable[[Axes], None]] = []
-    if rows := searched(store):
+    if rows := searched(store, searches(), MOST_PLANTED):
         parts.append(partial(_draw_single, rows))
     if complete_replicates(store):
         parts.append(partial(_draw_repair, store))
@@ -277,7 +277,7 @@ def models_of(number: int, of: int) -> str:
 
 def as_markdown(store: Store) -> str:
     """The page; a part of which nothing is complete is left out."""
-    rows = searched(store)
+    rows = searched(store, searches(), MOST_PLANTED)
     draws, replicates = len(rows) // (1 + MOST_PLANTED * len(STRENGTHS)), len(complete_replicates(store))
     lines = [
         "# Several shortcuts at once",
@@ -320,7 +320,7 @@ def as_markdown(store: Store) -> str:
 
 def write_report(store: Store, folder: Path) -> None:
     """SHORTCUTS.md and its plot."""
-    if not searched(store) and not complete_replicates(store):
+    if not searched(store, searches(), MOST_PLANTED) and not complete_replicates(store):
         print("no part is complete yet")
         return
     write_text_atomically(folder / "SHORTCUTS.md", as_markdown(store))
