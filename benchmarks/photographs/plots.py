@@ -71,7 +71,7 @@ def draw_pools(results: Results, tasks: Sequence[Task], path: Path) -> None:
             color = LEVELS.get(row) or POOL_COLORS[row.partition(", ")[2]]
             panel.errorbar(index, found.mean, found.error, fmt="o", ms=5, capsize=3, color=color, zorder=2)
         panel.set_xticks(range(len(rows)), [row.removeprefix(f"{name}, ") for row in rows], rotation=40, ha="right")
-        panel.set_title(f"{name}\n{task.name}".replace(", correlation", ",\ncorrelation"))
+        panel.set_title(f"{name}, {task.name}".replace(", ", "\n"))
     panels[0].set_ylabel("worst group, %")
-    figure.supxlabel(f"{BARS}; thin lines: one draw each", fontsize=9)
+    figure.supxlabel(f"{BARS}; thin lines: one run each", fontsize=9)
     palette.save(figure, path)

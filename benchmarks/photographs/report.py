@@ -152,5 +152,6 @@ def write_report(store: Store, folder: Path) -> None:
     drawn = [task for task in results.tasks if results.level(task, "FLYP")]
     if drawn:
         shown = dict.fromkeys(name for task in drawn for name in results.methods(task) if name != "zero-shot")
-        draw_methods(results, drawn[:4], list(shown), folder / METHODS_PLOT)
+        first, others = ([task for task in drawn if (task.kind == "A") == is_first] for is_first in (True, False))
+        draw_methods(results, [*first[:3], *others[:1]], list(shown), folder / METHODS_PLOT)
         draw_pools(results, drawn[:3], folder / POOLS_PLOT)
