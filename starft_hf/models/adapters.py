@@ -236,6 +236,11 @@ def has_adapter_layers(model: nn.Module) -> bool:
     return is_adapted(model) or any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
+def has_quantized_weights(model: nn.Module) -> bool:
+    """Whether parameters of `model` are integers, so that they cannot be mixed with those of another model."""
+    return any(not value.is_floating_point() for value in model.parameters())
+
+
 def has_adapter_weights(model: nn.Module, names: Iterable[str]) -> bool:
     """Whether parameters of these names belong to the adapter of `model`, or to a module that it saves."""
     if not isinstance(model, PeftModel):

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.evaluation.results import AnyResult, CurvePoint, EvaluationResult, classification_results
 from starft_hf.evaluation.validation import check_positive
-from starft_hf.models.adapters import is_adapted
+from starft_hf.models.adapters import has_quantized_weights, is_adapted
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.objectives.regularizers import NO_REGULARIZER
 from starft_hf.report import RobustnessReport, Run, TrainingPoint
@@ -93,6 +93,14 @@ def weights_of(trainer: StarFTTrainer) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
 
 
+def merged_weights_of(trainer: StarFTTrainer) -> dict[str, Tensor]:
+    """A copy of the weights that can be interpolated, for which an adapter of the model is merged."""
+    if is_adapted(trainer.model):
+        # Averaging the factors of adapters does not average models.
+        trainer.model.merge_adapter()
+    return weights_of(trainer)
+
+
 def interpolate_with(
     trainer: StarFTTrainer, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float
 ) -> None:
@@ -108,10 +116,7 @@ def results_by_alpha(
     The model of `trainer` is not what was trained afterwards, and an adapter of it is merged.
     """
     found = {1.0: evaluation_results(trainer)} if 1.0 in (alphas := set(alphas)) else {}
-    if is_adapted(trainer.model):
-        # Merged weights are interpolated, since averaging the factors of adapters does not average models.
-        trainer.model.merge_adapter()
-    end = weights_of(trainer)
+    end = merged_weights_of(trainer)
     for alpha in sorted(alphas - {1.0}, reverse=True):
         interpolate_with(trainer, start, end, alpha)
         found[alpha] = evaluation_results(trainer)
@@ -201,6 +206,11 @@ def compare(
         repairs.check_model(model)
         reference_model = None if reference_model is None else load_model(reference_model, **trusted)
         shared = dataclasses.replace(shared, model=model, reference_model=reference_model)
+    if alphas and isinstance(model, nn.Module) and has_quantized_weights(model):
+        raise ValueError(
+            "interpolated models would mix weights, and those of the model are quantized; pass alpha=None and no "
+            "curve_alphas, or load the model in full precision"
+        )
     with tqdm(total=len(jobs), desc="Comparing", unit=" runs", disable=args.disable_tqdm) as bar:
         runs = _run_all(_Runner(shared, alpha, alphas, repairs), jobs, processes, bar)
     runs = [run for run in runs if run.method not in repairs.only_repaired]

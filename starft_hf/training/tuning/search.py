@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from starft_hf.data.columns import resolve_columns
 from starft_hf.evaluation.results import AnyResult, CurvePoint, classification_results
-from starft_hf.models.adapters import base_state, is_adapted
+from starft_hf.models.adapters import base_state, has_quantized_weights, is_adapted
 from starft_hf.models.loading import load_model
 from starft_hf.report.data import as_plain
 from starft_hf.spuriosity.auto import Spuriosity, given_pool
@@ -27,6 +27,7 @@ from starft_hf.training.comparison import (
     curve_point,
     evaluation_results,
     interpolate_with,
+    merged_weights_of,
     results_by_alpha,
     trainer_of,
     weights_of,
@@ -92,15 +93,16 @@ def tune(
         test_dataset: a test set, or several by name. Only what was chosen is evaluated on it, and the zero-shot model.
         methods: those to choose among, as `compare` knows them; None: plain fine-tuning and the regularizer of `args`.
         weights: of the regularizer of each method; None: "auto" times 1/27, 1/9, 1/3, 1, 3, 9 and 27, from 1 to 3000.
-        alphas: weights of the fine-tuned model in interpolated ones; None: 0.1 to 1, and with an adapter, which is not
-            interpolated, 1.
+        alphas: weights of the fine-tuned model in interpolated ones; None: 0.1 to 1, or 1 alone if the model has
+            quantized weights, which cannot be interpolated.
         select_by: "worst_group" (of `args.group_column`), "pseudo_groups" (`DiscoveryResult.groups`: whether an image
             shows what usually occurs with its label in the training set, as the zero-shot model sees it),
             "worst_class" or "average". None: the worst group if there is a group column, else the worst class.
         processing_class: the model's processor.
         spuriosity: the pool of the regularizers and of the pseudo-groups.
         reference_model: a reference other than the model, as in `StarFTTrainer`.
-        peft_config: trains an adapter in every run, as in `StarFTTrainer`.
+        peft_config: trains an adapter in every run, as in `StarFTTrainer`. If an interpolated model is chosen, it is
+            saved as a plain one, with its adapter merged.
 
     Raises:
         ValueError: before anything is trained, for anything that can be known to go wrong; also if the folder has a
@@ -125,7 +127,7 @@ def tune(
     check_labeled_sets(args, {name: validation})
     select_by = measure_of(select_by, args, validation)
     adapted = peft_config is not None or (isinstance(model, nn.Module) and is_adapted(model))
-    chosen_alphas = _checked_alphas(alphas, adapted)
+    chosen_alphas = _checked_alphas(alphas)
     columns = resolve_columns(train_dataset, args.column_settings(), what="train_dataset")
     candidates = candidates_of(args, methods, weights, len(columns.class_names or ()) or None)
     ((_, plain),) = settings_of_methods(args, [ZERO_SHOT], [args.seed])
@@ -133,9 +135,12 @@ def tune(
     given = RunInputs(model, plain, *sets, processing_class, spuriosity, reference_model, peft_config)
     check_runs(given, [(one.label, one.args) for one in candidates], adapted)
     trusted = {"trust_remote_code": args.trust_remote_code}
-    given = replace(given, model=load_model(model, **trusted))
+    start_model = load_model(model, **trusted)
+    given = replace(given, model=start_model)
     if reference_model is not None:
         given = replace(given, reference_model=load_model(reference_model, **trusted))
+    if has_quantized_weights(start_model):
+        chosen_alphas = _without_interpolation(alphas, chosen_alphas)
 
     # Its data are checked as well, those that are first needed at the end among them.
     start = trainer_of(given, _in_folder(plain, folder), trains=False)
@@ -280,12 +285,16 @@ class _Search:
             last = last_valid_checkpoint(self._folder_of(best))[0]
             trainer._load_from_checkpoint(str(last))
             if row.alpha != 1:
-                interpolate_with(trainer, start, weights_of(trainer), row.alpha or 0.0)
+                interpolate_with(trainer, start, merged_weights_of(trainer), row.alpha or 0.0)
         trainer.alpha = row.alpha
-        trainer.save_model()
         if self.tests and best is not None:
             found[row.label] = evaluation_results(trainer)
-        trainer.create_model_card()
+        if is_adapted(trainer.model) and row.alpha != 1:
+            # With a card that says so.
+            trainer.merge_and_save(self.folder)
+        else:
+            trainer.save_model()
+            trainer.create_model_card()
         return {name: {label: results[name] for label, results in found.items()} for name in self.tests}
 
     def _folder_of(self, candidate: Candidate) -> Path:
@@ -332,19 +341,27 @@ def _check_different(**sets: Any) -> None:
                 )
 
 
-def _checked_alphas(alphas: Sequence[float] | None, adapted: bool) -> list[float]:
+def _checked_alphas(alphas: Sequence[float] | None) -> list[float]:
     """The alphas of fine-tuned models, in order; that of the zero-shot model is left out."""
     if alphas is None:
-        return [1.0] if adapted else [alpha for alpha in ALPHAS if alpha > 0]
+        return [alpha for alpha in ALPHAS if alpha > 0]
     found = sorted({float(alpha) for alpha in alphas})
     for alpha in found:
         check_alpha(alpha)
     found = [alpha for alpha in found if alpha > 0]
     if not found:
         raise ValueError("alphas has none above 0, which is the zero-shot model; pass at least one")
-    if adapted and found != [1.0]:
-        raise ValueError("a model with an adapter cannot be interpolated; leave alphas out, or pass [1]")
     return found
+
+
+def _without_interpolation(alphas: Sequence[float] | None, checked: list[float]) -> list[float]:
+    """The only alpha of a model with quantized weights."""
+    if alphas is not None and checked != [1.0]:
+        raise ValueError(
+            f"alphas={list(alphas)} would mix weights, and those of the model are quantized; pass alphas=[1], or load "
+            "the model in full precision"
+        )
+    return [1.0]
 
 
 def _fingerprint(given: RunInputs) -> str:

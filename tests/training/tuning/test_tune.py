@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from starft_hf import StarFTConfig, StarFTTrainer, evaluate_zero_shot, load, tune
+from starft_hf import StarFTConfig, StarFTTrainer, compare, evaluate_zero_shot, load, tune
 from starft_hf.hub.record import RunRecord
 from starft_hf.reference.live import LiveReference
 from starft_hf.training.checkpointing.interruption import TrainingInterrupted
@@ -177,20 +177,48 @@ def test_a_run_that_diverges_is_no_longer_a_candidate(settings, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("more", "arguments"),
-    [({"base_loss": "cross_entropy"}, {"alphas": [0.5]}), ({}, {"peft_config": "lora", "alphas": None})],
+    "more",
+    [{"base_loss": "cross_entropy"}, {"peft_config": "lora"}, {"peft_config": "lora", "base_loss": "cross_entropy"}],
     ids=str,
 )
-def test_heads_are_interpolated_and_adapters_are_not(more, arguments, settings, tmp_path, monkeypatch):
+def test_heads_and_adapters_are_interpolated_and_saved_as_they_were_measured(more, settings, tmp_path, monkeypatch):
     # Whatever its figures are, so that it is chosen.
     monkeypatch.setattr(search, "score", lambda point, by: point.alpha)
-    result = tuned(settings(max_steps=1, **more), weights=[1], test_dataset=TEST, **arguments)
-    assert (result.best.label, result.best.alpha) == ("kl@1", 1.0 if "peft_config" in arguments else 0.5)
-    saved = load(tmp_path / "output")
+    adapter = {"peft_config": more["peft_config"]} if "peft_config" in more else {}
+    args = settings(max_steps=1, **{name: value for name, value in more.items() if name not in adapter})
+    result = tuned(args, weights=[1], alphas=[0.5], test_dataset=TEST, **adapter)
+    assert (result.best.label, result.best.alpha) == ("kl@1", 0.5)
+    output = tmp_path / "output"
+    saved = load(output)
     again = evaluate_zero_shot(
         *(saved.model, saved.processor, TEST), head=saved.head, group_column="group", progress=False
     )
     assert again.loss == pytest.approx(result.test["test"]["kl@1"].loss, rel=1e-6)
+    assert again.loss != pytest.approx(result.test["test"]["zero-shot"].loss, rel=1e-4)
+    # Interpolated weights are no adapter.
+    assert type(saved.model).__name__ == "CLIPModel"
+    assert not (output / "adapter_config.json").exists()
+    assert RunRecord.load(output).alpha == 0.5
+
+
+def test_an_adapter_that_is_chosen_alone_is_saved_as_one(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "score", lambda point, by: point.alpha)
+    result = tuned(settings(max_steps=1), weights=[1], peft_config="lora", alphas=[1])
+    assert (result.best.label, result.best.alpha) == ("kl@1", 1.0)
+    assert (tmp_path / "output" / "adapter_config.json").exists()
+
+
+def test_the_alphas_of_an_adapter_are_those_of_a_whole_model(settings):
+    assert tuned(settings(max_steps=1), weights=[1], peft_config="lora", alphas=None).models == 11
+
+
+def test_quantized_weights_are_not_interpolated(settings, clip, processor, monkeypatch):
+    clip.visual_projection.weight = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    shared = {"processing_class": processor, "spuriosity": POOL}
+    with pytest.raises(ValueError, match=r"those of the model are quantized; pass alphas=\[1\]"):
+        tune(clip, settings(), TRAIN, VALIDATION, alphas=[0.5], methods=["kl"], weights=[1], **shared)
+    with pytest.raises(ValueError, match="quantized; pass alpha=None"):
+        compare(clip, settings(), TRAIN, VALIDATION, methods=["FLYP"], **shared)
 
 
 def test_sigterm_ends_a_tuning_which_then_continues(settings, monkeypatch):
@@ -223,7 +251,6 @@ def test_sigterm_ends_a_tuning_which_then_continues(settings, monkeypatch):
         ({"weights": ["ten"]}, "weights has 'ten'"),
         ({"alphas": [2]}, "alpha is 2"),
         ({"alphas": [0]}, "none above 0"),
-        ({"alphas": [0.5], "peft_config": "lora"}, "with an adapter cannot be interpolated"),
         ({"spuriosity": "backgroud"}, "unknown spuriosity pool"),
     ],
     ids=str,
