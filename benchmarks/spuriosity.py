@@ -30,7 +30,8 @@ from starft_hf import SpuriosityPool, compare, discover_spuriosity, evaluate_zer
 from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES, make_split
-from starft_hf.models.encoder import DualEncoder, unit_rows
+from starft_hf.models.encoder import DualEncoder
+from starft_hf.objectives.losses import unit_rows
 from starft_hf.report import Run
 from starft_hf.spuriosity.answers import TemplateCheck, are_near, parse_answer
 from starft_hf.spuriosity.embedding import embed_texts

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from starft_hf.data.captions import check_class_prompts, class_caption
 from starft_hf.data.embedding import embedded_chunks
-from starft_hf.models.encoder import DualEncoder, logit_scale_of, unit_rows
+from starft_hf.models.encoder import DualEncoder, logit_scale_of
 from starft_hf.models.heads import ClassificationHead, head_from_weights
 from starft_hf.models.modes import evaluation_mode, unwrapped
+from starft_hf.objectives.losses import unit_rows
 
 
 def zero_shot_weights(

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -15,19 +14,18 @@ from transformers.utils import ModelOutput
 
 from starft_hf.models.families import family_of
 from starft_hf.models.fsdp import full_tensor
+from starft_hf.models.gradient_cache import embeds_apart, forward_in_chunks
 from starft_hf.models.heads import head_logits
 from starft_hf.models.loading import check_dual_encoder, check_processor
 from starft_hf.models.modes import floating_dtype, unwrapped
 from starft_hf.models.pixels import ByteValues, byte_values
 from starft_hf.models.prefix_sharing import POOL_PLACES, POOL_ROWS, pooled_at
 from starft_hf.models.sigmoid import BIAS
-from starft_hf.models.texts import TextEncoding
+from starft_hf.models.texts import TEXT_ARGUMENTS, TextEncoding
 from starft_hf.models.towers import pool_towers
-from starft_hf.objectives.losses import as_float32_or_wider
+from starft_hf.objectives.losses import as_float32_or_wider, unit_rows
 
 
-# The arguments of a forward that belong to its texts; the others belong to its images.
-TEXT_ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _TEXT_KEYS = (*TEXT_ARGUMENTS, POOL_ROWS, POOL_PLACES)
 
 
@@ -84,10 +82,11 @@ class DualEncoder:
         """One forward of images, texts and the linear head, if given; other keys of `batch` are ignored.
 
         Images that are bytes are rescaled and normalized here, on their device. Within
-        `forward_in_chunks(images_alone=True)` there are no texts, and no `text_embeds`.
+        `forward_in_chunks(alone=...)` there are images or texts alone, and no embeddings of the others.
         """
         dtype = floating_dtype(model)
-        batch = {**batch, "pixel_values": self.normalized(batch["pixel_values"])}
+        if "pixel_values" in batch:
+            batch = {**batch, "pixel_values": self.normalized(batch["pixel_values"])}
         inputs = {
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in batch.items()
@@ -96,10 +95,13 @@ class DualEncoder:
         inner = unwrapped(model)
 
         def collect(module: nn.Module, args: Any, outputs: Any) -> DualOutput:
-            images = unit_rows(outputs.image_embeds)
+            images, texts = (
+                cast(Tensor, None if rows is None else unit_rows(rows))
+                for rows in (outputs.image_embeds, outputs.text_embeds)
+            )
             return DualOutput(
                 image_embeds=images,
-                text_embeds=cast(Tensor, None if outputs.text_embeds is None else unit_rows(outputs.text_embeds)),
+                text_embeds=texts,
                 logit_scale=logit_scale_of(module),
                 logit_bias=logit_bias_of(module),
                 head_logits=None if head is None else head_logits(head, images),
@@ -122,13 +124,18 @@ class DualEncoder:
     ) -> Tensor:
         """Unit rows of images (tensors of the image processor) or of texts (strings or tensors), through the forward.
 
-        The other modality gets a blank input, because the whole forward is what parallel wrappers hook.
+        The forward is what parallel wrappers hook. Images are embedded beside a short text, and texts beside a blank
+        image where a model cannot embed them alone.
         """
         device = next(model.parameters()).device
         if images is not None:
             return self.forward(model, {**images, **_to(self.encode_texts(["a"]), device)}).image_embeds
         encoded = texts if isinstance(texts, Mapping) else self.encode_texts(texts)
-        return self.forward(model, _to({**self.blank_image(), **encoded}, device)).text_embeds
+        inner = unwrapped(model)
+        if not embeds_apart(inner):
+            return self.forward(model, _to({**self.blank_image(), **encoded}, device)).text_embeds
+        with forward_in_chunks(inner, None, alone="texts"):
+            return self.forward(model, _to(encoded, device)).text_embeds
 
     def blank_image(self) -> dict[str, Tensor]:
         """The tensors of one black image."""
@@ -172,11 +179,6 @@ def batch_images(batch: Mapping[str, Any]) -> dict[str, Any]:
 def batch_texts(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Only the texts of a batch."""
     return {name: value for name, value in batch.items() if name in _TEXT_KEYS}
-
-
-def unit_rows(embeds: Tensor) -> Tensor:
-    """Rows scaled to length 1, in float32 or wider, which not every family's forward does."""
-    return F.normalize(as_float32_or_wider(embeds), dim=-1)
 
 
 def _to(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

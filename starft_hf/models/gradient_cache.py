@@ -10,19 +10,20 @@ parallel wrappers see a single backward pass.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from starft_hf.models.encoder import TEXT_ARGUMENTS, unit_rows
+from starft_hf.models.texts import TEXT_ARGUMENTS
+from starft_hf.objectives.losses import unit_rows
 
 
 @dataclass
 class ChunkedOutput(ModelOutput):
-    """What the forward returns within `forward_in_chunks`: unit rows, `(N, D)` and `(M, D)`, or no texts."""
+    """What the forward returns within `forward_in_chunks`: unit rows, `(N, D)` and `(M, D)`, or one of the two."""
 
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
@@ -33,7 +34,7 @@ def forward_in_chunks(
     model: nn.Module,
     chunk_size: int | None,
     *,
-    images_alone: bool = False,
+    alone: Literal["images", "texts"] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[None]:
     """Within, the forward of `model` computes the rows of images and texts a chunk at a time.
@@ -43,17 +44,18 @@ def forward_in_chunks(
     Args:
         model: a dual encoder, unwrapped.
         chunk_size: images per chunk; None computes all at once.
-        images_alone: compute no texts, and return None in place of their rows; for models that `embeds_apart`.
+        alone: what there is, with None in place of the rows of the other; for models that `embeds_apart`. Texts alone
+            are computed at once.
         autocast: of the forward, as the one that is replaced has it by Accelerate.
     """
-    if chunk_size is None and not images_alone:
+    if chunk_size is None and alone is None:
         yield
         return
     own, towers = model.__dict__.get("forward"), _towers_of(model)
 
     def forward(**inputs: Any) -> ChunkedOutput:
         with autocast():
-            return _forward(towers, chunk_size, inputs)
+            return _forward(towers, chunk_size, alone, inputs)
 
     model.forward = forward
     try:
@@ -91,9 +93,14 @@ def _towers_of(model: nn.Module) -> tuple[Tower, Tower] | Tower:
     )
 
 
-def _forward(towers: tuple[Tower, Tower] | Tower, chunk_size: int | None, inputs: Mapping[str, Any]) -> ChunkedOutput:
+def _forward(
+    towers: tuple[Tower, Tower] | Tower, chunk_size: int | None, alone: str | None, inputs: Mapping[str, Any]
+) -> ChunkedOutput:
     images = {name: value for name, value in inputs.items() if name not in TEXT_ARGUMENTS}
     texts = {name: value for name, value in inputs.items() if name in TEXT_ARGUMENTS}
+    if alone == "texts":
+        assert isinstance(towers, tuple)
+        return ChunkedOutput(text_embeds=unit_rows(towers[1](**texts)[0]))
     if chunk_size is None:
         assert isinstance(towers, tuple)
         return ChunkedOutput(unit_rows(towers[0](**images)[0]))

@@ -65,7 +65,7 @@ def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int,
         the row and the place its embedding is read from, `text_rows` and `text_places`, `(M,)`.
     """
     rows = [_Row()]
-    where = torch.empty(2, len(sequences), dtype=torch.long)
+    rows_of, places_of = ([0] * len(sequences) for _ in range(2))
     # Lexicographic order puts texts with a common prefix next to each other, so that the current row is the only one
     # in which to search for it.
     for index in sorted(range(len(sequences)), key=lambda index: sequences[index]):
@@ -74,27 +74,30 @@ def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int,
         if len(rows[-1].tokens) + len(sequence) - len(known) > max_length:
             rows.append(_Row())
             known = []
-        where[0, index] = len(rows) - 1
-        where[1, index] = rows[-1].add(sequence, known)[pooled[index]]
+        rows_of[index] = len(rows) - 1
+        places_of[index] = rows[-1].add(sequence, known)[pooled[index]]
 
     length = max(len(row.tokens) for row in rows)
-    input_ids = torch.full((len(rows), length), padding)
-    position_ids = torch.zeros(len(rows), length, dtype=torch.long)
+    input_ids, parents, position_ids = (
+        torch.tensor([each + [filler] * (length - len(each)) for each in found])
+        for found, filler in (
+            ([row.tokens for row in rows], padding),
+            ([row.parents for row in rows], 0),
+            ([row.depths for row in rows], 0),
+        )
+    )
     # Every node attends to itself; padding, too, because a softmax over nothing is NaN.
     attends = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)
-    for number, row in enumerate(rows):
-        input_ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
-        position_ids[number, : len(row.tokens)] = torch.tensor(row.depths)
+    for depth in range(1, int(position_ids.max()) + 1):
         # A node sees what its parent sees, which is complete by now, and itself.
-        for node, parent in enumerate(row.parents):
-            if parent >= 0:
-                attends[number, node] |= attends[number, parent]
+        row, node = (position_ids == depth).nonzero(as_tuple=True)
+        attends[row, node] |= attends[row, parents[row, node]]
     return {
         "input_ids": input_ids,
         "position_ids": position_ids,
         "attention_mask": attends[:, None],
-        POOL_ROWS: where[0],
-        POOL_PLACES: where[1],
+        POOL_ROWS: torch.tensor(rows_of),
+        POOL_PLACES: torch.tensor(places_of),
     }
 
 

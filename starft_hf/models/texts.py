@@ -15,6 +15,9 @@ from starft_hf.models.prefix_sharing import pack
 
 logger = logging.get_logger(__name__)
 
+# The arguments of a forward that belong to its texts; the others belong to its images.
+TEXT_ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
 # Whether the warning about truncated texts was given, by tokenizer; in memory that worker processes share.
 _WARNED: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()
 

@@ -188,3 +188,8 @@ def similarity_logits(rows: Tensor, candidates: Tensor, logit_scale: Tensor | fl
 def as_float32_or_wider(tensor: Tensor) -> Tensor:
     """`tensor` in float32 if it is narrower, untouched otherwise."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def unit_rows(embeds: Tensor) -> Tensor:
+    """Rows scaled to length 1, in float32 or wider."""
+    return F.normalize(as_float32_or_wider(embeds), dim=-1)

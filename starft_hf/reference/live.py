@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from starft_hf.data.captions import CaptionBank
 from starft_hf.data.embedding import embedded_chunks
-from starft_hf.models.encoder import DualEncoder, logit_scale_of, unit_rows
+from starft_hf.models.encoder import DualEncoder, logit_scale_of
 from starft_hf.models.fsdp import full_tensor
 from starft_hf.models.gradient_cache import forward_in_chunks
 from starft_hf.models.modes import differs_in_training, evaluation_mode
+from starft_hf.objectives.losses import unit_rows
 from starft_hf.reference.base import Reference, ReferenceEmbeds, ReferenceInfo
 from starft_hf.reference.fingerprint import model_fingerprint
 

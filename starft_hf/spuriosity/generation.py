@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from starft_hf.data.captions import class_caption, inject
-from starft_hf.models.encoder import unit_rows
 from starft_hf.models.modes import evaluation_mode
+from starft_hf.objectives.losses import unit_rows
 from starft_hf.spuriosity.answers import TemplateCheck, UnusableError, are_near, parse_answer
 from starft_hf.spuriosity.backends import ChatEndpoint, LocalChatModel, Message, as_backend
 from starft_hf.spuriosity.embedding import load_encoder

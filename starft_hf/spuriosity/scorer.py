@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from starft_hf.data.captions import class_caption
-from starft_hf.models.encoder import unit_rows
 from starft_hf.models.texts import TextEncoding
+from starft_hf.objectives.losses import unit_rows
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.statistics import Floats, Ints, agreement
 from starft_hf.utils.names import readable

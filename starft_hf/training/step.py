@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +139,8 @@ class TrainingStep:
         texts = None if self.texts is None else self.texts.rows(batch)
         if texts is not None:
             batch = batch_images(batch)
-        with forward_in_chunks(inner, self.mini_batch_size, images_alone=texts is not None, autocast=self.autocast):
+        alone: Literal["images"] | None = None if texts is None else "images"
+        with forward_in_chunks(inner, self.mini_batch_size, alone=alone, autocast=self.autocast):
             outputs = self.encoder.forward(model, batch, self.head)
         if texts is not None:
             outputs.text_embeds = texts

@@ -4,6 +4,8 @@ from transformers import BertConfig, BertModel, CLIPImageProcessor, CLIPProcesso
 
 from starft_hf import StarFTTrainer
 from starft_hf.models.encoder import DualEncoder, logit_scale_of
+from starft_hf.models.families import family_of
+from starft_hf.models.gradient_cache import embeds_apart
 from starft_hf.models.modes import evaluation_mode
 from tests.support.families import FAMILIES, family, letter_tokenizer
 from tests.support.tiny import TINY_CLIP, make_dataset
@@ -29,6 +31,16 @@ def test_every_family_is_embedded_as_its_own_forward_does(name):
         torch.testing.assert_close(
             encoder.encode(model, texts=TEXTS), normalized(outputs.text_embeds), rtol=0, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_are_embedded_without_the_image_tower_where_a_model_can(name):
+    model, processor = family(name)
+    encoder, images = DualEncoder.of(model, processor), []
+    getattr(model, family_of(model).vision_tower).register_forward_hook(lambda *_: images.append(1))
+    encoder.encode(model, texts=TEXTS)
+    assert bool(images) == (not embeds_apart(model))
+    assert "forward" not in model.__dict__
 
 
 @pytest.mark.parametrize("name", FAMILIES)
