@@ -205,7 +205,10 @@ def local_or_hub(source: str | os.PathLike[str], what: str) -> str:
 
     Raises:
         FileNotFoundError: if it looks like a path and nothing is there, so that asking the Hub would not help.
+        ValueError: if it is neither a path nor an id.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"{what} is a {type(source).__name__}; pass a path, or the id of a repository on the Hub")
     text = os.fspath(source)
     path = Path(text).expanduser()
     if path.exists():

@@ -248,7 +248,9 @@ def _prepared(
     model_a: ModelT, model_b: nn.Module, processing_class: Any
 ) -> tuple[ModelT, dict[str, Tensor], dict[str, Tensor]]:
     """A copy of the first model to mix weights into, and the weights of both, with the same head or none."""
-    for model in (model_a, model_b):
+    for name, model in (("model_a", model_a), ("model_b", model_b)):
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"{name} is a {type(model).__name__}; pass a model, such as load(folder).model")
         check_adapters(model)
     # Averaging the factors of adapters would not average models.
     models: list[Any] = [merged_copy(model) if is_adapted(model) else model for model in (model_a, model_b)]

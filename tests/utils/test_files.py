@@ -60,6 +60,8 @@ def test_paths_here_and_ids_of_the_hub(tmp_path, monkeypatch):
         assert local_or_hub(name, "model") == str(Path(name)) or name.startswith("./")
     assert local_or_hub("~/here/run", "model") == str(tmp_path / "here" / "run")
     assert local_or_hub(Path("here"), "model") == "here"
+    with pytest.raises(ValueError, match="model is a dict; pass a path, or the id"):
+        local_or_hub({}, "model")
 
 
 def test_a_link_to_nowhere_is_no_place_to_write_to(tmp_path):

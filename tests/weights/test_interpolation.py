@@ -70,6 +70,8 @@ def test_narrow_weights_are_rounded_once_at_the_end(clip, dtype):
 def test_other_architectures_and_alphas_are_refused(clip):
     with pytest.raises(ValueError, match="the models differ: '"):
         interpolate(clip, family("clip")[0], 0.5)
+    with pytest.raises(ValueError, match="model_b is a OrderedDict; pass a model, such as"):
+        interpolate(clip, clip.state_dict(), 0.5)
     for alpha in (1.5, -0.1, float("nan")):
         with pytest.raises(ValueError, match=f"alpha is {alpha}"):
             interpolate(clip, clip, alpha)
