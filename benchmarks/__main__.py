@@ -31,10 +31,10 @@ BATCH_SIZE = 32
 
 # Model, classes, images per step, measured rounds.
 STEPS = (
-    ("ViT-B/32", 1000, BATCH_SIZE, 3),
-    ("ViT-B/32", 2, 8, 3),
-    ("ViT-B/16", 1000, 16, 2),
-    ("ViT-B/16", 2, 8, 2),
+    ("ViT-B/32", 1000, BATCH_SIZE, 5),
+    ("ViT-B/32", 2, 8, 5),
+    ("ViT-B/16", 1000, 16, 5),
+    ("ViT-B/16", 2, 8, 3),
 )
 
 # Images per step, settings.
