@@ -1,10 +1,10 @@
 """Whether to train robustly, to repair, or both: `python -m benchmarks.repair`.
 
-Fine-tunes on the demo's world without a regularizer (FLYP) and with kl, by number of classes, correlation, pre-trained
-model and seed. Then `repair` chooses on balanced validation sets of several sizes, and on one that is drawn as the
-training set is and has no groups, by the worst class and among all methods. What it chose, and the best candidate of
-each method, is scored on a balanced test set. Finished cells stand in repair.json and are not run again. At the end
-REPAIR.md is written.
+Fine-tunes on the demo's world without a regularizer (FLYP) and with kl at the weight "auto", by number of classes,
+correlation, pre-trained model and seed. Then `repair` chooses on balanced validation sets of several sizes, and on one
+that is drawn as the training set is and has no groups, by the worst class and among all methods. What it chose, and
+the best candidate of each method, is scored on a balanced test set. Finished cells stand in repair.json and are not
+run again. At the end REPAIR.md is written.
 """
 
 import argparse
@@ -23,10 +23,8 @@ from benchmarks.beyond import CORRELATIONS, RUNS, WORK, base_folder, train_split
 from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, run_all
 from starft_hf import SpuriosityPool, StarFTTrainer
 from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
-from starft_hf.data.image_cache import ImageCacheSettings
 from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, CAPTION_TEMPLATE, CLASS_NAMES, Task, make_split
-from starft_hf.reference.factory import ReferenceSettings
 from starft_hf.weights.repair.candidates import ALPHAS, candidates
 from starft_hf.weights.repair.embedded import Embedded, Repair
 from starft_hf.weights.repair.embedding import Embedder, ImageReading, embed
@@ -89,7 +87,7 @@ def fine_tuned(folder: Path, regularizer: str, cell: Cell, work: Path) -> Subjec
     """The fine-tuned model with its start."""
     model, start = (CLIPModel.from_pretrained(folder) for _ in range(2))
     processor = AutoProcessor.from_pretrained(folder)
-    own = {} if regularizer == "none" else {"reference_cache_dir": str(work / "features")}
+    own = {} if regularizer == "none" else {"reference_cache_dir": str(work / "features"), "reg_weight": "auto"}
     args = run_settings(
         Setting(),
         str(work),
@@ -121,10 +119,9 @@ def repairs(subject: Subject, sets: dict[str, Dataset], seed: int, work: Path) -
 
 def embedder_of(subject: Subject, rows: Dataset, work: Path) -> Embedder:
     """What embeds a dataset, with caches in the working folder."""
-    cache = str(work / "features")
-    settings = ReferenceSettings(cache_dir=cache, batch_size=256, progress=False)
     columns = resolve_evaluation_columns(rows, ColumnSettings(), what="dataset")
-    return Embedder(subject, rows, columns, ImageReading(settings, ImageCacheSettings(cache, progress=False)))
+    reading = ImageReading(batch_size=256, image_cache=work / "images", cache_dir=work / "features", progress=False)
+    return Embedder(subject, rows, columns, reading)
 
 
 def embedded(subject: Subject, rows: Dataset, work: Path) -> Embedded:

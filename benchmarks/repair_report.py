@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.beyond import CORRELATIONS
+from benchmarks.beyond import CORRELATIONS, RUNS
 from benchmarks.grid_runner import Store
+from benchmarks.photographs.report import markdown_table
+from benchmarks.photographs.results import estimate
 from benchmarks.repair import METHODS, SIZES, TEST_SIZE, cells
 from starft_hf.utils.files import write_text_atomically
 from starft_hf.weights.repair.candidates import METHODS as REPAIRS
@@ -14,6 +16,8 @@ from starft_hf.weights.repair.candidates import METHODS as REPAIRS
 
 CHOICES = {**{f"balanced {size}": f"{size} balanced" for size in SIZES}, "as trained": f"{max(SIZES)} as trained"}
 FIGURES = ("worst", "average")
+# Numbers of classes that are averaged.
+FEW, MANY = (2, 4), (6, 8)
 
 
 def entries(store: Store) -> list[dict[str, Any]]:
@@ -59,6 +63,35 @@ def summary(found: list[dict[str, Any]]) -> list[str]:
         for name in columns[0]:
             lines.append(f"| {name} | {' | '.join(mean(column[name]) for column in columns)} |")
     return lines
+
+
+def glance(found: list[dict[str, Any]], classes: tuple[int, ...]) -> list[str]:
+    """Worst groups against zero-shot, by correlation: means over the runs that have all these numbers of classes."""
+    by_task = {(one["correlation"], one["run"], one["classes"]): one for one in found}
+    runs = {
+        correlation: [run for run in RUNS if all((correlation, run, number) in by_task for number in classes)]
+        for correlation in CORRELATIONS
+    }
+    rows = []
+    for trained in METHODS:
+        for name in dict(rows_of([found[0]], trained)):
+            if name.endswith(", 96 balanced"):
+                # One of the methods, which is not chosen.
+                continue
+            cells = []
+            for correlation, complete in runs.items():
+                pairs = {}
+                for run in complete:
+                    own = [by_task[correlation, run, number] for number in classes]
+                    reached, start = dict(rows_of(own, trained))[name], [one[trained]["zero-shot"] for one in own]
+                    pairs[run] = 100 * (
+                        statistics.fmean(one["worst"] for one in reached)
+                        - statistics.fmean(one["worst"] for one in start)
+                    )
+                cells.append(estimate(pairs).signed if pairs else "")
+            rows.append([name, *cells])
+    header = [f"{correlation:g} ({len(complete)})" for correlation, complete in runs.items()]
+    return markdown_table(["Worst group less zero-shot's, points", *header], rows)
 
 
 def gains(found: list[dict[str, Any]]) -> list[str]:
@@ -108,6 +141,21 @@ def page(store: Store) -> str:
         "Repairs are chosen on balanced validation images by the worst group, or on 396 images that are drawn as the",
         "training set is, without groups, by the worst class among all methods (which `repair` does not do unasked).",
         f"Figures are of {TEST_SIZE} balanced test images.",
+        "",
+        "## Train robustly, repair, or both",
+        "",
+        "By correlation in training (in parentheses the runs, each with a training set of its own), ± standard errors",
+        "over runs:",
+        *(
+            line
+            for classes in (FEW, MANY)
+            for line in (
+                "",
+                f"### Means of {' and '.join(map(str, classes))} classes",
+                "",
+                *glance(found, classes),
+            )
+        ),
         "",
         "## Figures",
         "",

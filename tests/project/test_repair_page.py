@@ -1,10 +1,14 @@
 """The page of the repairs says what the stored runs say."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from benchmarks import repair, repair_report
 from benchmarks.grid_runner import Store
+from starft_hf.demo.experiment import Setting
+from starft_hf.weights.repair.candidates import candidates
 from starft_hf.weights.repair.embedded import Embedded
 
 
@@ -38,3 +42,16 @@ def test_small_validation_sets_are_balanced(size):
     assert np.bincount(found.groups).tolist() == [size // 4] * 4
     assert np.ptp(counts) <= 1
     assert (found.images[:, 0] == np.unique(found.images[:, 0])).all()
+
+
+@pytest.mark.slow
+def test_a_cell_is_trained_repaired_and_scored(tmp_path, monkeypatch):
+    """So that the benchmark, which takes hours, does not break unnoticed."""
+    for name, value in {"Setting": partial(Setting, steps=2), "TEST_SIZE": 48, "SIZES": (24,), "LARGEST": 48}.items():
+        monkeypatch.setattr(repair, name, value)
+    monkeypatch.setattr(repair, "candidates", lambda data: candidates(data)[:8])
+    found = repair.run_cell(repair.Cell(2, 0.95, "seed-0", 0), tmp_path)
+    assert set(found) == {"FLYP", "kl"}
+    for own in found.values():
+        assert {"none", "zero-shot", "balanced 24", "as trained"} <= set(own)
+        assert 0 <= own["balanced 24"]["chosen"]["worst"] <= own["balanced 24"]["chosen"]["average"] <= 1
