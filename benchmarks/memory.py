@@ -21,6 +21,11 @@ def peak_gib(batch_size: int, **settings: Any) -> float:
         step()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
+    return peak_of_process()
+
+
+def peak_of_process() -> float:
+    """The most memory that this process has had, in GiB."""
     # Not getrusage: there, a process starts with the peak of the one that started it.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20

@@ -17,7 +17,7 @@ from starft_hf import SpuriosityPool
 TOY = "toy"
 PATCH_SIZES = {"ViT-B/32": 32, "ViT-B/16": 16, TOY: 112}
 MAX_LENGTH = 77
-MOST_CLASSES = 1000
+MOST_CLASSES = 20_000
 CAPTION_TEMPLATE = "a photo of a {}."
 
 # With many classes, hardly two captions of a batch are the same whatever the templates: a single one keeps the time
@@ -67,7 +67,7 @@ def make_scene(shape: str, num_classes: int, num_images: int, image_size: int = 
             "num_hidden_layers": layers,
             "num_attention_heads": 12,
         },
-        projection_dim=512,
+        projection_dim=512 // width,
     )
     model = CLIPModel(config).to("cuda" if torch.cuda.is_available() else "cpu").train()
     return Scene(
