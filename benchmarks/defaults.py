@@ -130,7 +130,8 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
         output_dir=str(work / "output"),
         reference_cache_dir=str(work / "features"),
         learning_rate=cell.learning_rate,
-        max_steps=cell.steps,
+        # The zero-shot model is not trained.
+        max_steps=cell.steps or 1,
         per_device_train_batch_size=cell.batch or 64,
         per_device_eval_batch_size=256,
         group_column="group",

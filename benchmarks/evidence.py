@@ -21,6 +21,8 @@ PHOTOGRAPHS = FOLDER / "photographs" / "results.json"
 PLOTS = {
     "photographs/methods.png": "photographs_methods.png",
     "photographs/pools.png": "photographs_pools.png",
+    "photographs/correlations.png": "photographs_correlations.png",
+    "zero_shot_shift.png": "zero_shot_shift.png",
     "shortcuts.png": "shortcuts.png",
 }
 CLASSES, CORRELATION = 6, 0.95

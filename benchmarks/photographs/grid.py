@@ -119,12 +119,13 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             task_settings(cell.model, folder),
             split_of(cell, "train"),
             {what: split_of(cell, split) for split, what in splits.items()},
-            methods=[name],
+            methods=[f"{name} + repair" if method.repaired else name],
             seeds=[cell.draw],
             settings={name: settings} if settings else None,
             alpha=cell.weight if plain and not choice else None,
             curve_alphas=ALPHAS if plain and choice else (),
             spuriosity=pool,
+            repair_dataset=split_of(cell, "validation") if method.repaired else None,
         )
     found = _figures(report.runs[0])
     if plain and choice:

@@ -6,13 +6,22 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import palette
-from benchmarks.photographs.results import Results, Task
+from benchmarks.photographs.methods import TUNED
+from benchmarks.photographs.results import Results, Task, estimate
 from starft_hf.utils.plotting import SERIES, SOFT
 
 
 WIDTH = 9
 POOL_COLORS = {"right": SERIES[2], "unrelated": SERIES[5], "plain": SERIES[4], "found": SERIES[3]}
 LEVELS = {"zero-shot": palette.ZERO_SHOT, "FLYP": palette.FLYP}
+LINES = {
+    "FLYP": palette.FLYP,
+    TUNED: palette.WISE_FT,
+    "kl, right": palette.KL,
+    "star, right": palette.STAR,
+    "conditional + attribution": palette.ATTRIBUTION,
+    "defaults": palette.BOTH,
+}
 BARS = "bars: \u00b1 standard error over draws"
 
 
@@ -47,6 +56,42 @@ def draw_methods(results: Results, tasks: Sequence[Task], methods: Sequence[str]
     panels[0].invert_yaxis()
     handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, title=BARS)
+    palette.save(figure, path)
+
+
+@palette.page_style()
+def draw_correlations(results: Results, path: Path) -> None:
+    """Worst group against the zero-shot model by correlation: a panel per number of classes, a line per method.
+
+    A panel is of the runs that all its correlations have.
+    """
+    panels_of = {
+        classes: sorted(task for task in results.tasks if task.kind == "A" and task.classes == classes)
+        for classes in (6, 2)
+    }
+    panels_of = {classes: tasks for classes, tasks in panels_of.items() if len(tasks) > 1}
+    if not panels_of:
+        return
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(panels_of), sharey=True, squeeze=False)[0]
+    for panel, (classes, tasks) in zip(panels, panels_of.items(), strict=True):
+        panel.axhline(0, color=palette.ZERO_SHOT, lw=1.2, zorder=1)
+        common = set.intersection(*(set(results.by_run(task, "FLYP")) for task in tasks))
+        for number, (method, color) in enumerate(LINES.items()):
+            points = []
+            for place, task in enumerate(tasks):
+                own, start = results.by_run(task, method), results.by_run(task, "zero-shot")
+                found = estimate({run: own[run] - start[run] for run in common & own.keys()})
+                if found is not None:
+                    points.append((place + 0.05 * (number - len(LINES) / 2), found.mean, found.error or 0))
+            if points:
+                places, means, errors = zip(*points, strict=True)
+                panel.errorbar(places, means, errors, fmt="o-", ms=4, lw=1.4, capsize=2, color=color, label=method)
+        panel.set_xticks(range(len(tasks)), [f"{task.correlation:g}" for task in tasks])
+        panel.set_xlabel("correlation of background and class in training")
+        panel.set_title(f"Model A, {classes} classes, {len(common)} draws")
+    panels[0].set_ylabel("worst group against zero-shot, points")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title=BARS)
     palette.save(figure, path)
 
 

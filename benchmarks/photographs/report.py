@@ -6,14 +6,14 @@ from pathlib import Path
 from benchmarks.grid_runner import Store
 from benchmarks.photographs.grid import TESTED, check_cell
 from benchmarks.photographs.models import MODELS
-from benchmarks.photographs.plots import draw_methods, draw_pools
+from benchmarks.photographs.plots import draw_correlations, draw_methods, draw_pools
 from benchmarks.photographs.results import Estimate, Results, Task
 from benchmarks.photographs.stages import STAGES
 from benchmarks.photographs.verdicts import verdicts
 from starft_hf.utils.files import write_text_atomically
 
 
-PAGE, METHODS_PLOT, POOLS_PLOT = "RESULTS.md", "methods.png", "pools.png"
+PAGE, METHODS_PLOT, POOLS_PLOT, CORRELATIONS_PLOT = "RESULTS.md", "methods.png", "pools.png", "correlations.png"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -59,10 +59,15 @@ def task_table(results: Results, task: Task) -> list[str]:
     return markdown_table(header, rows)
 
 
+def in_order(results: Results) -> list[Task]:
+    """The tasks of which something is there, model A first, and many classes before few."""
+    return sorted(results.tasks, key=lambda task: (task.kind, -task.classes, task.correlation))
+
+
 def pools_table(results: Results) -> list[str]:
     """What the right pool gives against others, worst group and average."""
     rows = []
-    for task in results.tasks:
+    for task in in_order(results):
         for name in ("kl", "star"):
             for own, other in (("right", "unrelated"), ("right", "plain"), ("unrelated", "plain"), ("found", "right")):
                 pair = (f"{name}, {own}", f"{name}, {other}")
@@ -129,6 +134,8 @@ def page(results: Results, store: Store) -> str:
         "",
         f"![Worst group and average against zero-shot]({METHODS_PLOT})",
         "",
+        f"![Worst group by correlation in training]({CORRELATIONS_PLOT})",
+        "",
         f"![Worst group by pool]({POOLS_PLOT})",
         "",
         "## Hypotheses",
@@ -140,7 +147,7 @@ def page(results: Results, store: Store) -> str:
         *pools_table(results),
         "",
     ]
-    for task in results.tasks:
+    for task in in_order(results):
         lines += [f"## {task.name}", "", *task_table(results, task), ""]
     return "\n".join(lines)
 
@@ -154,4 +161,5 @@ def write_report(store: Store, folder: Path) -> None:
         shown = dict.fromkeys(name for task in drawn for name in results.methods(task) if name != "zero-shot")
         first, others = ([task for task in drawn if (task.kind == "A") == is_first] for is_first in (True, False))
         draw_methods(results, [*first[:3], *others[:1]], list(shown), folder / METHODS_PLOT)
+        draw_correlations(results, folder / CORRELATIONS_PLOT)
         draw_pools(results, drawn[:3], folder / POOLS_PLOT)

@@ -23,6 +23,7 @@ TWO = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "kl, plain", *BOTH)
 # Whether plain captions in the pool do less harm.
 HALF_PLAIN = ("zero-shot", "FLYP", "defaults", "defaults, plain 0.5")
 MORE = ("kl, auto", "star, auto", "kl, found", "star, found", "CE", "L2-SP")
+REPAIRED = ("FLYP + repair", "kl + repair")
 LARGE = ("zero-shot", "FLYP", "kl, right", "star, right", "star, unrelated")
 
 
@@ -68,21 +69,25 @@ STAGES = (
     Stage("A", 2, 0.95, HALF_PLAIN, FIRST),
     Stage("A", 2, 1.0, HALF_PLAIN, FIRST),
     Stage("B", 6, 0.95, ("zero-shot", "FLYP", "defaults"), LARGE_RUNS),
-    Stage("B", 6, 0.95, LARGE, LARGE_RUNS),
     Stage("A", 6, 0.95, MAIN + BOTH, SECOND),
-    Stage("A", 6, 0.95, MORE, FIRST),
+    Stage("A", 6, 0.95, MORE, FIRST + SECOND),
+    Stage("B", 6, 0.95, LARGE[:4], LARGE_RUNS),
+    Stage("B", 6, 0.95, LARGE, LARGE_RUNS),
     Stage("A", 6, 0.5, SHORT, FIRST),
     Stage("A", 6, 0.8, SHORT, FIRST),
     Stage("A", 2, 1.0, TWO, FIRST),
     Stage("B", 6, 0.95, ("kl, unrelated", "conditional"), LARGE_RUNS),
     Stage("A", 2, 0.5, TWO, FIRST),
     Stage("A", 2, 0.8, TWO, FIRST),
+    Stage("A", 6, 0.95, REPAIRED, FIRST),
+    Stage("A", 2, 0.95, REPAIRED, FIRST),
+    Stage("A", 6, 1.0, REPAIRED, FIRST),
     Stage("A", 6, 0.95, MAIN + BOTH, THIRD),
     Stage("A", 6, 1.0, SHORT, LATER),
     Stage("A", 2, 0.95, TWO, LATER),
     Stage("B", 6, 1.0, LARGE, LARGE_RUNS),
     Stage("B", 2, 0.95, ("zero-shot", "FLYP", "kl, right", "kl, unrelated"), LARGE_RUNS),
-    Stage("A", 6, 0.95, MORE, LATER),
+    Stage("A", 6, 0.95, MORE, THIRD),
     Stage("A", 6, 0.5, SHORT, LATER),
     Stage("A", 6, 0.8, SHORT, LATER),
     Stage("A", 2, 1.0, TWO, LATER),
