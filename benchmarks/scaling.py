@@ -7,6 +7,7 @@ how fast either goes is left to the reader's machines.
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +19,7 @@ RANKS = (8, 64, 512)
 ROWS = 128
 TOKENS = 16
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "ViT-B/16": {"patch": 16, "vision": (768, 12, 12), "text": (512, 12, 8), "width": 512},
     "ViT-L/14": {"patch": 14, "vision": (1024, 24, 16), "text": (768, 12, 12), "width": 768},
 }
