@@ -3,6 +3,7 @@
 import statistics
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -17,6 +18,7 @@ from benchmarks.steps import our_step, seconds_in_turn
 
 FOLDER = Path(__file__).parent
 BATCH_SIZE = 32
+SETTINGS: dict[str, dict[str, Any]] = {"full fine-tuning": {}, "LoRA": {"peft_config": "lora"}}
 
 
 def measure_adapter(repetitions: int = 2) -> dict[str, float]:
@@ -26,7 +28,7 @@ def measure_adapter(repetitions: int = 2) -> dict[str, float]:
             name: stack.enter_context(
                 our_step(make_scene("ViT-B/32", 100, BATCH_SIZE), BATCH_SIZE, reference_cache="full", **settings)
             )
-            for name, settings in (("full fine-tuning", {}), ("LoRA", {"peft_config": "lora"}))
+            for name, settings in SETTINGS.items()
         }
         seconds = seconds_in_turn(steps, repetitions)
     return {name: statistics.median(times) for name, times in seconds.items()}
@@ -35,10 +37,7 @@ def measure_adapter(repetitions: int = 2) -> dict[str, float]:
 def as_markdown() -> str:
     """Measure, for people."""
     seconds = in_fresh_process(KEEPS_MEMORY, measure_adapter)
-    full, lora = (
-        in_fresh_process(RETURNS_MEMORY, peak_gib, BATCH_SIZE, **settings)
-        for settings in ({}, {"peft_config": "lora"})
-    )
+    full, lora = (in_fresh_process(RETURNS_MEMORY, peak_gib, BATCH_SIZE, **settings) for settings in SETTINGS.values())
     one, two = (seconds_per_step(processes) for processes in (1, 2))
     step, adapted = seconds["full fine-tuning"], seconds["LoRA"]
     return "\n".join(

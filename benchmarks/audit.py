@@ -41,6 +41,7 @@ from starft_hf.demo.world import (
     UNRELATED_PHRASES,
     make_split,
 )
+from starft_hf.evaluation import EvaluationResult
 from starft_hf.spuriosity.correlates import LABELS, Correlate, CorrelateSettings, find_correlates
 from starft_hf.weights.audit.audited import Audited
 from starft_hf.weights.repair.embedding import ImageReading
@@ -187,6 +188,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
         batch_size=256,
         progress=False,
     )
+    assert isinstance(true, EvaluationResult)
     found: dict[str, Any] = {"worst_group": true.worst_group_accuracy, "average": true.accuracy}
     for audited in SETS:
         if audited == "balanced":

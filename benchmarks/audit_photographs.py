@@ -15,6 +15,7 @@ from benchmarks.photographs.methods import RIGHT_TEMPLATES
 from benchmarks.photographs.models import folder_of
 from benchmarks.photographs.world import make_split
 from starft_hf import StarFTTrainer, audit, evaluate_zero_shot
+from starft_hf.evaluation import EvaluationResult
 
 
 MODEL, CLASSES = "A0", 6
@@ -68,6 +69,7 @@ def run_photographed(cell: Photographed, work: Path) -> dict[str, Any]:
     tuned, processor = trainer.model, trainer.processing_class
     test = make_split("test", size=960, **shared)
     true = evaluate_zero_shot(tuned, processor, test, group_column="group", batch_size=120, progress=False)
+    assert isinstance(true, EvaluationResult)
     audited = make_split("validation", size=480, **shared).select_columns(["image", "label"])
     result = audit(
         tuned,

@@ -10,7 +10,7 @@ from benchmarks import audit_photographs
 from benchmarks.audit import METHODS, SETS, SHORTCUTS, SHOWN, STRENGTHS, rank_correlation, ranked, searches
 from benchmarks.audit_photographs import of_draw, photographed
 from benchmarks.grid_runner import Store
-from benchmarks.shortcuts_report import rate, searched
+from benchmarks.shortcuts_report import is_named, is_wrong, rate, searched
 from starft_hf.utils.files import write_text_atomically
 
 
@@ -70,10 +70,9 @@ def discovery_table(rows: Searched) -> list[str]:
     lines = []
     for name, own in conditions.items():
         powers = [
-            rate([row for row in own if shortcut in row["planted"]], lambda row, what=shortcut: what in row["named"])
-            for shortcut in SHORTCUTS
+            rate([row for row in own if shortcut in row["planted"]], is_named(shortcut)) for shortcut in SHORTCUTS
         ]
-        errors = [rate(own, lambda row, part=part: bool(row[part])) for part in ("others", "shuffled")]
+        errors = [rate(own, is_wrong), rate(own, lambda row: bool(row["shuffled"]))]
         lines.append(f"| {name} | {' | '.join([*powers, *errors])} |")
     return [*lines, f"| all | | | | | {rate(rows, lambda row: bool(row['shuffled']))} |"]
 

@@ -47,7 +47,7 @@ SEEDS = 5
 # Every model with every seed, such that few runs from the beginning have all of both.
 RUNS = tuple((BASES[(seed + turn) % len(BASES)], seed) for turn in range(len(BASES)) for seed in range(SEEDS))
 # What is chosen on validation: at this correlation, on the model that comes with the package.
-CHOICE = {"correlation": 0.95, "base": "seed-0"}
+CHOICE: dict[str, Any] = {"correlation": 0.95, "base": "seed-0"}
 CHOICE_SEEDS = (100, 101)
 WEIGHTS = {
     "kl": (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0),

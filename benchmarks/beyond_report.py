@@ -151,9 +151,9 @@ def gains(
         bases: the models.
     """
     return [
-        100 * (entry[what] - found[("kl", *key[1:])][what])
-        for key, entry in found.items()
-        if (key[0], key[2]) == (method, correlation) and key[3] in bases
+        100 * (entry[what] - found["kl", classes, at, base, seed][what])
+        for (own, classes, at, base, seed), entry in found.items()
+        if (own, at) == (method, correlation) and base in bases
     ]
 
 
@@ -215,9 +215,9 @@ def duration_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     for classes in CLASSES:
         ratios = [
             statistics.median(
-                entry["seconds"] / found[("star", *key[1:])]["seconds"]
-                for key, entry in found.items()
-                if key[:2] == (method, classes)
+                entry["seconds"] / found["star", number, at, base, seed]["seconds"]
+                for (own, number, at, base, seed), entry in found.items()
+                if (own, number) == (method, classes)
             )
             for method in methods
         ]

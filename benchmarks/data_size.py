@@ -27,6 +27,7 @@ from benchmarks.photographs import world as photographs_world
 from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.demo import world as drawn_world
 from starft_hf.demo.pretrain import LEARNING_RATE
+from starft_hf.evaluation.results import classification_results
 
 
 FOLDER = Path(__file__).parent
@@ -72,7 +73,7 @@ def _drawn(split: Any, size: int, replicate: int) -> Dataset:
 
 
 def _photographs(split: str, size: int, replicate: int) -> Dataset:
-    content = {"draw": replicate, "size": size, "correlation": CORRELATION, "classes": CLASSES}
+    content: dict[str, Any] = {"draw": replicate, "size": size, "correlation": CORRELATION, "classes": CLASSES}
     return photographs_world.make_split(split, **content, pixels=photographs_models.PIXELS["A0"])
 
 
@@ -192,7 +193,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
         if cell.method != ZERO_SHOT:
             trainer.train()
         trainer.evaluate()
-        results = dict(trainer.evaluation_results)
+        results = classification_results(trainer.evaluation_results)
     return {
         **{
             name: {"worst": round(own.worst_group_accuracy, 4), "average": round(own.accuracy, 4)}

@@ -8,13 +8,14 @@ end DEFAULTS.md is written.
 
 import argparse
 import dataclasses
+import inspect
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 from benchmarks.beyond import FOLDER, WORK, base_folder, scoring_split, train_split
@@ -22,6 +23,7 @@ from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, run_
 from benchmarks.plain_captions import with_plain_captions
 from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.demo.world import BACKGROUND_TEMPLATES
+from starft_hf.evaluation.results import classification_results
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, get_regularizer
 from starft_hf.training import step as training_step
 
@@ -154,7 +156,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
         with with_own_term(trainer, form):
             trainer.train()
     trainer.evaluate()
-    result = trainer.evaluation_results["eval"]
+    result = classification_results(trainer.evaluation_results)["eval"]
     last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "reg_loss" in entry), {})
     return {
         "worst": result.worst_group_accuracy,
@@ -171,13 +173,15 @@ def with_own_term(trainer: StarFTTrainer, form: Form) -> Any:
 
     def with_term(model: Any, batch: Any, reg_weight: float) -> Any:
         losses = step(model, batch, reg_weight)
+        assert losses.plain_drift is not None
         return dataclasses.replace(losses, loss=losses.loss + form.term * reg_weight * losses.plain_drift)
 
     # The function without `torch.no_grad`.
     measured = training_step._plain_drift
     if form.term:
-        trainer.training_losses = with_term
-        measured = measured.__wrapped__
+        # The trainer only calls it.
+        trainer.training_losses = cast(training_step.TrainingStep, with_term)
+        measured = inspect.unwrap(measured)
     return patch.object(training_step, "_plain_drift", measured)
 
 

@@ -37,7 +37,7 @@ def bare_forwards(scene: Scene) -> None:
 
     model = scene.model.eval()
     with torch.no_grad():
-        for pixels in DataLoader(scene.dataset, BATCH_SIZE, collate_fn=collate):  # type: ignore[arg-type]
+        for pixels in DataLoader(scene.dataset, BATCH_SIZE, collate_fn=collate):
             model.get_image_features(pixel_values=normalized(pixels.to(model.device)))
 
 

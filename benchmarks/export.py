@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def measure_time() -> dict[str, Any]:
         calls: dict[str, Callable[[], Any]] = {PYTORCH: lambda: _embed(model, image)}
         for dtype in DTYPES:
             running = session(Path(folder) / "out" / file_name("image_encoder", dtype))
-            calls[dtype] = lambda running=running: running.run(None, {"pixel_values": image.numpy()})
+            calls[dtype] = partial(_run, running, image)
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(ROUNDS + 1):
             for name, call in calls.items():
@@ -111,6 +112,10 @@ def measure_time() -> dict[str, Any]:
 def _embed(model: CLIPModel, image: torch.Tensor) -> Any:
     with torch.no_grad():
         return model.get_image_features(pixel_values=image)
+
+
+def _run(running: onnxruntime.InferenceSession, image: torch.Tensor) -> Any:
+    return running.run(None, {"pixel_values": image.numpy()})
 
 
 def table(results: dict[str, Any]) -> list[str]:

@@ -180,7 +180,7 @@ def test_sets(replicate: int) -> dict[str, tuple[Dataset, str | list[str]]]:
         "colors, clean": rows_of(colors, lambda _, color, __: str(color), BACKGROUNDS[::2], 1, shapes, colors),
     }
     prompts = {"backgrounds, clean": "a photo of a shape {}.", "colors, clean": "a photo of a {} shape."}
-    sets = {}
+    sets: dict[str, tuple[Dataset, str | list[str]]] = {}
     for number, (name, (rows, names)) in enumerate({**shifted, **clean}.items()):
         style: world.Style = "clean" if name in clean else "shifted"
         rng = np.random.default_rng((22, replicate, number))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def measure_steps(shape: str, batch_size: int, size: Size, clock: Clock) -> dict
         for variant in (*VARIANTS, *GPU_VARIANTS * torch.cuda.is_available()):
             if not clock.allows(f"{shape}, {variant}"):
                 break
-            found[variant] = _measure_step(lambda v=variant: open_step(v, scene, batch_size, cache), size.rounds)
+            found[variant] = _measure_step(partial(open_step, variant, scene, batch_size, cache), size.rounds)
             print(f"{shape}, {batch_size}: {variant} {found[variant]}", flush=True)
     return found
 

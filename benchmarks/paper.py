@@ -29,6 +29,7 @@ from starft_hf import StarFTConfig, StarFTTrainer, evaluate_zero_shot
 from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
 from starft_hf.data.layouts.split_names import TRAIN
 from starft_hf.data.loading import evaluation_split, load_splits
+from starft_hf.evaluation import EvaluationResult
 from starft_hf.evaluation.catalog import BenchmarkEntry, imagenet_templates, load_benchmark
 from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.models.encoder import DualEncoder
@@ -155,6 +156,7 @@ def evaluate(task: Task, model: Any, processor: Any, head: Any, settings: dict[s
     rows = task.rows()
     if task.entry is None:
         result = evaluate_zero_shot(model, processor, rows, templates=task.prompts, **settings)
+        assert isinstance(result, EvaluationResult)
         measure, score = "accuracy", result.accuracy
     else:
         # Benchmarks of the classes of ImageNet share one classifier, which takes 80,000 captions.

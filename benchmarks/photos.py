@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 
-def photo(width, height, seed=0):
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     """Noise of every frequency, weaker the higher it is, and rectangles."""
     rng, edge, strength = np.random.default_rng(seed), 4, 45.0
     pixels = np.full((height, width, 3), 128.0)

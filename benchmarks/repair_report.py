@@ -88,7 +88,8 @@ def glance(found: list[dict[str, Any]], classes: tuple[int, ...]) -> list[str]:
                         statistics.fmean(one["worst"] for one in reached)
                         - statistics.fmean(one["worst"] for one in start)
                     )
-                cells.append(estimate(pairs).signed if pairs else "")
+                # There is an estimate of any pairs.
+                cells.append(estimate(pairs).signed if pairs else "")  # type: ignore[union-attr]
             rows.append([name, *cells])
     header = [f"{correlation:g} ({len(complete)})" for correlation, complete in runs.items()]
     return markdown_table(["Worst group less zero-shot's, points", *header], rows)

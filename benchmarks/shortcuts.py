@@ -254,17 +254,17 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
             alpha=None,
             spuriosity=list(pool),
         )
-    accuracies = report.runs[0].results["test"].group_accuracies
+    result = report.runs[0].classified["test"]
     by_shortcut = {}
     for place, name in enumerate(PLANTED_FOR_REPAIR):
         # All groups are of the same size.
         parts: dict[str, list[float]] = {}
-        for group, accuracy in accuracies.items():
+        for group, accuracy in result.group_accuracies.items():
             shape, *shown = group.split()
             half = HALVES[name](CLASS_NAMES.index(shape))
             parts.setdefault(f"{'with' if half else 'without'}, shown {shown[place]}", []).append(accuracy)
         by_shortcut[name] = {group: round(float(np.mean(own)), 6) for group, own in sorted(parts.items())}
-    return {"average": round(report.runs[0].results["test"].accuracy, 6), "groups": by_shortcut}
+    return {"average": round(result.accuracy, 6), "groups": by_shortcut}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -63,6 +63,11 @@ def rate(rows: Searched, happened: Callable[[dict[str, Any]], bool]) -> str:
     return f"{100 * count / total:.1f} ± {100 * (share * (1 - share) / (total + 4)) ** 0.5:.1f} ({total})"
 
 
+def is_named(shortcut: str) -> Callable[[dict[str, Any]], bool]:
+    """Whether a search found a shortcut by its name."""
+    return lambda row: shortcut in row["named"]
+
+
 def is_wrong(row: dict[str, Any]) -> bool:
     """Whether an attribute was found that names nothing that is planted."""
     return bool(row["others"])
@@ -86,10 +91,7 @@ def discovery_table(rows: Searched) -> list[str]:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, own in conditions(rows).items():
-        powers = [
-            rate([row for row in own if shortcut in row["planted"]], lambda row, what=shortcut: what in row["named"])
-            for shortcut in NAMED
-        ]
+        powers = [rate([row for row in own if shortcut in row["planted"]], is_named(shortcut)) for shortcut in NAMED]
         false = [100 * len(row["others"]) / max(len(row["others"]) + len(row["named"]), 1) for row in own]
         error = statistics.stdev(false) / len(false) ** 0.5
         cells = [
@@ -140,10 +142,7 @@ def power_table(rows: Searched) -> list[str]:
         for strength in STRENGTHS:
             own = [row for row in rows if shortcut in row["planted"] and row["strength"] == strength]
             cells = [
-                rate(
-                    [row for row in own if len(set(row["planted"]) & set(UNNAMED)) == number],
-                    lambda row, what=shortcut: what in row["named"],
-                )
+                rate([row for row in own if len(set(row["planted"]) & set(UNNAMED)) == number], is_named(shortcut))
                 for number in range(MOST_PLANTED)
             ]
             lines.append(f"| {shortcut} | {strength:g} | {' | '.join(cells)} |")

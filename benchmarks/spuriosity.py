@@ -30,6 +30,7 @@ from starft_hf import SpuriosityPool, compare, discover_spuriosity, evaluate_zer
 from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_PHRASES, BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES, make_split
+from starft_hf.evaluation import EvaluationResult
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.objectives.losses import unit_rows
 from starft_hf.report import Run
@@ -105,6 +106,7 @@ def groups_agreement(result: Any, model: Any, processor: Any, seed: int) -> dict
     def worst(own: list[str]) -> float:
         grouped = validation.remove_columns("group").add_column("group", own)
         evaluated = evaluate_zero_shot(model, processor, grouped, group_column="group", progress=False)
+        assert isinstance(evaluated, EvaluationResult)
         return evaluated.worst_group_accuracy
 
     return {
@@ -151,7 +153,7 @@ def measure_pools(names: Sequence[str] = tuple(POOLS), seeds: int = COMPARISON_S
 
 
 def _accuracies(pool: str, run: Run) -> dict[str, Any]:
-    test, held_out = run.results["test"], run.results["held_out"]
+    test, held_out = run.classified["test"], run.classified["held_out"]
     return {
         "pool": run.method if run.method == "zero-shot" else pool,
         "method": run.method,

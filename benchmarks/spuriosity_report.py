@@ -162,8 +162,8 @@ def draw(results: dict[str, Any]) -> bytes:
                 statistics.mean(values), place, s=52, color=colour, marker=marker, label=None if place else label
             )
     axis.set_yticks(range(len(pools)), [pool for (pool, _), _ in pools])
-    for label in axis.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text().startswith("auto") else "normal")
+    for tick in axis.get_yticklabels():
+        tick.set_fontweight("bold" if tick.get_text().startswith("auto") else "normal")
     axis.set(
         xlabel="accuracy on the demo's test split, %", title="star with different pools, 5 seeds (small: each seed)"
     )

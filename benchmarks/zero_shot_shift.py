@@ -25,6 +25,7 @@ from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, run_
 from starft_hf import StarFTTrainer, evaluate_zero_shot, interpolate
 from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, UNRELATED_TEMPLATES
+from starft_hf.evaluation import EvaluationResult
 from starft_hf.models.loading import load_model
 
 
@@ -125,6 +126,7 @@ def figures(model: Any, processor: Any, sets: Sets) -> dict[str, Any]:
         result = evaluate_zero_shot(
             model, processor, images, templates=prompt, group_column="group", batch_size=256, progress=False
         )
+        assert isinstance(result, EvaluationResult)
         groups = {group: round(accuracy, 6) for group, accuracy in result.group_accuracies.items()}
         found[name] = {"average": result.accuracy, "worst": result.worst_group_accuracy, "groups": groups}
     return found

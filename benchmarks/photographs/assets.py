@@ -83,10 +83,11 @@ class Assets:
         if pixels not in self._resized:
             sizes = (pixels, round(pixels * TILE_PIXELS / CUTOUT_PIXELS))
             contents = [content.float() / 255 for content in (self.cutouts, self.tiles)]
-            self._resized[pixels] = tuple(
+            cutouts, tiles = (
                 content if content.shape[-1] == size else F.interpolate(content, size=size, mode="area")
                 for content, size in zip(contents, sizes, strict=True)
             )
+            self._resized[pixels] = (cutouts, tiles)
         return self._resized[pixels]
 
     @cached_property
@@ -195,12 +196,13 @@ def read_tiles(path: Path, box: tuple[float, ...], pixels: int = TILE_PIXELS) ->
     opaque = PILImage.new("RGBA", image.size, SKY)
     opaque.alpha_composite(image)
     image = opaque.convert("RGB")
-    image = image.crop([round(part * length) for part, length in zip(box, image.size * 2, strict=True)])
+    left, top, right, bottom = (round(part * length) for part, length in zip(box, image.size * 2, strict=True))
+    image = image.crop((left, top, right, bottom))
     scale = pixels / min(image.size)
     size = [max(pixels, round(length * scale)) for length in image.size]
     image = image.resize(size, PILImage.Resampling.LANCZOS if scale < 1 else PILImage.Resampling.BICUBIC)
     count = min(MOST_TILES, round(max(size) / pixels))
     spare = [(length - pixels) / max(1, count - 1) for length in size]
     corners = [[int(number * step) for step in spare] for number in range(count)] if count > 1 else [[0, 0]]
-    squares = [image.crop([left, top, left + pixels, top + pixels]) for left, top in corners]
+    squares = [image.crop((left, top, left + pixels, top + pixels)) for left, top in corners]
     return torch.stack([torch.from_numpy(np.array(square)).permute(2, 0, 1) for square in squares])

@@ -83,11 +83,11 @@ def split_of(cell: Cell, split: str) -> Dataset:
     """A split of a cell; held-out classes are those beyond the first six."""
     rows, pixels = SIZES[cell.model[0]][split], PIXELS[cell.model]
     classes = 6 if split == "held_out" else cell.classes
-    shared = {"draw": cell.draw, "classes": classes, "pixels": pixels, "size": rows}
+    shared: dict[str, Any] = {"draw": cell.draw, "classes": classes, "pixels": pixels, "size": rows}
     return make_split(split, correlation=cell.correlation, **shared)
 
 
-def pool_of(cell: Cell, method: Method, folder: str) -> tuple[Any, dict[str, str]]:
+def pool_of(cell: Cell, method: Method, folder: str) -> tuple[Any, dict[str, Any]]:
     """The pool of a cell as `compare` takes it, and the settings that go with it."""
     pool = method.pool
     if pool == "built-in":

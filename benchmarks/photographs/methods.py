@@ -8,8 +8,7 @@ from starft_hf.demo.world import UNRELATED_TEMPLATES
 
 
 RIGHT_TEMPLATES = tuple(f"{{}} {phrase}." for phrases in PHRASES.values() for phrase in phrases)
-# "found" is what discovery finds in the training set among all templates of the right and the unrelated pool.
-POOLS = {"right": RIGHT_TEMPLATES, "unrelated": UNRELATED_TEMPLATES, "plain": ("{}.",), "found": None}
+POOLS = {"right": RIGHT_TEMPLATES, "unrelated": UNRELATED_TEMPLATES, "plain": ("{}.",)}
 # Templates that the package has for a user who names none. Model A knows only the words of its captions: see `Method`.
 BUILT_IN = "background"
 
@@ -20,8 +19,9 @@ class Method:
 
     Attributes:
         name: of `starft_hf.compare`.
-        pool: of `POOLS`, or "built-in": that of the package for model B, and for model A, which lacks its words, the
-            right one. None for a method without a pool.
+        pool: of `POOLS`; or "found": what discovery finds in the training set among all templates of the right and
+            the unrelated pool; or "built-in": that of the package for model B, and for model A, which lacks its words,
+            the right one. None for a method without a pool.
         weights: what the weight of the regularizer is chosen from on validation, by the number of classes; for a
             method without one, nothing.
         settings: further settings.
@@ -42,7 +42,7 @@ class Method:
 # What `StarFTConfig` takes by default where the task of this benchmark asks for something else.
 SHIPPED = {"reg_weight": "auto", "warmup_steps": 0.1, "max_grad_norm": 1.0, "crop_scale": (0.9, 1.0)}
 AUTO = {"reg_weight": "auto"}
-WEIGHTS = {6: (10.0, 30.0, 100.0), 2: (3.0, 10.0, 30.0, 100.0, 300.0)}
+WEIGHTS: dict[int, tuple[float, ...]] = {6: (10.0, 30.0, 100.0), 2: (3.0, 10.0, 30.0, 100.0, 300.0)}
 
 METHODS = {
     "zero-shot": Method("zero-shot"),

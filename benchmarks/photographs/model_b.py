@@ -150,7 +150,8 @@ def _align(
     model: VisionTextDualEncoderModel, processor: VisionTextDualEncoderProcessor, features: Tensor, drawn: Captioned
 ) -> None:
     """Train the projections and the temperature on features of the towers; more steps overfit."""
-    rng, known = np.random.default_rng(8), {}
+    rng = np.random.default_rng(8)
+    known: dict[str, Tensor] = {}
     visual, textual = model.visual_projection, model.text_projection
     groups = [
         {"params": [*visual.parameters(), *textual.parameters()], "weight_decay": 0.1},

@@ -10,6 +10,7 @@ from benchmarks.photographs.assets import load_assets
 from benchmarks.photographs.packages import work_folder
 from benchmarks.photographs.world import CLASS_NAMES, make_split
 from starft_hf import evaluate_zero_shot
+from starft_hf.evaluation import EvaluationResult
 from starft_hf.utils.hashing import digest
 from starft_hf.utils.names import unknown_name
 
@@ -64,5 +65,6 @@ def zero_shot_accuracies(name: str, size: int = 480) -> dict[str, float]:
         for split, known in (("test", "seen"), ("new", "new")):
             dataset = make_split(split, classes=classes, pixels=PIXELS[name], size=size, style="clean")
             result = evaluate_zero_shot(model, processor, dataset, progress=False)
+            assert isinstance(result, EvaluationResult)
             found[f"{what}, {known}"] = round(100 * result.accuracy, 1)
     return found

@@ -46,10 +46,11 @@ def verdicts(results: Results) -> list[list[str]]:
 def _on_task(results: Results, task: Task, label: str) -> Iterator[list[str]]:
     """Hypotheses 1 to 5; of model B only 1 to 3."""
     loss = results.difference(task, "FLYP", "zero-shot")
-    yield _row(f"{label}1. FLYP loses at least 10 points", loss, loss and loss.mean <= -10)
+    yield _row(f"{label}1. FLYP loses at least 10 points", loss, None if loss is None else loss.mean <= -10)
     for name in ("kl", "star"):
         kept = results.difference(task, f"{name}, right", "zero-shot")
-        yield _row(f"{label}2. {name} ends at most 2 points below zero-shot", kept, kept and kept.mean >= -2)
+        holds = None if kept is None else kept.mean >= -2
+        yield _row(f"{label}2. {name} ends at most 2 points below zero-shot", kept, holds)
     numbers = (("3", "right", "unrelated"), ("4", "unrelated", "plain"))
     for number, own, other in numbers[: 1 if task == LARGE else None]:
         for name in ("kl", "star"):
@@ -58,7 +59,7 @@ def _on_task(results: Results, task: Task, label: str) -> Iterator[list[str]]:
                 yield _row(f"{label}{number}. {name}: the pool {own} is better than {other}", gain, _above(gain))
     if task != LARGE:
         tuned = results.difference(task, TUNED, "kl, right")
-        level = tuned and tuned.error is not None and abs(tuned.mean) <= 2 * tuned.error
+        level = None if tuned is None else tuned.error is not None and abs(tuned.mean) <= 2 * tuned.error
         yield _row("5. tuned WiSE-FT is level with kl", tuned, level)
 
 
@@ -81,7 +82,7 @@ def _defaults(results: Results) -> Iterator[list[str]]:
         found = results.difference(task, "defaults", "zero-shot")
         if found is not None or task != LARGE:
             text = f"8. the defaults end at most 2 points below zero-shot ({task.name})"
-            yield _row(text, found, found and found.mean >= -2)
+            yield _row(text, found, None if found is None else found.mean >= -2)
 
 
 def _individuals(results: Results) -> Iterator[list[str]]:
