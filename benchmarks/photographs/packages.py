@@ -15,8 +15,8 @@ from pathlib import Path
 
 from huggingface_hub.constants import HF_HOME
 
+from benchmarks.grid_runner import made_once
 from benchmarks.photographs.rcc import read_rcc
-from starft_hf.utils.files import folder_in_place_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def found_file(package: Package, folder: Path) -> Path | None:
 
 
 def unpacked(package: Package, work: Path, given: Path | None = None) -> Path:
-    """The folder of what is in a package, fetched, verified and unpacked unless that was done before.
+    """The folder of what is in a package, fetched, verified and unpacked unless that was done before, by any process.
 
     Args:
         package: of `DEBIAN` or `WHEELS`.
@@ -100,9 +100,10 @@ def unpacked(package: Package, work: Path, given: Path | None = None) -> Path:
         FileNotFoundError: if it cannot be downloaded, or is not in the folder.
         ValueError: if its file is not the one that is pinned.
     """
-    folder = work / "packages" / package.name
-    if folder.is_dir():
-        return folder
+    return made_once(work / "packages" / package.name, lambda folder: _unpack(package, work, given, folder))
+
+
+def _unpack(package: Package, work: Path, given: Path | None, folder: Path) -> None:
     downloads = work / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     path = found_file(package, given or downloads)
@@ -113,17 +114,15 @@ def unpacked(package: Package, work: Path, given: Path | None = None) -> Path:
         path = found_file(package, downloads)
         assert path is not None, f"{package.name} was downloaded, but there is no file of it in {downloads}"
     verified(path, package)
-    with folder_in_place_of(folder) as temporary:
-        if path.suffix == ".deb":
-            if shutil.which("dpkg-deb") is None:
-                raise FileNotFoundError("dpkg-deb, which unpacks Debian packages, is not installed; install dpkg")
-            subprocess.run(["dpkg-deb", "-x", str(path), str(temporary)], check=True)
-        else:
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(temporary)
-        for resources in sorted(temporary.rglob("*.rcc")):
-            _unpack_resources(resources, resources.with_suffix(""))
-    return folder
+    if path.suffix == ".deb":
+        if shutil.which("dpkg-deb") is None:
+            raise FileNotFoundError("dpkg-deb, which unpacks Debian packages, is not installed; install dpkg")
+        subprocess.run(["dpkg-deb", "-x", str(path), str(folder)], check=True)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+    for resources in sorted(folder.rglob("*.rcc")):
+        _unpack_resources(resources, resources.with_suffix(""))
 
 
 def _unpack_resources(path: Path, folder: Path) -> None:

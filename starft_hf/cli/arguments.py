@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from starft_hf.cli.benchmark import choose_benchmark
-from starft_hf.cli.command import check_sources, read_class_names
+from starft_hf.cli.command import PoolAction, check_sources, read_class_names
 from starft_hf.cli.parser import CommandParser
 
 
@@ -46,7 +46,15 @@ class RunArguments:
     eval_split: list[str] | None = option(None, "Split(s) to evaluate on; by default test or validation, if any.")
     eval_dataset: str | None = option(None, "Another dataset to evaluate on.")
     streaming: bool = option(False, "Load the training data as an iterable dataset.")
-    spuriosity: str = option("background", "Pool: a built-in name, a file, a repository on the Hub, or auto.")
+    # Of templates, `PoolAction` makes a list.
+    spuriosity: str = field(
+        default="background",
+        metadata={
+            "help": "Pool: a built-in name, a file, a repository on the Hub, or auto; or templates: '{} at night.'",
+            "action": PoolAction,
+            "nargs": "+",
+        },
+    )
     reference_model: str | None = option(None, "Reference model; by default, the model before fine-tuning.")
     peft: str | None = option(None, "Adapter: lora, lora-vision or lora-text.")
     lora_r: int | None = option(None, "Rank of the adapter, by default 16; makes --peft lora the default.")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.command import add_trust, check_output, check_sources, given
+from starft_hf.cli.command import add_pool, add_trust, check_output, check_sources, given
 from starft_hf.cli.data import add_data_arguments, class_names, columns, load_split, reading
 from starft_hf.cli.output import show
 
@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retention", nargs="+", metavar="DATA", help="datasets of other tasks, classified zero-shot before and after"
     )
-    parser.add_argument(
-        "--spuriosity", help="pool: a built-in name, a file or a repository (default: that of the run, or background)"
-    )
+    add_pool(parser, "--spuriosity", None, " (default: that of the run, or background)")
     parser.add_argument(
         "--vocabulary",
         default="tokenizer",

@@ -34,6 +34,37 @@ def count(text: str) -> int:
     return int(text)
 
 
+class PoolAction(argparse.Action):
+    """Takes the name, file or repository of a pool, or its templates, which are a list then, as in Python."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        names = [text for text in values if "{" not in text or os.path.exists(text)]
+        if len(values) == 1 and names:
+            setattr(namespace, self.dest, names[0])
+            return
+        if names:
+            raise argparse.ArgumentError(
+                self,
+                f"{names[0]!r} is not a template, which has {{}} for the caption or {{class}} for the class name; "
+                "pass one name, file or repository, or any number of templates",
+            )
+        from starft_hf.spuriosity.pool import SpuriosityPool
+
+        try:
+            SpuriosityPool(values)
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+        setattr(namespace, self.dest, values)
+
+
+def add_pool(parser: argparse.ArgumentParser, flag: str, default: str | None, help: str = "") -> None:
+    """Add a flag that takes a pool; `help` is what it says beside that."""
+    text = f"pool: a built-in name, a file or a repository; or templates, such as '{{}} at night.'{help}"
+    parser.add_argument(flag, action=PoolAction, nargs="+", default=default, help=text)
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add the flag of commands that load a model; others have it as a setting of `StarFTConfig`."""
     text = "run code that comes with a model whose classes transformers does not have; review it first"

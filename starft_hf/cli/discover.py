@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.command import add_trust, check_output, check_sources, given, positive_int, refuse
+from starft_hf.cli.command import add_pool, add_trust, check_output, check_sources, given, positive_int, refuse
 from starft_hf.cli.data import add_data_arguments, class_names, columns, load_split, reading
 from starft_hf.cli.output import show
 
@@ -16,7 +16,7 @@ SUMMARY = "find what is correlated with the labels of a dataset, with the zero-s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the model before fine-tuning: a Hub id or a folder")
     add_data_arguments(parser, split="train")
-    parser.add_argument("--pool", default="all", help="attributes to test: a built-in name, a file or a repository")
+    add_pool(parser, "--pool", "all")
     parser.add_argument("--max_samples", type=positive_int, help="use at most this many images (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample and the permutations")
     parser.add_argument("--top", type=positive_int, default=20, help="rows to print")
@@ -39,11 +39,12 @@ def run(options: argparse.Namespace) -> None:
     }
     import torch
 
-    from starft_hf import SpuriosityPool, discover_spuriosity
+    from starft_hf import discover_spuriosity
     from starft_hf.cli.tables import associations_table
     from starft_hf.models.loading import load_model
+    from starft_hf.spuriosity.pool import as_pool
 
-    pool = SpuriosityPool.load(options.pool)
+    pool = as_pool(options.pool)
     rows, _ = load_split(options, "train")
     model = load_model(options.model, trust_remote_code=options.trust_remote_code)
     if torch.cuda.is_available():

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from starft_hf.cli.benchmark import choose_benchmark
-from starft_hf.cli.command import check_sources
+from starft_hf.cli.command import add_pool, check_sources
 from starft_hf.cli.data import CLASS_NAMES_HELP, column_settings, described, read, take_usual_columns
 from starft_hf.cli.output import show
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class_names", nargs="+", help=CLASS_NAMES_HELP)
     parser.add_argument("--multi_label", action="store_true", help="images may have several classes")
     parser.add_argument("--caption_template", nargs="+", default=["a photo of a {}."], help="templates of captions")
-    parser.add_argument("--spuriosity", default="background", help="pool: a built-in name, a file or a repository")
+    add_pool(parser, "--spuriosity", "background")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -72,12 +72,12 @@ def _check_groups(options: argparse.Namespace, splits: Any) -> None:
 
 def _captions(options: argparse.Namespace, splits: Any, inspection: Any) -> list[str]:
     """Captions of the first classes or rows, with and without a spurious template."""
-    from starft_hf import SpuriosityPool
     from starft_hf.data.captions import captions_of, class_caption, inject
     from starft_hf.data.source import is_iterable
+    from starft_hf.spuriosity.pool import as_pool
 
     columns = inspection.columns
-    pool = None if options.spuriosity == "auto" else SpuriosityPool.load(options.spuriosity)
+    pool = None if options.spuriosity == "auto" else as_pool(options.spuriosity)
     spurious = pool.templates if pool is not None else ()
     if columns.caption is not None:
         name = options.train_split if options.train_split in splits else next(iter(splits))

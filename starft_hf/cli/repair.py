@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from starft_hf.cli.command import add_trust, check_output, check_sources, given
+from starft_hf.cli.command import add_pool, add_trust, check_output, check_sources, given
 from starft_hf.cli.data import add_data_arguments, class_names, columns, load_validation_split, reading
 from starft_hf.cli.output import show
 
@@ -29,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"to try: {_METHODS}; without 'none' the best is taken in any case (default: all; without groups, those "
         "that fit no last layer)",
     )
-    parser.add_argument(
-        "--spuriosity", help="pool: a built-in name, a file or a repository (default: that of the run)"
-    )
+    add_pool(parser, "--spuriosity", None, " (default: that of the run)")
     parser.add_argument(
         "--group_column", nargs="+", help="columns that name the groups (default: those of the model's own run)"
     )

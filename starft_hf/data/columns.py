@@ -15,6 +15,7 @@ from starft_hf.data.labels import (
     class_feature,
     is_single,
     is_text,
+    missing_label,
     named,
     numbers_as_labels,
     several_labels,
@@ -148,7 +149,7 @@ def resolve_columns(dataset: Any, settings: ColumnSettings, *, what: str) -> Ima
     caption = find("caption_column", required=True)
     label = find("label_column", required=caption is None)
     training = None if settings.training is None else settings.training.groups
-    groups = resolve_groups(dataset, settings.group_column, settings.group_function, training)
+    groups = resolve_groups(dataset, settings.group_column, settings.group_function, training, label)
     unlabeled = ImageColumns(image, None, caption, groups, None)
     if label is None:
         return unlabeled
@@ -384,8 +385,7 @@ def distinct_values(dataset: Any, column: str) -> list[Any]:
     """The distinct values of a column of a `datasets` Dataset."""
     values = np.asarray(read_column(dataset, column))
     if values.dtype == object and any(value is None for value in values.flat):
-        keep = f"dataset.filter(lambda row: row[{column!r}] is not None)"
-        raise ValueError(f"column {column!r} has a row without a value; fill it, or leave it out: {keep}")
+        raise ValueError(missing_label(column))
     return np.unique(values).tolist()
 
 

@@ -43,7 +43,9 @@ class Labels:
             raise ValueError(several_labels([value], column))
         if isinstance(value, str):
             return self._index_of_name(value, column)
-        if value is None or not float(value).is_integer():
+        if value is None:
+            raise ValueError(missing_label(column))
+        if not float(value).is_integer():
             raise ValueError(
                 f"column {column!r} has a row with {value} instead of the index or the name of a class; fill or drop "
                 "it"
@@ -86,6 +88,12 @@ def named(written: tuple[str, ...], *, ordered: bool) -> Labels:
         return Labels(written, ordered=ordered)
     logger.warning_once(f"Class names are WordNet ids; they are read as {words[0]!r} for {written[0]!r}, and so on.")
     return Labels(words, written, ordered)
+
+
+def missing_label(column: str) -> str:
+    """The message for a row without a label, when all labels are checked or when the row is read."""
+    keep = f"dataset.filter(lambda row: row[{column!r}] is not None)"
+    return f"column {column!r} has a row without a value; fill it, or leave it out: {keep}"
 
 
 def spelled(value: Any) -> str:

@@ -2,14 +2,18 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from os import PathLike
 from typing import Any
 
+import pandas as pd
 from peft import PeftConfig
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import logging
 
 from starft_hf.data.class_mapping import check_mapped_sets
 from starft_hf.evaluation.results import AnyResult, CurvePoint, EvaluationResult, classification_results
@@ -27,10 +31,18 @@ from starft_hf.training.multi_label import refuse_multi_label
 from starft_hf.training.plan import RunInputs, RunPlan
 from starft_hf.training.processes import map_in_processes
 from starft_hf.training.repairs import Repairs, with_repairs
-from starft_hf.training.trackers import TrackerReport
+from starft_hf.training.trackers import (
+    TrackerReport,
+    own_run,
+    remove_trackers,
+    send_results,
+    warn_of_trackers,
+    without_folders,
+)
 from starft_hf.training.trainer import StarFTTrainer
 from starft_hf.training.training_rows import training_subset
 from starft_hf.training.unused_settings import unused_names, without_unused
+from starft_hf.utils.text import without_paths
 from starft_hf.weights.interpolation import check_alpha, mixed
 
 
@@ -51,7 +63,8 @@ class _Runner:
             runs = [Run(ZERO_SHOT, args.seed, evaluation_results(trainer))]
             return [*runs, *self.repairs.runs(method, trainer, self.shared)]
         start = weights_of(trainer)
-        trainer.train()
+        with own_run(trainer, run_label(method, args)):
+            trainer.train()
         repaired = self.repairs.runs(method, trainer, self.shared)
         log = TrainingPoint.from_log_history(trainer.state.log_history)
         found = results_by_alpha(trainer, start, self.alphas | {1.0})
@@ -85,6 +98,8 @@ def trainer_of(
     # Without progress bars Trainer prints every metric. The report of a comparison is that of all its runs.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(TrackerReport)
+    if not trains:
+        remove_trackers(trainer)
     return trainer
 
 
@@ -146,7 +161,8 @@ def compare(
 
     Args:
         model: the zero-shot model that every run starts from; it is not changed.
-        args: the settings that all runs share. Nothing is saved to its output_dir or published.
+        args: the settings that all runs share. Nothing is saved to its output_dir or published. With `report_to`,
+            every training is a run of its own in trackers, and W&B and Trackio get the report as a further one.
         train_dataset: the training set, or a function that returns that of a seed.
         eval_dataset: one evaluation set or a dictionary of several. The report has thumbnails of the mistakes in them,
             and WiSE-FT curves of average against worst group on the first whose images are classified.
@@ -200,6 +216,9 @@ def compare(
     if reference_model is not None and not any(_has_reference(own) for _, own in jobs):
         raise ValueError("reference_model has no effect: none of the methods has a reference; leave it out")
     check_runs(checked, jobs, adapted)
+    warn_of_trackers(args, "compare")
+    called = args.run_name or f"comparison {datetime.now():%Y-%m-%d %H:%M:%S}"
+    jobs = [(method, dataclasses.replace(own, run_name=called)) for method, own in jobs]
     if processes == 1:
         trusted = {"trust_remote_code": args.trust_remote_code}
         model = load_model(model, **trusted)
@@ -211,7 +230,7 @@ def compare(
             "interpolated models would mix weights, and those of the model are quantized; pass alpha=None and no "
             "curve_alphas, or load the model in full precision"
         )
-    with tqdm(total=len(jobs), desc="Comparing", unit=" runs", disable=args.disable_tqdm) as bar:
+    with runs_bar(len(jobs), "Comparing", args.disable_tqdm) as bar:
         runs = _run_all(_Runner(shared, alpha, alphas, repairs), jobs, processes, bar)
     runs = [run for run in runs if run.method not in repairs.only_repaired]
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
@@ -220,7 +239,36 @@ def compare(
     axes = (f"average on {first}", f"worst group on {first}")
     trained_on = train_dataset if callable(train_dataset) else training_subset(args, train_dataset)
     about = about_run(args, shared.model, trained_on, args.class_names)
-    return RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes, about=about)
+    report = RobustnessReport(_with_start(runs, first), thumbnails=thumbnails, curve_axes=axes, about=about)
+    _send(args, called, report)
+    return report
+
+
+def _send(args: StarFTConfig, called: str, report: RobustnessReport) -> None:
+    """Send the report to trackers, without images, which may be private, and without the paths of datasets."""
+    runs = [dataclasses.replace(run, results=without_folders(run.results)) for run in report.runs]
+    axes = (without_paths(report.curve_axes[0]), without_paths(report.curve_axes[1]))
+    shown = RobustnessReport(runs, curve_axes=axes, about=report.about)
+    send_results(args, called, report_tables(runs), shown.save)
+
+
+def report_tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """The main figures of all runs on all datasets, and their accuracies by group, for trackers."""
+    models: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
+    for run in runs:
+        about = {"method": run.method, "alpha": run.interpolated, "seed": run.seed}
+        for dataset, result in run.results.items():
+            figures: dict[str, float] = result.headline
+            if isinstance(result, EvaluationResult):
+                figures = {name: getattr(result, name) for name in ("accuracy", "worst_group_accuracy", "ece")}
+            models.append({"dataset": dataset, **about, **figures})
+        for dataset, part in run.classified.items():
+            for group, accuracy in part.group_accuracies.items():
+                own = {"group": group, "images": part.group_sizes[group], "accuracy": accuracy}
+                groups.append({"dataset": dataset, **about, **own})
+    tables = {"models": pd.DataFrame(models), "groups": pd.DataFrame(groups)}
+    return {name: table for name, table in tables.items() if len(table)}
 
 
 def check_runs(shared: RunInputs, jobs: Iterable[tuple[str, StarFTConfig]], adapted: bool) -> None:
@@ -242,13 +290,29 @@ def _has_reference(args: StarFTConfig) -> bool:
     return args.regularizer != NO_REGULARIZER or args.reweight != "none"
 
 
+def run_label(method: str, args: StarFTConfig) -> str:
+    """The name of a run in the progress bar and in trackers."""
+    return f"{method}, seed {args.seed}"
+
+
+@contextmanager
+def runs_bar(total: int, what: str, disable: bool) -> Iterator[tqdm]:
+    """A progress bar of runs, within which transformers shows none of its own, which would break it."""
+    hook = logging.set_tqdm_hook(lambda factory, args, kwargs: logging.EmptyTqdm(*args, **kwargs))
+    try:
+        with tqdm(total=total, desc=what, unit=" runs", disable=disable) as bar:
+            yield bar
+    finally:
+        logging.set_tqdm_hook(hook)
+
+
 def _run_all(runner: _Runner, jobs: Sequence[tuple[str, StarFTConfig]], processes: int, bar: tqdm) -> list[Run]:
     if processes > 1:
         parts = map_in_processes(runner, jobs, processes, bar.update)
         return [run for part in parts for run in part]
     runs: list[Run] = []
     for job in jobs:
-        bar.set_description(f"{job[0]}, seed {job[1].seed}")
+        bar.set_description(run_label(*job))
         runs += runner(job)
         bar.update()
     return runs

@@ -88,6 +88,45 @@ def test_random_crops_that_contradict_each_other():
         settings_of(make_parser("train").parse_args(["--no_random_crop", "--crop_scale", "0.5", "0.7"]))
 
 
+POOLS = [
+    ("train", "--spuriosity", RUN),
+    ("compare", "--spuriosity", RUN),
+    ("tune", "--spuriosity", RUN),
+    ("precompute", "--spuriosity", RUN),
+    ("inspect", "--spuriosity", ["d"]),
+    ("repair", "--spuriosity", ["m", "d", "--output_dir", "o"]),
+    ("audit", "--spuriosity", ["m", "d"]),
+    ("discover", "--pool", ["m", "d"]),
+]
+
+
+@pytest.mark.parametrize(("command", "flag", "others"), POOLS)
+def test_pools_are_names_or_templates(command, flag, others, tmp_path, capsys):
+    parser, dest = make_parser(command), flag.strip("-")
+
+    def pool(*values):
+        return vars(parser.parse_args([*others, flag, *values]))[dest]
+
+    assert pool("texture") == "texture"
+    assert pool("{} in the snow.") == ["{} in the snow."]
+    templates = ["{} in the snow.", "a photo of a striped {class}."]
+    assert pool(*templates) == templates
+    (file := tmp_path / "{odd}.txt").write_text("{} at night.\n")
+    assert pool(str(file)) == str(file)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"{dest}: ['{{}} in the snow.', '{{}} at night.']\n")
+    assert vars(parser.parse_args([*others, "--config", str(settings)]))[dest] == ["{} in the snow.", "{} at night."]
+    for values, said in (
+        (["background", "{} at night."], "'background' is not a template"),
+        (["background", "texture"], "pass one name, file or repository, or any number of templates"),
+        (["{} in {}."], "'{} in {}.' is not a spurious template: it needs exactly one placeholder"),
+        (["{classes} at night."], "it needs exactly one placeholder"),
+    ):
+        with pytest.raises(SystemExit):
+            pool(*values)
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [

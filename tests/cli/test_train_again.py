@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from starft_hf.cli import main
+from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import last_valid_checkpoint
 from starft_hf.utils.hashing import tensors_digest
 from tests.support.launch import ROOT
@@ -53,6 +54,19 @@ def test_it_starts_resumes_and_refuses_another_run(command, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "regularizer was 'star' and is 'kl'" in error
     assert "set --ignore_mismatched_settings to resume" in error
+
+
+def test_where_a_run_starts_is_warned_of_once(command, tmp_path, monkeypatch, caplog):
+    def end(*args):
+        raise ValueError("it is about to train")
+
+    # The folder is looked at before the model is evaluated, and again by `train`.
+    monkeypatch.setattr(Checkpointer, "remove_flawed", end)
+    for message in ("There is no checkpoint to resume from in", "is skipped"):
+        caplog.clear()
+        assert main([*command, "--output_dir", str(tmp_path / "out")]) != 0
+        assert caplog.text.count(message) == 1, caplog.text
+        (tmp_path / "out" / "checkpoint-5").mkdir(parents=True, exist_ok=True)
 
 
 def start(arguments, folder):

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from starft_hf import StarFTTrainer
-from starft_hf.data.groups import resolve_groups
+from starft_hf.data.groups import Groups, resolve_groups
 
 
 @pytest.fixture
@@ -26,6 +27,42 @@ def birds():
 def test_columns_name_groups(birds, columns, names):
     groups = resolve_groups(birds, columns)
     assert [groups.of(row) for row in birds] == names
+
+
+class Untyped:
+    """A dataset that is not one of `datasets`."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, row):
+        return {"tags": np.array(["a", "b"])}
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        (Dataset.from_dict({"tags": [["a", "b"], ["a"]]}), r"has \['a', 'b'\] in row 0"),
+        (Dataset.from_dict({"tags": [None, ["a"]]}), r"holds \w+\(.*"),
+        (Dataset.from_dict({"tags": [{"a": 1}, {"a": 2}]}), r"has \{'a': 1\} in row 0"),
+        (Dataset.from_dict({"tags": [["a"]]}).to_iterable_dataset(), r"holds \w+\(.*"),
+        (Untyped(), r"has \['a', 'b'\] in row 0"),
+    ],
+)
+def test_rows_with_several_values_are_in_no_group(rows, found):
+    with pytest.raises(ValueError, match=rf"column 'tags' {found}, and .*Join them: .*'tags': ' x '\.join"):
+        resolve_groups(rows, "tags")
+    # Where the type is not known in advance.
+    with pytest.raises(ValueError, match=r"column 'tags' has a row with \['a', 'b'\], and .*group_column=\[\.\.\.\]"):
+        Groups(("tags",), {"tags": ["a", "b"]}).of({"tags": ["a", "b"]})
+
+
+def test_lists_are_refused_before_anything_is_loaded(config, dataset):
+    rows = dataset.add_column("tags", [["a", "b"]] * len(dataset))
+    for settings in ({}, {"train_sampling_strategy": "group_balanced"}):
+        for evaluated in (None, rows):
+            with pytest.raises(ValueError, match=r"column 'tags' has \['a', 'b'\] in row 0"):
+                StarFTTrainer("nobody/nothing", config(group_column="tags", **settings), rows, evaluated)
 
 
 def test_a_function_names_groups(birds):

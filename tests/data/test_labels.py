@@ -32,6 +32,18 @@ def by_kind(kind, names=NAMES):
     return column(ROWS, Value(kind))
 
 
+def test_missing_labels_are_refused_alike_in_advance_and_when_a_row_is_read():
+    rows = column([0, None, 2], Value("int64"))
+    settings = ColumnSettings(class_names=NAMES)
+    with pytest.raises(ValueError, match="column 'label' has a row without a value") as known:
+        resolve_evaluation_columns(rows, settings, what="eval_dataset")
+    streamed = rows.to_iterable_dataset()
+    columns = resolve_evaluation_columns(streamed, settings, what="eval_dataset")
+    with pytest.raises(ValueError, match="column 'label' has a row without a value") as read:
+        [columns.label_of(row) for row in streamed.select_columns(["label"])]
+    assert str(read.value) == str(known.value)
+
+
 def names_read(train, evaluated, class_names=None):
     """The names of the classes that the rows of an evaluation set are taken for."""
     training = resolve_columns(train, ColumnSettings(class_names=class_names), what="train_dataset")

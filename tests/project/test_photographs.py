@@ -3,7 +3,11 @@
 import hashlib
 import json
 import struct
+import time
+import zipfile
 import zlib
+from functools import partial
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -187,6 +191,28 @@ def test_a_changed_or_missing_package_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(packages.shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"apt-get is not installed.* photos-data 1:2-3 \(SHA-256 .*--folder"):
         unpacked(package, work)
+
+
+def test_a_package_that_two_need_at_once_is_unpacked_once(tmp_path, monkeypatch):
+    package = Package("photos", "1", "")
+    with zipfile.ZipFile(tmp_path / "photos-1-any.whl", "w") as archive:
+        archive.writestr("photo.txt", "x")
+    needed = partial(unpacked, package, tmp_path / "work", tmp_path)
+    other, calls = Thread(target=needed), []
+
+    def verify(path, package):
+        calls.append(path)
+        if len(calls) == 1:
+            # The other comes while the first has the file only.
+            other.start()
+            time.sleep(0.2)
+        return path
+
+    monkeypatch.setattr(packages, "verified", verify)
+    folder = needed()
+    other.join()
+    assert (folder / "photo.txt").read_text() == "x"
+    assert len(calls) == 1
 
 
 def test_the_lists_fit_the_world():

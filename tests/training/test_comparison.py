@@ -5,10 +5,12 @@ import dataclasses
 
 import pytest
 import torch
+from tqdm import tqdm
 from transformers.utils import logging
 
 from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, interpolate
 from starft_hf.models.adapters import with_adapter
+from starft_hf.training.comparison import runs_bar
 from starft_hf.training.methods import METHODS, settings_of_methods
 from tests.support.tiny import CLASS_NAMES, make_dataset
 
@@ -70,6 +72,24 @@ def test_a_run_is_what_the_trainer_gives_and_its_interpolation_what_interpolate_
     expected = evaluate_zero_shot(halfway, processor, sets["plain"], group_column="group", progress=False)
     assert interpolated.results["plain"].loss == pytest.approx(expected.loss, rel=1e-6)
     assert [point.step for point in tuned.log] == [1, 2, 3]
+
+
+def test_bars_of_transformers_do_not_break_that_of_the_runs(capsys):
+    # A hook of the user's own is in place again afterwards.
+    before = logging.set_tqdm_hook(lambda factory, args, kwargs: tqdm(*args, **kwargs))
+    try:
+        with runs_bar(1, "Comparing", False):
+            assert list(logging.tqdm(range(2), desc="Loading weights")) == [0, 1]
+            with logging.tqdm(total=1, desc="Writing model shards") as bar:
+                bar.update()
+        list(logging.tqdm(range(2), desc="Afterwards"))
+    finally:
+        logging.set_tqdm_hook(before)
+    shown = capsys.readouterr().err
+    assert "Comparing" in shown
+    assert "Afterwards" in shown
+    assert "Loading weights" not in shown
+    assert "Writing model shards" not in shown
 
 
 def test_labels_that_stand_for_classes_are_mapped_in_every_run(clip, processor, config, dataset):

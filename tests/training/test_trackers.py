@@ -9,9 +9,9 @@ import pytest
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TrackioCallback
 
-from starft_hf import StarFTTrainer
+from starft_hf import StarFTTrainer, compare, tune
 from starft_hf.training import trackers
-from starft_hf.training.comparison import trainer_of
+from starft_hf.training.comparison import report_tables, trainer_of
 from starft_hf.training.plan import RunInputs
 from starft_hf.training.trackers import TrackerReport
 from tests.support.tiny import make_dataset
@@ -103,6 +103,54 @@ def test_a_tracker_that_fails_ends_no_training(trained, trackio, monkeypatch, ca
     trainer = trained("trackio", project="second", eval_on_start=False)
     assert trainer.state.global_step == 3
     assert "could not be sent to trackio: ConnectionError('no route to host')" in caplog.text
+
+
+def files_of_run(trackio, project, name, tmp_path):
+    """The files of the report in the run of that name."""
+    run = trackio.init(project=project, name=name, resume="must")
+    folder = Path(trackio.use_artifact(f"report-{run.id}:latest").download(str(tmp_path / "downloaded" / name)))
+    trackio.finish()
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    return files
+
+
+def test_a_comparison_is_a_run_for_every_training_and_one_for_its_report(
+    clip, processor, config, dataset, tmp_path, trackio, caplog
+):
+    args = config(report_to=["trackio", "tensorboard"], project="third", run_name="all", group_column="group")
+    sets = {str(tmp_path / "photos" / "test"): make_dataset(12, seed=5)}
+    given = {"methods": ["zero-shot", "FLYP", "kl"], "processing_class": processor, "spuriosity": POOL}
+    report = compare(clip, args, dataset, sets, **given)
+    # Those of TensorBoard are not sent, which is said before the first training.
+    assert "compare logs every training to tensorboard, but its tables and its report only to wandb and" in caplog.text
+    assert trackio.context_vars.current_run.get() is None
+    runs = {run.name for run in trackio.Api().runs("third")}
+    assert runs == {"all", "all: FLYP, seed 0", "all: kl, seed 0"}
+    files = files_of_run(trackio, "third", "all", tmp_path)
+    assert {*files} == {"report.html", "report.json", "report.md"}
+    content = json.loads(files["report.json"])
+    assert [(run["method"], run["interpolated"]) for run in content["runs"]] == [
+        (run.method, run.interpolated) for run in report.runs
+    ]
+    assert {name for run in content["runs"] for name in run["results"]} == {"test"}
+    assert content["thumbnails"] == {"test": {}}
+    tables = report_tables(report.runs)
+    assert list(tables["models"]["accuracy"]) == [run.results[name].accuracy for run in report.runs for name in sets]
+    assert len(tables["groups"]) == sum(len(run.results[name].group_sizes) for run in report.runs for name in sets)
+
+
+def test_a_tuning_sends_its_table_once(clip, processor, config, dataset, tmp_path, trackio):
+    args = config(report_to="trackio", project="fourth", group_column="group", max_steps=2)
+    given = {"methods": ["FLYP"], "alphas": [1], "processing_class": processor, "spuriosity": POOL}
+    sets = dataset, make_dataset(seed=4)
+    tune(clip, args, *sets, **given)
+    # It is finished, and nothing is sent again.
+    tune(clip, args, *sets, **given)
+    assert sorted(run.name for run in trackio.Api().runs("fourth")) == ["output", "output: FLYP"]
+    files = files_of_run(trackio, "fourth", "output", tmp_path)
+    assert {*files} == {"tuning.md", "tuning.png"}
+    assert files["tuning.md"].decode() == (tmp_path / "output" / "tuning.md").read_text(encoding="utf-8")
 
 
 class NeverTrackio(TrackioCallback):

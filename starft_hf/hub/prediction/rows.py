@@ -100,7 +100,9 @@ def resolve(dataset: Any, image: str | None, label: str, groups: Sequence[str]) 
     feature = getattr(feature, "feature", feature)
     names = (names_of_ids(feature.names) or feature.names) if isinstance(feature, ClassLabel) else ()
     label_column = label if present is None or label in present else None
-    return Columns(image, label_column, resolve_groups(dataset, groups), names, is_known=present is not None)
+    return Columns(
+        image, label_column, resolve_groups(dataset, groups, label=label), names, is_known=present is not None
+    )
 
 
 def _image_of(present: Sequence[str], features: Mapping[str, Any]) -> str:

@@ -47,6 +47,8 @@ class Checkpointer:
         self._flaws: Sequence[Flaw] = ()
         # Of output_dir, if that is where a run resumes from.
         self._last: Path | None = None
+        # Warnings about where the next training resumes from, which may be looked for before it.
+        self._warned: set[str] = set()
         self._postponed: list[Callable[[], None]] | None = None
 
     # Finding
@@ -78,17 +80,23 @@ class Checkpointer:
         path, self._flaws = run_on_main_process(lambda: self._find(args, wanted, run_settings))
         self._last = path if wanted is True else None
         for flaw in self._flaws:
-            logger.warning("The checkpoint %s is skipped.", flaw)
+            self._warn(f"The checkpoint {flaw} is skipped.")
         if wanted is True and path is None:
-            logger.warning(
-                "There is no checkpoint to resume from in %s; training starts from the beginning.", args.output_dir
+            self._warn(
+                f"There is no checkpoint to resume from in {args.output_dir}; training starts from the beginning."
             )
         elif self._flaws:
-            logger.warning("Training resumes from %s.", path)
+            self._warn(f"Training resumes from {path}.")
         return path
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)
 
     def remove_flawed(self, args: Any) -> None:
         """Keep what `find` skipped out of rotation, and remove what a killed run would have; in all processes."""
+        self._warned.clear()
         if rank() == 0:
             remove_from_rotation(self._flaws)
             remove_left(Path(str(args.output_dir)))
@@ -128,12 +136,11 @@ class Checkpointer:
             self._check_settings(args, path, self._settings)
         return path, flaws
 
-    @staticmethod
-    def _check_settings(args: Any, folder: Path, settings: dict[str, Any]) -> None:
+    def _check_settings(self, args: Any, folder: Path, settings: dict[str, Any]) -> None:
         content = read_content(folder)
         if content is None:
-            logger.warning(
-                "%s was not written by StarFTTrainer, so it is unknown whether its run had the same settings.", folder
+            self._warn(
+                f"{folder} was not written by StarFTTrainer, so it is unknown whether its run had the same settings."
             )
             return
         if content.get("save_only_model"):
@@ -148,7 +155,7 @@ class Checkpointer:
                 "output_dir to start anew, or set ignore_mismatched_settings=True to resume anyway"
             )
         if found:
-            logger.warning("Resuming from %s, which was written by another run: %s.", folder, "; ".join(found))
+            self._warn(f"Resuming from {folder}, which was written by another run: {'; '.join(found)}.")
 
     # Writing
 

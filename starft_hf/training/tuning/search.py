@@ -2,14 +2,14 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from peft import PeftConfig
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import TrainerState
 from transformers.utils import logging
 
@@ -28,7 +28,9 @@ from starft_hf.training.comparison import (
     evaluation_results,
     interpolate_with,
     merged_weights_of,
+    report_tables,
     results_by_alpha,
+    runs_bar,
     trainer_of,
     weights_of,
 )
@@ -37,12 +39,14 @@ from starft_hf.training.evaluation_tasks import check_labeled_sets
 from starft_hf.training.methods import ZERO_SHOT, settings_of_methods
 from starft_hf.training.multi_label import refuse_multi_label
 from starft_hf.training.plan import RunInputs
+from starft_hf.training.trackers import own_run, remove_trackers, send_results, warn_of_trackers, without_folders
 from starft_hf.training.tuning.candidates import Candidate, PauseCallback, candidates_of, stages, step_at
 from starft_hf.training.tuning.result import TuningResult, TuningRow
 from starft_hf.training.tuning.selection import best_point, measure_of, score, with_groups
 from starft_hf.training.tuning.store import TuningStore, check_folder
 from starft_hf.utils.hashing import tensors_digest
 from starft_hf.utils.names import log_names
+from starft_hf.utils.text import without_paths
 from starft_hf.weights.interpolation import ALPHAS, check_alpha
 
 
@@ -87,7 +91,8 @@ def tune(
 
     Args:
         model: the zero-shot model that every run starts from; it is not changed.
-        args: the settings of all runs, such as the number of steps; `seed` is that of all. Nothing is published.
+        args: the settings of all runs, such as the number of steps; `seed` is that of all. Nothing is published. With
+            `report_to`, every training is a run of its own in trackers, and W&B and Trackio get the table of all.
         train_dataset: the training set.
         eval_dataset: the validation set, by which the choice is made; or a dictionary with it, under its name.
         test_dataset: a test set, or several by name. Only what was chosen is evaluated on it, and the zero-shot model.
@@ -134,6 +139,7 @@ def tune(
     sets = (train_dataset, {name: validation, **tests})
     given = RunInputs(model, plain, *sets, processing_class, spuriosity, reference_model, peft_config)
     check_runs(given, [(one.label, one.args) for one in candidates], adapted)
+    warn_of_trackers(args, "tune")
     trusted = {"trust_remote_code": args.trust_remote_code}
     start_model = load_model(model, **trusted)
     given = replace(given, model=start_model)
@@ -161,7 +167,9 @@ def tune(
         store = TuningStore(folder, settings)
         if store.outcome is None:
             search = _Search(given, name, tests, candidates, chosen_alphas, select_by, folder, store)
-            store.outcome = as_plain(search.run(not args.disable_tqdm).as_dict())
+            result = search.run(not args.disable_tqdm)
+            store.outcome = as_plain(result.as_dict())
+            _send(args, search.name, result)
         else:
             logger.warning("%s already contains this tuning, so nothing is trained.", folder)
         shutil.rmtree(folder / _RUNS, ignore_errors=True)
@@ -182,6 +190,11 @@ class _Search:
     folder: Path
     store: TuningStore
 
+    @property
+    def name(self) -> str:
+        """The name of the runs in trackers."""
+        return self.given.args.run_name or self.folder.name
+
     def run(self, progress: bool) -> TuningResult:
         """Train what is not finished, choose, save and evaluate."""
         validation = {self.validation: self.given.eval_dataset[self.validation]}
@@ -190,7 +203,7 @@ class _Search:
             self.store.zero_shot = self._point(0.0, evaluation_results(trainer_of(shared, shared.args, trains=False)))
         left = list(self.candidates)
         total = len(left) + sum(stage.keep for stage in stages(len(left))[:-1])
-        with tqdm(total=total, desc="Tuning", unit=" runs", disable=not progress) as bar:
+        with runs_bar(total, "Tuning", not progress) as bar:
             for stage in stages(len(left)):
                 for candidate in left:
                     bar.set_description(f"{candidate.label}, to {stage.until:.0%} of its steps")
@@ -210,16 +223,19 @@ class _Search:
         # All of it must be on the disk at a pause, and nothing before that is needed.
         saving: dict[str, Any] = {"save_strategy": "steps", "save_total_limit": 1, "save_only_model": False}
         groups = shared.args.group_column
-        args = _in_folder(candidate.args, folder, **saving, resume_from_checkpoint=None, group_column=groups)
+        changes: dict[str, Any] = {"resume_from_checkpoint": None, "group_column": groups, "run_name": self.name}
+        args = _in_folder(candidate.args, folder, **saving, **changes)
         trainer = trainer_of(shared, args, callbacks=[PauseCallback(until)])
         start = weights_of(trainer)
         last = last_valid_checkpoint(folder)[0] if folder.is_dir() else None
         if last is not None and _is_at(last, until):
             # The process ended before its results were kept.
+            remove_trackers(trainer)
             trainer._load_from_checkpoint(str(last))
         else:
             try:
-                trainer.train(resume_from_checkpoint=True if any(folder.glob("checkpoint-*")) else None)
+                with own_run(trainer, candidate.label):
+                    trainer.train(resume_from_checkpoint=True if any(folder.glob("checkpoint-*")) else None)
             except FloatingPointError as error:
                 logger.warning("%s diverged and is no longer a candidate: %s", candidate.label, error)
                 self.store.add_diverged(candidate.label, str(error))
@@ -279,6 +295,7 @@ class _Search:
         """Save the model that was chosen, and evaluate it and the zero-shot model on the test sets."""
         args = _in_folder(self.given.args if best is None else best.args, self.folder)
         trainer = trainer_of(replace(self.given, eval_dataset=dict(self.tests) or None), args, trains=best is not None)
+        remove_trackers(trainer)
         found = {ZERO_SHOT: evaluation_results(trainer)} if self.tests else {}
         if best is not None:
             start = weights_of(trainer)
@@ -300,6 +317,15 @@ class _Search:
     def _folder_of(self, candidate: Candidate) -> Path:
         names = log_names(one.label for one in self.candidates)
         return self.folder / _RUNS / names[candidate.label]
+
+
+def _send(args: StarFTConfig, called: str, result: TuningResult) -> None:
+    """Send what was found to trackers, without the paths of datasets."""
+    shown = replace(result, validation=without_paths(result.validation), test=without_folders(result.test))
+    tables = {"candidates": pd.DataFrame([asdict(row) for row in shown.table])}
+    if shown.report is not None:
+        tables |= report_tables(shown.report.runs)
+    send_results(args, called, tables, lambda folder: shown.save(Path(folder)))
 
 
 def _in_folder(args: StarFTConfig, folder: Path, **changes: Any) -> StarFTConfig:
