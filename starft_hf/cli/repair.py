@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group_column", nargs="+", help="columns that name the groups (default: those of the model's own run)"
     )
+    parser.add_argument(
+        "--cluster_column",
+        help="column that says what an image shows, such as the individual, where several images show the same",
+    )
     parser.add_argument("--templates", nargs="+", help="prompts with {} for the class (default: those of the run)")
     parser.add_argument("--cache_dir", help="folder of embeddings (default: that of the reference's)")
     add_trust(parser)
@@ -59,9 +63,8 @@ def run(options: argparse.Namespace) -> None:
     from starft_hf.utils.text import percent
 
     settings: dict[str, Any] = {**names, **columns(options), **reading(options), "group_column": groups}
-    settings |= given(
-        options, "base", "methods", "select_by", "spuriosity", "templates", "cache_dir", "trust_remote_code"
-    )
+    asked = ("base", "methods", "select_by", "spuriosity", "templates", "cluster_column", "cache_dir")
+    settings |= given(options, *asked, "trust_remote_code")
     settings |= {"seed": options.seed, "output_dir": options.output_dir}
     if torch.cuda.is_available():
         settings["device"] = "cuda"

@@ -21,6 +21,7 @@ VALUES = {
     "caption_template": ["a {}.", "the {}."],
     "card_template": ["card.md"],
     "class_names": ["names.txt"],
+    "cluster_column": ["individual"],
     "crop_scale": ["none"],
     "data_dir": ["d"],
     "curve_alphas": ["0.1", "0.9"],

@@ -234,6 +234,10 @@ def of_one_class(rows):
     return rows.filter(lambda row: row["label"] == 0)
 
 
+def one_individual(rows):
+    return rows.add_column("shown", ["a"] * len(rows))
+
+
 def with_small_group(rows):
     names = sorted(set(rows["group"]))
     small = rows.filter(lambda row: row["group"] == names[0]).select(range(3))
@@ -250,6 +254,9 @@ def with_small_group(rows):
         (lambda rows: rows, {"select_by": "worst"}, "unknown select_by 'worst'"),
         (lambda rows: rows, {"group_column": None, "select_by": "worst_group"}, "needs groups"),
         (lambda rows: rows, {"select_by": "pseudo_groups"}, "pass base, the model before fine-tuning, and spuriosity"),
+        (lambda rows: rows, {"cluster_column": "bird"}, "has no column 'bird'; .* Set cluster_column"),
+        (lambda rows: rows, {"cluster_column": "label"}, "all images of the class 'circle' have one value"),
+        (one_individual, {"cluster_column": "shown"}, "'a' in images of 'circle' and of 'square'"),
         (lambda rows: rows, {"methods": ["last-layer"]}, "unknown method 'last-layer'. Did you mean 'last layer'"),
     ],
 )
@@ -275,9 +282,11 @@ def test_nothing_is_overwritten_and_another_start_is_refused(tuned, validation, 
 def test_the_command(tuned, validation, tmp_path, capsys):
     from datasets import DatasetDict
 
+    validation = validation.sort("label").add_column("individual", [row // 2 for row in range(20)])
     DatasetDict(train=validation, validation=validation).save_to_disk(tmp_path / "data")
     command = ["repair", str(tuned), str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--json"]
     flags = ["--base", str(MODEL_FOLDER), "--group_column", "group", "--cache_dir", str(tmp_path / "features")]
+    flags += ["--cluster_column", "individual"]
     assert main([*command, *flags, "--methods", "WiSE-FT", "last layer"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["method"] in ("none", "WiSE-FT", "last layer")

@@ -1,5 +1,7 @@
 """The choice among repairs keeps its promise, and every repair is what its paper defines."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -169,3 +171,42 @@ def test_rare_pseudo_groups_are_one_group_or_join_another():
     seen[:20] = 1
     assert np.bincount(pseudo_groups(labels, seen)).min() >= FOLDS
     assert len(np.unique(pseudo_groups(labels, seen))) == 4
+
+
+def draw_individuals(size, seed, individuals=4, lean=0.4):
+    """As `draw`, but images show so many individuals of a class, which differ from each other more than classes do."""
+    generator = np.random.default_rng(seed)
+    data, own = draw(size, lean, seed), generator.normal(size=(2 * individuals, 64))
+    clusters = 2 * generator.integers(individuals, size=size) + data.labels
+    images = np.concatenate([0.4 * data.images, 2 * own[clusters] / 8], axis=1)
+    wider = {name: np.pad(getattr(data, name), [(0, 0)] * (ndim - 1) + [(0, 64)]) for name, ndim in WIDER.items()}
+    clusters = np.unique(clusters, return_inverse=True)[1]
+    return replace(data, images=unit(images), clusters=clusters, **wider)
+
+
+WIDER = {"prompts": 3, "pool": 2, "attributes": 2}
+
+
+def test_clusters_stay_together_in_folds_and_in_samples():
+    data = draw_individuals(120, seed=0)
+    folds = selection._folds(data, np.random.default_rng(0))
+    counts = selection._samples(data, np.random.default_rng(0))
+    for cluster in np.unique(data.clusters):
+        rows = data.clusters == cluster
+        assert len(np.unique(folds[rows])) == 1
+        assert (counts[:, rows] == counts[:, rows][:, :1]).all()
+    for fold in range(FOLDS):
+        assert set(data.labels[folds != fold]) == {0, 1}
+
+
+def test_repeated_individuals_promise_too_much_unless_they_are_clusters():
+    held_out, gains = draw_individuals(4000, seed=1, individuals=400), {"clusters": [], "images": []}
+    for seed in range(20):
+        data = draw_individuals(120, seed=(2, seed))
+        for name, own in (("clusters", data), ("images", replace(data, clusters=None))):
+            each = candidates(own, (LAST_LAYER,))
+            choice = choose(own, each, seed)
+            repair = each[choice.chosen].fit(own, np.arange(len(own.labels)))
+            gains[name].append(worst(held_out, repair) - worst(held_out, Repair()) + choice.standard_error)
+    assert np.mean(np.array(gains["images"]) >= 0) < 0.8
+    assert np.mean(np.array(gains["clusters"]) >= 0) >= 0.95

@@ -43,6 +43,7 @@ class Embedded:
         start_logits: those of the start; None without one.
         pool: what each template of the pool adds to a caption, `(templates, D)`; None without a pool.
         attributes: the texts that the templates add, by themselves, `(attributes, D)`; None without a pool.
+        clusters: indices `(N,)` of what images show, from 0, such as individuals; None: each shows something else.
     """
 
     images: Floats
@@ -55,6 +56,7 @@ class Embedded:
     start_logits: Floats | None = None
     pool: Floats | None = None
     attributes: Floats | None = None
+    clusters: Ints | None = None
 
     @property
     def num_classes(self) -> int:

@@ -14,9 +14,10 @@ from starft_hf.data.captions import class_caption
 from starft_hf.data.columns import ImageColumns, read_column
 from starft_hf.data.decoding import RAISE, check_on_bad_image
 from starft_hf.data.examples import EvaluationExampleMaker, IndexedExamples, image_examples
+from starft_hf.data.groups import resolve_groups
 from starft_hf.data.image_cache import ImageCacheSettings, given_image_cache
 from starft_hf.data.images import SCALED, ImagePreprocessor, check_image_decoding
-from starft_hf.data.source import is_fingerprinted
+from starft_hf.data.source import column_names, is_fingerprinted
 from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.models.encoder import logit_scale_of
 from starft_hf.models.modes import evaluation_mode
@@ -102,12 +103,27 @@ class Embedder:
 def targets(dataset: Any, columns: ImageColumns) -> tuple[Ints, list[str]]:
     """The class index `(N,)` and the name of the group of every row."""
     used = [column for column in columns.used if column not in (columns.image, columns.caption)]
-    if hasattr(dataset, "select_columns"):
-        values = [read_column(dataset, column) for column in used]
-        rows = [dict(zip(used, row, strict=True)) for row in zip(*values, strict=True)]
-    else:
-        rows = [{column: dataset[index][column] for column in used} for index in range(len(dataset))]
+    rows = _rows(dataset, used)
     return np.array([columns.label_of(row) for row in rows]), [columns.group_of(row) for row in rows]
+
+
+def clusters_of(dataset: Any, column: str) -> list[str]:
+    """The cluster of every row by a column; ValueError if there is no such column, or a row has no single value."""
+    clusters = resolve_groups(dataset, column)
+    if clusters is None:
+        raise ValueError(
+            f"dataset has no column {column!r}; its columns are {column_names(dataset)}. Set cluster_column to the "
+            "right one"
+        )
+    return [clusters.of(row) for row in _rows(dataset, clusters.columns)]
+
+
+def _rows(dataset: Any, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """All rows, with these columns alone."""
+    if hasattr(dataset, "select_columns"):
+        values = [read_column(dataset, column) for column in columns]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    return [{column: dataset[index][column] for column in columns} for index in range(len(dataset))]
 
 
 def embed(subject: Subject, embedder: Embedder, labels: Ints, alphas: Sequence[float]) -> Embedded:
@@ -235,4 +251,5 @@ def readable_rows(data: Embedded) -> Embedded:
         groups=choose(data.groups),
         mixed={alpha: choose(logits) for alpha, logits in data.mixed.items()},
         start_logits=None if data.start_logits is None else choose(data.start_logits),
+        clusters=None if data.clusters is None else np.unique(choose(data.clusters), return_inverse=True)[1],
     )

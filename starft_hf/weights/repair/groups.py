@@ -63,6 +63,28 @@ def check_numbers(labels: Ints, class_names: Sequence[str], groups: Sequence[str
         )
 
 
+def check_clusters(clusters: Sequence[str], labels: Ints, class_names: Sequence[str]) -> None:
+    """Check that every cluster is of one class, and every class has several.
+
+    Raises:
+        ValueError: if not, naming the first.
+    """
+    found: dict[str, int] = {}
+    for cluster, label in zip(clusters, labels.tolist(), strict=True):
+        if found.setdefault(cluster, label) != label:
+            raise ValueError(
+                f"cluster_column has {cluster!r} in images of {class_names[found[cluster]]!r} and of "
+                f"{class_names[label]!r}; each value must be of one class, such as one individual"
+            )
+    counts = Counter(found.values())
+    for label, name in enumerate(class_names):
+        if counts[label] < 2:
+            raise ValueError(
+                f"all images of the class {name!r} have one value of cluster_column, and a repair is compared on "
+                "others than it is fitted to; add images of another, or leave cluster_column out"
+            )
+
+
 def indices_of(names: Sequence[str]) -> tuple[Ints, tuple[str, ...]]:
     """The index of every name among the distinct ones, and these."""
     distinct, indices = np.unique(np.array(names), return_inverse=True)

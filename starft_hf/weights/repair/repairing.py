@@ -21,11 +21,20 @@ from starft_hf.utils.files import check_free
 from starft_hf.utils.names import unknown_name
 from starft_hf.weights.repair import candidates as tried
 from starft_hf.weights.repair.embedded import Embedded, Ints
-from starft_hf.weights.repair.embedding import Embedder, ImageReading, embed, readable_rows, seen_attributes, targets
+from starft_hf.weights.repair.embedding import (
+    Embedder,
+    ImageReading,
+    clusters_of,
+    embed,
+    readable_rows,
+    seen_attributes,
+    targets,
+)
 from starft_hf.weights.repair.groups import (
     PSEUDO_GROUPS,
     WORST_CLASS,
     WORST_GROUP,
+    check_clusters,
     check_numbers,
     indices_of,
     pseudo_groups,
@@ -123,6 +132,7 @@ def repair(
     templates: Sequence[str] | str | None = None,
     group_column: str | Sequence[str] | None = None,
     group_function: GroupFunction | None = None,
+    cluster_column: str | None = None,
     image_column: str = "image",
     label_column: str = "label",
     batch_size: int = 64,
@@ -166,6 +176,9 @@ def repair(
         templates: prompts; None: those of the record.
         group_column: column that names a row's group, or several whose combinations do.
         group_function: names a row's group from its other columns, in place of `group_column`.
+        cluster_column: column that says what an image shows, such as the individual, the patient or the product, of
+            which there may be many images. Those of one stay together in cross-validation and in the bootstrap, so
+            that a repair is compared on others than it was fitted to. None: every image shows something else.
         image_column: column with the images.
         label_column: column with the labels.
         batch_size: images per forward.
@@ -184,8 +197,8 @@ def repair(
 
     Raises:
         FileExistsError: if there is something in `output_dir`.
-        ValueError: before the first forward, if there is no image of a class, there are fewer than five of a group,
-            or data and model do not fit.
+        ValueError: before the first forward, if there is no image of a class, there are fewer than five of a group or
+            fewer than two clusters of a class, or data and model do not fit.
     """
     output = None if output_dir is None else Path(output_dir)
     if output is not None:
@@ -202,6 +215,9 @@ def repair(
     columns, has_pool = images.columns, images.known.pool is not None
     # Whether there is a start is known once it is loaded.
     select_by, labels, groups = check_numbers_of(dataset, columns, select_by, has_pool=has_pool)
+    clusters = None if cluster_column is None else clusters_of(dataset, cluster_column)
+    if clusters is not None:
+        check_clusters(clusters, labels, columns.class_names or ())
     subject = images.load(processor, base)
     resolve_measure(select_by, has_groups=columns.groups is not None, has_pool=has_pool and subject.start is not None)
 
@@ -215,6 +231,7 @@ def repair(
         )
     alphas = tried.ALPHAS if tried.WISE_FT in used else tried.ALPHAS[:1] if tried.AFR_OF_START in used else ()
     data = embed(subject, embedder, labels, alphas)
+    data = data if clusters is None else replace(data, clusters=indices_of(clusters)[0])
     if select_by == WORST_GROUP:
         data = replace(data, groups=indices_of(groups)[0])
     elif select_by == PSEUDO_GROUPS:

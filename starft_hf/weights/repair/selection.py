@@ -57,10 +57,11 @@ def choose(data: Embedded, candidates: Sequence[Candidate], seed: int = 0, *, ma
     The best of many candidates looks better than it is. As in BBC-CV (arXiv 1708.07180), the images are resampled,
     the best candidate of each sample is found, and its gain is measured on the images outside of the sample. It is
     taken if the mean gain is more than one standard error; unless the model `may_keep` its weights, in any case.
+    Where images have clusters, these are resampled, and none is in two folds.
     """
     right = out_of_fold(data, candidates, seed)
     generator = np.random.default_rng(seed)
-    inside = resampled(data.groups, generator)
+    inside = _samples(data, generator)
     outside = (inside == 0).astype(np.float64)
     worst, worst_outside = (worst_group(right, data.groups, counts) for counts in (inside, outside))
     everything = np.ones((1, len(data.groups)))
@@ -91,9 +92,30 @@ def out_of_fold(data: Embedded, candidates: Sequence[Candidate], seed: int) -> F
     return right / repeats
 
 
+def _samples(data: Embedded, generator: np.random.Generator) -> Floats:
+    if data.clusters is None:
+        return resampled(data.groups, generator)
+    return resampled(_classes_of(data.clusters, data.labels), generator)[:, data.clusters]
+
+
 def _folds(data: Embedded, generator: np.random.Generator) -> Ints:
-    """The fold of every image; images of one class and group, and those of one class, are spread evenly."""
-    order = np.lexsort((generator.random(len(data.labels)), data.groups, data.labels))
+    """The fold of every image; images of one class and group, and those of one class, are spread evenly.
+
+    With clusters, those of one class are spread evenly, and images of one cluster are in one fold.
+    """
+    if data.clusters is None:
+        return _dealt(generator, data.groups, data.labels)
+    return _dealt(generator, _classes_of(data.clusters, data.labels))[data.clusters]
+
+
+def _dealt(generator: np.random.Generator, *keys: Ints) -> Ints:
+    """The fold of everything; what has the same keys, of which the last counts most, is spread evenly."""
+    order = np.lexsort((generator.random(len(keys[0])), *keys))
     folds = np.empty(len(order), dtype=np.int64)
     folds[order] = np.arange(len(order)) % FOLDS
     return folds
+
+
+def _classes_of(clusters: Ints, labels: Ints) -> Ints:
+    """The class of every cluster."""
+    return labels[np.unique(clusters, return_index=True)[1]]
