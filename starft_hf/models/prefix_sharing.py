@@ -79,7 +79,7 @@ def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int,
 
     length = max(len(row.tokens) for row in rows)
     input_ids, parents, position_ids = (
-        torch.tensor([each + [filler] * (length - len(each)) for each in found])
+        torch.tensor([each + [filler] * (length - len(each)) for each in found], dtype=torch.long)
         for found, filler in (
             ([row.tokens for row in rows], padding),
             ([row.parents for row in rows], 0),
@@ -88,7 +88,7 @@ def pack(sequences: Sequence[list[int]], pooled: Sequence[int], max_length: int,
     )
     # Every node attends to itself; padding, too, because a softmax over nothing is NaN.
     attends = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)
-    for depth in range(1, int(position_ids.max()) + 1):
+    for depth in range(1, 1 + max(max(row.depths, default=0) for row in rows)):
         # A node sees what its parent sees, which is complete by now, and itself.
         row, node = (position_ids == depth).nonzero(as_tuple=True)
         attends[row, node] |= attends[row, parents[row, node]]
