@@ -126,6 +126,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             curve_alphas=ALPHAS if plain and choice else (),
             spuriosity=pool,
             repair_dataset=split_of(cell, "validation") if method.repaired else None,
+            repair_cluster_column=method.clusters,
         )
     found = _figures(report.runs[0])
     if plain and choice:

@@ -28,6 +28,7 @@ class Method:
         chosen_as: the row whose weight this one takes, where the pool is not known in advance.
         plain: the share of plain captions, "{}.", among the spurious ones.
         repaired: what `repair` chooses on the validation split, by the worst group, is tested.
+        clusters: a column of that split whose values repairs keep together.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Method:
     chosen_as: str | None = None
     plain: float = 0.0
     repaired: bool = False
+    clusters: str | None = None
 
 
 # What `StarFTConfig` takes by default where the task of this benchmark asks for something else.
@@ -63,6 +65,8 @@ METHODS = {
     "star, found": Method("star", "found", chosen_as="star, right"),
     "FLYP + repair": Method("FLYP", repaired=True),
     "kl + repair": Method("kl", "right", chosen_as="kl, right", repaired=True),
+    "FLYP + repair, clusters": Method("FLYP", repaired=True, clusters="name"),
+    "kl + repair, clusters": Method("kl", "right", chosen_as="kl, right", repaired=True, clusters="name"),
     "CE": Method("CE"),
     "L2-SP": Method("L2-SP", weights={6: (0.01, 0.1, 1.0), 2: (0.01, 0.1, 1.0)}),
 }

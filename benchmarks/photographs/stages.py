@@ -24,6 +24,7 @@ TWO = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "kl, plain", *BOTH)
 HALF_PLAIN = ("zero-shot", "FLYP", "defaults", "defaults, plain 0.5")
 MORE = ("kl, auto", "star, auto", "kl, found", "star, found", "CE", "L2-SP")
 REPAIRED = ("FLYP + repair", "kl + repair")
+CLUSTERED = tuple(f"{name}, clusters" for name in REPAIRED)
 LARGE = ("zero-shot", "FLYP", "kl, right", "star, right", "star, unrelated")
 
 
@@ -81,6 +82,8 @@ STAGES = (
     Stage("A", 2, 0.8, TWO, FIRST),
     Stage("A", 6, 0.95, REPAIRED, FIRST),
     Stage("A", 2, 0.95, REPAIRED, FIRST),
+    Stage("A", 6, 0.95, CLUSTERED, FIRST),
+    Stage("A", 2, 0.95, CLUSTERED, FIRST),
     Stage("A", 6, 1.0, REPAIRED, FIRST),
     Stage("A", 6, 0.95, MAIN + BOTH, THIRD),
     Stage("A", 6, 1.0, SHORT, LATER),

@@ -30,6 +30,7 @@ class CompareArguments:
     alpha: float | None = option(0.5, "Weight of the fine-tuned model in interpolated models; none makes none.")
     curve_alphas: list[float] = field(default_factory=list, metadata={"help": "Further weights, for the curves."})
     repair_split: str | None = option(None, "Split that repairs are chosen on; by default validation, if it is free.")
+    repair_cluster_column: str | None = option(None, "Its column that says what an image shows, as an individual.")
     processes: int = option(1, "Runs at a time, on CPUs.")
 
 
@@ -53,7 +54,11 @@ def run(options: argparse.Namespace) -> None:
     args, arguments = settings_of(options), run_arguments(options)
     methods, repairs = with_repairs(own.methods)
     if not repairs.by_method:
-        refuse(options, ["repair_split"], "none of --methods ends with a repair, as 'FLYP + repair' does")
+        refuse(
+            options,
+            ["repair_split", "repair_cluster_column"],
+            "none of --methods ends with a repair, as 'FLYP + repair' does",
+        )
     jobs = settings_of_methods(args, methods, own.seeds)
     regularized = [method for method, args in jobs if args.regularizer != NO_REGULARIZER]
     weighted = regularized and all("@" in method for method in regularized)

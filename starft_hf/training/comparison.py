@@ -155,6 +155,7 @@ def compare(
     peft_config: PeftConfig | str | None = None,
     class_mapping: Any = None,
     repair_dataset: Any = None,
+    repair_cluster_column: str | None = None,
     processes: int = 1,
 ) -> RobustnessReport:
     """Fine-tune with every method and seed, with the same steps and order of the data, and compare.
@@ -182,6 +183,7 @@ def compare(
         peft_config: trains an adapter in every run, as in `StarFTTrainer`.
         class_mapping: of evaluation sets whose labels map to classes of the training set, as in `StarFTTrainer`.
         repair_dataset: the validation set that repairs are fitted to and chosen on, of which nothing else is reported.
+        repair_cluster_column: a column of it that says what an image shows, as `repair` takes it.
         processes: number of parallel runs, on CPUs, each in a process of one thread. Arguments are then pickled, so
             functions must be defined in a module, and the caller guarded by `if __name__ == "__main__":`.
 
@@ -193,7 +195,7 @@ def compare(
             that is not compared, methods or seeds contain duplicates or are empty, a dataset is missing, or the
             settings of a method are inconsistent or do not fit the training set.
     """
-    methods, repairs = with_repairs(methods, repair_dataset)
+    methods, repairs = with_repairs(methods, repair_dataset, repair_cluster_column)
     runs_asked = settings_of_methods(args, methods, seeds, settings)
     jobs = [(method, without_unused(own, spuriosity)) for method, own in runs_asked]
     for _, own in runs_asked:

@@ -29,7 +29,7 @@ from starft_hf.weights.repair import repair
 from starft_hf.weights.repair.candidates import DFR, METHODS, NEEDS_POOL, NEEDS_START
 from starft_hf.weights.repair.labeled import check_validation_set
 from starft_hf.weights.repair.projections import why_not_foldable
-from starft_hf.weights.repair.repairing import check_numbers_of
+from starft_hf.weights.repair.repairing import check_numbers_of, checked_clusters
 
 
 # The best of all, or none.
@@ -48,11 +48,13 @@ class Repairs:
         by_method: names of repairs by the label of the method whose run is repaired.
         dataset: the validation set; None without repairs.
         only_repaired: labels of methods that were not asked for without a repair.
+        cluster_column: of the dataset, as `repair` takes it.
     """
 
     by_method: Mapping[str, Sequence[str]]
     dataset: Any = None
     only_repaired: frozenset[str] = frozenset()
+    cluster_column: str | None = None
 
     def check(self, args: StarFTConfig) -> None:
         """Check, before anything is loaded, that there is a validation set if there are repairs, and only then.
@@ -70,10 +72,13 @@ class Repairs:
                 f"repair_dataset has no effect: none of methods ends with a repair, as 'FLYP{_PLUS}{REPAIR}' does; "
                 "leave it out"
             )
+        if self.cluster_column is not None and not self.by_method:
+            raise ValueError("repair_cluster_column has no effect: none of methods ends with a repair; leave it out")
         if self.by_method:
             check_validation_set(self.dataset)
             columns = resolve_evaluation_columns(self.dataset, _columns(args), what="repair_dataset")
-            check_numbers_of(self.dataset, columns, None, has_pool=False)
+            _, labels, _ = check_numbers_of(self.dataset, columns, None, has_pool=False)
+            checked_clusters(self.dataset, self.cluster_column, labels, columns.class_names or ())
             names = {name for own in self.by_method.values() for name in own}
             if DFR in names and columns.groups is None:
                 raise ValueError(f"{DFR!r} balances groups, and there are none; set group_column, or remove it")
@@ -113,6 +118,7 @@ class Repairs:
             class_names=trainer.class_names,
             templates=args.zero_shot_templates,
             group_column=args.group_column,
+            cluster_column=self.cluster_column,
             image_column=args.image_column,
             label_column=args.label_column,
             batch_size=args.per_device_eval_batch_size,
@@ -127,7 +133,7 @@ class Repairs:
         return Run(f"{method}{_PLUS}{name}", args.seed, _results(trainer, found.classifier))
 
 
-def with_repairs(methods: Methods, dataset: Any = None) -> tuple[Methods, Repairs]:
+def with_repairs(methods: Methods, dataset: Any = None, cluster_column: str | None = None) -> tuple[Methods, Repairs]:
     """The methods without repairs, each once, and the repairs of their runs.
 
     Raises:
@@ -136,13 +142,13 @@ def with_repairs(methods: Methods, dataset: Any = None) -> tuple[Methods, Repair
     pairs = [] if isinstance(methods, (str, Mapping)) else [_split(label) for label in methods]
     asked = [pair for pair in pairs if pair[1] is not None]
     if not asked:
-        return methods, Repairs({}, dataset)
+        return methods, Repairs({}, dataset, cluster_column=cluster_column)
     if len(set(asked)) < len(asked):
         raise ValueError(f"methods is {list(methods)}; pass at least one, without duplicates")
     own = [method for method, name in pairs if name is None]
     others = dict.fromkeys(method for method, _ in asked if method not in own)
     by_method = {method: tuple(str(name) for other, name in asked if other == method) for method in (*own, *others)}
-    return [*own, *others], Repairs(by_method, dataset, frozenset(others))
+    return [*own, *others], Repairs(by_method, dataset, frozenset(others), cluster_column)
 
 
 def _pool(trainer: StarFTTrainer, shared: RunInputs) -> SpuriosityPool:

@@ -61,6 +61,7 @@ VALUES = {
     "report": ["report.html"],
     "fail_under": ["0.4"],
     "repair_split": ["dev"],
+    "repair_cluster_column": ["individual"],
     "retention": ["others"],
     "revision": ["next"],
     "seeds": ["3"],

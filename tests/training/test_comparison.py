@@ -317,14 +317,21 @@ def test_adapters_are_interpolated_as_the_models_they_are_merged_into(clip, proc
 
 def test_runs_are_repaired_on_a_validation_set(clip, processor, config, dataset):
     methods = ["zero-shot", "FLYP", "FLYP + last layer", "kl + WiSE-FT", "CE + repair"]
-    validation, shown = make_dataset(48, seed=5), make_dataset(20, seed=6)
+    validation, shown = make_dataset(48, seed=5).sort("label"), make_dataset(20, seed=6)
+    individuals = [f"{row % 3} of {label}" for row, label in enumerate(validation["label"])]
+    validation = validation.add_column("individual", individuals)
     settings = {"processing_class": processor, "alpha": None, "repair_dataset": validation}
+    settings["repair_cluster_column"] = "individual"
     args = config(learning_rate=1e-2)
     report = compare(clip, args, dataset, shown, methods=methods, **settings)
     assert [run.method for run in report.runs] == methods
     sizes = {tuple(run.results["eval"].group_sizes.items()) for run in report.runs}
     assert len(sizes) == 1
     assert "FLYP + last layer" in report.as_markdown()
+    with pytest.raises(ValueError, match=r"all images of the class .* have one value of cluster_column"):
+        compare(clip, args, dataset, shown, methods=methods, **{**settings, "repair_cluster_column": "label"})
+    with pytest.raises(ValueError, match="repair_cluster_column has no effect"):
+        compare(clip, args, dataset, shown, methods=["FLYP"], repair_cluster_column="label")
     # A repair changes nothing about the run that it is of.
     (alone,) = compare(clip, args, dataset, shown, methods=["FLYP"], processing_class=processor, alpha=None).runs
     assert alone.results["eval"].loss == report.runs[1].results["eval"].loss

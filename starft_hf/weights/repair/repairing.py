@@ -215,9 +215,7 @@ def repair(
     columns, has_pool = images.columns, images.known.pool is not None
     # Whether there is a start is known once it is loaded.
     select_by, labels, groups = check_numbers_of(dataset, columns, select_by, has_pool=has_pool)
-    clusters = None if cluster_column is None else clusters_of(dataset, cluster_column)
-    if clusters is not None:
-        check_clusters(clusters, labels, columns.class_names or ())
+    clusters = checked_clusters(dataset, cluster_column, labels, columns.class_names or ())
     subject = images.load(processor, base)
     resolve_measure(select_by, has_groups=columns.groups is not None, has_pool=has_pool and subject.start is not None)
 
@@ -231,7 +229,7 @@ def repair(
         )
     alphas = tried.ALPHAS if tried.WISE_FT in used else tried.ALPHAS[:1] if tried.AFR_OF_START in used else ()
     data = embed(subject, embedder, labels, alphas)
-    data = data if clusters is None else replace(data, clusters=indices_of(clusters)[0])
+    data = replace(data, clusters=clusters)
     if select_by == WORST_GROUP:
         data = replace(data, groups=indices_of(groups)[0])
     elif select_by == PSEUDO_GROUPS:
@@ -253,6 +251,15 @@ def check_numbers_of(
     labels, groups = targets(dataset, columns)
     check_numbers(labels, columns.class_names or (), groups if select_by == WORST_GROUP else None)
     return select_by, labels, groups
+
+
+def checked_clusters(dataset: Any, column: str | None, labels: Ints, class_names: Sequence[str]) -> Ints | None:
+    """The cluster index of every row by a column, of which there are enough; None without a column."""
+    if column is None:
+        return None
+    clusters = clusters_of(dataset, column)
+    check_clusters(clusters, labels, class_names)
+    return indices_of(clusters)[0]
 
 
 def _chosen(
