@@ -16,7 +16,7 @@ SUMMARY = "find what is correlated with the labels of a dataset, with the zero-s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the model before fine-tuning: a Hub id or a folder")
     add_data_arguments(parser, split="train")
-    add_pool(parser, "--pool", "all")
+    add_pool(parser, "--pool", "all", "; its attributes are tested (default: %(default)s)")
     parser.add_argument("--max_samples", type=positive_int, help="use at most this many images (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample and the permutations")
     parser.add_argument("--top", type=positive_int, default=20, help="rows to print")

@@ -12,6 +12,7 @@ from starft_hf.weights.repair.embedded import Embedded, Repair, softmax, unit, w
 from starft_hf.weights.repair.groups import pseudo_groups
 from starft_hf.weights.repair.last_layers import adjusted_bias, class_balanced, group_balanced, reweighted
 from starft_hf.weights.repair.projections import principal_directions, span
+from starft_hf.weights.repair.repairing import _checked
 from starft_hf.weights.repair.selection import FOLDS, choose
 
 
@@ -197,6 +198,14 @@ def test_clusters_stay_together_in_folds_and_in_samples():
         assert (counts[:, rows] == counts[:, rows][:, :1]).all()
     for fold in range(FOLDS):
         assert set(data.labels[folds != fold]) == {0, 1}
+
+
+def test_unreadable_images_may_not_leave_a_class_with_one_cluster():
+    data = draw_individuals(40, seed=0, individuals=2)
+    cluster = data.clusters[data.labels == 0][0]
+    images = np.where((data.clusters == cluster)[:, None], 0, data.images)
+    with pytest.raises(ValueError, match="all images of the class 'class 0' have one value of cluster_column"):
+        _checked(replace(data, images=images))
 
 
 def test_repeated_individuals_promise_too_much_unless_they_are_clusters():

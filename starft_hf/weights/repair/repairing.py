@@ -333,6 +333,9 @@ def _checked(data: Embedded) -> Embedded:
     kept = readable_rows(data)
     if len(kept.labels) < len(data.labels):
         names = [str(group) for group in range(int(data.groups.max()) + 1)]
-        check_numbers(kept.labels, [f"class {label}" for label in range(data.num_classes)], None)
+        classes = [f"class {label}" for label in range(data.num_classes)]
+        check_numbers(kept.labels, classes, None)
         check_numbers(kept.groups, names, None)
+        if kept.clusters is not None:
+            check_clusters([str(cluster) for cluster in kept.clusters], kept.labels, classes)
     return kept
