@@ -30,7 +30,7 @@ class CompareArguments:
     alpha: float | None = option(0.5, "Weight of the fine-tuned model in interpolated models; none makes none.")
     curve_alphas: list[float] = field(default_factory=list, metadata={"help": "Further weights, for the curves."})
     repair_split: str | None = option(None, "Split that repairs are chosen on; by default validation, if it is free.")
-    repair_cluster_column: str | None = option(None, "Column of that split that says what an image shows.")
+    repair_cluster_column: str | None = option(None, "Column of that split that says which images belong together.")
     processes: int = option(1, "Runs at a time, on CPUs.")
 
 

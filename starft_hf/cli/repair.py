@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cluster_column",
-        help="column that says what an image shows, such as the individual, where several images show the same",
+        help="column that says which images belong together, such as those of one individual, camera or video",
     )
     parser.add_argument("--templates", nargs="+", help="prompts with {} for the class (default: those of the run)")
     parser.add_argument("--cache_dir", help="folder of embeddings (default: that of the reference's)")

@@ -183,7 +183,7 @@ def compare(
         peft_config: trains an adapter in every run, as in `StarFTTrainer`.
         class_mapping: of evaluation sets whose labels map to classes of the training set, as in `StarFTTrainer`.
         repair_dataset: the validation set that repairs are fitted to and chosen on, of which nothing else is reported.
-        repair_cluster_column: a column of it that says what an image shows, as `repair` takes it.
+        repair_cluster_column: a column of it that says which images belong together, as `repair` takes it.
         processes: number of parallel runs, on CPUs, each in a process of one thread. Arguments are then pickled, so
             functions must be defined in a module, and the caller guarded by `if __name__ == "__main__":`.
 

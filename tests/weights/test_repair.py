@@ -256,7 +256,7 @@ def with_small_group(rows):
         (lambda rows: rows, {"select_by": "pseudo_groups"}, "pass base, the model before fine-tuning, and spuriosity"),
         (lambda rows: rows, {"cluster_column": "bird"}, "has no column 'bird'; .* Set cluster_column"),
         (lambda rows: rows, {"cluster_column": "label"}, "all images of the class 'circle' have one value"),
-        (one_individual, {"cluster_column": "shown"}, "'a' in images of 'circle' and of 'square'"),
+        (one_individual, {"cluster_column": "shown"}, "all images of the class 'circle' have one value"),
         (lambda rows: rows, {"methods": ["last-layer"]}, "unknown method 'last-layer'. Did you mean 'last layer'"),
     ],
 )

@@ -1,5 +1,6 @@
 """The choice among repairs keeps its promise, and every repair is what its paper defines."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from starft_hf.weights.repair.groups import pseudo_groups
 from starft_hf.weights.repair.last_layers import adjusted_bias, class_balanced, group_balanced, reweighted
 from starft_hf.weights.repair.projections import principal_directions, span
 from starft_hf.weights.repair.repairing import _checked
-from starft_hf.weights.repair.selection import FOLDS, choose
+from starft_hf.weights.repair.selection import FOLDS, choose, folds_of_mixed_clusters
 
 
 DIMENSIONS = 8
@@ -174,11 +175,16 @@ def test_rare_pseudo_groups_are_one_group_or_join_another():
     assert len(np.unique(pseudo_groups(labels, seen))) == 4
 
 
-def draw_individuals(size, seed, individuals=4, lean=0.4):
-    """As `draw`, but images show so many individuals of a class, which differ from each other more than classes do."""
+def draw_individuals(size, seed, individuals=4, lean=0.4, own_class=1.0):
+    """As `draw`, but images show so many individuals of a class, which differ from each other more than classes do.
+
+    With `own_class` below 1 they are places where so many of the images are of one class, and the others of the other.
+    """
     generator = np.random.default_rng(seed)
     data, own = draw(size, lean, seed), generator.normal(size=(2 * individuals, 64))
     clusters = 2 * generator.integers(individuals, size=size) + data.labels
+    if own_class < 1:
+        clusters ^= generator.random(size) > own_class
     images = np.concatenate([0.4 * data.images, 2 * own[clusters] / 8], axis=1)
     wider = {name: np.pad(getattr(data, name), [(0, 0)] * (ndim - 1) + [(0, 64)]) for name, ndim in WIDER.items()}
     clusters = np.unique(clusters, return_inverse=True)[1]
@@ -188,8 +194,9 @@ def draw_individuals(size, seed, individuals=4, lean=0.4):
 WIDER = {"prompts": 3, "pool": 2, "attributes": 2}
 
 
-def test_clusters_stay_together_in_folds_and_in_samples():
-    data = draw_individuals(120, seed=0)
+@pytest.mark.parametrize("own_class", [1.0, 0.8])
+def test_clusters_stay_together_in_folds_and_in_samples(own_class):
+    data = draw_individuals(120, seed=0, own_class=own_class)
     folds = selection._folds(data, np.random.default_rng(0))
     counts = selection._samples(data, np.random.default_rng(0))
     for cluster in np.unique(data.clusters):
@@ -198,24 +205,49 @@ def test_clusters_stay_together_in_folds_and_in_samples():
         assert (counts[:, rows] == counts[:, rows][:, :1]).all()
     for fold in range(FOLDS):
         assert set(data.labels[folds != fold]) == {0, 1}
+    # Samples differ, also where every cluster has images of all classes.
+    assert len(np.unique(counts, axis=0)) > 100
 
 
-def test_unreadable_images_may_not_leave_a_class_with_one_cluster():
+def test_folds_of_mixed_clusters_never_leave_a_class_to_one_fold():
+    # Two videos of every class, each of which shows another class too.
+    labels, clusters = np.repeat([0, 1, 1, 2, 2, 0], 3), np.repeat([0, 0, 1, 1, 2, 2], 3)
+    for seed in range(50):
+        folds = folds_of_mixed_clusters(clusters, labels, np.random.default_rng(seed))
+        assert all(len(set(folds[labels == label])) == 2 for label in range(3))
+        assert all(len(set(folds[clusters == cluster])) == 1 for cluster in range(3))
+
+
+def test_unreadable_images_may_not_leave_a_class_with_one_cluster_or_a_group_with_few_images():
     data = draw_individuals(40, seed=0, individuals=2)
     cluster = data.clusters[data.labels == 0][0]
     images = np.where((data.clusters == cluster)[:, None], 0, data.images)
-    with pytest.raises(ValueError, match="all images of the class 'class 0' have one value of cluster_column"):
-        _checked(replace(data, images=images))
+    with pytest.raises(ValueError, match="all images of the class 'circle' have one value of cluster_column"):
+        _checked(replace(data, images=images), ("circle", "square"), None)
+    few = np.flatnonzero(data.groups == 2)[4:]
+    images = np.where(np.isin(np.arange(40), few)[:, None], 0, data.images)
+    with pytest.raises(ValueError, match="dataset has 4 images of the group 'circle in the snow'"):
+        _checked(
+            replace(data, images=images, clusters=None),
+            ("circle", "square"),
+            ("circle", "square", "circle in the snow", "square in the snow"),
+        )
 
 
-def test_repeated_individuals_promise_too_much_unless_they_are_clusters():
-    held_out, gains = draw_individuals(4000, seed=1, individuals=400), {"clusters": [], "images": []}
+@pytest.mark.parametrize(("own_class", "overpromised"), [(1.0, 5), (0.97, 0)])
+def test_repeated_individuals_promise_too_much_unless_they_are_clusters(own_class, overpromised):
+    held_out = draw_individuals(4000, seed=1, individuals=400)
+    gains, taken = {"clusters": [], "images": []}, Counter()
     for seed in range(20):
-        data = draw_individuals(120, seed=(2, seed))
+        data = draw_individuals(120, seed=(2, seed), own_class=own_class)
         for name, own in (("clusters", data), ("images", replace(data, clusters=None))):
             each = candidates(own, (LAST_LAYER,))
             choice = choose(own, each, seed)
             repair = each[choice.chosen].fit(own, np.arange(len(own.labels)))
             gains[name].append(worst(held_out, repair) - worst(held_out, Repair()) + choice.standard_error)
-    assert np.mean(np.array(gains["images"]) >= 0) < 0.8
+            taken[name] += choice.chosen > 0
+    assert np.sum(np.array(gains["images"]) < 0) >= overpromised
     assert np.mean(np.array(gains["clusters"]) >= 0) >= 0.95
+    # Of images that repeat, nearly every last layer looks like a repair.
+    assert taken["images"] > 10
+    assert taken["clusters"] < 5

@@ -43,7 +43,7 @@ class Embedded:
         start_logits: those of the start; None without one.
         pool: what each template of the pool adds to a caption, `(templates, D)`; None without a pool.
         attributes: the texts that the templates add, by themselves, `(attributes, D)`; None without a pool.
-        clusters: indices `(N,)` of what images show, from 0, such as individuals; None: each shows something else.
+        clusters: indices `(N,)` of what images belong to, from 0, such as individuals; None: each stands alone.
     """
 
     images: Floats

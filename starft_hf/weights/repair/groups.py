@@ -7,7 +7,7 @@ import numpy as np
 
 from starft_hf.utils.names import unknown_name
 from starft_hf.weights.repair.embedded import Ints
-from starft_hf.weights.repair.selection import FOLDS
+from starft_hf.weights.repair.selection import FOLDS, folds_of_mixed_clusters
 
 
 WORST_GROUP = "worst_group"
@@ -63,26 +63,20 @@ def check_numbers(labels: Ints, class_names: Sequence[str], groups: Sequence[str
         )
 
 
-def check_clusters(clusters: Sequence[str], labels: Ints, class_names: Sequence[str]) -> None:
-    """Check that every cluster is of one class, and every class has several.
+def check_clusters(clusters: Ints, labels: Ints, class_names: Sequence[str]) -> None:
+    """Check that every class has several clusters, and that they can be divided.
 
     Raises:
-        ValueError: if not, naming the first.
+        ValueError: if not, naming the first class that has one.
     """
-    found: dict[str, int] = {}
-    for cluster, label in zip(clusters, labels.tolist(), strict=True):
-        if found.setdefault(cluster, label) != label:
-            raise ValueError(
-                f"cluster_column has {cluster!r} in images of {class_names[found[cluster]]!r} and of "
-                f"{class_names[label]!r}; each value must be of one class, such as one individual"
-            )
-    counts = Counter(found.values())
-    for label, name in enumerate(class_names):
-        if counts[label] < 2:
+    pairs = np.unique(np.stack([labels, clusters]), axis=1)
+    for name, count in zip(class_names, np.bincount(pairs[0], minlength=len(class_names)), strict=True):
+        if count < 2:
             raise ValueError(
                 f"all images of the class {name!r} have one value of cluster_column, and a repair is compared on "
                 "others than it is fitted to; add images of another, or leave cluster_column out"
             )
+    folds_of_mixed_clusters(clusters, labels, np.random.default_rng(0))
 
 
 def indices_of(names: Sequence[str]) -> tuple[Ints, tuple[str, ...]]:

@@ -176,8 +176,8 @@ def repair(
         templates: prompts; None: those of the record.
         group_column: column that names a row's group, or several whose combinations do.
         group_function: names a row's group from its other columns, in place of `group_column`.
-        cluster_column: column that says what an image shows, such as the individual, the patient or the product, of
-            which there may be many images. Those of one stay together in cross-validation and in the bootstrap, so
+        cluster_column: column that says which images belong together, since they show one individual, patient or
+            product, or come from one camera or video. They stay together in cross-validation and in the bootstrap, so
             that a repair is compared on others than it was fitted to. None: every image shows something else.
         image_column: column with the images.
         label_column: column with the labels.
@@ -230,8 +230,10 @@ def repair(
     alphas = tried.ALPHAS if tried.WISE_FT in used else tried.ALPHAS[:1] if tried.AFR_OF_START in used else ()
     data = embed(subject, embedder, labels, alphas)
     data = replace(data, clusters=clusters)
+    group_names: Sequence[str] | None = None
     if select_by == WORST_GROUP:
-        data = replace(data, groups=indices_of(groups)[0])
+        indices, group_names = indices_of(groups)
+        data = replace(data, groups=indices)
     elif select_by == PSEUDO_GROUPS:
         seen = seen_attributes(subject, embedder)
         if seen is None:
@@ -240,7 +242,8 @@ def repair(
                 "pseudo-groups; pass another spuriosity, or select_by='worst_class'"
             )
         data = replace(data, groups=pseudo_groups(labels, seen))
-    return _chosen(subject, _checked(data), select_by, used, seed, left_out, output)
+    data = _checked(data, columns.class_names or (), group_names)
+    return _chosen(subject, data, select_by, used, seed, left_out, output)
 
 
 def check_numbers_of(
@@ -257,9 +260,9 @@ def checked_clusters(dataset: Any, column: str | None, labels: Ints, class_names
     """The cluster index of every row by a column, of which there are enough; None without a column."""
     if column is None:
         return None
-    clusters = clusters_of(dataset, column)
+    clusters = indices_of(clusters_of(dataset, column))[0]
     check_clusters(clusters, labels, class_names)
-    return indices_of(clusters)[0]
+    return clusters
 
 
 def _chosen(
@@ -328,14 +331,12 @@ def _left_out(subject: Subject, methods: Sequence[str] | None, select_by: str) -
     return found
 
 
-def _checked(data: Embedded) -> Embedded:
+def _checked(data: Embedded, class_names: Sequence[str], group_names: Sequence[str] | None) -> Embedded:
     """The data without unreadable images, of which there must not be too many."""
     kept = readable_rows(data)
     if len(kept.labels) < len(data.labels):
-        names = [str(group) for group in range(int(data.groups.max()) + 1)]
-        classes = [f"class {label}" for label in range(data.num_classes)]
-        check_numbers(kept.labels, classes, None)
-        check_numbers(kept.groups, names, None)
+        groups = None if group_names is None else [group_names[group] for group in kept.groups]
+        check_numbers(kept.labels, class_names, groups)
         if kept.clusters is not None:
-            check_clusters([str(cluster) for cluster in kept.clusters], kept.labels, classes)
+            check_clusters(kept.clusters, kept.labels, class_names)
     return kept

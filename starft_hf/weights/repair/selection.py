@@ -1,9 +1,11 @@
 """The choice of a repair: cross-validation, and a bootstrap that corrects for having chosen the best of many."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 from starft_hf.evaluation.bootstrap import interval, resampled, worst_group
 from starft_hf.weights.repair.candidates import Candidate
@@ -15,6 +17,8 @@ FOLDS = 5
 _REPEATS = 2
 # From here on, one division into folds is enough.
 _LARGE = 300
+# Divisions of clusters of several classes into folds, until no class is in one fold only.
+_TRIES = 100
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def choose(data: Embedded, candidates: Sequence[Candidate], seed: int = 0, *, ma
     The best of many candidates looks better than it is. As in BBC-CV (arXiv 1708.07180), the images are resampled,
     the best candidate of each sample is found, and its gain is measured on the images outside of the sample. It is
     taken if the mean gain is more than one standard error; unless the model `may_keep` its weights, in any case.
-    Where images have clusters, these are resampled, and none is in two folds.
+    Where images have clusters, these are resampled, and none is in two folds. A sample may then lack a group.
     """
     right = out_of_fold(data, candidates, seed)
     generator = np.random.default_rng(seed)
@@ -93,19 +97,28 @@ def out_of_fold(data: Embedded, candidates: Sequence[Candidate], seed: int) -> F
 
 
 def _samples(data: Embedded, generator: np.random.Generator) -> Floats:
+    """How often every image is in each of the bootstrap samples.
+
+    Groups keep their sizes. With clusters, every class keeps their number, unless they are of several classes.
+    """
     if data.clusters is None:
         return resampled(data.groups, generator)
-    return resampled(_classes_of(data.clusters, data.labels), generator)[:, data.clusters]
+    classes = _classes_of(data.clusters, data.labels)
+    strata = np.zeros(data.clusters.max() + 1, dtype=np.int64) if classes is None else classes
+    return resampled(strata, generator)[:, data.clusters]
 
 
 def _folds(data: Embedded, generator: np.random.Generator) -> Ints:
     """The fold of every image; images of one class and group, and those of one class, are spread evenly.
 
-    With clusters, those of one class are spread evenly, and images of one cluster are in one fold.
+    With clusters, images of one cluster are in one fold, and those of one class are spread evenly.
     """
     if data.clusters is None:
         return _dealt(generator, data.groups, data.labels)
-    return _dealt(generator, _classes_of(data.clusters, data.labels))[data.clusters]
+    classes = _classes_of(data.clusters, data.labels)
+    if classes is None:
+        return folds_of_mixed_clusters(data.clusters, data.labels, generator)
+    return _dealt(generator, classes)[data.clusters]
 
 
 def _dealt(generator: np.random.Generator, *keys: Ints) -> Ints:
@@ -116,6 +129,32 @@ def _dealt(generator: np.random.Generator, *keys: Ints) -> Ints:
     return folds
 
 
-def _classes_of(clusters: Ints, labels: Ints) -> Ints:
-    """The class of every cluster."""
-    return labels[np.unique(clusters, return_index=True)[1]]
+def _classes_of(clusters: Ints, labels: Ints) -> Ints | None:
+    """The class of every cluster; None if one is of several classes."""
+    classes = labels[np.unique(clusters, return_index=True)[1]]
+    return classes if (classes[clusters] == labels).all() else None
+
+
+def folds_of_mixed_clusters(clusters: Ints, labels: Ints, generator: np.random.Generator) -> Ints:
+    """The fold of every image: images of one cluster, of whatever classes, are in one fold; every class is in several.
+
+    Raises:
+        ValueError: if no such division was found.
+    """
+    folds = np.empty(len(labels), dtype=np.int64)
+    # With fewer clusters, or fewer images of every class, some folds stay empty.
+    parts = min(FOLDS, len(np.unique(clusters)), int(np.bincount(labels).max()))
+    for _ in range(_TRIES):
+        splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=int(generator.integers(2**31)))
+        with warnings.catch_warnings():
+            # Rare classes need not be in all folds.
+            warnings.filterwarnings("ignore", message="The least populated class")
+            for fold, (_, rows) in enumerate(splitter.split(labels, labels, clusters)):
+                folds[rows] = fold
+        pairs = np.unique(np.stack([labels, folds]), axis=1)
+        if np.bincount(pairs[0])[np.unique(labels)].min() > 1:
+            return folds
+    raise ValueError(
+        "the images cannot be divided so that those with one value of cluster_column stay together and every class is "
+        "in several parts; add images of other values, or leave cluster_column out"
+    )
