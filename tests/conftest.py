@@ -4,6 +4,10 @@ import copy
 import gc
 import os
 
+
+# Every worker of pytest-xdist computes on one core. NumPy looks when it is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import huggingface_hub.constants
 import pytest
 import torch

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 
 from starft_hf.evaluation.bootstrap import interval, resampled, worst_group
 from starft_hf.weights.repair.candidates import Candidate
@@ -86,13 +87,15 @@ def out_of_fold(data: Embedded, candidates: Sequence[Candidate], seed: int) -> F
     """How often each image is classified correctly by a candidate that was fitted without it, `(candidates, N)`."""
     repeats = 1 if len(data.labels) > _LARGE else _REPEATS
     right = np.zeros((len(candidates), len(data.labels)))
-    for repeat in range(repeats):
-        folds = _folds(data, np.random.default_rng((seed, repeat)))
-        for fold in range(FOLDS):
-            held_out, rows = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-            for index, candidate in enumerate(candidates):
-                logits = data.logits(candidate.fit(data, rows))[held_out]
-                right[index, held_out] += logits.argmax(1) == data.labels[held_out]
+    # Thousands of small products, for which several threads wait for each other longer than they compute.
+    with threadpool_limits(1, user_api="blas"):
+        for repeat in range(repeats):
+            folds = _folds(data, np.random.default_rng((seed, repeat)))
+            for fold in range(FOLDS):
+                held_out, rows = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+                for index, candidate in enumerate(candidates):
+                    logits = data.logits(candidate.fit(data, rows))[held_out]
+                    right[index, held_out] += logits.argmax(1) == data.labels[held_out]
     return right / repeats
 
 
