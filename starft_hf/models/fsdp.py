@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -37,6 +38,32 @@ def prepare_for_sharding(model: nn.Module) -> list[str]:
 def with_scalars(state_dict: Mapping[str, Tensor], scalars: Iterable[str]) -> dict[str, Tensor]:
     """A state dict to be saved, in which the parameters named in `scalars` are scalars again."""
     return {name: value.reshape(()) if name in set(scalars) else value for name, value in state_dict.items()}
+
+
+def complete_state(optimizer: Any) -> None:
+    """Give an optimizer a state, in place, of parameters that no loss has reached yet.
+
+    FSDP 2 saves what is there, and loads only if every trained parameter has a state. This one is what the optimizer
+    itself starts with at the first gradient.
+    """
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    without = {value for value in parameters if value.requires_grad and value not in optimizer.state}
+    if not without:
+        return
+    gradients, rates = [value.grad for value in parameters], [group["lr"] for group in optimizer.param_groups]
+    for value in parameters:
+        value.grad = torch.zeros_like(value) if value in without else None
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for value in without:
+        if "step" in optimizer.state.get(value, {}):
+            optimizer.state[value]["step"] *= 0
+    for value, gradient in zip(parameters, gradients, strict=True):
+        value.grad = gradient
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def forget_dataloader(accelerator: Any, dataloader: Any) -> None:

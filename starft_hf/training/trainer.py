@@ -25,7 +25,7 @@ from starft_hf.data.workers import explained_worker_deaths
 from starft_hf.evaluation.loop import evaluation_of, labels_that_count, training_group_shares
 from starft_hf.evaluation.results import Retention, retention_metrics
 from starft_hf.models.encoder import logit_scale_of
-from starft_hf.models.fsdp import forget_dataloader, forget_preparation, prepare_for_sharding
+from starft_hf.models.fsdp import complete_state, forget_dataloader, forget_preparation, prepare_for_sharding
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
@@ -367,6 +367,8 @@ class StarFTTrainer(HubMixin, Trainer):
         return run_settings(self.args, self.record, self.model, self.train_dataset)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.accelerator.is_fsdp2:
+            complete_state(self.optimizer)
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         save = partial(super()._save_checkpoint, model, trial)
         self.checkpointer.write(self.args, folder, save, self.state, self._resume_state.save, self._run_settings)

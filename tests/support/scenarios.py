@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from starft_hf import StarFTConfig, StarFTTrainer
+from starft_hf.models.adapters import base_model_of
 from starft_hf.models.fsdp import full_tensor
 from starft_hf.reference import FrozenReference
 from starft_hf.utils.collectives import rank, world_size
@@ -173,11 +174,12 @@ def shard(trainer):
     """Switch FSDP 2 on. On CPUs Accelerate does not offer it, though all that it calls works there."""
     from transformers import CLIPModel
 
+    model = base_model_of(trainer.model)
     AcceleratorState.distributed_type = property(lambda self: DistributedType.FSDP, lambda self, value: None)
     trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["CLIPEncoderLayer" if isinstance(trainer.model, CLIPModel) else "BertLayer"],
+        transformer_cls_names_to_wrap=["CLIPEncoderLayer" if isinstance(model, CLIPModel) else "BertLayer"],
         state_dict_type="FULL_STATE_DICT",
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,

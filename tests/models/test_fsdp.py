@@ -1,0 +1,46 @@
+"""What FSDP 2 needs of an optimizer changes nothing that it does."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from starft_hf.models.fsdp import complete_state
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1),
+        lambda parameters: torch.optim.AdamW(parameters, lr=torch.tensor(0.1), amsgrad=True, foreach=False),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        lambda parameters: torch.optim.Adafactor(parameters, lr=0.1, weight_decay=0.1),
+    ],
+)
+def test_a_completed_optimizer_trains_as_it_would_have(make):
+    torch.manual_seed(0)
+    names = ("reached", "not yet", "frozen")
+    completed = nn.ModuleDict({name: nn.Linear(3, 2, dtype=torch.float64) for name in names})
+    completed["frozen"].requires_grad_(False)
+    other = copy.deepcopy(completed)
+    outcomes = []
+    for model in (completed, other):
+        optimizer = make(model.parameters())
+        for step in range(4):
+            used = names[:1] if step < 2 else names[:2]
+            rows = torch.full((1, 3), step + 1.0, dtype=torch.float64)
+            optimizer.zero_grad()
+            sum(model[name](rows).square().sum() for name in used).backward()
+            if step == 1 and model is completed:
+                gradient = model["reached"].weight.grad.clone()
+                complete_state(optimizer)
+                assert torch.equal(model["reached"].weight.grad, gradient)
+                assert {id(value) for value in optimizer.state} == {
+                    id(value) for value in model.parameters() if value.requires_grad
+                }
+            optimizer.step()
+        outcomes.append(model.state_dict())
+        assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)
+    for name, value in outcomes[0].items():
+        assert torch.equal(value, outcomes[1][name]), name
