@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -78,6 +79,35 @@ def forget_preparation(accelerator: Any, model: Any) -> None:
     """
     if vars(model).pop("_is_accelerate_prepared", False):
         accelerator._models.clear()
+
+
+def ready_to_train(trainer: Any) -> list[str]:
+    """Make the model of a `Trainer` ready to be prepared for training; returns the names of what were scalars."""
+    if trainer.model_wrapped is trainer.model:
+        forget_preparation(trainer.accelerator, trainer.model)
+    return prepare_for_sharding(trainer.model) if trainer.is_fsdp_enabled else []
+
+
+@contextmanager
+def before_sharding(trainer: Any) -> Iterator[None]:
+    """Within, every process of a `Trainer` evaluates the whole model, if FSDP has not sharded it yet.
+
+    FSDP 2 shards a model only together with its optimizer, which there is not before training.
+    """
+    model, accelerator = trainer.model, trainer.accelerator
+    if not trainer.is_fsdp_enabled or accelerator._models or trainer.model_wrapped is not model:
+        yield
+        return
+    device = next(model.parameters()).device
+    trainer.is_fsdp_enabled = False
+    try:
+        model.to(accelerator.device)
+        yield
+    finally:
+        trainer.is_fsdp_enabled = True
+        extract_model_from_parallel(model, keep_fp32_wrapper=False)
+        forget_preparation(accelerator, model)
+        model.to(device)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from starft_hf.data.workers import explained_worker_deaths
 from starft_hf.evaluation.loop import evaluation_of, labels_that_count, training_group_shares
 from starft_hf.evaluation.results import Retention, retention_metrics
 from starft_hf.models.encoder import logit_scale_of
-from starft_hf.models.fsdp import complete_state, forget_dataloader, forget_preparation, prepare_for_sharding
+from starft_hf.models.fsdp import before_sharding, complete_state, forget_dataloader, ready_to_train
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
@@ -221,10 +221,7 @@ class StarFTTrainer(HubMixin, Trainer):
 
     def _prepare_model(self) -> None:
         """Make the model ready for FSDP and, after an evaluation, for training."""
-        if self.is_fsdp_enabled:
-            self._scalars = prepare_for_sharding(self.model)
-        if self.model_wrapped is self.model:
-            forget_preparation(self.accelerator, self.model)
+        self._scalars = (*self._scalars, *ready_to_train(self))
         self._evaluated_step = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -308,7 +305,7 @@ class StarFTTrainer(HubMixin, Trainer):
         head = None if self.head is None or not names else select_classes(self.head, self.class_names or (), names)
         evaluation = evaluation_of(self.encoder, columns, self.args.zero_shot_templates, head, self.class_names)
         self._evaluation, self._keep_logits = evaluation, evaluation.keeps_logits(self.compute_metrics, description)
-        with evaluation_precision(self.args, self.model):
+        with evaluation_precision(self.args, self.model), before_sharding(self):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
             )

@@ -44,7 +44,7 @@ SCENARIOS = {
     "no regularizer": ({"regularizer": "none"}, 27),
     "cross-entropy alone": ({"base_loss": "cross_entropy", "regularizer": "none"}, 27),
     "adapter": ({"peft_config": "lora"}, 31),
-    "evaluated before": ({"evaluated_before": True}, 31),
+    "evaluated and trained before": ({"evaluated_before": True, "trained_before": True}, 31),
     "conditional, one process without rows": ({"regularizer": "conditional"}, 27),
     "cross-entropy conditional, accumulated": (
         {"base_loss": "cross_entropy", "regularizer": "conditional", "gradient_accumulation_steps": 2},
@@ -120,7 +120,7 @@ def make_trainer(name, folder, **overrides):
     model, processor = _model_of(settings.pop("towers", None))
     peft_config = settings.pop("peft_config", None)
     sharded = settings.pop("sharded", False)
-    evaluated_before = settings.pop("evaluated_before", False)
+    evaluated_before, trained_before = (settings.pop(name, False) for name in ("evaluated_before", "trained_before"))
     number = settings.pop("classes", None)
     classes = {} if number is None else {"class_names": MANY_NAMES[:number]}
     args = StarFTConfig(
@@ -158,6 +158,8 @@ def make_trainer(name, folder, **overrides):
         shard(trainer)
     if evaluated_before:
         trainer.evaluate()
+    if trained_before:
+        trainer.train()
     return trainer
 
 

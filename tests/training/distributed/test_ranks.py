@@ -63,6 +63,7 @@ FSDP_SCENARIOS = [
     "multi-label kl",
     "batch norm",
     "captions without labels",
+    "evaluated and trained before",
 ]
 
 
