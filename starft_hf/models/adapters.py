@@ -303,6 +303,12 @@ def save_temperature(model: nn.Module, folder: str | Path, state: dict[str, Tens
         save_file(tensors, temporary, metadata=metadata)
 
 
+def saved_temperature(model: nn.Module, folder: str | PathLike[str]) -> dict[str, Tensor]:
+    """What `save_temperature` has added to the adapter in `folder`, in the shapes that it has in the model."""
+    with safe_open(Path(folder) / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        return {name: file.get_tensor(name).reshape(value.shape) for name, value in _logit_parameters(model).items()}
+
+
 def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]) -> None:
     """Merge the adapter of a model and save the result with its processor, as a checkpoint like any other.
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor
 
 
@@ -65,6 +66,23 @@ def complete_state(optimizer: Any) -> None:
         value.grad = gradient
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+@contextmanager
+def whole_weights(accelerator: Any) -> Iterator[None]:
+    """Within, `Trainer` saves a model that FSDP has sharded as a whole, whatever `fsdp_state_dict_type` is.
+
+    Otherwise it would save no model but a checkpoint's shards with "SHARDED_STATE_DICT", the default of Accelerate.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        yield
+        return
+    asked, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+    try:
+        yield
+    finally:
+        plugin.state_dict_type = asked
 
 
 def forget_dataloader(accelerator: Any, dataloader: Any) -> None:

@@ -25,6 +25,7 @@ from starft_hf.hub.pushing import PushError, advice, open_repository, push_folde
 from starft_hf.hub.record import RunRecord, make_record, model_source
 from starft_hf.hub.snippets import Usage
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
+from starft_hf.models.fsdp import whole_weights
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, save_head
 from starft_hf.models.sigmoid import BIAS, has_added_bias
 from starft_hf.models.towers import works_alone
@@ -110,7 +111,8 @@ class HubMixin(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """`Trainer.save_model`; a push that fails is logged, and what was saved stays."""
         try:
-            super().save_model(output_dir, _internal_call)
+            with whole_weights(self.accelerator):
+                super().save_model(output_dir, _internal_call)
         except PushError as error:
             logger.error("%s", error)
 
@@ -262,7 +264,8 @@ class HubMixin(Trainer):
             PushError: if it could not be published. What was saved stays.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        super().save_model(_internal_call=True)
+        with whole_weights(self.accelerator):
+            super().save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         if self.hub_model_id is None:

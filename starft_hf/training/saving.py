@@ -7,11 +7,12 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from starft_hf.models.adapters import base_model_of, is_adapted, save_temperature
+from starft_hf.models.adapters import base_model_of, is_adapted, save_temperature, saved_temperature
 from starft_hf.models.fsdp import with_scalars
 from starft_hf.models.heads import HEAD_NAME, load_head, save_head
 from starft_hf.models.modes import floating_dtype
@@ -50,8 +51,15 @@ def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | Path
 
     Transformers saves some towers by the names of former versions, and `Trainer` skips what has no place by its name.
     """
-    # Of sharded weights, a checkpoint holds all, as they are named.
-    if folder is None or any(isinstance(value, DTensor) for value in model.parameters()):
+    if folder is None:
+        return
+    if any(isinstance(value, DTensor) for value in model.parameters()):
+        # Of sharded weights, a checkpoint holds all, as they are named; of a model with an adapter only PEFT's own.
+        if is_adapted(model):
+            tensors: dict[str, Any] = dict(saved_temperature(model, folder))
+            if head is not None:
+                tensors |= {f"{HEAD_NAME}.{name}": value for name, value in load_head(folder)[0].state_dict().items()}
+            set_model_state_dict(model, tensors, options=StateDictOptions(full_state_dict=True, strict=False))
         return
     if head is not None:
         saved: Any = load_head(folder)[0]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 
-FSDP = {"sharded": True}
+FSDP = {"sharded": "FULL_STATE_DICT"}
 
 
 def steps(trainer):

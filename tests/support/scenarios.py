@@ -44,6 +44,7 @@ SCENARIOS = {
     "no regularizer": ({"regularizer": "none"}, 27),
     "cross-entropy alone": ({"base_loss": "cross_entropy", "regularizer": "none"}, 27),
     "adapter": ({"peft_config": "lora"}, 31),
+    "adapter, cross-entropy": ({"peft_config": "lora", "base_loss": "cross_entropy"}, 31),
     "evaluated and trained before": ({"evaluated_before": True, "trained_before": True}, 31),
     "conditional, one process without rows": ({"regularizer": "conditional"}, 27),
     "cross-entropy conditional, accumulated": (
@@ -155,7 +156,7 @@ def make_trainer(name, folder, **overrides):
         peft_config=peft_config,
     )
     if sharded:
-        shard(trainer)
+        shard(trainer, sharded)
     if evaluated_before:
         trainer.evaluate()
     if trained_before:
@@ -172,7 +173,7 @@ def _model_of(names):
     return CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float64), AutoProcessor.from_pretrained(TINY_CLIP)
 
 
-def shard(trainer):
+def shard(trainer, state_dict_type):
     """Switch FSDP 2 on. On CPUs Accelerate does not offer it, though all that it calls works there."""
     from transformers import CLIPModel
 
@@ -182,7 +183,7 @@ def shard(trainer):
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=["CLIPEncoderLayer" if isinstance(model, CLIPModel) else "BertLayer"],
-        state_dict_type="FULL_STATE_DICT",
+        state_dict_type=state_dict_type,
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
     )

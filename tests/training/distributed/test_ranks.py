@@ -88,18 +88,33 @@ def test_fsdp2_does_the_same_and_saves_a_checkpoint_that_loads(name, sharded, al
 
 
 @pytest.mark.slow
-def test_fsdp2_resumes(alone, tmp_path):
+# The second is what Accelerate takes by default.
+@pytest.mark.parametrize("state_dict_type", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
+def test_fsdp2_resumes_and_saves_whole_models(state_dict_type, alone, tmp_path):
     # In cross-entropy runs no loss reaches the temperature, so that the optimizer has no state of it.
-    names = ["frozen text, rates by layer", "cross-entropy star", "cross-entropy alone", "adapter"]
-    saving = {**FSDP, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
-    for folder, settings in (
-        ("first", saving),
-        ("resumed", {**FSDP, "resume": str(tmp_path / "first" / "{}" / "output" / "checkpoint-4")}),
-    ):
+    names = [
+        "frozen text, rates by layer",
+        "cross-entropy star",
+        "cross-entropy alone",
+        "adapter",
+        "adapter, cross-entropy",
+    ]
+    saving = {"sharded": state_dict_type, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
+    checkpoint = str(tmp_path / "first" / "{}" / "output" / "checkpoint-4")
+    for folder, settings in (("first", saving), ("resumed", {"sharded": state_dict_type, "resume": checkpoint})):
         done = torchrun(2, SCRIPT, tmp_path / folder, json.dumps(settings), *names)
         assert done.returncode == 0, done.stderr[-6000:]
     for name in names:
         assert_same_runs(alone(name), tmp_path / "resumed" / name, gradients=False)
+        saved, expected = (
+            {path.name: load_file(path) for path in (folder / "model").glob("*.safetensors")}
+            for folder in (tmp_path / "resumed" / name, alone(name))
+        )
+        assert saved.keys() == expected.keys()
+        assert saved
+        for file, tensors in saved.items():
+            torch.testing.assert_close(tensors, expected[file], rtol=0, atol=1e-9)
+        assert (tmp_path / "first" / name / "output" / "checkpoint-4" / "starft.json").is_file()
 
 
 @pytest.mark.slow
