@@ -68,6 +68,15 @@ def complete_state(optimizer: Any) -> None:
         group["lr"] = rate
 
 
+def check_mergeable(model: nn.Module) -> None:
+    """Check that FSDP has not sharded a model with an adapter to merge; if it has, a ValueError in all processes."""
+    if any(isinstance(value, DTensor) for value in model.parameters()):
+        raise ValueError(
+            "FSDP has sharded the model, and its adapter cannot be merged in place; save it with "
+            "save_model('adapter') and merge it after the run: starft merge adapter merged"
+        )
+
+
 @contextmanager
 def whole_weights(accelerator: Any) -> Iterator[None]:
     """Within, `Trainer` saves a model that FSDP has sharded as a whole, whatever `fsdp_state_dict_type` is.

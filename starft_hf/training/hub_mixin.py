@@ -25,7 +25,7 @@ from starft_hf.hub.pushing import PushError, advice, open_repository, push_folde
 from starft_hf.hub.record import RunRecord, make_record, model_source
 from starft_hf.hub.snippets import Usage
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
-from starft_hf.models.fsdp import whole_weights
+from starft_hf.models.fsdp import check_mergeable, whole_weights
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, save_head
 from starft_hf.models.sigmoid import BIAS, has_added_bias
 from starft_hf.models.towers import works_alone
@@ -124,8 +124,9 @@ class HubMixin(Trainer):
         """Save the model with its adapter merged in, as a plain checkpoint with its processor, record and card.
 
         Raises:
-            ValueError: if the model has no adapter.
+            ValueError: if the model has no adapter, or FSDP has sharded it.
         """
+        check_mergeable(self.model)
         if self.args.should_save:
             self._save_merged(Path(output_dir), None)
 
@@ -307,9 +308,10 @@ class HubMixin(Trainer):
             kwargs: of `push_folder`, such as `private` or `revision`.
 
         Raises:
-            ValueError: if the model has no adapter.
+            ValueError: if the model has no adapter, or FSDP has sharded it.
             PushError: if it could not be published.
         """
+        check_mergeable(self.model)
         if not self.is_world_process_zero():
             return None
         with tempfile.TemporaryDirectory() as parent:

@@ -118,6 +118,33 @@ def test_fsdp2_resumes_and_saves_whole_models(state_dict_type, alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_adapter_that_fsdp2_has_sharded_is_merged_after_the_run(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(MERGING)
+    done = torchrun(2, script, tmp_path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("merge it after the run: starft merge adapter merged") == 4
+
+
+MERGING = """
+import os
+import sys
+from pathlib import Path
+from tests.support.launch import end_quietly
+from tests.support.scenarios import make_trainer
+
+trainer = make_trainer("adapter", Path(sys.argv[1]), sharded="FULL_STATE_DICT", max_steps=1)
+trainer.train()
+for merge in (trainer.merge_and_save, trainer.push_merged_to_hub):
+    try:
+        merge("merged")
+    except ValueError as error:
+        print(error, flush=True)
+end_quietly(sharded=True)
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_run_of_two_processes_resumes_on_any_number(processes, alone, tmp_path):
     names = ["contrastive star", "weighted conditional, adapter", "frozen text, rates by layer", "frozen adapter"]
