@@ -50,7 +50,7 @@ def complete_state(optimizer: Any) -> None:
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    without = {value for value in parameters if value.requires_grad and value not in optimizer.state}
+    without = {value: value.detach().clone() for value in parameters if _lacks_state(value, optimizer)}
     if not without:
         return
     gradients, rates = [value.grad for value in parameters], [group["lr"] for group in optimizer.param_groups]
@@ -59,13 +59,19 @@ def complete_state(optimizer: Any) -> None:
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     optimizer.step()
-    for value in without:
+    for value, before in without.items():
+        # Some optimizers decay weights at a rate of their own.
+        value.data.copy_(before)
         if "step" in optimizer.state.get(value, {}):
             optimizer.state[value]["step"] *= 0
     for value, gradient in zip(parameters, gradients, strict=True):
         value.grad = gradient
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def _lacks_state(value: Tensor, optimizer: Any) -> bool:
+    return value.requires_grad and value not in optimizer.state
 
 
 def check_mergeable(model: nn.Module) -> None:
@@ -132,7 +138,10 @@ def before_sharding(trainer: Any) -> Iterator[None]:
         yield
     finally:
         trainer.is_fsdp_enabled = True
+        # Back to the forward without autocast, which FSDP 2 does without.
         extract_model_from_parallel(model, keep_fp32_wrapper=False)
+        if getattr(vars(model).get("forward"), "__func__", None) is type(model).forward:
+            del model.forward
         forget_preparation(accelerator, model)
         model.to(device)
 

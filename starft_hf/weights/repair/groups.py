@@ -76,7 +76,8 @@ def check_clusters(clusters: Ints, labels: Ints, class_names: Sequence[str]) -> 
                 f"all images of the class {name!r} have one value of cluster_column, and a repair is compared on "
                 "others than it is fitted to; add images of another, or leave cluster_column out"
             )
-    folds_of_mixed_clusters(clusters, labels, np.random.default_rng(0))
+    if pairs.shape[1] > len(np.unique(clusters)):
+        folds_of_mixed_clusters(clusters, labels, np.random.default_rng(0))
 
 
 def indices_of(names: Sequence[str]) -> tuple[Ints, tuple[str, ...]]:
