@@ -123,7 +123,7 @@ def ready_to_train(trainer: Any) -> list[str]:
 
 @contextmanager
 def before_sharding(trainer: Any) -> Iterator[None]:
-    """Within, every process of a `Trainer` evaluates the whole model, if FSDP has not sharded it yet.
+    """Within, every process of a `Trainer` evaluates the whole model on its device, if FSDP has not sharded it yet.
 
     FSDP 2 shards a model only together with its optimizer, which there is not before training.
     """

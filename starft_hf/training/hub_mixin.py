@@ -25,7 +25,7 @@ from starft_hf.hub.pushing import PushError, advice, open_repository, push_folde
 from starft_hf.hub.record import RunRecord, make_record, model_source
 from starft_hf.hub.snippets import Usage
 from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
-from starft_hf.models.fsdp import check_mergeable, whole_weights
+from starft_hf.models.fsdp import before_sharding, check_mergeable, whole_weights
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, save_head
 from starft_hf.models.sigmoid import BIAS, has_added_bias
 from starft_hf.models.towers import works_alone
@@ -96,7 +96,8 @@ class HubMixin(Trainer):
             return
         kept = (checkpoint and read_content(checkpoint)) or {}
         if not kept.get("retention_before"):
-            self.measured.retention_before = self.setup.evaluate_retention_sets(self.model, self.args)
+            with before_sharding(self):
+                self.measured.retention_before = self.setup.evaluate_retention_sets(self.model, self.args)
         # `Trainer` evaluates at the start of a run from the beginning.
         wanted = self.args.eval_on_start and self.eval_dataset is not None
         if wanted and checkpoint is not None and not kept.get("zero_shot"):
