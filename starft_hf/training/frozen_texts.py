@@ -85,7 +85,7 @@ class FrozenTexts:
         return self._digest in (None, self._weights())
 
     def rows(self, batch: Mapping[str, Any]) -> Tensor | None:
-        """Unit embeddings `(M, D)` that `caption_rows` and `spurious_rows` of a batch are indices into.
+        """Unit embeddings `(M, D)` that `caption_rows`, `class_rows` and `spurious_rows` of a batch are indices into.
 
         None for a batch of a user's own collator that has tokens, and no ids of its captions.
 
@@ -95,6 +95,7 @@ class FrozenTexts:
         assert self._texts is not None
         found = {
             "caption_rows": ("caption_ids", self._texts.plain_rows),
+            "class_rows": ("class_ids", self._texts.plain_rows),
             "spurious_rows": ("spurious_ids", self._texts.rows),
         }
         used = {rows: known for rows, known in found.items() if rows in batch}

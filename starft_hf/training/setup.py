@@ -31,6 +31,7 @@ from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
 from starft_hf.models.parts import HEAD
 from starft_hf.models.sigmoid import remove_added_bias
+from starft_hf.models.texts import TextEncoding
 from starft_hf.models.towers import allow_checkpointing
 from starft_hf.objectives.regularizers import AUTO_REGULARIZER, AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
@@ -140,8 +141,7 @@ class RunSetup:
         bank = CaptionBank(plan.class_names or (), args.caption_templates, pool, encoder.encode_texts)
         strategy = plan.strategy if given.train_dataset is not None else NoCandidates
         known = _frozen_texts(given, plan, model, encoder, bank)
-        encode = None if known is not None and _texts_are_cached(plan) else encoder.encode_texts
-        candidates = strategy(bank, encode, args.seed, args.reg_max_classes)
+        candidates = strategy(bank, _encoding(known, plan, encoder), args.seed, args.reg_max_classes)
         epoch = Epoch()
         train_dataset = _training_examples(given, plan, encoder, bank, candidates, epoch)
         eval_dataset = evaluation_sets(
@@ -241,7 +241,7 @@ class RunSetup:
             # A subclass may do anything with images.
             return own if values is None or type(own) is StarFTCollator else WithFloatImages(own, values)
         return StarFTCollator(
-            self.encoder.encode_texts if self.frozen_texts is None or not _texts_are_cached(self.plan) else None,
+            _encoding(self.frozen_texts, self.plan, self.encoder),
             with_captions=self.args.base_loss == "contrastive",
             with_spurious_captions=self.candidates.drawn_per_example,
             encode_captions=not self.candidates.drawn_per_batch and self.args.base_loss != MULTI_LABEL,
@@ -252,7 +252,8 @@ class RunSetup:
         batch = self.candidates.add_to(batch, step, part)
         if self.args.base_loss != MULTI_LABEL:
             return batch
-        return ClassTexts(self.bank, self.encoder.encode_texts, self.args.seed)(batch, step, part)
+        encode = _encoding(self.frozen_texts, self.plan, self.encoder)
+        return ClassTexts(self.bank, encode, self.args.seed)(batch, step, part)
 
     def add_head(self, model: nn.Module) -> nn.Linear | None:
         """The linear head of cross-entropy runs, from the prompts of the classes; None for others.
@@ -330,7 +331,7 @@ class RunSetup:
 def _frozen_texts(
     given: RunInputs, plan: RunPlan, model: nn.Module, encoder: DualEncoder, bank: CaptionBank
 ) -> FrozenTexts | None:
-    if plan.columns is None or plan.columns.caption is not None or given.args.base_loss == MULTI_LABEL:
+    if plan.columns is None or plan.columns.caption is not None:
         # These captions are embedded in every step, without gradients.
         return None
     store = plan.cache.store if plan.cache is not None and plan.cache.texts else None
@@ -338,9 +339,11 @@ def _frozen_texts(
     return frozen_texts(model, encoder, bank, store, given.args, spurious=spurious)
 
 
-def _texts_are_cached(plan: RunPlan) -> bool:
-    """Whether the reference needs no texts of a batch, because it has the embeddings of captions by their ids."""
-    return plan.cache is None or plan.cache.texts or not plan.strategy.needs_embeddings
+def _encoding(known: FrozenTexts | None, plan: RunPlan, encoder: DualEncoder) -> TextEncoding | None:
+    """What encodes the texts of a batch; None if all their embeddings are known."""
+    # The reference needs no texts of a batch if it has the embeddings of captions by their ids.
+    of_reference = plan.cache is None or plan.cache.texts or not plan.strategy.needs_embeddings
+    return None if known is not None and of_reference else encoder.encode_texts
 
 
 def _training_examples(

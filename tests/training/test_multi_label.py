@@ -12,6 +12,7 @@ from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, load, repair, 
 from starft_hf.hub.publishable import publishable
 from starft_hf.models.sigmoid import add_bias, matched_bias
 from starft_hf.report import Run
+from starft_hf.training import setup
 from starft_hf.weights import interpolate_checkpoints
 from tests.support.families import family
 from tests.support.multi_label import make_multi_label_dataset
@@ -257,6 +258,34 @@ def test_a_frozen_text_tower_stays_as_it_is(trainer):
     same = {name for name, value in run.model.state_dict().items() if value.equal(before[name])}
     assert {name for name in before if name.startswith("text")} <= same
     assert {"logit_bias", "visual_projection.weight"} & same == set()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"caption_template": ["a photo of a {}.", "a blue {}."], "gradient_accumulation_steps": 2},
+        {"reference_cache": "none", "mini_batch_size": 2},
+        {"regularizer": "none"},
+    ],
+    ids=["cached", "live, in chunks", "no regularizer"],
+)
+def test_class_captions_that_are_embedded_once_change_nothing(trainer, monkeypatch, settings):
+    settings = {"freeze": ["text"], "dtype": torch.float64, "learning_rate": 1e-3, **settings}
+    once = trainer(**settings)
+    forwards = []
+    once.model.text_model.register_forward_hook(lambda *_: forwards.append(1))
+    once.setup.prepare(once.args.device)
+    before = len(forwards)
+    once.train()
+    assert before
+    assert len(forwards) == before
+    monkeypatch.setattr(setup, "frozen_texts", lambda *args, **kwargs: None)
+    in_every_step = trainer(**settings)
+    in_every_step.train()
+    for one, other in zip(steps(once), steps(in_every_step), strict=True):
+        for key in ("loss", "base_loss", "reg_loss", "grad_norm"):
+            assert one[key] == pytest.approx(other[key], rel=1e-12, abs=1e-12)
+    assert_same_weights(once, in_every_step, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("settings", [{"shots": 2}, {"train_sampling_strategy": "class_balanced"}])
