@@ -1,4 +1,4 @@
-"""Batches whose images are all of one class, from which there is little to learn."""
+"""What may be wrong with a training batch: parts that are missing, and images of one class only."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from starft_hf.data.source import is_iterable
+from starft_hf.training.setting_checks import MULTI_LABEL
 from starft_hf.utils.collectives import gather_values
 
 
@@ -15,6 +16,37 @@ logger = logging.get_logger(__name__)
 
 # Looking at a batch waits for the device.
 _CHECKED = 32
+
+
+def check_keys(batch: Mapping[str, Any], run: Any) -> None:
+    """Check that a batch of a user's own data collator has what the steps of a run need.
+
+    Args:
+        batch: what the collator returned.
+        run: the `RunSetup`.
+
+    Raises:
+        ValueError: naming the first key that is missing.
+    """
+    base_loss, regularizer, candidates = run.args.base_loss, run.plan.regularizer, run.candidates
+    in_step = candidates.drawn_per_batch or base_loss == MULTI_LABEL
+    by_class = regularizer is not None and (regularizer.needs_labels or regularizer.captions_as_labels)
+    by_class = by_class and run.plan.class_names is not None
+    needed = {
+        "pixel_values": True,
+        "captions" if in_step else "caption_rows": base_loss == "contrastive",
+        "labels": base_loss == "cross_entropy" or by_class,
+        "targets": base_loss == MULTI_LABEL,
+        "spurious_captions" if in_step else "spurious_rows": candidates.drawn_per_example,
+        "spurious_ids": candidates.drawn_per_example and getattr(run.reference, "texts", None) is not None,
+        "sample_index": run.sample_weights is not None or getattr(run.reference, "images", None) is not None,
+    }
+    missing = [key for key, is_needed in needed.items() if is_needed and key not in batch]
+    if missing:
+        raise ValueError(
+            f"the batch of the data_collator has no {missing[0]!r}, which this run needs; call StarFTCollator, the "
+            "data_collator of a trainer that is given none, and add to what it returns or replace parts of it"
+        )
 
 
 class OneClassCheck:

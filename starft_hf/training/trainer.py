@@ -29,7 +29,7 @@ from starft_hf.models.fsdp import before_sharding, complete_state, forget_datalo
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
-from starft_hf.training.batch_check import OneClassCheck
+from starft_hf.training.batch_check import OneClassCheck, check_keys
 from starft_hf.training.callbacks import BatchCounterCallback, complete_callbacks, resuming_callbacks
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
@@ -211,6 +211,7 @@ class StarFTTrainer(HubMixin, Trainer):
         state, epoch = self.state, self.setup.epoch.value
         progress = Progress(state.global_step, state.max_steps, epoch, state.num_train_epochs)
         self.reg_weight = reg_weight_at(self.args.reg_schedule, self.setup.reg_weight, progress)
+        check_keys(inputs, self.setup)
         batch = self.setup.with_texts(inputs, self.state.global_step, self.batch_counter.advance())
         self.one_class_check.check(inputs, self.args, self.train_dataset)
         losses = self.training_losses(model, batch, self.reg_weight)

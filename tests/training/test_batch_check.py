@@ -1,10 +1,11 @@
-"""Batches of one class are warned of once, with their cause."""
+"""Batches of one class are warned of once, with their cause, and batches that lack something are refused."""
 
 import logging
 
 import pytest
 
 from starft_hf import StarFTTrainer
+from tests.support.multi_label import make_multi_label_dataset
 from tests.support.tiny import make_dataset
 
 
@@ -42,3 +43,47 @@ def test_batches_of_one_class(clip, processor, config, warned, case):
     StarFTTrainer(clip, config(**settings), make(), processing_class=processor).train()
     assert len(warned()) == (cause is not None)
     assert cause is None or cause in warned()[0]
+
+
+FULL = {"reference_cache": "full", "crop_scale": None}
+
+
+@pytest.mark.parametrize(
+    ("missing", "settings"),
+    [
+        ("pixel_values", {}),
+        ("caption_rows", {}),
+        ("labels", {}),
+        ("spurious_rows", {"reference_cache": "none"}),
+        ("spurious_ids", {}),
+        ("sample_index", FULL),
+        ("sample_index", {"reweight": "attribution"}),
+        ("labels", {"base_loss": "cross_entropy", "regularizer": "none"}),
+        ("captions", {"regularizer": "conditional"}),
+        ("targets", {"base_loss": "multi_label", "regularizer": "kl"}),
+        ("spurious_captions", {"base_loss": "multi_label", "regularizer": "kl"}),
+    ],
+)
+def test_what_an_own_collator_leaves_out_is_named(clip, processor, config, missing, settings):
+    make = make_multi_label_dataset if settings.get("base_loss") == "multi_label" else make_dataset
+    trainer = StarFTTrainer(clip, config(max_steps=1, **settings), make(16), processing_class=processor)
+    collate = trainer.data_collator
+    trainer.data_collator = lambda examples: {key: it for key, it in collate(examples).items() if key != missing}
+    with pytest.raises(ValueError, match=f"the batch of the data_collator has no '{missing}'"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("unused", "settings"),
+    [
+        ("labels", {"regularizer": "kl"}),
+        ("sample_index", {}),
+        ("spurious_ids", {"reference_cache": "none"}),
+        ("caption_rows", {"base_loss": "cross_entropy"}),
+    ],
+)
+def test_what_no_step_needs_may_be_left_out(clip, processor, config, unused, settings):
+    trainer = StarFTTrainer(clip, config(max_steps=1, **settings), make_dataset(16), processing_class=processor)
+    collate = trainer.data_collator
+    trainer.data_collator = lambda examples: {key: it for key, it in collate(examples).items() if key != unused}
+    trainer.train()
