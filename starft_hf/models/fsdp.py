@@ -114,6 +114,15 @@ def forget_preparation(accelerator: Any, model: Any) -> None:
         accelerator._models.clear()
 
 
+def check_version(accelerator: Any) -> None:
+    """Raise ValueError if weights would be sharded by FSDP 1, whose parameters hold no values by themselves."""
+    if getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", 2) != 2:
+        raise ValueError(
+            "FSDP 1 flattens the weights of several layers together, and StarFT reads single ones, such as the "
+            "temperature; set fsdp_version: 2 in the configuration of Accelerate (starft accelerate-config fsdp2)"
+        )
+
+
 def ready_to_train(trainer: Any) -> list[str]:
     """Make the model of a `Trainer` ready to be prepared for training; returns the names of what were scalars."""
     if trainer.model_wrapped is trainer.model:

@@ -1,12 +1,13 @@
-"""What FSDP 2 needs of an optimizer changes nothing that it does."""
+"""What FSDP 2 needs of an optimizer changes nothing that it does, and FSDP 1 is refused."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from starft_hf.models.fsdp import complete_state
+from starft_hf.models.fsdp import check_version, complete_state
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,14 @@ def test_a_completed_optimizer_trains_as_it_would_have(make):
         assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)
     for name, value in outcomes[0].items():
         assert torch.equal(value, outcomes[1][name]), name
+
+
+def test_fsdp_1_is_refused():
+    plugin = SimpleNamespace(fsdp_version=1)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    with pytest.raises(ValueError, match="set fsdp_version: 2"):
+        check_version(accelerator)
+    plugin.fsdp_version = 2
+    check_version(accelerator)
+    accelerator.state.fsdp_plugin = None
+    check_version(accelerator)
