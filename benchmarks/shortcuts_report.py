@@ -221,6 +221,7 @@ def _draw_single(rows: Searched, panel: Axes) -> None:
     panel.set_xticks(range(len(cases)), labels, fontsize=8)
     panel.set(ylabel="training sets, %", title="One shortcut planted, or none: what discovery finds")
     panel.set_ylim(0, 125)
+    panel.set_yticks(range(0, 101, 20))
     panel.legend(ncols=3, loc="upper center")
 
 
