@@ -41,7 +41,9 @@ def check_keys(batch: Mapping[str, Any], run: Any) -> None:
         "spurious_ids": candidates.drawn_per_example and getattr(run.reference, "texts", None) is not None,
         "sample_index": run.sample_weights is not None or getattr(run.reference, "images", None) is not None,
     }
-    missing = [key for key, is_needed in needed.items() if is_needed and key not in batch]
+    # Texts that the collator has encoded, against its instructions, get an error of their own.
+    encoded = {"captions": "caption_rows", "spurious_captions": "spurious_rows"}
+    missing = [key for key, needs in needed.items() if needs and key not in batch and encoded.get(key) not in batch]
     if missing:
         raise ValueError(
             f"the batch of the data_collator has no {missing[0]!r}, which this run needs; call StarFTCollator, the "

@@ -234,11 +234,11 @@ def test_unreadable_images_may_not_leave_a_class_with_one_cluster_or_a_group_wit
         )
 
 
-@pytest.mark.parametrize(("own_class", "overpromised"), [(1.0, 5), (0.97, 0)])
+@pytest.mark.parametrize(("own_class", "overpromised"), [(1.0, 3), (0.97, 0)])
 def test_repeated_individuals_promise_too_much_unless_they_are_clusters(own_class, overpromised):
     held_out = draw_individuals(4000, seed=1, individuals=400)
     gains, taken = {"clusters": [], "images": []}, Counter()
-    for seed in range(20):
+    for seed in range(10):
         data = draw_individuals(120, seed=(2, seed), own_class=own_class)
         for name, own in (("clusters", data), ("images", replace(data, clusters=None))):
             each = candidates(own, (LAST_LAYER,))
@@ -249,5 +249,5 @@ def test_repeated_individuals_promise_too_much_unless_they_are_clusters(own_clas
     assert np.sum(np.array(gains["images"]) < 0) >= overpromised
     assert np.mean(np.array(gains["clusters"]) >= 0) >= 0.95
     # Of images that repeat, nearly every last layer looks like a repair.
-    assert taken["images"] > 10
-    assert taken["clusters"] < 5
+    assert taken["images"] > 5
+    assert taken["clusters"] < 3
