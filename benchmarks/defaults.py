@@ -79,6 +79,9 @@ FORMS = {
     "term 1 x 0.3": Form(term=1, factor=0.3),
 }
 
+# Those that long runs compare.
+LONG = ("default", "plain 0.5")
+
 
 @dataclass(frozen=True)
 class Cell(GridCell):
@@ -215,9 +218,13 @@ def grid() -> Iterator[Cell]:
     for base in SCALES[:2]:
         corner: dict[str, Any] = {"base": base, "batch": 32, "steps": 200}
         cells += tasks("test", (2, 3), (1.0,), seeds=1, **corner)
+    yield from compared([*cells, *long_runs()], "FLYP", "default")
+
+
+def long_runs() -> list[Cell]:
+    """Thousands of steps at the default learning rate."""
     rate, steps = RATES[2]
-    cells += tasks("test", (2, 6), (0.95,), seeds=1, learning_rate=rate, steps=steps)
-    yield from compared(cells, "FLYP", "default")
+    return tasks("test", (2, 6), (0.95,), seeds=1, learning_rate=rate, steps=steps)
 
 
 def forms() -> Iterator[Cell]:
@@ -229,7 +236,7 @@ def forms() -> Iterator[Cell]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for, and write what was found."""
-    parts = {"grid": grid, "forms": forms}
+    parts = {"grid": grid, "long": lambda: compared(long_runs(), "FLYP", *LONG), "forms": forms}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", choices=parts, nargs="*", default=list(parts))
     parser.add_argument("--work", type=Path, default=WORK, help="for models and caches")
