@@ -94,6 +94,15 @@ SCENARIOS = {
         27,
     ),
     "multi-label, adapter": ({"base_loss": "multi_label", "peft_config": "lora", "crop_scale": None}, 27),
+    "multi-label, frozen text": (
+        {
+            "base_loss": "multi_label",
+            "freeze": ["text"],
+            "caption_template": ["a photo of a {}.", "a blue {}."],
+            "gradient_accumulation_steps": 2,
+        },
+        27,
+    ),
     "batch norm": ({"towers": ("efficientnet", "bert"), "crop_scale": None, "reference_cache": "none"}, 31),
 }
 

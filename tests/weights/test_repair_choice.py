@@ -234,11 +234,11 @@ def test_unreadable_images_may_not_leave_a_class_with_one_cluster_or_a_group_wit
         )
 
 
-@pytest.mark.parametrize(("own_class", "overpromised"), [(1.0, 3), (0.97, 0)])
-def test_repeated_individuals_promise_too_much_unless_they_are_clusters(own_class, overpromised):
+def chosen_on_individuals(own_class):
+    """What choices on 20 samples of repeated individuals gain on others, with their promise; how many are repairs."""
     held_out = draw_individuals(4000, seed=1, individuals=400)
     gains, taken = {"clusters": [], "images": []}, Counter()
-    for seed in range(10):
+    for seed in range(20):
         data = draw_individuals(120, seed=(2, seed), own_class=own_class)
         for name, own in (("clusters", data), ("images", replace(data, clusters=None))):
             each = candidates(own, (LAST_LAYER,))
@@ -246,8 +246,17 @@ def test_repeated_individuals_promise_too_much_unless_they_are_clusters(own_clas
             repair = each[choice.chosen].fit(own, np.arange(len(own.labels)))
             gains[name].append(worst(held_out, repair) - worst(held_out, Repair()) + choice.standard_error)
             taken[name] += choice.chosen > 0
-    assert np.sum(np.array(gains["images"]) < 0) >= overpromised
+    return gains, taken
+
+
+def test_repeated_individuals_promise_too_much_unless_they_are_clusters():
+    gains, _ = chosen_on_individuals(1.0)
+    assert np.mean(np.array(gains["images"]) >= 0) < 0.8
     assert np.mean(np.array(gains["clusters"]) >= 0) >= 0.95
-    # Of images that repeat, nearly every last layer looks like a repair.
-    assert taken["images"] > 5
-    assert taken["clusters"] < 3
+
+
+def test_clusters_of_two_classes_keep_last_layers_from_looking_like_repairs():
+    gains, taken = chosen_on_individuals(0.97)
+    assert np.mean(np.array(gains["clusters"]) >= 0) >= 0.95
+    assert taken["images"] > 10
+    assert taken["clusters"] < 5

@@ -98,6 +98,7 @@ def test_fsdp2_resumes_and_saves_whole_models(state_dict_type, alone, tmp_path):
         "cross-entropy alone",
         "adapter",
         "adapter, cross-entropy",
+        "multi-label, adapter",
     ]
     saving = {"sharded": state_dict_type, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}
     checkpoint = str(tmp_path / "first" / "{}" / "output" / "checkpoint-4")
@@ -127,7 +128,6 @@ def test_an_adapter_that_fsdp2_has_sharded_is_merged_after_the_run(tmp_path):
 
 
 MERGING = """
-import os
 import sys
 from pathlib import Path
 from tests.support.launch import end_quietly
