@@ -1,6 +1,5 @@
 """The demo from its settings to its files."""
 
-import importlib.metadata
 import json
 import time
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from starft_hf.demo.results import as_markdown, as_sentence, as_tables
 from starft_hf.report.page import check_extra
 from starft_hf.utils.files import write_bytes_atomically, write_text_atomically
 from starft_hf.utils.text import without_paths
+from starft_hf.utils.versions import versions_of
 
 
 _PACKAGES = ("starft_hf", "torch", "transformers", "accelerate", "datasets")
@@ -42,7 +42,7 @@ def demo(setting: Setting, seeds: int, output: Path, console: Console, workers: 
             **asdict(setting),
             "model": "shipped" if setting.model == Setting().model else without_paths(setting.model),
         },
-        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "versions": versions_of(_PACKAGES),
         "seconds": round(seconds, 1),
     }
     write_text_atomically(output / "setting.json", json.dumps(content, indent=1) + "\n")

@@ -4,7 +4,6 @@ It is published with them, so it has nothing about the machine or the person: no
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from starft_hf.models.loading import cached_commit
 from starft_hf.spuriosity.pool import without_places
 from starft_hf.utils.files import local_or_hub, write_text_atomically
 from starft_hf.utils.untrusted import read_json
+from starft_hf.utils.versions import versions_of
 
 
 RECORD_FILE = "starft.json"
@@ -168,7 +168,7 @@ def make_record(
         config=dict(settings),
         pool=None if pool is None else _pool_of(pool),
         data=data if drawn_from is None else {**data, "drawn_from": drawn_from},
-        versions={package: importlib.metadata.version(package) for package in _PACKAGES},
+        versions=versions_of(_PACKAGES),
         **known,
     )
 
