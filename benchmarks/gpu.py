@@ -10,21 +10,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 import transformers
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import starft_hf
-from benchmarks.images import make_photos
-from benchmarks.setup import TOY, make_scene, make_state
+from benchmarks.images import BY_HAND, CROP_SCALE, make_photos, with_transform
+from benchmarks.setup import CAPTION_TEMPLATE, MAX_LENGTH, TOY, Scene, make_scene, make_state
 from benchmarks.steps import GPU_VARIANTS, VARIANTS, make_trainer, open_step, seconds_of
 
 
@@ -51,7 +53,7 @@ class Size:
     steps: tuple[tuple[str, int], ...] = (("ViT-B/16", 512), ("ViT-B/32", 1024))
     classes: int = 1000
     rounds: int = 5
-    fed: tuple[str, int, int] = ("ViT-B/32", 256, 24)
+    fed: tuple[str, int, int] = ("ViT-B/32", 256, 48)
     photo: tuple[int, int] = (500, 375)
     workers: int = 8
     evaluated: int = 4096
@@ -78,6 +80,14 @@ class Clock:
         return self.elapsed <= self.seconds
 
 
+def passes() -> tuple[tuple[str, ...], ...]:
+    """The variants of a step, what matters most first: bf16, float32 and, on a GPU, compiled."""
+    variants = VARIANTS + GPU_VARIANTS * torch.cuda.is_available()
+    compiled = tuple(variant for variant in variants if "compiled" in variant)
+    bf16 = tuple(variant for variant in variants if "bf16" in variant and variant not in compiled)
+    return bf16, tuple(variant for variant in variants if variant not in bf16 + compiled), compiled
+
+
 def run_tests(clock: Clock) -> dict[str, Any]:
     """Run the tests that need a GPU, and return how they ended."""
     if not torch.cuda.is_available():
@@ -92,6 +102,7 @@ def run_tests(clock: Clock) -> dict[str, Any]:
         "-p",
         "no:cacheprovider",
         "tests/training/test_gpu.py",
+        *(["-n", "4"] if find_spec("xdist") else []),
     ]
     left = max(30.0, clock.seconds - clock.elapsed)
     try:
@@ -104,13 +115,17 @@ def run_tests(clock: Clock) -> dict[str, Any]:
     return {"passed": done.returncode == 0, "summary": summary, "failures": lines}
 
 
-def measure_steps(shape: str, batch_size: int, size: Size, clock: Clock) -> dict[str, dict[str, Any]]:
-    """Seconds of a step and peak memory of every variant, one after the other."""
+def measure_steps(
+    shape: str, batch_size: int, variants: Sequence[str], size: Size, clock: Clock
+) -> dict[str, dict[str, Any]]:
+    """Seconds of a step and peak memory of some variants, one after the other."""
     found: dict[str, dict[str, Any]] = {}
+    if not (variants and clock.allows(f"{shape}: {'; '.join(variants)}")):
+        return found
     scene = make_scene(shape, size.classes, min(batch_size, 64))
     make_state(scene.optimizer)
     with tempfile.TemporaryDirectory() as cache:
-        for variant in (*VARIANTS, *GPU_VARIANTS * torch.cuda.is_available()):
+        for variant in variants:
             if not clock.allows(f"{shape}, {variant}"):
                 break
             found[variant] = _measure_step(partial(open_step, variant, scene, batch_size, cache), size.rounds)
@@ -147,44 +162,78 @@ class _Times(TrainerCallback):
 
 
 def measure_fed(size: Size, clock: Clock) -> dict[str, float]:
-    """Images per second of training fed from JPEGs, without and with image_cache, and of evaluation."""
+    """Images per second of training fed from JPEGs, by hand and by ours, and of evaluation."""
     found: dict[str, float] = {}
     shape, batch_size, steps = size.fed
+    settings: dict[str, Any] = {
+        "bf16": torch.cuda.is_available(),
+        "max_steps": steps,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "dataloader_num_workers": size.workers,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for kind in ("decoded", "image_cache"):
+        photos = make_photos(folder, size.photo, 32, batch_size * steps)
+        ours = {"decoded": None, "image_cache": str(folder / "images")}
+        for kind in (BY_HAND, *ours):
             if not clock.allows(f"training fed by {size.workers} workers, {kind}"):
                 return found
             scene = make_scene(shape, 10, 1)
-            photos = make_photos(folder, size.photo, 32, batch_size * steps)
             scene = type(scene)(scene.model, scene.optimizer, scene.processor, photos)
+            if kind == BY_HAND:
+                found[kind] = _rate(trainer_by_hand(scene, folder, settings), batch_size)
+                continue
             trainer = make_trainer(
-                scene,
-                str(folder / kind),
-                crop_scale=(0.9, 1.0),
-                image_cache=str(folder / "images") if kind == "image_cache" else None,
-                bf16=torch.cuda.is_available(),
-                max_steps=steps,
-                per_device_train_batch_size=batch_size,
-                per_device_eval_batch_size=batch_size,
-                dataloader_num_workers=size.workers,
-                dataloader_pin_memory=torch.cuda.is_available(),
+                scene, str(folder / kind), crop_scale=CROP_SCALE, image_cache=ours[kind], **settings
             )
-            times = _Times()
-            trainer.add_callback(times)
-            trainer.train()
-            # The first steps wait for the processes that load.
-            begin = steps // 4
-            found[kind] = (len(times.ends) - 1 - begin) * batch_size / (times.ends[-1] - times.ends[begin])
-            print(f"training, {kind}: {found[kind]:,.0f} images/s", flush=True)
+            found[kind] = _rate(trainer, batch_size)
         if clock.allows("evaluation"):
             rows = photos.select([index % len(photos) for index in range(size.evaluated)])
             trainer.evaluate(rows.select(range(min(len(rows), batch_size))))
             start = time.perf_counter()
             trainer.evaluate(rows)
             found["evaluation"] = len(rows) / (time.perf_counter() - start)
-            print(f"evaluation: {found['evaluation']:,.0f} images/s", flush=True)
+    print(f"fed: {found}", flush=True)
     return found
+
+
+def trainer_by_hand(scene: Scene, folder: Path, settings: dict[str, Any]) -> Trainer:
+    """Plain contrastive fine-tuning as a user of Trainer writes it, with a transform of the dataset."""
+    names = scene.dataset.features["label"].names
+    captions = scene.processor.tokenizer(
+        [CAPTION_TEMPLATE.format(name) for name in names],
+        padding="max_length",
+        max_length=MAX_LENGTH,
+        return_tensors="pt",
+    )
+
+    def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        labels = [example["labels"] for example in examples]
+        pixels = torch.stack([example["pixel_values"] for example in examples])
+        return {"pixel_values": pixels, "return_loss": True, **{key: rows[labels] for key, rows in captions.items()}}
+
+    args = TrainingArguments(
+        str(folder / "by_hand"),
+        remove_unused_columns=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        **settings,
+    )
+    rows: Any = with_transform(scene.dataset, scene.processor.image_processor)
+    return Trainer(scene.model, args, train_dataset=rows, data_collator=collate)
+
+
+def _rate(trainer: Trainer, batch_size: int) -> float:
+    times = _Times()
+    trainer.add_callback(times)
+    trainer.train()
+    # In the first steps the processes that load start and fill their queues, two batches each.
+    begin = len(times.ends) // 3
+    return (len(times.ends) - 1 - begin) * batch_size / (times.ends[-1] - times.ends[begin])
 
 
 def as_markdown(results: dict[str, Any]) -> str:
@@ -202,18 +251,25 @@ def as_markdown(results: dict[str, Any]) -> str:
         f"Tests that need a GPU: {results['tests']['summary']}",
     ]
     for name, variants in results["steps"].items():
-        lines += ["", f"## A training step, {name}", "", "| Variant | Seconds | Images/s | GiB | of paper |"]
-        lines.append("| --- | ---: | ---: | ---: | ---: |")
+        lines += [
+            "",
+            f"## A training step, {name}",
+            "",
+            "| Variant | Seconds | Images/s | GiB | of paper | of plain |",
+        ]
+        lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
         batch_size = int(name.rpartition(" ")[2])
-        paper = _median(variants.get("paper"))
         for variant, measured in variants.items():
             seconds, peak = _median(measured), measured["peak_gib"]
+            # Those of the same precision.
+            _, comma, precision = variant.partition(", ")
+            others = [_median(variants.get(f"{other}{comma}{precision}")) for other in ("paper", "plain")]
             cells = [
                 "-" if seconds is None else f"{seconds:.3f}",
                 "-" if seconds is None else f"{batch_size / seconds:,.0f}",
+                "-" if peak is None else f"{peak:.1f}",
+                *("-" if seconds is None or other is None else f"{seconds / other:.2f}" for other in others),
             ]
-            cells.append("-" if peak is None else f"{peak:.1f}")
-            cells.append("-" if seconds is None or paper is None else f"{seconds / paper:.2f}")
             lines.append(f"| {variant} | {' | '.join(cells)} |")
     lines += ["", "## Fed from JPEGs", "", results["about_fed"], "", "| What | Images/s |", "| --- | ---: |"]
     lines += [f"| {what} | {rate:,.0f} |" for what, rate in results["fed"].items()]
@@ -245,10 +301,14 @@ def main() -> int:
         "versions": {name: package.__version__ for name, package in packages},
         "size": asdict(size),
         "tests": run_tests(clock),
-        "steps": {f"{name}, batch {batch}": measure_steps(name, batch, size, clock) for name, batch in size.steps},
         "about_fed": f"{shape}, batch {batch_size}, JPEGs of {photos}, {size.workers} workers.",
-        "fed": measure_fed(size, clock),
     }
+    # What matters most comes first, for when time does not suffice.
+    first, *rest = passes()
+    steps = {f"{name}, batch {batch}": measure_steps(name, batch, first, size, clock) for name, batch in size.steps}
+    results |= {"fed": measure_fed(size, clock), "steps": steps}
+    for variants, (name, batch) in product(rest, size.steps):
+        steps[f"{name}, batch {batch}"] |= measure_steps(name, batch, variants, size, clock)
     results["seconds"] = round(clock.elapsed)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "results-gpu.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -46,7 +46,7 @@ def make_photos(folder: Path, size: tuple[int, int], files: int, rows: int) -> D
     return Dataset.from_dict(columns, Features(image=Image(), label=ClassLabel(names=class_names(10))))
 
 
-def by_hand(dataset: Dataset, image_processor: Any) -> Iterable[Any]:
+def with_transform(dataset: Dataset, image_processor: Any) -> Dataset:
     """Full decode, random resized crop, and the image processor, in a transform of the dataset."""
     generator = np.random.default_rng(0)
 
@@ -59,7 +59,12 @@ def by_hand(dataset: Dataset, image_processor: Any) -> Iterable[Any]:
         pixels = image_processor(images=images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": rows["label"]}
 
-    rows: Any = dataset.with_transform(transform)
+    return dataset.with_transform(transform)
+
+
+def by_hand(dataset: Dataset, image_processor: Any) -> Iterable[Any]:
+    """A loader of batches with one process."""
+    rows: Any = with_transform(dataset, image_processor)
     return DataLoader(rows, BATCH_SIZE, shuffle=True, num_workers=1, persistent_workers=True)
 
 

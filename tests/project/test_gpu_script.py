@@ -16,7 +16,7 @@ def test_it_runs_at_toy_size(tmp_path, monkeypatch, capsys):
     (variants,) = results["steps"].values()
     assert set(gpu.VARIANTS) <= set(variants)
     assert all(len(found["seconds"]) == gpu.SMALL.rounds for found in variants.values())
-    assert set(results["fed"]) == {"decoded", "image_cache", "evaluation"}
+    assert set(results["fed"]) == {"by hand", "decoded", "image_cache", "evaluation"}
     page = (tmp_path / "RESULTS-GPU.md").read_text()
     assert "| full, bf16 |" in page
     assert page.count("\n| ") >= len(variants) + 3
@@ -25,7 +25,7 @@ def test_it_runs_at_toy_size(tmp_path, monkeypatch, capsys):
 def test_it_stops_beginning_things_when_time_is_up():
     clock = gpu.Clock(0)
     assert not clock.allows("anything")
-    assert gpu.measure_steps("toy", 2, gpu.SMALL, clock) == {}
+    assert gpu.measure_steps("toy", 2, ["full"], gpu.SMALL, clock) == {}
     assert gpu.measure_fed(gpu.SMALL, clock) == {}
 
 
@@ -33,6 +33,7 @@ def test_a_dash_where_memory_did_not_suffice():
     steps = {
         "ViT-B/16, batch 512": {
             "paper": {"seconds": None, "peak_gib": None},
+            "plain": {"seconds": [4.0], "peak_gib": 3.0},
             "full": {"seconds": [2.0], "peak_gib": 3.0},
         }
     }
@@ -47,5 +48,5 @@ def test_a_dash_where_memory_did_not_suffice():
             "fed": {},
         }
     )
-    assert "| paper | - | - | - | - |" in page
-    assert "| full | 2.000 | 256 | 3.0 | - |" in page
+    assert "| paper | - | - | - | - | - |" in page
+    assert "| full | 2.000 | 256 | 3.0 | - | 0.50 |" in page
