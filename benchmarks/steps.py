@@ -30,7 +30,6 @@ GPU_VARIANTS = (
     "none, bf16",
     "text, bf16",
     "full, bf16, compiled",
-    "no regularizer, bf16, compiled",
     "plain, bf16, compiled",
 )
 # Rounds before those that are measured.

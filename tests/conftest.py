@@ -16,6 +16,7 @@ from transformers import AutoProcessor, CLIPModel
 from starft_hf import StarFTConfig
 from tests.support.browser import open_browser
 from tests.support.chat_endpoint import serve
+from tests.support.device import USE_CPU
 from tests.support.families import family
 from tests.support.tiny import TINY_CLIP, make_dataset
 
@@ -66,7 +67,7 @@ def dataset():
 
 @pytest.fixture
 def config(tmp_path):
-    """Makes a StarFTConfig for a quick and quiet run on the CPU."""
+    """Makes a StarFTConfig for a quick and quiet run, on the CPU unless `make gpu` runs the tests."""
 
     def make(**settings):
         defaults = {
@@ -77,7 +78,7 @@ def config(tmp_path):
             "learning_rate": 1e-3,
             "logging_steps": 1,
             "report_to": "none",
-            "use_cpu": True,
+            "use_cpu": USE_CPU,
             "disable_tqdm": True,
             "save_strategy": "no",
         }

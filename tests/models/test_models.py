@@ -51,7 +51,9 @@ def test_every_family_trains_and_evaluates(name, config):
     trainer.train()
     metrics = trainer.evaluate()
     assert 0 <= metrics["eval_worst_group_accuracy"] <= metrics["eval_accuracy"] <= 1
-    moved = {key.split(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    moved = {
+        key.split(".")[0] for key, value in model.state_dict().items() if not torch.equal(value.cpu(), before[key])
+    }
     assert {"text_model", "vision_model"} <= moved
     assert all(torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point())
 

@@ -15,7 +15,8 @@ THREADS = Path("/proc/self/task")
 def torchrun(processes, *arguments, timeout=300, **environment):
     """Run `python -m torch.distributed.run --nproc_per_node PROCESSES ...`; returns the finished process."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
     return subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,

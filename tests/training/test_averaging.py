@@ -53,7 +53,7 @@ def averages_of(callback, model):
 def assert_close(left, right, **tolerance):
     assert left.keys() == right.keys()
     for name, value in left.items():
-        torch.testing.assert_close(value, right[name], msg=name, **tolerance or {"rtol": 0, "atol": 0})
+        torch.testing.assert_close(value.cpu(), right[name].cpu(), msg=name, **tolerance or {"rtol": 0, "atol": 0})
 
 
 @pytest.fixture

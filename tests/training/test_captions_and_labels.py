@@ -63,6 +63,7 @@ def trained(clip, processor, config):
         losses, trainer.expected = trainer.training_losses, []
 
         def embeds(model, batch):
+            reference.to(trainer.args.device)
             with torch.no_grad():
                 texts = trainer.encoder.encode(model, texts=batch_texts(batch))
                 return trainer.encoder.encode(model, images=batch), texts[batch["spurious_rows"]]
@@ -72,7 +73,7 @@ def trained(clip, processor, config):
             examples = [trainer.train_dataset.make.targets(rows[row], row) for row in batch["sample_index"].tolist()]
             texts = [example["caption"] for example in examples]
             same = [example["label"] for example in examples] if "label" in rows.column_names else texts
-            labels = torch.tensor([list(same).index(one) for one in same])
+            labels = torch.tensor([list(same).index(one) for one in same], device=trainer.args.device)
             by = labels if settings["regularizer"] == "star" else None
             trainer.expected.append(alignment_loss(*pairs, reference.logit_scale.exp(), labels=by).item())
             return losses(model, batch, reg_weight)

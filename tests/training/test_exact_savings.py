@@ -110,7 +110,7 @@ SETTINGS = {
 def assert_plain(clip, processor, args, dataset):
     """Train with `args` and by hand, and compare losses, gradients and weights."""
     trainer = Recorder(copy.deepcopy(clip), args, dataset, processing_class=processor)
-    head = copy.deepcopy(trainer.head)
+    head = None if trainer.head is None else copy.deepcopy(trainer.head).cpu()
     bank, columns = trainer.bank, getattr(trainer.setup.candidates, "classes", None)
 
     def classes_of(step):
@@ -121,7 +121,7 @@ def assert_plain(clip, processor, args, dataset):
     for example in examples:
         example["image"]["pixel_values"] = trainer.encoder.normalized(example["image"]["pixel_values"])
     trainer.train()
-    weights = None if trainer.sample_weights is None else trainer.sample_weights(torch.arange(len(dataset)))
+    weights = None if trainer.sample_weights is None else trainer.sample_weights(torch.arange(len(dataset))).cpu()
     losses, gradients, parameters = plain_run(
         clip,
         processor.tokenizer,
@@ -134,11 +134,11 @@ def assert_plain(clip, processor, args, dataset):
     logged = [entry["loss"] for entry in trainer.state.log_history if "base_loss" in entry]
     assert logged == pytest.approx(losses, abs=1e-9)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(trainer.gradients[name], gradient, rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(trainer.gradients[name].cpu(), gradient, rtol=0, atol=1e-9, msg=name)
     for name, value in parameters.items():
-        torch.testing.assert_close(trainer.model.state_dict()[name], value, rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(trainer.model.state_dict()[name].cpu(), value, rtol=0, atol=1e-9, msg=name)
     if head is not None:
-        torch.testing.assert_close(trainer.head.weight, head.weight, rtol=0, atol=1e-9)
+        torch.testing.assert_close(trainer.head.weight.cpu(), head.weight, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])

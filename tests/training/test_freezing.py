@@ -38,7 +38,7 @@ def named(model, freeze):
 
 
 def moved(model, before):
-    return {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    return {name for name, value in model.named_parameters() if not torch.equal(value.cpu(), before[name].cpu())}
 
 
 def weights_of(model):
@@ -84,7 +84,7 @@ def test_batch_norm_of_frozen_layers_keeps_its_statistics(config, dataset):
     before = weights_of(model)
     args = config(freeze=["vision.layers.0-3"], freeze_batch_norm=False, reference_cache="none", max_steps=2)
     StarFTTrainer(model, args, dataset, processing_class=processor).train()
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value.cpu(), before[name].cpu())}
     assert not any(f"blocks.{number}." in name for name in changed for number in range(4))
     assert any("blocks.4." in name and "running_mean" in name for name in changed)
 
@@ -159,7 +159,7 @@ def test_a_frozen_tower_has_no_dropout(config, dataset):
     batch = trainers[0].data_collator([trainers[0].train_dataset[0]])
     caption = trainers[0].train_dataset[0]["caption"]
     expected = trainers[0].encoder.encode(model.eval(), texts=[caption])
-    torch.testing.assert_close(trainers[0].setup.frozen_texts.rows(batch), expected)
+    torch.testing.assert_close(trainers[0].setup.frozen_texts.rows(batch).cpu(), expected.cpu())
 
 
 def test_freezing_a_tower_under_an_adapter_freezes_the_adapter_there(clip, train):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, CLIPModel
 
 from starft_hf import StarFTConfig, StarFTTrainer, alignment_loss, contrastive_loss
+from tests.support.device import USE_CPU
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -80,7 +81,7 @@ def golden_run(request, tmp_path_factory):
             crop_scale=None,
             logging_steps=1,
             report_to="none",
-            use_cpu=True,
+            use_cpu=USE_CPU,
             disable_tqdm=True,
         ),
         train_dataset=train_dataset,
@@ -111,6 +112,6 @@ def test_final_embeddings_of_a_run(golden_run):
     inputs = processor(images=train_dataset["image"][:], text=captions, padding=True, return_tensors="pt")
     inputs["pixel_values"] = inputs["pixel_values"].double()
     with torch.no_grad():
-        outputs = trainer.model.eval()(**inputs)
+        outputs = trainer.model.cpu().eval()(**inputs)
     torch.testing.assert_close(outputs.image_embeds, expected["final_image_embeds"], rtol=0, atol=1e-6)
     torch.testing.assert_close(outputs.text_embeds, expected["final_caption_embeds"], rtol=0, atol=1e-6)

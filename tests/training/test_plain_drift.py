@@ -18,6 +18,7 @@ def drift(model, reference, trainer, batch):
     bank, number = trainer.bank, len(trainer.bank.caption_templates)
     captions = [bank.caption(*divmod(index, number)) for index in batch["caption_ids"].tolist()]
     tokens = trainer.processing_class.tokenizer(captions, padding=True, return_tensors="pt")
+    tokens, reference = tokens.to(trainer.args.device), reference.to(trainer.args.device)
     pixels = trainer.encoder.normalized(batch["pixel_values"]).double()
 
     def log_probabilities(tower):

@@ -148,4 +148,4 @@ def test_a_whole_run_is_the_papers_loop_by_hand(clip, processor, dataset, tmp_pa
 
     assert [entry["loss"] for entry in steps(trainer)] == pytest.approx(found, abs=1e-9)
     for name, value in clip.state_dict().items():
-        torch.testing.assert_close(trainer.model.state_dict()[name], value, rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(trainer.model.state_dict()[name].cpu(), value, rtol=0, atol=1e-9, msg=name)
