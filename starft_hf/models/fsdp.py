@@ -1,7 +1,7 @@
 """What FSDP 2 and Accelerate need that dual encoders of transformers do not provide."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -153,22 +153,3 @@ def before_sharding(trainer: Any) -> Iterator[None]:
             del model.forward
         forget_preparation(accelerator, model)
         model.to(device)
-
-
-@contextmanager
-def without_autocast(model: nn.Module) -> Iterator[None]:
-    """Within, a model has the forward from before Accelerate put it under autocast, if it has, as in an evaluation."""
-    prepared, original = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
-    if prepared is None or original is None:
-        yield
-        return
-    model.forward = original
-    try:
-        yield
-    finally:
-        model.forward = prepared
-
-
-def forward_autocast(accelerator: Any) -> AbstractContextManager[Any]:
-    """The autocast that Accelerate puts around the forward of a prepared model; FSDP 2 casts without one."""
-    return nullcontext() if accelerator.is_fsdp2 else cast(AbstractContextManager[Any], accelerator.autocast())

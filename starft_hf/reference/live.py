@@ -69,7 +69,8 @@ class LiveReference(Reference):
 
     def contexts(self, bank: CaptionBank) -> Tensor:
         if self._contexts is None:
-            chunks = list(embedded_chunks(self.embed_texts, list(bank.spurious_captions())))
+            with torch.autocast(self.logit_scale.device.type, enabled=False):
+                chunks = list(embedded_chunks(self.embed_texts, list(bank.spurious_captions())))
             self._contexts = mean_over_classes(torch.cat(chunks), bank)
         return self._contexts
 

@@ -104,7 +104,9 @@ class LazyTexts:
     def rows(self, ids: Tensor) -> Tensor:
         captions = [self.bank.spurious_caption(*self.bank.parts_of(index)) for index in ids.tolist()]
         missing = list(dict.fromkeys(caption for caption in captions if caption not in self._cached))
-        new = dict(zip(missing, self._live.embed_texts(missing), strict=True)) if missing else {}
+        # As exact as those that are encoded in advance.
+        with torch.autocast(ids.device.type, enabled=False):
+            new = dict(zip(missing, self._live.embed_texts(missing), strict=True)) if missing else {}
         rows = torch.stack([new[caption] if caption in new else self._cached[caption] for caption in captions])
         for caption, row in new.items():
             if self._bytes + row.nbytes > self.limit:

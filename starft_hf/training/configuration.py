@@ -104,7 +104,9 @@ class StarFTConfig(TrainingArguments):
             were computed. "float16" halves their size and rounds every entry of the unit rows by at most 2**-12.
         reference_text_cache_gib (`float`, defaults to `1.0`): above this many GiB of caption embeddings, captions are
             encoded when a batch first needs them rather than in advance.
-        reference_dtype (`str`, *optional*): data type of the reference, such as "bfloat16"; None is the model's.
+        reference_dtype (`str`, *optional*): data type of the reference, such as "bfloat16". None is the model's, and
+            what the reference computes in a step is computed in half precision with `bf16` or `fp16`, as the model's
+            forward is; what is cached is not. "float32" never computes it in half precision.
 
     Args: Parameters that control the evaluation
         group_column (`str` or `list[str]`, *optional*): column with the group of a row, for worst-group accuracy, or a
@@ -216,7 +218,7 @@ class StarFTConfig(TrainingArguments):
     reference_cache_dir: str | None = setting(None, IRRELEVANT, "Folder of cached embeddings.")
     reference_cache_dtype: str | None = setting(None, RUN, "'float32' or 'float16'.")
     reference_text_cache_gib: float = setting(1.0, RECORDED, "Limit of the caption embeddings in GiB.")
-    reference_dtype: str | None = setting(None, RUN, "Data type of the reference.")
+    reference_dtype: str | None = setting(None, RUN, "Data type of the reference; None is that of the model.")
     mini_batch_size: int | None = setting(None, RECORDED, "Images per forward and backward pass.")
     freeze_batch_norm: bool = setting(True, RUN, "Train batch norm with its running statistics, and keep them.")
     freeze: list[str] | None = setting(None, RUN, "Parts that are not trained, such as text or vision.layers.0-5.")

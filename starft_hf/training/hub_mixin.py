@@ -97,7 +97,9 @@ class HubMixin(Trainer):
         kept = (checkpoint and read_content(checkpoint)) or {}
         if not kept.get("retention_before"):
             with before_sharding(self):
-                self.measured.retention_before = self.setup.evaluate_retention_sets(self.model, self.args)
+                self.measured.retention_before = self.setup.evaluate_retention_sets(
+                    self.model, self.args, self.accelerator
+                )
         # `Trainer` evaluates at the start of a run from the beginning.
         wanted = self.args.eval_on_start and self.eval_dataset is not None
         if wanted and checkpoint is not None and not kept.get("zero_shot"):

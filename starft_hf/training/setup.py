@@ -1,7 +1,7 @@
 """A run, ready to be trained: all checks first, as `RunPlan` has them, then all loading."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -26,10 +26,10 @@ from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.hub.record import model_source
 from starft_hf.models.adapters import base_model_of, base_state, check_adapters, is_adapted, with_adapter
 from starft_hf.models.encoder import DualEncoder, logit_scale_of
-from starft_hf.models.fsdp import forward_autocast, without_autocast
 from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.loading import check_dual_encoder, load_model, load_processor
 from starft_hf.models.parts import HEAD
+from starft_hf.models.precision import forward_autocast, remove_autocast, run_autocast, without_autocast
 from starft_hf.models.sigmoid import remove_added_bias
 from starft_hf.models.texts import TextEncoding
 from starft_hf.models.towers import allow_checkpointing
@@ -122,7 +122,7 @@ class RunSetup:
         # Weights that are initialized anew depend on the seed alone, and not on what was drawn before.
         set_seed(args.seed)
         trusted = {"trust_remote_code": args.trust_remote_code}
-        model = load_model(given.model, **trusted)
+        model = remove_autocast(load_model(given.model, **trusted))
         processor = load_processor(base_model_of(model), given.processing_class, **trusted)
         check_dual_encoder(model)
         set_seed(args.seed)
@@ -272,6 +272,8 @@ class RunSetup:
 
     def training_step(self, head: nn.Linear | None, accelerator: Any) -> TrainingStep:
         """What computes the losses of a batch, by a model that `accelerator` prepares."""
+        autocast = partial(forward_autocast, accelerator)
+        own = autocast if is_adapted(self.model) else partial(run_autocast, accelerator)
         return TrainingStep(
             self.encoder,
             base_loss(self.args.base_loss, self.args.label_smoothing_factor),
@@ -284,11 +286,13 @@ class RunSetup:
             self.args.freeze_batch_norm,
             self.in_eval_mode,
             self.frozen_texts,
-            partial(forward_autocast, accelerator),
+            autocast,
+            # A dtype that is asked for is that of the computation too.
+            own if self.args.reference_dtype is None else nullcontext,
         )
 
-    def evaluate_retention_sets(self, model: nn.Module, args: StarFTConfig) -> dict[str, AnyResult]:
-        """How `model` does on what must not be forgotten, by name."""
+    def evaluate_retention_sets(self, model: nn.Module, args: StarFTConfig, accelerator: Any) -> dict[str, AnyResult]:
+        """How `model` does on what must not be forgotten, by name, in the precision of the run."""
         reading = {
             "batch_size": args.eval_batch_size,
             "num_workers": args.dataloader_num_workers,
@@ -299,19 +303,16 @@ class RunSetup:
         }
         how = (args.column_settings(), args.zero_shot_templates)
         sets = self.plan.retention_sets.items()
-        return {name: evaluate_retention_set(model, self.processor, one, *how, **reading) for name, one in sets}
+        with run_autocast(accelerator):
+            return {name: evaluate_retention_set(model, self.processor, one, *how, **reading) for name, one in sets}
 
     def evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
         preprocessor = ImagePreprocessor(self.encoder.image_processor, decoding=args.image_decoding)
         columns = args.column_settings(self.group_function)
         given = (dataset, columns, self.plan.columns, preprocessor)
-        how: dict[str, Any] = {
-            "task": args.eval_task,
-            "on_bad_image": args.on_bad_image,
-            "cache": args.image_cache_settings(),
-        }
-        return evaluation_sets(*given, **how)
+        how: Any = {"task": args.eval_task, "on_bad_image": args.on_bad_image}
+        return evaluation_sets(*given, **how, cache=args.image_cache_settings())
 
     def examples_to_predict(self, dataset: Any, args: StarFTConfig) -> Any:
         """The same of a dataset to predict.

@@ -87,8 +87,9 @@ class TrainingStep:
     `sample_weights` maps sample indices `(n,)` to the weights of their terms of the base loss. With N samples in the
     batch of all processes, it is `sum(w_i l_i) / N`: the weights have a mean of 1 over the training set, and are not
     normalized within a batch. With `freeze_batch_norm`, batch norm uses its running statistics and keeps them.
-    Modules `in_eval_mode` compute as in evaluations. `texts` has the captions' embeddings by a frozen text tower, and
-    `autocast` is that of the forward, for where the forward of the model is replaced.
+    Modules `in_eval_mode` compute as in evaluations. `texts` has the captions' embeddings by a frozen text tower.
+    `autocast` is that of the forward, for where the forward of the model is replaced, and `reference_autocast` that of
+    the reference, for what it computes in a step.
     """
 
     encoder: DualEncoder
@@ -103,6 +104,7 @@ class TrainingStep:
     in_eval_mode: Sequence[nn.Module] = ()
     texts: FrozenTexts | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    reference_autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], reg_weight: float) -> StepLosses:
         """The losses of `batch` by one forward of `model`, which may be inside a parallel wrapper."""
@@ -121,7 +123,8 @@ class TrainingStep:
         parts = _parts(batch, outputs, gathered) | {nan_check.BASE_LOSS: base}
         if self.regularizer is None or self.reference is None:
             return StepLosses(base, base, torch.zeros_like(base), parts=parts)
-        compared = self.candidates.compare(batch, outputs, gathered, self.reference)
+        with self.reference_autocast():
+            compared = self.candidates.compare(batch, outputs, gathered, self.reference)
         inputs = self._regularizer_inputs(self.reference, inner, batch, outputs, compared)
         terms = self.regularizer.compute(inputs)
         reg = batch_mean(terms, batch, gathered) if terms.ndim else terms

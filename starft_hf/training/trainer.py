@@ -336,7 +336,8 @@ class StarFTTrainer(HubMixin, Trainer):
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def _record_retention(self) -> None:
-        self.retention = self.measured.retention(self.setup.evaluate_retention_sets(self.model, self.args), self.model)
+        after = self.setup.evaluate_retention_sets(self.model, self.args, self.accelerator)
+        self.retention = self.measured.retention(after, self.model)
         if self.retention:
             self.log(retention_metrics(self.retention))
 

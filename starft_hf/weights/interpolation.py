@@ -17,6 +17,7 @@ from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.loading import load_processor
 from starft_hf.models.modes import evaluation_mode
+from starft_hf.models.precision import exact_copy
 from starft_hf.utils.names import unknown_name
 
 
@@ -264,7 +265,7 @@ def _prepared(
     ]
     _check_alike(*traits)
     warn_of_statistics(kept[0], lambda name: [state[name] for state in kept])
-    merged: Any = copy.deepcopy(models[0])
+    merged: Any = exact_copy(models[0])
     if one_head:
         place = heads.index(None)
         head = _zero_shot_head(models[place], heads[1 - place], processing_class)

@@ -1,6 +1,5 @@
 """What a model is chosen by: the measure, the groups of the validation set, and which of two equals is taken."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ from transformers.utils import logging
 from starft_hf.data.source import is_iterable
 from starft_hf.evaluation.results import CurvePoint
 from starft_hf.models.loading import load_processor
+from starft_hf.models.precision import exact_copy
 from starft_hf.spuriosity.auto import given_pool
 from starft_hf.spuriosity.discovery import discover_spuriosity
 from starft_hf.training.configuration import StarFTConfig
@@ -91,7 +91,7 @@ def _pseudo_groups(given: RunInputs, validation: Any) -> list[str]:
     args = given.args
     assert isinstance(given.model, nn.Module)
     # A copy, since the runs start from the model where it is.
-    model = copy.deepcopy(given.model).to(args.device)
+    model = exact_copy(given.model).to(args.device)
     processor = load_processor(model, given.processing_class, trust_remote_code=args.trust_remote_code)
     dataset = training_subset(args, given.train_dataset)
     found = discover_spuriosity(

@@ -1,6 +1,5 @@
 """What is exported: a dual encoder as plain weights, and the classifier on its image embeddings."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -19,6 +18,7 @@ from starft_hf.models.adapters import is_adapted, merged_copy
 from starft_hf.models.encoder import DualEncoder, logit_bias_of
 from starft_hf.models.families import family_of
 from starft_hf.models.heads import head_from_weights, select_classes
+from starft_hf.models.precision import exact_copy, keeps_autocast
 from starft_hf.utils.names import unknown_name
 from starft_hf.weights.repair.subject import describe
 
@@ -129,9 +129,10 @@ def _plain(model: nn.Module) -> nn.Module:
             f"the {type(model).__name__} has weights that are quantized to {integers}, which PyTorch cannot export; "
             "load it in full precision, and quantize what is exported by dtype='int8'"
         )
-    if all(value.dtype == torch.float32 and value.device.type == "cpu" for value in parameters):
+    as_exported = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in parameters)
+    if as_exported and not keeps_autocast(model):
         return model.eval()
-    return copy.deepcopy(model).float().cpu().eval()
+    return exact_copy(model).float().cpu().eval()
 
 
 def check_int8(model: nn.Module) -> None:

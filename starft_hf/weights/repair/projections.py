@@ -1,12 +1,12 @@
 """Projections that remove what a pool of spurious templates names, and how a model takes them into its weights."""
 
-import copy
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from starft_hf.models.precision import exact_copy
 from starft_hf.weights.repair.embedded import Floats
 
 
@@ -49,7 +49,7 @@ def fold(model: ModelT, basis: Floats, *, texts: bool = True) -> ModelT:
     """
     if (why := why_not_foldable(model)) is not None:
         raise ValueError(f"{why}; repair it by a last layer instead")
-    folded: Any = copy.deepcopy(model)
+    folded: Any = exact_copy(model)
     rows = torch.from_numpy(np.ascontiguousarray(basis, dtype=np.float64))
     with torch.no_grad():
         for name in _LAYERS if texts else _LAYERS[:1]:

@@ -22,6 +22,7 @@ from starft_hf.models.adapters import check_adapters, is_adapted, merged_copy
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, load_head
 from starft_hf.models.loading import load_model, load_processor
+from starft_hf.models.precision import exact_copy
 from starft_hf.spuriosity.auto import Spuriosity
 from starft_hf.spuriosity.pool import SpuriosityPool, as_pool
 from starft_hf.weights.interpolation import check_same_architecture
@@ -156,7 +157,7 @@ def without_head(model: nn.Module) -> nn.Module:
     """The model without a classification head of a cross-entropy run as a module of it; a copy if it has one."""
     if getattr(model, HEAD_NAME, None) is None:
         return model
-    bare = copy.deepcopy(model)
+    bare = exact_copy(model)
     delattr(bare, HEAD_NAME)
     return bare
 
