@@ -114,6 +114,8 @@ class TrainingStep:
             freeze_batch_norm(inner)
         for module in self.in_eval_mode:
             module.eval()
+        # Once for the model and the reference.
+        batch = {**batch, "pixel_values": self.encoder.normalized(batch["pixel_values"])}
         outputs = self._forward(model, inner, batch)
         gathered = gather_batch(batch, outputs, spurious=self.candidates.drawn_per_example)
         base_terms = self.base_loss(outputs, gathered, batch)
