@@ -20,7 +20,6 @@ from unittest.mock import patch
 
 from benchmarks.beyond import FOLDER, WORK, base_folder, scoring_split, train_split
 from benchmarks.grid_runner import GridCell, Store, add_options, limits_of, run_all
-from benchmarks.plain_captions import with_plain_captions
 from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.demo.world import BACKGROUND_TEMPLATES
 from starft_hf.evaluation.results import classification_results
@@ -38,6 +37,8 @@ RATES = ((1e-4, 400), (2e-4, 200), (1e-5, 3000))
 # With as many images in all.
 BATCHES = ((32, 200), (128, 50), (256, 25))
 SCALES = ("scale-50", "scale-100", "rescaled-50", "rescaled-100")
+# From so many classes on, the defaults have no plain captions.
+MANY = 4
 BASES = ("seed-0", "seed-1", "seed-2")
 VALIDATION_SEEDS = (100, 101)
 TEST_SEEDS = (0, 1)
@@ -50,20 +51,21 @@ class Form:
     Attributes:
         regularizer: "auto", "star" or "kl".
         factor: times the weight that "auto" stands for.
-        share: of plain captions, "{}.", among the spurious ones.
+        share: of plain captions, "{}.", among the spurious ones; None is that of `StarFTConfig`.
         term: weight of a term of its own for plain captions, relative to the weight of the regularizer.
     """
 
     regularizer: str = "auto"
     factor: float = 1.0
-    share: float = 0.0
+    share: float | None = 0.0
     term: float = 0.0
 
 
 FORMS = {
-    "default": Form(),
-    "default x 2": Form(factor=2),
-    "default x 0.3": Form(factor=0.3),
+    "default": Form(share=None),
+    "plain 0": Form(),
+    "plain 0 x 2": Form(factor=2),
+    "plain 0 x 0.3": Form(factor=0.3),
     "kl": Form("kl"),
     "kl x 2": Form("kl", 2),
     "plain 0.1": Form(share=0.1),
@@ -80,7 +82,7 @@ FORMS = {
 }
 
 # Those that long runs compare.
-LONG = ("default", "plain 0.5")
+LONG = ("default", "plain 0", "plain 0.25", "plain 0.5")
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,13 @@ class Cell(GridCell):
 
 def regularizer_settings(form: Form, classes: int) -> dict[str, Any]:
     """The settings of a form, by name."""
+    share = {} if form.share is None else {"plain_caption_share": form.share}
     if form.regularizer == "auto" and form.factor == 1:
-        return {}
+        return share
     regularizer = get_regularizer(form.regularizer, classes)
     assert regularizer is not None
-    return {"regularizer": form.regularizer, "reg_weight": form.factor * regularizer.weight(AUTO_WEIGHT, classes)}
+    weight = form.factor * regularizer.weight(AUTO_WEIGHT, classes)
+    return {"regularizer": form.regularizer, "reg_weight": weight, **share}
 
 
 def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
@@ -153,8 +157,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
         trainer = StarFTTrainer(base, dataclasses.replace(args, regularizer="none"), eval_dataset=evaluation)
     else:
         train = train_split(cell.classes, cell.correlation, cell.seed)
-        plain = cell.method == "FLYP"
-        pool: Any = "background" if plain else with_plain_captions(BACKGROUND_TEMPLATES, form.share)
+        pool = "background" if cell.method == "FLYP" else list(BACKGROUND_TEMPLATES)
         trainer = StarFTTrainer(base, args, train, evaluation, spuriosity=pool)
         with with_own_term(trainer, form):
             trainer.train()
@@ -218,13 +221,16 @@ def grid() -> Iterator[Cell]:
     for base in SCALES[:2]:
         corner: dict[str, Any] = {"base": base, "batch": 32, "steps": 200}
         cells += tasks("test", (2, 3), (1.0,), seeds=1, **corner)
-    yield from compared([*cells, *long_runs()], "FLYP", "default")
+    cells += long_runs()
+    yield from compared(cells, "FLYP", "default")
+    # What the defaults were before.
+    yield from compared([cell for cell in cells if cell.classes < MANY], "plain 0")
 
 
-def long_runs() -> list[Cell]:
+def long_runs(classes: Sequence[int] = (2, 6)) -> list[Cell]:
     """Thousands of steps at the default learning rate."""
     rate, steps = RATES[2]
-    return tasks("test", (2, 6), (0.95,), seeds=1, learning_rate=rate, steps=steps)
+    return tasks("test", classes, (0.95,), seeds=1, learning_rate=rate, steps=steps)
 
 
 def forms() -> Iterator[Cell]:
@@ -236,7 +242,7 @@ def forms() -> Iterator[Cell]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for, and write what was found."""
-    parts = {"grid": grid, "long": lambda: compared(long_runs(), "FLYP", *LONG), "forms": forms}
+    parts = {"grid": grid, "long": lambda: compared(long_runs((2, 6, 3, 4, 8)), "FLYP", *LONG), "forms": forms}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", choices=parts, nargs="*", default=list(parts))
     parser.add_argument("--work", type=Path, default=WORK, help="for models and caches")

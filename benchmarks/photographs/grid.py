@@ -12,10 +12,9 @@ from typing import Any
 from datasets import Dataset
 
 from benchmarks.grid_runner import GridCell, Store, run_all
-from benchmarks.photographs.methods import BUILT_IN, METHODS, POOLS, Method, default_regularizer
+from benchmarks.photographs.methods import BUILT_IN, METHODS, POOLS, Method, default_plain_share, default_regularizer
 from benchmarks.photographs.models import PIXELS, folder_of, zero_shot_accuracies
 from benchmarks.photographs.world import CAPTION_TEMPLATE, make_split
-from benchmarks.plain_captions import with_plain_captions
 from starft_hf import StarFTConfig, compare
 
 
@@ -96,7 +95,7 @@ def pool_of(cell: Cell, method: Method, folder: str) -> tuple[Any, dict[str, Any
         file = Path(folder) / "candidates.json"
         file.write_text(json.dumps([*POOLS["right"], *POOLS["unrelated"]]))
         return "auto", {"discovery_pool": str(file)}
-    return with_plain_captions(POOLS[pool], method.plain) if pool else BUILT_IN, {}
+    return list(POOLS[pool]) if pool else BUILT_IN, {}
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -112,6 +111,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         pool, settings = pool_of(cell, method, folder)
         settings = {**method.settings, **settings}
+        if method.name == "default":
+            share = default_plain_share(cell.classes) if method.plain is None else method.plain
+            settings["plain_caption_share"] = share
         if cell.weight is not None and not plain:
             settings["reg_weight"] = cell.weight
         report = compare(

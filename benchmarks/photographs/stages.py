@@ -20,8 +20,15 @@ MAIN = ("zero-shot", "FLYP", *POOLS)
 BOTH = ("conditional", "conditional + attribution", "defaults")
 SHORT = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "star, right", "star, unrelated", *BOTH)
 TWO = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "kl, plain", *BOTH)
-# Whether plain captions in the pool do less harm.
-HALF_PLAIN = ("zero-shot", "FLYP", "defaults", "defaults, plain 0.5")
+# Whether plain captions in the pool do less harm: by default there are some with two classes, and none with six.
+SHARES = {
+    2: ("defaults", "defaults, plain 0", "defaults, plain 0.5"),
+    6: ("defaults", "defaults, plain 0.25", "defaults, plain 0.5"),
+}
+WITH_PLAIN = {classes: ("zero-shot", "FLYP", *names) for classes, names in SHARES.items()}
+LONG = {
+    classes: ("zero-shot", "FLYP, long", *(f"{name}, long" for name in names)) for classes, names in SHARES.items()
+}
 MORE = ("kl, auto", "star, auto", "kl, found", "star, found", "CE", "L2-SP")
 REPAIRED = ("FLYP + repair", "kl + repair")
 CLUSTERED = tuple(f"{name}, clusters" for name in REPAIRED)
@@ -67,8 +74,12 @@ STAGES = (
     Stage("A", 6, 0.95, BOTH, FIRST),
     Stage("A", 6, 1.0, SHORT, FIRST),
     Stage("A", 2, 0.95, TWO, FIRST),
-    Stage("A", 2, 0.95, HALF_PLAIN, FIRST),
-    Stage("A", 2, 1.0, HALF_PLAIN, FIRST),
+    Stage("A", 2, 0.95, WITH_PLAIN[2], FIRST),
+    Stage("A", 2, 1.0, WITH_PLAIN[2], FIRST),
+    Stage("A", 6, 0.95, WITH_PLAIN[6], FIRST),
+    Stage("A", 6, 1.0, WITH_PLAIN[6], FIRST),
+    Stage("A", 2, 0.95, LONG[2], FIRST[:2]),
+    Stage("A", 6, 0.95, LONG[6], FIRST[:2]),
     Stage("B", 6, 0.95, ("zero-shot", "FLYP", "defaults"), LARGE_RUNS),
     Stage("A", 6, 0.95, MAIN + BOTH, SECOND),
     Stage("A", 6, 0.95, MORE, FIRST + SECOND),

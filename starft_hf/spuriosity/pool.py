@@ -20,6 +20,9 @@ from starft_hf.utils.text import without_paths
 # The union of all built-in pools has a name but no file.
 UNION = "all"
 
+# The template of a caption to which nothing spurious is added.
+PLAIN = "{}."
+
 # Keys of a template in a file, if it is not a plain string.
 _ENTRY_KEYS = ("template", "weight", "classes", "aspect")
 
@@ -159,10 +162,38 @@ class SpuriosityPool:
         def chosen(values: Sequence[Any] | None) -> list[Any] | None:
             return None if values is None else [values[index] for index in indices]
 
-        kept = {"name": self.name, "source": self.source, "description": self.description, "metadata": self.metadata}
         parts = {"weights": self.weights, "classes": self.classes, "aspects": self.aspects}
         own = {name: chosen(values) for name, values in parts.items()}
-        return SpuriosityPool(chosen(self.templates) or [], **{**kept, **own, **about})
+        return SpuriosityPool(chosen(self.templates) or [], **{**self._about, **own, **about})
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        return {"name": self.name, "source": self.source, "description": self.description, "metadata": self.metadata}
+
+    def with_plain_captions(self, share: float) -> "SpuriosityPool":
+        """The pool with plain captions, `{}.`, as so much of the weight of all templates; itself if it has them.
+
+        Args:
+            share: at least 0 and below 1.
+        """
+        if not share or PLAIN in self.templates:
+            return self
+        own = self.weights or (1.0,) * len(self)
+        classes: list[list[str] | None] | None = None
+        if self.classes is not None:
+            classes = [*(None if names is None else sorted(names) for names in self.classes), None]
+        return SpuriosityPool(
+            [*self.templates, PLAIN],
+            weights=[*(weight * (1 - share) / sum(own) for weight in own), share],
+            classes=classes,
+            aspects=None if self.aspects is None else [*self.aspects, None],
+            **self._about,
+        )
+
+    def without_plain_captions(self) -> "SpuriosityPool":
+        """The pool without plain captions; itself if it has no others."""
+        spurious = [index for index, template in enumerate(self.templates) if template != PLAIN]
+        return self.only(spurious) if 0 < len(spurious) < len(self) else self
 
     def check_classes(self, class_names: Sequence[str] | None) -> None:
         """Check that every class of a dataset has a template; None stands for a dataset without labels.

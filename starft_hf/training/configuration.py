@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
@@ -26,6 +25,7 @@ from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.objectives.regularizers import get_regularizer
 from starft_hf.training.inherited_settings import check_inherited_settings
 from starft_hf.training.parameter_groups import check_groups, frozen_names, rates_by_name
+from starft_hf.training.plain_captions import check_plain_share
 from starft_hf.training.presets import find_preset
 from starft_hf.training.scopes import INHERITED, IRRELEVANT, RECORDED, RUN, is_default, setting
 from starft_hf.training.setting_checks import check_crop_scale, check_metric, check_reg_weight, check_settings
@@ -55,6 +55,9 @@ class StarFTConfig(TrainingArguments):
             chooses it by the number of classes, as `starft_hf.objectives.regularizers.divergence_weight` describes; it
             was measured with `reg_schedule="constant"`. Regularizers without a measured weight need a number. With
             "multi_label", it is 30 divided by the number of classes (not measured).
+        plain_caption_share (`float` or `str`, defaults to `"auto"`): fraction of the spurious captions that are drawn
+            as plain ones, without a template, so that these keep their relations too; "auto" is 0.25 where
+            `regularizer="auto"` is "kl" because there are few classes, else 0. A pool that has `{}.` stays as it is.
         reg_schedule (`str`, defaults to `"constant"`): "constant", "linear" (falls to 0 with every optimizer step) or
             "epoch_linear" (the paper's: falls with every epoch and is 0 in the last one).
         reg_max_classes (`int`, defaults to `512`): the most classes that "conditional" compares. With more, a step
@@ -64,8 +67,7 @@ class StarFTConfig(TrainingArguments):
             `SampleWeights`). The regularizer is not weighted.
         reweight_clip (`float`, defaults to `10.0`): the largest weight, before all are normalized to a mean of 1.
         mini_batch_size (`int`, *optional*): images per forward and backward pass, for batches that do not fit into
-            memory; None runs the whole batch at once. Losses and gradients stay the same, at the cost of a second
-            forward pass.
+            memory; None runs the whole batch at once. Losses and gradients stay the same, for a second forward pass.
         freeze_batch_norm (`bool`, defaults to `True`): use and keep the running statistics of batch norm, as in the
             reference; its weights and biases are trained. False normalizes by the statistics of the batch, so the
             regularizer is not 0 at the start.
@@ -104,9 +106,8 @@ class StarFTConfig(TrainingArguments):
             were computed. "float16" halves their size and rounds every entry of the unit rows by at most 2**-12.
         reference_text_cache_gib (`float`, defaults to `1.0`): above this many GiB of caption embeddings, captions are
             encoded when a batch first needs them rather than in advance.
-        reference_dtype (`str`, *optional*): data type of the reference, such as "bfloat16". None is the model's, and
-            what the reference computes in a step is computed in half precision with `bf16` or `fp16`, as the model's
-            forward is; what is cached is not. "float32" never computes it in half precision.
+        reference_dtype (`str`, *optional*): data type of the reference, such as "bfloat16". None is the model's, with
+            what it computes in a step in half precision under `bf16` and `fp16`, as in the model; "float32" has none.
 
     Args: Parameters that control the evaluation
         group_column (`str` or `list[str]`, *optional*): column with the group of a row, for worst-group accuracy, or a
@@ -186,6 +187,7 @@ class StarFTConfig(TrainingArguments):
         "auto", RUN, "'auto' ('star' from four classes on, else 'kl'), 'none' or a registered name."
     )
     reg_weight: NumberOrAuto = setting("auto", RUN, "Weight of the regularizer at the start of the run, or 'auto'.")
+    plain_caption_share: NumberOrAuto = setting("auto", RUN, "Share of plain captions among spurious ones, or 'auto'.")
     reg_schedule: str = setting("constant", RUN, "'constant', 'linear' or 'epoch_linear'.")
     reg_max_classes: int = setting(512, RUN, "The most classes that 'conditional' compares.")
     reweight: str = setting("none", RUN, "'attribution' or 'none'.")
@@ -252,14 +254,12 @@ class StarFTConfig(TrainingArguments):
         self.learning_rates = rates_by_name(self.learning_rates, self.base_loss)
         check_groups(self)
         self.reg_weight = check_reg_weight(self.reg_weight, get_regularizer(self.regularizer))
-        if self.crop_scale is not None:
-            self.crop_scale = check_crop_scale(self.crop_scale)  # type: ignore[assignment]
+        self.plain_caption_share = check_plain_share(self.plain_caption_share)
+        self.crop_scale = check_crop_scale(self.crop_scale)  # type: ignore[assignment]
         if self.caption_template is None:
             raise ValueError("caption_template is None; pass a template such as 'a photo of a {}.'")
         check_caption_templates("caption_template", self.caption_templates)
         check_caption_templates("eval_templates", self.zero_shot_templates)
-        if self.card_template is not None and not Path(self.card_template).is_file():
-            raise ValueError(f"card_template is {self.card_template!r}, but there is no such file")
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickles hold, such as `training_args.bin`: no token."""

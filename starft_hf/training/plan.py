@@ -34,6 +34,7 @@ from starft_hf.training.learning_rate import warn_of_warmup
 from starft_hf.training.logit_scale import check_limit
 from starft_hf.training.multi_label import check_inputs
 from starft_hf.training.parameter_groups import check_groups
+from starft_hf.training.plain_captions import plain_share
 from starft_hf.training.setting_checks import MULTI_LABEL, check_schedule
 from starft_hf.training.trackers import check_trackers
 from starft_hf.training.trained_weights import check_trained_adapter
@@ -87,6 +88,7 @@ class RunPlan:
         strata: the rows of its classes or groups, if `train_sampling_strategy` balances them.
         drawn_from: how many rows the training set has, if not all of them are trained on.
         cache: what to cache of the reference; None without a regularizer or a training set.
+        plain_share: which share of the spurious captions are plain ones.
     """
 
     regularizer: Regularizer | None
@@ -98,11 +100,17 @@ class RunPlan:
     strata: Sequence[Rows] | None = None
     drawn_from: int | None = None
     cache: CachePlan | None = None
+    plain_share: float = 0.0
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """The classes of the training set, or None without labels or training set."""
         return None if self.columns is None else self.columns.class_names
+
+    @property
+    def plain_share_in_words(self) -> str:
+        """A clause for people, or nothing."""
+        return f", with plain captions as {self.plain_share:.0%} of the spurious ones" if self.plain_share else ""
 
     @classmethod
     def check(cls, given: RunInputs) -> "RunPlan":
@@ -162,7 +170,9 @@ class RunPlan:
             check_writable(Path(str(args.output_dir)), "output_dir")
         cache = _plan_cache(given, regularizer, columns)
         rows = (columns, dataset, strata, drawn_from)
-        return cls(regularizer, strategy, pool, retention_sets, *rows, cache)
+        of_names = columns.class_names is not None and columns.caption is None
+        share = plain_share(args, regularizer, of_class_names=of_names)
+        return cls(regularizer, strategy, pool, retention_sets, *rows, cache, share)
 
     def check_model(self, args: StarFTConfig, model: nn.Module) -> None:
         """Check that the settings fit the model, once it is loaded.

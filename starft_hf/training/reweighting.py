@@ -209,7 +209,7 @@ class SampleWeights:
             embed,
             live.encoder.encode_texts,
             self.bank.class_names,
-            cast(SpuriosityPool, self.bank.pool),
+            cast(SpuriosityPool, self.bank.pool).without_plain_captions(),
             self.bank.caption_templates,
         )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
@@ -69,6 +70,8 @@ def check_settings(args: Any) -> None:
             f"shots={args.shots} and max_train_samples={args.max_train_samples} both choose what is trained on; set "
             "one of them"
         )
+    if args.card_template is not None and not Path(args.card_template).is_file():
+        raise ValueError(f"card_template is {args.card_template!r}, but there is no such file")
     if args.base_loss == MULTI_LABEL:
         _check_multi_label(args)
 
@@ -148,8 +151,10 @@ def check_schedule(args: Any, regularizer: Regularizer | None, *, streamed: bool
         logger.warning("reg_weight is 0; regularizer=%r does the same at less cost.", NO_REGULARIZER)
 
 
-def check_crop_scale(crop_scale: object) -> tuple[float, float]:
-    """`crop_scale` as a pair of numbers with 0 < low <= high <= 1."""
+def check_crop_scale(crop_scale: object) -> tuple[float, float] | None:
+    """`crop_scale` as a pair of numbers with 0 < low <= high <= 1, or None."""
+    if crop_scale is None:
+        return None
     try:
         low, high = (float(bound) for bound in crop_scale)  # type: ignore[attr-defined]
     except (TypeError, ValueError):

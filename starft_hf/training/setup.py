@@ -138,7 +138,8 @@ class RunSetup:
         pool = pool_of_run(
             given.spuriosity, plan.pool, model, encoder, plan.train_dataset, plan.columns, discovery_settings(args)
         )
-        bank = CaptionBank(plan.class_names or (), args.caption_templates, pool, encoder.encode_texts)
+        drawn = pool and pool.with_plain_captions(plan.plain_share)
+        bank = CaptionBank(plan.class_names or (), args.caption_templates, drawn, encoder.encode_texts)
         strategy = plan.strategy if given.train_dataset is not None else NoCandidates
         known = _frozen_texts(given, plan, model, encoder, bank)
         candidates = strategy(bank, _encoding(known, plan, encoder), args.seed, args.reg_max_classes)
@@ -199,11 +200,10 @@ class RunSetup:
         """Do what has to be done once, before the first step, such as filling the reference's cache."""
         # One may have been added since the run was set up.
         check_adapters(self.model)
-        if isinstance(self.train_dataset, IndexedExamples) and not self.args.dataloader_num_workers:
-            # What is wrong with every row is found before anything is computed from all of them. With workers, a
-            # transform may need to be in one.
-            self.train_dataset[0]
         if isinstance(self.train_dataset, IndexedExamples):
+            if not self.args.dataloader_num_workers:
+                # What is wrong with every row is found first. With workers, a transform may need to be in one.
+                self.train_dataset[0]
             self.train_dataset.prepare(device)
         # The sample weights first: the reference may release the weights that both need.
         with without_autocast(self.model):
@@ -394,6 +394,6 @@ def _reg_weight(plan: RunPlan, args: StarFTConfig) -> float:
         # Once, since a comparison makes many runs with the same settings.
         logger.info_once(
             f"regularizer={args.regularizer!r} and reg_weight={args.reg_weight!r} are {plan.regularizer.name!r} and "
-            f"{weight:g} for {len(plan.class_names or ()) or 'no'} classes."
+            f"{weight:g} for {len(plan.class_names or ()) or 'no'} classes{plan.plain_share_in_words}."
         )
     return weight

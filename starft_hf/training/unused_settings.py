@@ -76,6 +76,7 @@ def unused_names(args: Any, spuriosity: Any, image_transform: Any = None) -> dic
         (compares, without, reference),
         (strategy.needs_embeddings, without, ("reference_text_cache_gib",)),
         (strategy.bounds_classes, without, ("reg_max_classes",)),
+        (strategy.needs_embeddings and strategy.draws_templates, without, ("plain_caption_share",)),
         (reweighted, "with reweight='none'", ("reweight_clip",)),
         (compares and spuriosity == "auto", "without spuriosity='auto'", ("discovery_pool", "discovery_samples")),
         (image_transform is None or args.image_cache, "with an image_transform", ("crop_scale",)),

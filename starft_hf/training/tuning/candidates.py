@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, get_regularizer
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.methods import METHODS, ZERO_SHOT, settings_of_methods
+from starft_hf.training.plain_captions import plain_share
 from starft_hf.utils.names import unknown_name
 
 
@@ -104,6 +105,11 @@ def candidates_of(
         method, at, _ = label.partition("@")
         regularizer = get_regularizer(own.regularizer) if at else None
         weight = None if regularizer is None else regularizer.weight(own.reg_weight, num_classes)
+        if methods is None and regularizer is not None:
+            # With the name of what "auto" is, but otherwise as "auto" would be.
+            of_names = num_classes is not None and args.caption_column is None
+            share = plain_share(args, regularizer, of_class_names=of_names)
+            own = replace(own, plain_caption_share=share)
         # "kl@auto" and "kl@30" may be the same.
         label = method if weight is None else f"{method}@{weight:.6g}"
         found[label] = Candidate(label, method, weight, own)
