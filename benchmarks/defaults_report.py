@@ -171,8 +171,7 @@ def page(store: Store) -> list[str]:
         "On validation, with seeds that are not tested: the worst group minus that of the zero-shot model / average,",
         'in points. "default" is "star" from four classes on, else "kl" with a quarter of plain captions, `{}.`, with',
         'the weight that "auto" stands for. "plain 0.5" has that share of them; all others without a share have none.',
-        '"x 2" has twice the weight; "term 1" has the divergence on plain captions as a term of its own, with the same',
-        "weight.",
+        '"x 2" has twice the weight; "term 1" has the divergence on plain captions as a term of its own, as heavy.',
         *(
             line
             for correlation in reversed(CORRELATIONS)

@@ -61,10 +61,11 @@ class HubMixin(Trainer):
         """What someone needs to repeat the run, as `starft.json` keeps it."""
         setup, start = self.setup, model_source(base_model_of(self.model), self._start)
         diagnostics = None if setup.sample_weights is None else setup.sample_weights.diagnostics
-        known = {"per_device_train_batch_size": self._train_batch_size, "plain_caption_share": setup.plan.plain_share}
+        # What "auto" stands for here.
+        share = {"plain_caption_share": setup.plan.plain_share} if setup.plan.plain_share else {}
         return make_record(
             # `auto_find_batch_size` may have found a smaller one.
-            {**self.args.recorded_settings, **known},
+            {**self.args.recorded_settings, "per_device_train_batch_size": self._train_batch_size, **share},
             setup.pool,
             getattr(self.train_dataset, "dataset", None),
             drawn_from=setup.plan.drawn_from,

@@ -53,6 +53,7 @@ VALUES = {
     "regularizer": ["kl"],
     "reg_schedule": ["linear"],
     "reg_weight": ["2"],
+    "plain_caption_share": ["0.5"],
     "reweight": ["attribution"],
     "on_bad_image": ["skip"],
     "image_decoding": ["full"],

