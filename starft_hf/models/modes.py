@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from starft_hf.models.precision import without_autocast
+
 
 # Modules that use statistics of the batch, or of each of its images, in training mode.
 _Norm = nn.modules.batchnorm._NormBase
@@ -15,11 +17,14 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; on exit, the mode of every module is restored."""
+    """Eval mode, no gradients and the dtype of the weights; on exit, the mode of every module is restored.
+
+    A run in half precision leaves its autocast on a model; what computes in half precision here says so.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(unwrapped(model)):
             yield
     finally:
         for module, training in modes:

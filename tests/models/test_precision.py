@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from starft_hf import StarFTTrainer, interpolate
+from starft_hf import StarFTTrainer, evaluate_zero_shot, interpolate
 from starft_hf.models.precision import exact_copy, keeps_autocast, without_autocast
 from starft_hf.weights.export.subject import _plain
 from tests.support.runs import steps
@@ -65,6 +65,15 @@ def test_what_is_made_of_it_does_too(trained, logits, processor):
     assert torch.equal(logits(_plain(model)), logits(loaded))
     mixed = interpolate(model, loaded, alpha=0.5, processing_class=processor)
     torch.testing.assert_close(logits(mixed), logits(loaded), rtol=0, atol=1e-5)
+
+
+def test_it_is_evaluated_in_the_dtype_of_its_weights(trained, processor, dataset):
+    model, loaded = trained
+    found, expected = (evaluate_zero_shot(one, processor, dataset, progress=False) for one in (model, loaded))
+    assert found == expected
+    half = evaluate_zero_shot(model, processor, dataset, dtype=torch.bfloat16, progress=False)
+    assert half.loss != expected.loss
+    assert keeps_autocast(model)
 
 
 def test_a_later_run_in_full_precision_is_one(trained, train):
