@@ -227,7 +227,7 @@ def grid() -> Iterator[Cell]:
     yield from compared([cell for cell in cells if cell.classes < MANY], "plain 0")
 
 
-def long_runs(classes: Sequence[int] = (2, 6)) -> list[Cell]:
+def long_runs(classes: Sequence[int] = (2, 3, 6)) -> list[Cell]:
     """Thousands of steps at the default learning rate."""
     rate, steps = RATES[2]
     return tasks("test", classes, (0.95,), seeds=1, learning_rate=rate, steps=steps)

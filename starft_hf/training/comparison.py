@@ -168,7 +168,8 @@ def compare(
         eval_dataset: one evaluation set or a dictionary of several. The report has thumbnails of the mistakes in them,
             and WiSE-FT curves of average against worst group on the first whose images are classified.
         methods: "zero-shot" and keys of `METHODS`, also with a weight, as in "kl@10"; or a dictionary by any name of
-            settings, of which "method" is one of these: `{"kl, slow": {"method": "kl", "learning_rate": 1e-6}}`. In a
+            settings, of which "method" is one of these: `{"kl, slow": {"method": "kl", "learning_rate": 1e-6}}`. The
+            defaults are `{"defaults": {"regularizer": "auto"}}`; "kl" by itself has no plain captions. In a
             list, a method may be followed by one of `repair`, as in "FLYP + last layer" or "kl + projection", or by
             "repair", which takes the best of them or none: the run of the method is repaired on `repair_dataset`.
         seeds: seeds of the runs.
