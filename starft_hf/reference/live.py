@@ -1,6 +1,5 @@
 """References that run a model: a frozen copy, or the trained model with its adapter switched off."""
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from starft_hf.models.encoder import DualEncoder, logit_scale_of
 from starft_hf.models.fsdp import full_tensor
 from starft_hf.models.gradient_cache import forward_in_chunks
 from starft_hf.models.modes import differs_in_training, evaluation_mode
+from starft_hf.models.precision import exact_copy
 from starft_hf.objectives.losses import unit_rows
 from starft_hf.reference.base import Reference, ReferenceEmbeds, ReferenceInfo
 from starft_hf.reference.fingerprint import model_fingerprint
@@ -117,7 +117,7 @@ class FrozenReference(LiveReference):
     def __init__(
         self, model: nn.Module, encoder: DualEncoder, dtype: torch.dtype | None = None, chunk_size: int | None = None
     ):
-        super().__init__(copy.deepcopy(model).eval().requires_grad_(False), encoder, chunk_size)
+        super().__init__(exact_copy(model).eval().requires_grad_(False), encoder, chunk_size)
         self.exact = dtype is None
         if dtype is not None:
             self.model.to(dtype)

@@ -83,6 +83,18 @@ def test_a_later_run_in_full_precision_is_one(trained, train):
     assert not keeps_autocast(model)
 
 
+def test_as_a_reference_it_is_cached_in_the_dtype_of_its_weights(trained, clip, processor, config, dataset, tmp_path):
+    rows = []
+    for number, reference in enumerate(trained):
+        args = config(reference_cache_dir=str(tmp_path / f"features{number}"))
+        given = {"processing_class": processor, "reference_model": reference}
+        trainer = StarFTTrainer(copy.deepcopy(clip), args, dataset, **given)
+        trainer.setup.prepare(args.device)
+        rows.append(trainer.reference.texts.all_rows())
+        assert not keeps_autocast(trainer.reference.live.model)
+    assert torch.equal(*rows)
+
+
 def test_a_forward_that_is_the_models_own_stays(clip, logits):
     expected = logits(clip)
     forward, calls = clip.forward, []
