@@ -95,6 +95,9 @@ def _run(options: argparse.Namespace) -> None:
     except ValueError as error:
         # Of the settings that Trainer refuses, too.
         raise argparse.ArgumentTypeError(str(error)) from error
+    choice = trainer.setup.plan.choice_in_words(trainer.args, trainer.setup.reg_weight)
+    if choice is not None and trainer.args.should_save:
+        print(choice, file=sys.stderr, flush=True)
     runs = _train(trainer, options)
     if trainer.args.should_save:
         _report(trainer, runs, evaluation, options)

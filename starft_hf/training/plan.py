@@ -21,6 +21,7 @@ from starft_hf.data.strata import Rows
 from starft_hf.data.streams import warn_of_shards
 from starft_hf.evaluation.retention import named_retention_sets
 from starft_hf.models.adapters import check_preset, is_adapted
+from starft_hf.objectives.regularizers import AUTO_REGULARIZER as AUTO
 from starft_hf.objectives.regularizers import NO_REGULARIZER, Regularizer, get_regularizer
 from starft_hf.reference import CachePlan, ReferenceSettings, plan_cache
 from starft_hf.spuriosity.auto import Spuriosity, check_auto, given_pool
@@ -107,10 +108,15 @@ class RunPlan:
         """The classes of the training set, or None without labels or training set."""
         return None if self.columns is None else self.columns.class_names
 
-    @property
-    def plain_share_in_words(self) -> str:
-        """A clause for people, or nothing."""
-        return f", with plain captions as {self.plain_share:.0%} of the spurious ones" if self.plain_share else ""
+    def choice_in_words(self, args: StarFTConfig, weight: float) -> str | None:
+        """What was chosen for "auto", as a sentence; None if nothing was."""
+        if self.regularizer is None or self.columns is None or AUTO not in (args.regularizer, args.reg_weight):
+            return None
+        found = (
+            f"{len(self.class_names or ()) or 'no'} classes, so the regularizer is {self.regularizer.name!r} with a "
+        )
+        plain = f", and {self.plain_share:.0%} of the spurious captions are plain ones" if self.plain_share else ""
+        return f"There are {found}weight of {weight:g}{plain}."
 
     @classmethod
     def check(cls, given: RunInputs) -> "RunPlan":

@@ -33,7 +33,7 @@ from starft_hf.models.precision import forward_autocast, remove_autocast, run_au
 from starft_hf.models.sigmoid import remove_added_bias
 from starft_hf.models.texts import TextEncoding
 from starft_hf.models.towers import allow_checkpointing
-from starft_hf.objectives.regularizers import AUTO_REGULARIZER, AUTO_WEIGHT
+from starft_hf.objectives.regularizers import AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
@@ -390,10 +390,7 @@ def _reg_weight(plan: RunPlan, args: StarFTConfig) -> float:
     if args.base_loss == MULTI_LABEL and args.reg_weight == AUTO_WEIGHT:
         # That for many classes. This base loss is a mean over the classes rather than the log-likelihood of a label.
         weight = plan.regularizer.weight(AUTO_WEIGHT, None) / max(1, len(plan.class_names or ()))
-    if plan.columns is not None and AUTO_REGULARIZER in (args.regularizer, args.reg_weight):
+    if (choice := plan.choice_in_words(args, weight)) is not None:
         # Once, since a comparison makes many runs with the same settings.
-        logger.info_once(
-            f"regularizer={args.regularizer!r} and reg_weight={args.reg_weight!r} are {plan.regularizer.name!r} and "
-            f"{weight:g} for {len(plan.class_names or ()) or 'no'} classes{plan.plain_share_in_words}."
-        )
+        logger.info_once(choice)
     return weight

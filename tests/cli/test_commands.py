@@ -63,6 +63,14 @@ def test_train_evaluates_before_and_after_and_saves_model_and_report(run, images
     assert "--names has 1 names for 2 reports" in run("report", "out", "other", *more, "weak", code=2)
 
 
+def test_what_was_chosen_is_said_before_training(images, tmp_path, capsys):
+    arguments = ["--model", str(TINY_CLIP), "--dataset", str(images), *FAST, "--output_dir", str(tmp_path / "out")]
+    assert main(["train", *arguments, "--max_steps", "1"]) == 0
+    told = capsys.readouterr().err
+    sentence = "There are 4 classes, so the regularizer is 'star' with a weight of 67.5."
+    assert 0 < told.index(sentence) < told.index("Training:")
+
+
 def test_people_get_a_table(run, images):
     arguments = ["--model", TINY_CLIP, "--dataset", images, "--group_column", "place", *FAST]
     shown = run("train", *arguments, "--output_dir", "out")

@@ -99,7 +99,10 @@ def test_it_is_said(make, caplog, monkeypatch):
     logging.getLogger("starft_hf").setLevel(logging.INFO)
     logging.getLogger("starft_hf").info_once.__func__.cache_clear()
     make(make_dataset(class_names=TWO))
-    assert "'kl' and 270 for 2 classes, with plain captions as 25% of the spurious ones." in caplog.text
+    expected = (
+        "There are 2 classes, so the regularizer is 'kl' with a weight of 270, and 25% of the spurious captions are"
+    )
+    assert expected in caplog.text
 
 
 def test_a_share_that_nothing_draws_by_is_warned_of(config, make, caplog, monkeypatch):
