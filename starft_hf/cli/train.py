@@ -95,9 +95,6 @@ def _run(options: argparse.Namespace) -> None:
     except ValueError as error:
         # Of the settings that Trainer refuses, too.
         raise argparse.ArgumentTypeError(str(error)) from error
-    choice = trainer.setup.plan.choice_in_words(trainer.args, trainer.setup.reg_weight)
-    if choice is not None and trainer.args.should_save:
-        print(choice, file=sys.stderr, flush=True)
     runs = _train(trainer, options)
     if trainer.args.should_save:
         _report(trainer, runs, evaluation, options)
@@ -135,6 +132,9 @@ def _train(trainer: Any, options: argparse.Namespace) -> list[Any]:
         trainer.checkpoint_to_resume(resume)
     except CheckpointError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    choice = trainer.setup.plan.choice_in_words(args, trainer.setup.reg_weight)
+    if choice is not None and args.should_save:
+        print(choice, file=sys.stderr, flush=True)
     evaluates = trainer.eval_dataset is not None
     # A model that a run has saved is not a zero-shot one.
     start = BEFORE if (Path(options.model) / RECORD_FILE).is_file() else ZERO_SHOT
