@@ -1,6 +1,7 @@
 """Every flag of every command, in every mode: it changes what the command does, or it is refused or warned of."""
 
 import dataclasses
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,26 @@ from starft_hf.training.tuning.candidates import candidates_of
 from tests.support.flags import VALUES
 from tests.support.recording import FolderOfNothing, Rows, plain, typed
 from tests.support.report_runs import run
+
+
+# Before anything is replaced: a module that commands import when they run would keep what takes its place.
+for _name in (
+    "demo.command",
+    "evaluation.passes",
+    "hub.prediction.predicting",
+    "hub.prediction.source",
+    "report.report",
+    "spuriosity.embedding",
+    "spuriosity.generation",
+    "training.comparison",
+    "training.trainer",
+    "training.tuning.search",
+    "weights.export.exporting",
+    "weights.repair.repairing",
+    "weights.repair.writing",
+    "weights.soups",
+):
+    importlib.import_module(f"starft_hf.{_name}")
 
 
 # The command lines that every flag of a command is added to.
