@@ -34,7 +34,7 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 NOTES = FOLDER / "gpu_notes.md"
 WARM_UP = 2
-# Seconds that compiling a step takes at most.
+# Seconds that are left for compiling a step.
 COMPILING = 90
 
 
@@ -119,8 +119,8 @@ def run_tests(clock: Clock) -> dict[str, Any]:
         _pytest(EXACT_TESTS, clock, STARFT_TEST_GPU="1"),
     ]
     return {
-        "passed": all(found_one["passed"] for found_one in found),
-        "summary": f"{found[0]['summary']}. Those of exactness, in float64 on the GPU: {found[1]['summary']}.",
+        "passed": all(one["passed"] for one in found),
+        "summary": f"{found[0]['summary']}. Those of exactness, on the GPU: {found[1]['summary']}.",
         "failures": [line for one in found for line in one["failures"]],
     }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.photographs.world import PHRASES
 from starft_hf.demo.world import UNRELATED_TEMPLATES
+from starft_hf.training.plain_captions import SHARE_OF_FEW_CLASSES
 
 
 RIGHT_TEMPLATES = tuple(f"{{}} {phrase}." for phrases in PHRASES.values() for phrase in phrases)
@@ -89,4 +90,4 @@ def default_regularizer(classes: int) -> str:
 
 def default_plain_share(classes: int) -> float:
     """The share of plain captions that they take."""
-    return 0.25 if default_regularizer(classes) == "kl" else 0.0
+    return SHARE_OF_FEW_CLASSES if default_regularizer(classes) == "kl" else 0.0

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor
+
+from starft_hf.models.precision import remove_autocast
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -148,8 +149,6 @@ def before_sharding(trainer: Any) -> Iterator[None]:
     finally:
         trainer.is_fsdp_enabled = True
         # Back to the forward without autocast, which FSDP 2 does without.
-        extract_model_from_parallel(model, keep_fp32_wrapper=False)
-        if getattr(vars(model).get("forward"), "__func__", None) is type(model).forward:
-            del model.forward
+        remove_autocast(model)
         forget_preparation(accelerator, model)
         model.to(device)

@@ -32,8 +32,13 @@ def without_autocast(model: nn.Module) -> Iterator[None]:
 def remove_autocast(model: ModuleT) -> ModuleT:
     """`model`, changed in place to compute in the dtype of its weights again, after a run in half precision."""
     if keeps_autocast(model):
-        model.forward = _forward_before(model)
+        forward = _forward_before(model)
         delattr(model, _ORIGINAL)
+        if getattr(forward, "__func__", None) is type(model).forward:
+            # That of the class is there without being set.
+            vars(model).pop("forward", None)
+        else:
+            model.forward = forward
     return model
 
 

@@ -67,7 +67,7 @@ class StarFTConfig(TrainingArguments):
             `SampleWeights`). The regularizer is not weighted.
         reweight_clip (`float`, defaults to `10.0`): the largest weight, before all are normalized to a mean of 1.
         mini_batch_size (`int`, *optional*): images per forward and backward pass, for batches that do not fit into
-            memory; None runs the whole batch at once. Losses and gradients stay the same, for a second forward pass.
+            memory; None runs the whole batch at once. It costs a second forward pass, and changes no loss or gradient.
         freeze_batch_norm (`bool`, defaults to `True`): use and keep the running statistics of batch norm, as in the
             reference; its weights and biases are trained. False normalizes by the statistics of the batch, so the
             regularizer is not 0 at the start.
@@ -106,8 +106,8 @@ class StarFTConfig(TrainingArguments):
             were computed. "float16" halves their size and rounds every entry of the unit rows by at most 2**-12.
         reference_text_cache_gib (`float`, defaults to `1.0`): above this many GiB of caption embeddings, captions are
             encoded when a batch first needs them rather than in advance.
-        reference_dtype (`str`, *optional*): data type of the reference, such as "bfloat16". None is the model's, with
-            what it computes in a step in half precision under `bf16` and `fp16`, as in the model; "float32" has none.
+        reference_dtype (`str`, *optional*): data type of the reference, such as "bfloat16". None is the model's; under
+            `bf16` or `fp16`, its computations in a step are in half precision then. "float32" keeps full precision.
 
     Args: Parameters that control the evaluation
         group_column (`str` or `list[str]`, *optional*): column with the group of a row, for worst-group accuracy, or a

@@ -109,14 +109,12 @@ class RunPlan:
         return None if self.columns is None else self.columns.class_names
 
     def choice_in_words(self, args: StarFTConfig, weight: float) -> str | None:
-        """What was chosen for "auto", as a sentence; None if nothing was."""
+        """What "auto" stands for in this run, as a sentence; None where no setting is that."""
         if self.regularizer is None or self.columns is None or AUTO not in (args.regularizer, args.reg_weight):
             return None
-        found = (
-            f"{len(self.class_names or ()) or 'no'} classes, so the regularizer is {self.regularizer.name!r} with a "
-        )
+        data = f"With {len(self.class_names)} classes" if self.class_names else "Without classes"
         plain = f", and {self.plain_share:.0%} of the spurious captions are plain ones" if self.plain_share else ""
-        return f"There are {found}weight of {weight:g}{plain}."
+        return f"{data}, the regularizer is {self.regularizer.name!r} at a weight of {weight:g}{plain}."
 
     @classmethod
     def check(cls, given: RunInputs) -> "RunPlan":

@@ -100,7 +100,7 @@ def test_it_is_said(make, caplog, monkeypatch):
     logging.getLogger("starft_hf").info_once.__func__.cache_clear()
     make(make_dataset(class_names=TWO))
     expected = (
-        "There are 2 classes, so the regularizer is 'kl' with a weight of 270, and 25% of the spurious captions are"
+        "With 2 classes, the regularizer is 'kl' at a weight of 270, and 25% of the spurious captions are plain ones."
     )
     assert expected in caplog.text
 
