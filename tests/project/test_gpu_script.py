@@ -1,6 +1,7 @@
 """The script that a machine with a GPU runs, at toy size on the CPU, so that it works where there is one."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -50,3 +51,11 @@ def test_a_dash_where_memory_did_not_suffice():
     )
     assert "| paper | - | - | - | - | - |" in page
     assert "| full | 2.000 | 256 | 3.0 | - | 0.50 |" in page
+
+
+def test_the_page_is_that_of_what_was_measured(tmp_path, monkeypatch):
+    shutil.copy(gpu.FOLDER / "results-gpu.json", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--report", "--output", str(tmp_path)])
+    assert gpu.main() == 0
+    page = "RESULTS-GPU.md"
+    assert (tmp_path / page).read_text() == (gpu.FOLDER / page).read_text()
