@@ -25,7 +25,7 @@ from starft_hf.reference.texts import CachedTexts
 from starft_hf.utils.store import FeatureStore
 
 
-CLASSES = (1_000, 4_000)
+CLASSES = (1_000, 4_000, 20_000)
 FILE = Path(__file__).parent / "VOCABULARY.md"
 
 

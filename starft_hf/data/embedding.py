@@ -63,7 +63,10 @@ def embed_texts(
     # A process without texts of its own embeds one for the width of the rows.
     chunks = _resumed(lambda done: embedded_chunks(embed, mine[done:], chunk_size, progress), pieces)
     like = chunks[-1] if chunks else embed(texts[:1])[:0]
-    embeds = gather_shards(torch.cat([chunk.to(like.device) for chunk in chunks] or [like]), len(texts))
+    own = torch.cat([chunk.to(like.device) for chunk in chunks] or [like])
+    # A third copy of what may be gigabytes.
+    del chunks
+    embeds = gather_shards(own, len(texts))
     return torch.empty_like(embeds).index_copy_(0, torch.tensor(order, device=embeds.device), embeds)
 
 
