@@ -1,4 +1,4 @@
-"""What FSDP 2 and Accelerate need that dual encoders of transformers do not provide."""
+"""What DDP, FSDP 2 and Accelerate need that dual encoders of transformers do not provide."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -122,6 +122,36 @@ def check_version(accelerator: Any) -> None:
             "FSDP 1 flattens the weights of several layers together, and StarFT reads single ones, such as the "
             "temperature; set fsdp_version: 2 in the configuration of Accelerate (starft accelerate-config fsdp2)"
         )
+
+
+def ready_accelerator(accelerator: Any, model: nn.Module, args: Any) -> None:
+    """Check an accelerator, and let DDP find the parameters that no loss reaches under gradient checkpointing, too.
+
+    `Trainer` turns that off there, since reentrant checkpointing hides parameters from DDP. Then a run stops at its
+    second step if a parameter has no gradient, such as the temperature with cross-entropy or a pooler that a family
+    does not use.
+
+    Raises:
+        ValueError: with FSDP 1, and with reentrant checkpointing where the temperature has no gradient.
+    """
+    check_version(accelerator)
+    ddp = accelerator.ddp_handler
+    if ddp is None or args.ddp_find_unused_parameters is not None:
+        return
+    if not _is_reentrant(model, args):
+        ddp.find_unused_parameters = True
+    elif args.base_loss == "cross_entropy" and accelerator.num_processes > 1 and accelerator.state.fsdp_plugin is None:
+        raise ValueError(
+            "base_loss='cross_entropy' does not train the temperature, and with several processes reentrant gradient "
+            "checkpointing needs a gradient of every parameter; set use_reentrant=False, the default"
+        )
+
+
+def _is_reentrant(model: nn.Module, args: Any) -> bool:
+    """Whether gradient checkpointing is reentrant, by the settings or as it was switched on before."""
+    enabled = [getattr(part, "_gradient_checkpointing_func", None) for part in model.modules()]
+    given = [args.gradient_checkpointing_kwargs, *(getattr(function, "keywords", None) for function in enabled)]
+    return any((keywords or {}).get("use_reentrant") for keywords in given)
 
 
 def ready_to_train(trainer: Any) -> list[str]:

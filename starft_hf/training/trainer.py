@@ -25,7 +25,7 @@ from starft_hf.data.workers import explained_worker_deaths
 from starft_hf.evaluation.loop import evaluation_of, labels_that_count, training_group_shares
 from starft_hf.evaluation.results import Retention, retention_metrics
 from starft_hf.models.encoder import logit_scale_of
-from starft_hf.models.fsdp import before_sharding, check_version, complete_state, forget_dataloader, ready_to_train
+from starft_hf.models.fsdp import before_sharding, complete_state, forget_dataloader, ready_accelerator, ready_to_train
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
@@ -148,7 +148,7 @@ class StarFTTrainer(HubMixin, Trainer):
             optimizers=optimizers,
             **kwargs,
         )
-        check_version(self.accelerator)
+        ready_accelerator(self.accelerator, self.model, args)
         self.model_accepts_loss_kwargs = False
         self.head = setup.add_head(self.model)
         check_trained(self.model, self.head, *optimizers)

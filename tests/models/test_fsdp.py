@@ -1,4 +1,4 @@
-"""What FSDP 2 needs of an optimizer changes nothing that it does, and FSDP 1 is refused."""
+"""What FSDP 2 needs of an optimizer changes nothing that it does, FSDP 1 is refused, and DDP finds what is unused."""
 
 import copy
 from types import SimpleNamespace
@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPModel
 
-from starft_hf.models.fsdp import check_version, complete_state
+from starft_hf.models.fsdp import check_version, complete_state, ready_accelerator
+from tests.support.tiny import CHECKPOINTING, TINY_CLIP
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,39 @@ def test_fsdp_1_is_refused():
     check_version(accelerator)
     accelerator.state.fsdp_plugin = None
     check_version(accelerator)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, True),
+        ({"ddp_find_unused_parameters": False}, False),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, True),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, False),
+        ({"base_loss": "cross_entropy"}, True),
+    ],
+)
+def test_ddp_finds_parameters_without_a_gradient_under_checkpointing(settings, found):
+    given = {"ddp_find_unused_parameters": None, "gradient_checkpointing_kwargs": None, "base_loss": "contrastive"}
+    accelerator = make_accelerator()
+    ready_accelerator(accelerator, nn.Linear(1, 1), SimpleNamespace(**{**given, **settings}))
+    assert accelerator.ddp_handler.find_unused_parameters is found
+
+
+def test_a_loss_that_leaves_a_parameter_out_is_refused_where_ddp_cannot_find_it():
+    args = SimpleNamespace(
+        ddp_find_unused_parameters=None, gradient_checkpointing_kwargs=None, base_loss="cross_entropy"
+    )
+    model = CLIPModel.from_pretrained(TINY_CLIP)
+    getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": True})
+    ready_accelerator(make_accelerator(processes=1), model, args)
+    with pytest.raises(ValueError, match="set use_reentrant=False"):
+        ready_accelerator(make_accelerator(), model, args)
+
+
+def make_accelerator(processes=2):
+    return SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=None),
+        ddp_handler=SimpleNamespace(find_unused_parameters=False),
+        num_processes=processes,
+    )

@@ -23,7 +23,7 @@ from starft_hf.utils.collectives import rank, world_size
 from tests.support.families import towers
 from tests.support.launch import end_quietly
 from tests.support.multi_label import make_multi_label_dataset
-from tests.support.tiny import MANY_NAMES, TINY_CLIP, captioned, make_dataset
+from tests.support.tiny import CHECKPOINTING, MANY_NAMES, TINY_CLIP, captioned, make_dataset
 
 
 GLOBAL_BATCH = 12
@@ -43,6 +43,7 @@ SCENARIOS = {
     "in chunks": ({"mini_batch_size": 2, "crop_scale": None}, 31),
     "no regularizer": ({"regularizer": "none"}, 27),
     "cross-entropy alone": ({"base_loss": "cross_entropy", "regularizer": "none"}, 27),
+    "cross-entropy, checkpointed": ({"base_loss": "cross_entropy", CHECKPOINTING: True}, 31),
     "adapter": ({"peft_config": "lora"}, 31),
     "adapter, cross-entropy": ({"peft_config": "lora", "base_loss": "cross_entropy"}, 31),
     "evaluated and trained before": ({"evaluated_before": True, "trained_before": True}, 31),
