@@ -117,7 +117,7 @@ def forget_preparation(accelerator: Any, model: Any) -> None:
 
 def check_version(accelerator: Any) -> None:
     """Raise ValueError if weights would be sharded by FSDP 1, whose parameters hold no values by themselves."""
-    if getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", 2) != 2:
+    if getattr(_fsdp_plugin(accelerator), "fsdp_version", 2) != 2:
         raise ValueError(
             "FSDP 1 flattens the weights of several layers together, and StarFT reads single ones, such as the "
             "temperature; set fsdp_version: 2 in the configuration of Accelerate (starft accelerate-config fsdp2)"
@@ -138,9 +138,9 @@ def ready_accelerator(accelerator: Any, model: nn.Module, args: Any) -> None:
     ddp = accelerator.ddp_handler
     if ddp is None or args.ddp_find_unused_parameters is not None:
         return
-    if not _is_reentrant(model, args):
-        ddp.find_unused_parameters = True
-    elif args.base_loss == "cross_entropy" and accelerator.num_processes > 1 and accelerator.state.fsdp_plugin is None:
+    ddp.find_unused_parameters = not _is_reentrant(model, args)
+    is_ddp = accelerator.num_processes > 1 and _fsdp_plugin(accelerator) is None
+    if is_ddp and args.base_loss == "cross_entropy" and not ddp.find_unused_parameters:
         raise ValueError(
             "base_loss='cross_entropy' does not train the temperature, and with several processes reentrant gradient "
             "checkpointing needs a gradient of every parameter; set use_reentrant=False, the default"
@@ -152,6 +152,11 @@ def _is_reentrant(model: nn.Module, args: Any) -> bool:
     enabled = [getattr(part, "_gradient_checkpointing_func", None) for part in model.modules()]
     given = [args.gradient_checkpointing_kwargs, *(getattr(function, "keywords", None) for function in enabled)]
     return any((keywords or {}).get("use_reentrant") for keywords in given)
+
+
+def _fsdp_plugin(accelerator: Any) -> Any:
+    # Accelerate has the attribute only with FSDP.
+    return getattr(accelerator.state, "fsdp_plugin", None)
 
 
 def ready_to_train(trainer: Any) -> list[str]:

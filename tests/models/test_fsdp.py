@@ -64,7 +64,7 @@ def test_fsdp_1_is_refused():
     ("settings", "found"),
     [
         ({}, True),
-        ({"ddp_find_unused_parameters": False}, False),
+        ({"ddp_find_unused_parameters": False}, "as given"),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, True),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, False),
         ({"base_loss": "cross_entropy"}, True),
@@ -74,7 +74,7 @@ def test_ddp_finds_parameters_without_a_gradient_under_checkpointing(settings, f
     given = {"ddp_find_unused_parameters": None, "gradient_checkpointing_kwargs": None, "base_loss": "contrastive"}
     accelerator = make_accelerator()
     ready_accelerator(accelerator, nn.Linear(1, 1), SimpleNamespace(**{**given, **settings}))
-    assert accelerator.ddp_handler.find_unused_parameters is found
+    assert accelerator.ddp_handler.find_unused_parameters == found
 
 
 def test_a_loss_that_leaves_a_parameter_out_is_refused_where_ddp_cannot_find_it():
@@ -90,7 +90,7 @@ def test_a_loss_that_leaves_a_parameter_out_is_refused_where_ddp_cannot_find_it(
 
 def make_accelerator(processes=2):
     return SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=None),
-        ddp_handler=SimpleNamespace(find_unused_parameters=False),
+        state=SimpleNamespace(),
+        ddp_handler=SimpleNamespace(find_unused_parameters="as given"),
         num_processes=processes,
     )
