@@ -6,7 +6,7 @@ SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 BIN := $(VENV)/$(SCRIPTS)
 PIP := python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-browser notebooks gallery quality format docs dist lowest fuzz soak bench gpu clean
+.PHONY: demo test test-slow test-browser notebooks gallery quality format docs dist lowest torchvision fuzz soak bench gpu clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -76,6 +76,14 @@ lowest:
 		| sed -e 's/>=/==/' $(if $(LOWEST_TORCH),-e 's/^torch==.*/$(LOWEST_TORCH)/') > $(VENV)-lowest/versions.txt
 	$(VENV)-lowest/$(SCRIPTS)/$(PIP) install --constraint $(VENV)-lowest/versions.txt -e ".[dev]"
 	$(VENV)-lowest/$(SCRIPTS)/python -m pytest -n auto
+
+# with torchvision, which transformers prepares images with where it is installed, as it is for most users
+torchvision:
+	rm -rf $(VENV)-torchvision
+	$(PYTHON) -m venv $(VENV)-torchvision
+	$(VENV)-torchvision/$(SCRIPTS)/$(PIP) install "$(TORCH)" torchvision
+	$(VENV)-torchvision/$(SCRIPTS)/$(PIP) install -e ".[dev,catalog]"
+	$(VENV)-torchvision/$(SCRIPTS)/python -m pytest -n auto
 
 # long ones by hand: files from strangers for ten minutes; 2,000 steps of training, and 50 runs that are killed
 fuzz: $(VENV)/.installed
