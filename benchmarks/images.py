@@ -1,8 +1,10 @@
 """Images per second of one process that loads them: as a user of Trainer writes it by hand, and as StarFTTrainer does.
 
-`python -m benchmarks.images` writes IMAGES.md, in less than 5 minutes on 2 cores.
+`python -m benchmarks.images` writes IMAGES.md, or IMAGES-TORCHVISION.md where torchvision is installed, in less than 5
+minutes on 2 cores.
 """
 
+import importlib.metadata
 import os
 import platform
 import statistics
@@ -19,6 +21,8 @@ import transformers
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
+from transformers import CLIPImageProcessor
+from transformers.utils import is_torchvision_available
 
 from benchmarks.photos import photo
 from benchmarks.setup import Scene, class_names, make_scene
@@ -26,7 +30,7 @@ from starft_hf import StarFTConfig, StarFTTrainer
 from starft_hf.data.images import random_crop_box
 
 
-FILE = Path(__file__).parent / "IMAGES.md"
+FILE = Path(__file__).parent / ("IMAGES-TORCHVISION.md" if is_torchvision_available() else "IMAGES.md")
 BATCH_SIZE = 32
 CROP_SCALE = (0.9, 1.0)
 REPETITIONS = 5
@@ -146,7 +150,11 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     scene = make_scene("ViT-B/32", 10, 1)
+    # The class that transformers loads, which resizes with torchvision where it is installed.
+    scene.processor.image_processor = CLIPImageProcessor()
     versions = {"Pillow": PILImage.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    if is_torchvision_available():
+        versions["torchvision"] = importlib.metadata.version("torchvision")
     lines = [
         "# The input pipeline",
         "",
@@ -154,7 +162,8 @@ def main() -> None:
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
         "",
         f"Images per second of one process that loads, in batches of {BATCH_SIZE}: medians of {REPETITIONS} epochs in",
-        f"turn, and ratios within each, with their range. JPEGs of photo-like noise, quality {QUALITY}.",
+        f"turn, and ratios within each, with their range. JPEGs of photo-like noise, quality {QUALITY}. The image",
+        f"processor is a `{type(scene.processor.image_processor).__name__}`.",
         "",
         "- by hand: decoded by `datasets`, a random resized crop and the image processor in `with_transform`",
         "- scaled: `StarFTTrainer` as it is by default, with captions, and normalized in the main process",
