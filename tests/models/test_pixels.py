@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPProcessor
+from transformers import CLIPImageProcessor, CLIPProcessor
 from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
@@ -22,6 +22,7 @@ from tests.support.families import FAMILIES, family
 ALIGN = {"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False, "include_top": False}
 PROCESSORS = {
     "CLIP": CLIPImageProcessorPil(),
+    "CLIP, as it is loaded": CLIPImageProcessor(),
     "CLIP of another size": CLIPImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 20, "width": 24}),
     "other statistics": CLIPImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[1.0, 0.7, 1e-3]),
     "only rescales": CLIPImageProcessorPil(do_normalize=False),
