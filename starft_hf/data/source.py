@@ -17,10 +17,23 @@ def column_names(dataset: Any) -> list[str] | None:
         if not isinstance(first, Mapping):
             raise TypeError(
                 f"rows of the {type(dataset).__name__} are of type {type(first).__name__}; rows must be mappings "
-                "such as {'image': ..., 'label': ...}"
+                f"such as {{'image': ..., 'label': ...}}{_advice_on_pairs(dataset, first)}"
             )
         names = list(first)
     return list(names) if names else None
+
+
+def _advice_on_pairs(dataset: Any, first: Any) -> str:
+    """How to pass pairs of an image and a label, as torchvision's datasets have them."""
+    if not isinstance(first, (tuple, list)) or len(first) != 2:
+        return ""
+    root = getattr(dataset, "root", None) if hasattr(dataset, "class_to_idx") else None
+    folder = (
+        f"if it is a folder of images by class, pass load_splits({str(root)!r})['train']; or else " if root else ""
+    )
+    names = ", and set class_names=list(dataset.classes)" if hasattr(dataset, "classes") else " and set class_names"
+    rows = "Dataset.from_list([{'image': image, 'label': label} for image, label in dataset])"
+    return f"; {folder}pass datasets.{rows}{names}"
 
 
 def check_dataset(dataset: Any, what: str) -> None:

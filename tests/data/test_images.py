@@ -105,12 +105,29 @@ def test_formats_of_a_dataset_change_nothing(clip, processor, config, kind):
         assert torch.equal(plain["image"]["pixel_values"], other["image"]["pixel_values"])
 
 
+class ImageFolder(list):
+    """As torchvision's, of pairs."""
+
+    root, classes, class_to_idx = "photos/train", ["a", "b"], {"a": 0, "b": 1}
+
+    def __init__(self, rows):
+        super().__init__((row["image"], row["label"]) for row in rows)
+
+
 FRAMES = {
     "frame": (lambda rows: rows.remove_columns("image").to_pandas(), "pandas DataFrame.*Dataset.from_pandas"),
     "columns": (lambda rows: {"image": rows["image"][:], "label": rows["label"][:]}, "dictionary with.*from_dict"),
     "table": (lambda rows: rows.data.table, "pyarrow Table; pass datasets.Dataset"),
     "path": (lambda rows: "photos", r"str; load it: load_splits\('photos'\)"),
-    "pairs": (lambda rows: [(row["image"], row["label"]) for row in rows], "rows must be mappings"),
+    "pairs": (
+        lambda rows: [(row["image"], row["label"]) for row in rows],
+        r"rows must be mappings.*; pass datasets.Dataset.from_list\(.* and set class_names$",
+    ),
+    "rows without names": (lambda rows: [(row["image"],) for row in rows], r"rows must be mappings.*\}$"),
+    "an image folder": (
+        lambda rows: ImageFolder(rows),
+        r"load_splits\('photos/train'\)\['train'\]; or else .*class_names=list\(dataset.classes\)$",
+    ),
     "processed": (
         lambda rows: rows.with_transform(lambda batch: {"pixel_values": [0] * len(batch["image"])}),
         r"row 0 has no 'image' but \['pixel_values'\].*dataset.with_format\(None\)",
