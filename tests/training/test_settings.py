@@ -124,6 +124,22 @@ def test_half_precision_of_gpus_is_refused_on_a_cpu(clip, processor, config, dat
         StarFTTrainer(clip, config(fp16=True), dataset, processing_class=processor)
 
 
+def test_a_precision_that_accelerate_was_configured_for_is_a_setting(clip, processor, config, dataset, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer = StarFTTrainer(clip, config(), dataset, processing_class=processor)
+    assert trainer.args.bf16
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert trainer._run_settings()["bf16"] is True
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="configured for fp8, which was never run; use bf16"):
+        StarFTTrainer(clip, config(), dataset, processing_class=processor)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    late = config()
+    late.bf16 = True
+    with pytest.raises(ValueError, match=r"too late; use StarFTConfig\(bf16=True\)"):
+        StarFTTrainer(clip, late, dataset, processing_class=processor)
+
+
 @pytest.mark.parametrize("name", WITHOUT_EFFECT)
 def test_settings_without_effect_are_warned_of(config, name):
     sentences = list(settings_without_effect(config(**{name: WITHOUT_EFFECT[name]})))
