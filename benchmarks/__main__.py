@@ -17,7 +17,7 @@ import starft_hf
 from benchmarks.loading import captions_per_second, loading_seconds
 from benchmarks.memory import peak_gib
 from benchmarks.processes import KEEPS_MEMORY, RETURNS_MEMORY, in_fresh_process
-from benchmarks.steps import measure_steps
+from benchmarks.steps import CROPPED_VARIANTS, measure_steps
 
 
 RATIOS = (
@@ -27,6 +27,10 @@ RATIOS = (
     *(("full, bf16", "no regularizer, bf16"), ("full, bf16", "full")),
 )
 RATIOS_OF_COUNTS = RATIOS[:6]
+CROPPED_RATIOS = (
+    *(("text, bf16", "no regularizer, bf16"), ("none, bf16", "no regularizer, bf16")),
+    ("text, bf16", "plain, bf16"),
+)
 BATCH_SIZE = 32
 
 # Model, classes, images per step, measured rounds.
@@ -36,6 +40,8 @@ STEPS = (
     ("ViT-B/16", 1000, 16, 5),
     ("ViT-B/16", 2, 8, 3),
 )
+
+CROPPED_STEPS = STEPS[::2]
 
 # Images per step, settings.
 MEMORY: tuple[tuple[int, dict[str, Any]], ...] = ((BATCH_SIZE, {}), (512, {"mini_batch_size": 32}))
@@ -89,6 +95,13 @@ def as_markdown(results: dict[str, Any]) -> str:
     ]
     counted = {name: {each: [count] for each, count in own.items()} for name, own in results["operations"].items()}
     lines += _ratio_table(counted, RATIOS_OF_COUNTS)
+    lines += [
+        "",
+        "## With random crops, in bf16",
+        "",
+        "The reference embeds the images of every step, under the autocast of the model.",
+        *_ratio_table(results["cropped"], CROPPED_RATIOS),
+    ]
     lines += ["", "## Peak memory, ViT-B/32", "", "| Batch | `mini_batch_size` | GiB | of batch 32 |"]
     lines.append("| ---: | ---: | ---: | ---: |")
     base = results["memory"][0]["gib"]
@@ -148,6 +161,7 @@ def main() -> None:
         "versions": {name: package.__version__ for name, package in packages},
         "steps": steps["seconds"],
         "operations": steps["operations"],
+        "cropped": in_fresh_process(KEEPS_MEMORY, measure_steps, CROPPED_STEPS, CROPPED_VARIANTS)["seconds"],
         "memory": [
             {"batch": batch, "settings": settings, "gib": gib}
             for (batch, settings), gib in zip(MEMORY, measure_memory(), strict=True)

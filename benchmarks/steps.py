@@ -23,6 +23,8 @@ from starft_hf.utils.collectives import world_size
 Step = Callable[[], None]
 
 VARIANTS = ("paper", "plain", "none", "text", "full", "no regularizer", "full, bf16", "no regularizer, bf16")
+# With random crops, as by default: the reference embeds the images of every step.
+CROPPED_VARIANTS = ("text, bf16", "none, bf16", "no regularizer, bf16", "plain, bf16")
 # On GPUs alone, where few train in float32: on CPUs compiling takes minutes.
 GPU_VARIANTS = (
     "paper, bf16",
@@ -230,11 +232,14 @@ def open_step(variant: str, scene: Scene, batch_size: int, cache: str) -> Any:
     return our_step(scene, batch_size, reference_cache=kind, **settings)
 
 
-def measure_steps(rows: Iterable[tuple[str, int, int, int]]) -> dict[str, dict[str, dict[str, Any]]]:
+def measure_steps(
+    rows: Iterable[tuple[str, int, int, int]], variants: Sequence[str] | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Seconds and operations of every variant's step, by model, classes and batch size.
 
     Args:
         rows: model, classes, images per step and measured rounds of each.
+        variants: those that are measured; None: all, of which some are for GPUs alone.
 
     Returns:
         Under "seconds" those of every round; under "operations" the floating-point operations of matrix products and
@@ -242,18 +247,20 @@ def measure_steps(rows: Iterable[tuple[str, int, int, int]]) -> dict[str, dict[s
     """
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    variants = VARIANTS + GPU_VARIANTS * torch.cuda.is_available() if variants is None else variants
     found: dict[str, dict[str, dict[str, Any]]] = {"seconds": {}, "operations": {}}
     for shape, num_classes, batch_size, repetitions in rows:
         name = f"{shape}, {num_classes:,}, {batch_size}"
-        found["seconds"][name], found["operations"][name] = _measure_steps(shape, num_classes, batch_size, repetitions)
+        found["seconds"][name], found["operations"][name] = _measure_steps(
+            shape, num_classes, batch_size, repetitions, variants
+        )
     return found
 
 
 def _measure_steps(
-    shape: str, num_classes: int, batch_size: int, repetitions: int
+    shape: str, num_classes: int, batch_size: int, repetitions: int, variants: Sequence[str]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Every variant's step, taken in turn so that what slows the machine down slows all of them."""
-    variants = VARIANTS + GPU_VARIANTS * torch.cuda.is_available()
     operations: dict[str, float] = {}
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     scene = make_scene(shape, num_classes, batch_size)
