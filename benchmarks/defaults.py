@@ -53,12 +53,14 @@ class Form:
         factor: times the weight that "auto" stands for.
         share: of plain captions, "{}.", among the spurious ones; None is that of `StarFTConfig`.
         term: weight of a term of its own for plain captions, relative to the weight of the regularizer.
+        tolerance: divergence in nats up to which that term is 0.
     """
 
     regularizer: str = "auto"
     factor: float = 1.0
     share: float | None = 0.0
     term: float = 0.0
+    tolerance: float = 0.0
 
 
 FORMS = {
@@ -79,6 +81,7 @@ FORMS = {
     "term 0.3": Form(term=0.3),
     "term 1": Form(term=1),
     "term 1 x 0.3": Form(term=1, factor=0.3),
+    "term 1 above 0.05": Form(term=1, tolerance=0.05),
 }
 
 # Those that long runs compare.
@@ -180,7 +183,8 @@ def with_own_term(trainer: StarFTTrainer, form: Form) -> Any:
     def with_term(model: Any, batch: Any, reg_weight: float) -> Any:
         losses = step(model, batch, reg_weight)
         assert losses.plain_drift is not None
-        return dataclasses.replace(losses, loss=losses.loss + form.term * reg_weight * losses.plain_drift)
+        excess = (losses.plain_drift - form.tolerance).clamp_min(0)
+        return dataclasses.replace(losses, loss=losses.loss + form.term * reg_weight * excess)
 
     # The function without `torch.no_grad`.
     measured = training_step._plain_drift

@@ -62,11 +62,13 @@ METHODS = {
     # "auto" takes star from four classes on, else kl with plain captions, as the functions below say.
     "defaults": Method("default", "built-in", settings=SHIPPED),
     "defaults, plain 0": Method("default", "built-in", settings=SHIPPED, plain=0),
+    "defaults, plain 0.1": Method("default", "built-in", settings=SHIPPED, plain=0.1),
     "defaults, plain 0.25": Method("default", "built-in", settings=SHIPPED, plain=0.25),
     "defaults, plain 0.5": Method("default", "built-in", settings=SHIPPED, plain=0.5),
     "FLYP, long": Method("FLYP", settings=LONG),
     "defaults, long": Method("default", "built-in", settings=SHIPPED | LONG),
     "defaults, plain 0, long": Method("default", "built-in", settings=SHIPPED | LONG, plain=0),
+    "defaults, plain 0.1, long": Method("default", "built-in", settings=SHIPPED | LONG, plain=0.1),
     "defaults, plain 0.25, long": Method("default", "built-in", settings=SHIPPED | LONG, plain=0.25),
     "defaults, plain 0.5, long": Method("default", "built-in", settings=SHIPPED | LONG, plain=0.5),
     "kl, auto": Method("kl", "right", settings=AUTO),

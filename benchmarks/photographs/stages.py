@@ -20,10 +20,11 @@ MAIN = ("zero-shot", "FLYP", *POOLS)
 BOTH = ("conditional", "conditional + attribution", "defaults")
 SHORT = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "star, right", "star, unrelated", *BOTH)
 TWO = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "kl, plain", *BOTH)
-# Whether plain captions in the pool do less harm: by default there are some with two classes, and none with six.
+# Whether plain captions in the pool do less harm: by default there are some with two classes, and none with more.
 SHARES = {
     2: ("defaults", "defaults, plain 0", "defaults, plain 0.5"),
-    6: ("defaults", "defaults, plain 0.25", "defaults, plain 0.5"),
+    4: ("defaults", "defaults, plain 0.1", "defaults, plain 0.25"),
+    6: ("defaults", "defaults, plain 0.1", "defaults, plain 0.25", "defaults, plain 0.5"),
 }
 WITH_PLAIN = {classes: ("zero-shot", "FLYP", *names) for classes, names in SHARES.items()}
 LONG = {
@@ -78,7 +79,10 @@ STAGES = (
     Stage("A", 2, 1.0, WITH_PLAIN[2], FIRST),
     Stage("A", 6, 0.95, WITH_PLAIN[6], FIRST),
     Stage("A", 6, 1.0, WITH_PLAIN[6], FIRST),
+    Stage("A", 4, 0.95, WITH_PLAIN[4], FIRST),
+    Stage("A", 4, 1.0, WITH_PLAIN[4], FIRST),
     Stage("A", 2, 0.95, LONG[2], FIRST[:2]),
+    Stage("A", 4, 0.95, LONG[4], FIRST[:2]),
     Stage("A", 6, 0.95, LONG[6], FIRST[:2]),
     Stage("B", 6, 0.95, ("zero-shot", "FLYP", "defaults"), LARGE_RUNS),
     Stage("A", 6, 0.95, MAIN + BOTH, SECOND),
