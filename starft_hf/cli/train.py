@@ -28,6 +28,9 @@ from starft_hf.cli.launch import (
 from starft_hf.cli.output import show
 
 
+# A worst group that falls by less may do so by chance.
+_NOTICED = 0.01
+
 SUMMARY = "fine-tune a model with StarFT, and report its robustness before and after"
 
 
@@ -175,5 +178,28 @@ def _report(trainer: Any, runs: list[Any], evaluation: dict[str, Any], options: 
         if importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
             report.save(folder, overwrite=True)
     before, *_, after = [{name: part.as_dict() for name, part in run.results.items()} for run in runs] or [{}, {}]
+    parts += _advice(trainer, runs)
     content = {"output_dir": str(folder), "method": runs[-1].method if runs else None}
     show(options, {**content, "results": after, "before": before}, *parts, f"Written to {folder}.")
+
+
+def _advice(trainer: Any, runs: list[Any]) -> list[str]:
+    """What may help where the worst group of a dataset is clearly worse than before training."""
+    from starft_hf.evaluation.results import classification_results
+    from starft_hf.utils.text import and_then
+
+    if not runs:
+        return []
+    before, after = (classification_results(run.results) for run in (runs[0], runs[-1]))
+    worse = [name for name in after if before[name].worst_group_accuracy - after[name].worst_group_accuracy > _NOTICED]
+    if not worse:
+        return []
+    advice = f"The worst group of {and_then(worse)} is worse than before training. "
+    if trainer.setup.regularizer_name is None:
+        advice += "A regularizer may keep it: leave --regularizer at its default. "
+    elif not trainer.setup.plan.plain_share and any("plain_drift" in entry for entry in trainer.state.log_history):
+        advice += "In a long run, --plain_caption_share 0.25 keeps the model closer to what it was. "
+    return [
+        f"{advice}starft tune, with the same model and data, chooses the weight, and how much of the model before "
+        "training to mix in, on validation data."
+    ]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from transformers import CLIPModel
 from starft_hf import RobustnessReport, evaluate_zero_shot, interpolate
 from starft_hf.cli import main
 from starft_hf.cli.arguments import settings_of, training_parser
+from starft_hf.cli.train import _advice
 from starft_hf.training.methods import METHODS
+from tests.support import report_runs
 from tests.support.launch import torchrun
 from tests.support.tiny import CLASS_NAMES, TINY_CLIP, make_dataset, write_folder, write_shards
 
@@ -69,6 +72,26 @@ def test_what_was_chosen_is_said_before_training(images, tmp_path, capsys):
     told = capsys.readouterr().err
     sentence = "With 4 classes, the regularizer is 'star' at a weight of 67.5."
     assert 0 < told.index(sentence) < told.index("Training:")
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "share", "log", "advice"),
+    [
+        ("star", 0, [{"plain_drift": 0.1}], "In a long run, --plain_caption_share 0.25 keeps"),
+        ("star", 0, [{}], "starft tune, with the same"),
+        ("kl", 0.25, [{"plain_drift": 0.1}], "starft tune, with the same"),
+        (None, 0, [{}], "leave --regularizer at its default"),
+    ],
+)
+def test_a_worst_group_that_fell_gets_advice(regularizer, share, log, advice):
+    setup = SimpleNamespace(regularizer_name=regularizer, plan=SimpleNamespace(plain_share=share))
+    trainer = SimpleNamespace(setup=setup, state=SimpleNamespace(log_history=log))
+    (sentences,) = _advice(trainer, [report_runs.run("zero-shot", worst=0.7), report_runs.run("star", worst=0.6)])
+    assert "The worst group of birds is worse than before training. " in sentences
+    assert advice in sentences
+    assert ("--plain_caption_share" in sentences) == ("--plain_caption_share" in advice)
+    assert _advice(trainer, [report_runs.run("zero-shot", worst=0.6), report_runs.run("star", worst=0.595)]) == []
+    assert _advice(trainer, []) == []
 
 
 def test_people_get_a_table(run, images):
