@@ -25,6 +25,7 @@ from starft_hf.demo.world import BACKGROUND_TEMPLATES
 from starft_hf.evaluation.results import classification_results
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, get_regularizer
 from starft_hf.training import step as training_step
+from starft_hf.training.plain_captions import FEW_CLASSES
 
 
 RESULTS = FOLDER / "defaults.json"
@@ -38,7 +39,7 @@ RATES = ((1e-4, 400), (2e-4, 200), (1e-5, 3000))
 BATCHES = ((32, 200), (128, 50), (256, 25))
 SCALES = ("scale-50", "scale-100", "rescaled-50", "rescaled-100")
 # From so many classes on, the defaults have no plain captions.
-MANY = 4
+MANY = FEW_CLASSES + 1
 BASES = ("seed-0", "seed-1", "seed-2")
 VALIDATION_SEEDS = (100, 101)
 TEST_SEEDS = (0, 1)
@@ -85,7 +86,7 @@ FORMS = {
 }
 
 # Those that long runs compare.
-LONG = ("default", "plain 0", "plain 0.25", "plain 0.5")
+LONG = ("default", "plain 0", "plain 0.1", "plain 0.25", "plain 0.5")
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def grid() -> Iterator[Cell]:
     yield from compared([cell for cell in cells if cell.classes < MANY], "plain 0")
 
 
-def long_runs(classes: Sequence[int] = (2, 3, 6)) -> list[Cell]:
+def long_runs(classes: Sequence[int] = CLASSES) -> list[Cell]:
     """Thousands of steps at the default learning rate."""
     rate, steps = RATES[2]
     return tasks("test", classes, (0.95,), seeds=1, learning_rate=rate, steps=steps)
@@ -246,7 +247,7 @@ def forms() -> Iterator[Cell]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for, and write what was found."""
-    parts = {"grid": grid, "long": lambda: compared(long_runs((2, 6, 3, 4, 8)), "FLYP", *LONG), "forms": forms}
+    parts = {"grid": grid, "long": lambda: compared(long_runs(), "FLYP", *LONG), "forms": forms}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", choices=parts, nargs="*", default=list(parts))
     parser.add_argument("--work", type=Path, default=WORK, help="for models and caches")

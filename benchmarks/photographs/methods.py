@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.photographs.world import PHRASES
 from starft_hf.demo.world import UNRELATED_TEMPLATES
-from starft_hf.training.plain_captions import SHARE_OF_FEW_CLASSES
+from starft_hf.training.plain_captions import FEW_CLASSES, SHARE_OF_FEW_CLASSES
 
 
 RIGHT_TEMPLATES = tuple(f"{{}} {phrase}." for phrases in PHRASES.values() for phrase in phrases)
@@ -59,7 +59,7 @@ METHODS = {
     },
     "conditional": Method("conditional", "right", WEIGHTS),
     "conditional + attribution": Method("conditional + attribution", "right", WEIGHTS),
-    # "auto" takes star from four classes on, else kl with plain captions, as the functions below say.
+    # "auto" takes star from four classes on, else kl, and plain captions with up to four, as the functions below say.
     "defaults": Method("default", "built-in", settings=SHIPPED),
     "defaults, plain 0": Method("default", "built-in", settings=SHIPPED, plain=0),
     "defaults, plain 0.1": Method("default", "built-in", settings=SHIPPED, plain=0.1),
@@ -92,4 +92,4 @@ def default_regularizer(classes: int) -> str:
 
 def default_plain_share(classes: int) -> float:
     """The share of plain captions that they take."""
-    return SHARE_OF_FEW_CLASSES if default_regularizer(classes) == "kl" else 0.0
+    return SHARE_OF_FEW_CLASSES if classes <= FEW_CLASSES else 0.0

@@ -170,7 +170,7 @@ def page(results: Results, store: Store) -> str:
         "",
         "## Plain captions",
         "",
-        "The defaults have a quarter of plain captions, `{}.`, with two classes, and none with more. Long runs are",
+        "The defaults have a quarter of plain captions, `{}.`, with up to four classes. Long runs are",
         "3,000 steps at the default learning rate of 1e-5, 400 passes over the images.",
         "",
         *shares_table(results),

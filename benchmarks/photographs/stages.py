@@ -20,10 +20,10 @@ MAIN = ("zero-shot", "FLYP", *POOLS)
 BOTH = ("conditional", "conditional + attribution", "defaults")
 SHORT = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "star, right", "star, unrelated", *BOTH)
 TWO = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "kl, plain", *BOTH)
-# Whether plain captions in the pool do less harm: by default there are some with two classes, and none with more.
+# Whether plain captions in the pool do less harm: by default there are some with up to four classes.
 SHARES = {
     2: ("defaults", "defaults, plain 0", "defaults, plain 0.5"),
-    4: ("defaults", "defaults, plain 0.1", "defaults, plain 0.25"),
+    4: ("defaults", "defaults, plain 0", "defaults, plain 0.1"),
     6: ("defaults", "defaults, plain 0.1", "defaults, plain 0.25", "defaults, plain 0.5"),
 }
 WITH_PLAIN = {classes: ("zero-shot", "FLYP", *names) for classes, names in SHARES.items()}

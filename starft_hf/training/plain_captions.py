@@ -8,8 +8,9 @@ from starft_hf.training.setting_checks import MULTI_LABEL
 
 
 AUTO_SHARE = "auto"
-# Measured with two and three classes, in both worlds of docs/evidence.md; with six, it forgives more and gains less.
+# Measured with two to four classes, in both worlds of docs/evidence.md; with more, it forgives more and gains less.
 SHARE_OF_FEW_CLASSES = 0.25
+FEW_CLASSES = 4
 
 
 def check_plain_share(share: float | str) -> float | str:
@@ -27,20 +28,19 @@ def check_plain_share(share: float | str) -> float | str:
     return value
 
 
-def plain_share(args: Any, regularizer: Regularizer | None, *, of_class_names: bool) -> float:
+def plain_share(args: Any, regularizer: Regularizer | None, num_classes: int | None) -> float:
     """The share for a setting of `plain_caption_share`.
 
-    "auto" is a quarter where `regularizer="auto"` is "kl" because there are few classes, else 0.
+    "auto" is a quarter with `regularizer="auto"` and up to four classes, else 0.
 
     Args:
         args: the settings, a `StarFTConfig`.
         regularizer: what "auto" is, if it is that.
-        of_class_names: whether the captions are made of the names of classes.
+        num_classes: how many classes the captions name; None for captions of another kind.
     """
     if regularizer is None:
         return 0.0
     if args.plain_caption_share != AUTO_SHARE:
         return float(args.plain_caption_share)
-    chosen = args.regularizer == AUTO_REGULARIZER and regularizer.name == "kl"
-    few = of_class_names and args.base_loss != MULTI_LABEL
-    return SHARE_OF_FEW_CLASSES if chosen and few else 0.0
+    few = num_classes is not None and num_classes <= FEW_CLASSES and args.base_loss != MULTI_LABEL
+    return SHARE_OF_FEW_CLASSES if few and args.regularizer == AUTO_REGULARIZER else 0.0

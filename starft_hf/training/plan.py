@@ -174,8 +174,8 @@ class RunPlan:
             check_writable(Path(str(args.output_dir)), "output_dir")
         cache = _plan_cache(given, regularizer, columns)
         rows = (columns, dataset, strata, drawn_from)
-        of_names = columns.class_names is not None and columns.caption is None
-        share = plain_share(args, regularizer, of_class_names=of_names)
+        named = len(columns.class_names) if columns.class_names is not None and columns.caption is None else None
+        share = plain_share(args, regularizer, named)
         return cls(regularizer, strategy, pool, retention_sets, *rows, cache, share)
 
     def check_model(self, args: StarFTConfig, model: nn.Module) -> None:

@@ -70,7 +70,9 @@ def test_what_was_chosen_is_said_before_training(images, tmp_path, capsys):
     arguments = ["--model", str(TINY_CLIP), "--dataset", str(images), *FAST, "--output_dir", str(tmp_path / "out")]
     assert main(["train", *arguments, "--max_steps", "1"]) == 0
     told = capsys.readouterr().err
-    sentence = "With 4 classes, the regularizer is 'star' at a weight of 67.5."
+    sentence = (
+        "With 4 classes, the regularizer is 'star' at a weight of 67.5, and 25% of the spurious captions are plain"
+    )
     assert 0 < told.index(sentence) < told.index("Training:")
 
 

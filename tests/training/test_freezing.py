@@ -178,7 +178,7 @@ def test_captions_of_a_frozen_adapter_are_embedded_with_it(clip, processor, conf
     for name, value in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(value)
-    args = config(freeze=["text"], max_steps=1)
+    args = config(freeze=["text"], max_steps=1, plain_caption_share=0)
     trainer = StarFTTrainer(model, args, dataset, processing_class=processor)
     trainer.train()
     batch = trainer.data_collator([trainer.train_dataset[0]])

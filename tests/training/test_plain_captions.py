@@ -10,7 +10,7 @@ import pytest
 from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer
 from tests.support.multi_label import make_multi_label_dataset
 from tests.support.runs import steps
-from tests.support.tiny import CLASS_NAMES, captioned, make_dataset
+from tests.support.tiny import CLASS_NAMES, MANY_NAMES, captioned, make_dataset
 
 
 TWO = CLASS_NAMES[:2]
@@ -37,17 +37,19 @@ def share_of(trainer):
     [
         (2, {}, 0.25),
         (3, {}, 0.25),
-        (4, {}, 0),
+        (4, {}, 0.25),
+        (5, {}, 0),
         (2, {"reg_weight": 10.0}, 0.25),
         (2, {"regularizer": "kl"}, 0),
         (2, {"plain_caption_share": 0}, 0),
+        (4, {"regularizer": "star"}, 0),
         (4, {"plain_caption_share": 0.5}, 0.5),
         (4, {"plain_caption_share": "0.1", "regularizer": "kl"}, 0.1),
     ],
     ids=str,
 )
 def test_how_many_there_are(make, classes, settings, share):
-    trainer = make(make_dataset(class_names=CLASS_NAMES[:classes]), **settings)
+    trainer = make(make_dataset(class_names=MANY_NAMES[:classes]), **settings)
     assert share_of(trainer) == pytest.approx(share)
     # What is recorded, published and audited is what was given.
     assert list(trainer.setup.pool) == POOL

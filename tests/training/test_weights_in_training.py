@@ -39,7 +39,7 @@ def run(clip, processor, args, dataset, pool):
 
 def test_draws_follow_the_pool_whatever_is_remembered(clip, processor, config, dataset, restricted):
     clip = clip.double()
-    settings = {"max_steps": 9, "reg_schedule": "constant", "reg_weight": 5.0}
+    settings = {"max_steps": 9, "reg_schedule": "constant", "reg_weight": 5.0, "plain_caption_share": 0}
     live, drawn = run(clip, processor, config(reference_cache="none", **settings), dataset, restricted)
     cached, again = run(clip, processor, config(reference_cache="text", **settings), dataset, restricted)
     lazy = run(clip, processor, config(reference_text_cache_gib=0, **settings), dataset, restricted)

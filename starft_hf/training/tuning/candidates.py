@@ -107,9 +107,8 @@ def candidates_of(
         weight = None if regularizer is None else regularizer.weight(own.reg_weight, num_classes)
         if methods is None and regularizer is not None:
             # With the name of what "auto" is, but otherwise as "auto" would be.
-            of_names = num_classes is not None and args.caption_column is None
-            share = plain_share(args, regularizer, of_class_names=of_names)
-            own = replace(own, plain_caption_share=share)
+            named = num_classes if args.caption_column is None else None
+            own = replace(own, plain_caption_share=plain_share(args, regularizer, named))
         # "kl@auto" and "kl@30" may be the same.
         label = method if weight is None else f"{method}@{weight:.6g}"
         found[label] = Candidate(label, method, weight, own)

@@ -17,7 +17,7 @@ from tests.support.tiny import make_dataset
 
 
 POOL = ["{} in the snow.", "{} at night."]
-SAVING = {"reg_weight": 0.5, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+SAVING = {"reg_weight": 0.5, "plain_caption_share": 0.0, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
 
 # Settings, arguments of the trainer, and what the error says.
 OTHERS = {
