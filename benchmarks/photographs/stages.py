@@ -23,7 +23,7 @@ TWO = ("zero-shot", "FLYP", "kl, right", "kl, unrelated", "kl, plain", *BOTH)
 # Whether plain captions in the pool do less harm: by default there are some with up to four classes.
 SHARES = {
     2: ("defaults", "defaults, plain 0", "defaults, plain 0.5"),
-    4: ("defaults", "defaults, plain 0", "defaults, plain 0.1"),
+    4: ("defaults", "defaults, plain 0"),
     6: ("defaults", "defaults, plain 0.1", "defaults, plain 0.25", "defaults, plain 0.5"),
 }
 WITH_PLAIN = {classes: ("zero-shot", "FLYP", *names) for classes, names in SHARES.items()}
@@ -81,6 +81,8 @@ STAGES = (
     Stage("A", 6, 1.0, WITH_PLAIN[6], FIRST),
     Stage("A", 4, 0.95, WITH_PLAIN[4], FIRST),
     Stage("A", 4, 1.0, WITH_PLAIN[4], FIRST),
+    Stage("A", 4, 0.95, ("defaults, plain 0.1",), FIRST),
+    Stage("A", 4, 1.0, ("defaults, plain 0.1",), FIRST),
     Stage("A", 2, 0.95, LONG[2], FIRST[:2]),
     Stage("A", 4, 0.95, LONG[4], FIRST[:2]),
     Stage("A", 6, 0.95, LONG[6], FIRST[:2]),
