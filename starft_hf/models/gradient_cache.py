@@ -7,7 +7,7 @@ gradients are those of the whole batch. torch's checkpointing does the work: it 
 parallel wrappers see a single backward pass.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from starft_hf.models.texts import TEXT_ARGUMENTS
 from starft_hf.objectives.losses import unit_rows
+from starft_hf.utils.collectives import world_size
 
 
 @dataclass
@@ -109,19 +110,25 @@ def _forward(
     if isinstance(towers, tuple):
         # One tower at a time, so that activations of both never exist together. Texts first, because autograd goes
         # backwards: images, whose activations are larger, are then computed again before the text tower has gradients.
+        # FSDP waits for all processes in every forward, so all must make as many, however few texts are distinct.
+        text_chunks = _filled(text_chunks, num_chunks) if texts and world_size() > 1 else text_chunks
         text_embeds = [_forward_chunk(towers[1], chunk)[0] for chunk in text_chunks]
         image_embeds = [_forward_chunk(towers[0], chunk)[0] for chunk in image_chunks]
-        return _joined(image_embeds, text_embeds)
-    # If there are fewer chunks of texts, the first text fills the rest, and its results are dropped.
-    filler = {name: value[:1] for name, value in texts.items()}
-    filled = text_chunks + [filler] * (len(image_chunks) - len(text_chunks))
-    pairs = [_forward_chunk(towers, {**image, **text}) for image, text in zip(image_chunks, filled, strict=True)]
-    return _joined([pair[0] for pair in pairs], [pair[1] for pair in pairs[: len(text_chunks)]])
+    else:
+        text_chunks = _filled(text_chunks, num_chunks)
+        pairs = [
+            _forward_chunk(towers, {**image, **text}) for image, text in zip(image_chunks, text_chunks, strict=True)
+        ]
+        image_embeds, text_embeds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    unit_images = unit_rows(torch.cat(image_embeds))
+    # The rows that fill chunks have no gradient, but are computed again in the backward pass like all others.
+    return ChunkedOutput(unit_images, unit_rows(torch.cat(text_embeds)[: _rows(texts)]) if texts else None)
 
 
-def _joined(image_embeds: Sequence[Tensor], text_embeds: Sequence[Tensor]) -> ChunkedOutput:
-    images = unit_rows(torch.cat(list(image_embeds)))
-    return ChunkedOutput(images, unit_rows(torch.cat(list(text_embeds))) if text_embeds else None)
+def _filled(chunks: list[dict[str, Tensor]], number: int) -> list[dict[str, Tensor]]:
+    """So many chunks, of which those that are missing have the first row alone."""
+    filler = {name: value[:1] for name, value in chunks[0].items()} if chunks else {}
+    return chunks + [filler] * (number - len(chunks))
 
 
 def _rows(tensors: Mapping[str, Tensor]) -> int:

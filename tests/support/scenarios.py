@@ -41,6 +41,11 @@ SCENARIOS = {
     "accumulated": ({"gradient_accumulation_steps": 2}, 31),
     "full cache": ({"crop_scale": None, "reference_cache": "full"}, 31),
     "in chunks": ({"mini_batch_size": 2, "crop_scale": None}, 31),
+    # Both classes at most, and one of them where a process has images of one only: fewer texts than chunks.
+    "in chunks, two classes": (
+        {"mini_batch_size": 2, "regularizer": "none", "classes": 2, "crop_scale": None},
+        31,
+    ),
     "no regularizer": ({"regularizer": "none"}, 27),
     "cross-entropy alone": ({"base_loss": "cross_entropy", "regularizer": "none"}, 27),
     "cross-entropy, checkpointed": ({"base_loss": "cross_entropy", CHECKPOINTING: True}, 31),

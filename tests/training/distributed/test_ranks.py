@@ -56,6 +56,7 @@ FSDP_SCENARIOS = [
     "cross-entropy star",
     "full cache",
     "in chunks",
+    "in chunks, two classes",
     "conditional, live, in chunks",
     "weighted star",
     "frozen text, rates by layer",
