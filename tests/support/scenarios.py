@@ -41,7 +41,7 @@ SCENARIOS = {
     "accumulated": ({"gradient_accumulation_steps": 2}, 31),
     "full cache": ({"crop_scale": None, "reference_cache": "full"}, 31),
     "in chunks": ({"mini_batch_size": 2, "crop_scale": None}, 31),
-    # Both classes at most, and one of them where a process has images of one only: fewer texts than chunks.
+    # Three chunks, and one or two distinct captions.
     "in chunks, two classes": (
         {"mini_batch_size": 2, "regularizer": "none", "classes": 2, "crop_scale": None},
         31,
