@@ -16,7 +16,7 @@ from transformers.utils import logging
 from starft_hf.data.image_formats import needs_plugin
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.rgb import ScaledImage
-from starft_hf.data.source import is_iterable
+from starft_hf.data.source import check_row, is_iterable
 from starft_hf.utils.names import unknown_name
 
 
@@ -69,6 +69,7 @@ class ImageReader:
 
     def opened(self, row: Row, where: str) -> Row:
         """`row` with its image opened; `where` is its name in errors."""
+        check_row(row, f"{where} is")
         if self.column not in row:
             raise TypeError(
                 f"{where} has no {self.column!r} but {sorted(row)}: a transform or collation of the dataset drops it. "

@@ -14,13 +14,18 @@ def column_names(dataset: Any) -> list[str] | None:
     names = getattr(dataset, "column_names", None)
     if names is None and not is_iterable(dataset) and len(dataset):
         first = dataset[0]
-        if not isinstance(first, Mapping):
-            raise TypeError(
-                f"rows of the {type(dataset).__name__} are of type {type(first).__name__}; rows must be mappings "
-                f"such as {{'image': ..., 'label': ...}}{_advice_on_pairs(dataset, first)}"
-            )
+        check_row(first, f"rows of the {type(dataset).__name__} are", _advice_on_pairs(dataset, first))
         names = list(first)
     return list(names) if names else None
+
+
+def check_row(row: Any, what_is: str, advice: str = "") -> None:
+    """Raise TypeError unless a row is a mapping; `what_is` names it, with its verb."""
+    if not isinstance(row, Mapping):
+        raise TypeError(
+            f"{what_is} of type {type(row).__name__}; rows must be mappings such as "
+            f"{{'image': ..., 'label': ...}}{advice}"
+        )
 
 
 def _advice_on_pairs(dataset: Any, first: Any) -> str:

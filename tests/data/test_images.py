@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 from starft_hf import StarFTTrainer, evaluate_zero_shot
 from starft_hf.data.rgb import as_rgb
-from tests.support.tiny import make_dataset
+from tests.support.tiny import CLASS_NAMES, make_dataset
 
 
 # Of the palette that PIL uses, so that nothing is dithered.
@@ -144,6 +144,16 @@ def test_what_is_not_a_dataset_of_images_is_refused_before_training(clip, proces
     make, match = FRAMES[kind]
     with pytest.raises((TypeError, ValueError), match=match):
         StarFTTrainer(clip, config(), make(dataset), processing_class=processor).train()
+
+
+def test_an_iterable_dataset_of_pairs_is_refused_by_name(clip, processor, config, dataset):
+    class Pairs(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return ((row["image"], row["label"]) for row in dataset)
+
+    trainer = StarFTTrainer(clip, config(class_names=CLASS_NAMES), Pairs(), processing_class=processor)
+    with pytest.raises(TypeError, match=r"row 0 of the iterable dataset is of type tuple; rows must be mappings"):
+        trainer.train()
 
 
 def tensors(dtype, low, high):
