@@ -1,4 +1,4 @@
-"""What StarFT refuses of the settings that it inherits from `TrainingArguments`.
+"""What StarFT refuses of the settings that it inherits from `TrainingArguments`, and of those of `accelerate launch`.
 
 `Trainer` honors most of them. Here are the values that are refused, because the run would not be what was asked for.
 """
@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from accelerate import ParallelismConfig
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin, parse_flag_from_env
 from transformers import TrainingArguments
 
 
@@ -54,6 +56,7 @@ _ACCELERATOR = {
     "use_seedable_sampler": (False, "would let the order of the images depend on more than the seed"),
 }
 _PARALLEL = ("tp_size", "cp_size", "sp_size")
+_ONLY_DATA = "StarFT supports data parallelism, sharded (fsdp) or not"
 
 
 def check_inherited_settings(args: TrainingArguments) -> None:
@@ -79,15 +82,46 @@ def check_inherited_settings(args: TrainingArguments) -> None:
             f"num_train_epochs is {args.num_train_epochs} and max_steps is {args.max_steps}, so nothing would be "
             "trained; one of them must be positive"
         )
-    sizes = {name: getattr(args.parallelism_config, name, None) or 1 for name in _PARALLEL}
-    if any(size > 1 for size in sizes.values()):
-        given = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
-        raise ValueError(
-            f"parallelism_config has {given}, which divides the rows or the width of a batch among processes; StarFT "
-            "supports data parallelism, sharded (fsdp) or not"
-        )
+    _check_parallelism(args.parallelism_config)
     if args.label_smoothing_factor and getattr(args, "base_loss", None) == "contrastive":
         raise ValueError(
             f"label_smoothing_factor is {args.label_smoothing_factor}, and base_loss='contrastive' has no labels to "
             "smooth; set it to 0, or use base_loss='cross_entropy'"
         )
+
+
+def adopt_launched_settings(args: TrainingArguments) -> None:
+    """Take what only the configuration of `accelerate launch` has as settings, so that it is recorded.
+
+    Raises:
+        ValueError: for what StarFT was never run with, and for a precision that was set too late to have an effect.
+    """
+    for name in ("DeepSpeed", "Megatron-LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name.upper().replace('-', '_')}"):
+            raise ValueError(f"Accelerate is configured for {name}, which StarFT was never run with; {_ONLY_DATA}")
+    if parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        _check_parallelism(ParallelismConfig())
+    _adopt_precision(args)
+    launched = TorchDynamoPlugin()
+    if launched.backend != DynamoBackend.NO and not args.torch_compile:
+        args.torch_compile, args.torch_compile_backend = True, launched.backend.value.lower()
+        args.torch_compile_mode = launched.mode
+
+
+def _check_parallelism(config: ParallelismConfig | None) -> None:
+    sizes = {name: getattr(config, name, None) or 1 for name in _PARALLEL}
+    if any(size > 1 for size in sizes.values()):
+        given = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
+        raise ValueError(
+            f"parallelism_config has {given}, which divides the rows or the width of a batch among processes; "
+            f"{_ONLY_DATA}"
+        )
+
+
+def _adopt_precision(args: TrainingArguments) -> None:
+    precision, own = args.mixed_precision, "fp16" if args.fp16 else "bf16" if args.bf16 else "no"
+    if precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f"Accelerate is configured for {precision}, which was never run; use bf16, fp16 or no")
+    if own not in ("no", precision):
+        raise ValueError(f"args.{own} was set after the settings were made, too late; use StarFTConfig({own}=True)")
+    args.bf16, args.fp16 = precision == "bf16", precision == "fp16"

@@ -31,12 +31,13 @@ from starft_hf.training.batch_size import check_size, optimizer_steps
 from starft_hf.training.candidates import Candidates, strategy_of
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.evaluation_tasks import SINGLE, check_best_metric, evaluation_tasks, warn_of_unused
+from starft_hf.training.inherited_settings import adopt_launched_settings
 from starft_hf.training.learning_rate import warn_of_warmup
 from starft_hf.training.logit_scale import check_limit
 from starft_hf.training.multi_label import check_inputs
 from starft_hf.training.parameter_groups import check_groups
 from starft_hf.training.plain_captions import plain_share
-from starft_hf.training.setting_checks import MULTI_LABEL, adopt_precision, check_schedule
+from starft_hf.training.setting_checks import MULTI_LABEL, check_schedule
 from starft_hf.training.trackers import check_trackers
 from starft_hf.training.trained_weights import check_trained_adapter
 from starft_hf.training.training_rows import balanced_strata, training_subset
@@ -254,7 +255,7 @@ def _check_arguments(given: RunInputs) -> None:
         raise ValueError("pass the model itself, or its Hub id or path, as `model`: it is the reference as well")
     if passed.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would replace StarFT's loss; register a regularizer instead")
-    adopt_precision(args)
+    adopt_launched_settings(args)
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16=True needs a GPU: on a CPU everything would be computed in float32; use bf16=True")
     check_groups(args, *passed.get("optimizers", ())[:1])

@@ -163,17 +163,3 @@ def check_crop_scale(crop_scale: object) -> tuple[float, float] | None:
         wanted = "two numbers with 0 < low <= high <= 1, such as (0.9, 1.0), or None for no random crops"
         raise ValueError(f"crop_scale is {crop_scale!r}; it must be {wanted}")
     return low, high
-
-
-def adopt_precision(args: Any) -> None:
-    """Take a precision that only the configuration of Accelerate has as a setting, so that it is recorded.
-
-    Raises:
-        ValueError: for one that nothing was ever run in, and for one that was set too late to have an effect.
-    """
-    precision, own = args.mixed_precision, "fp16" if args.fp16 else "bf16" if args.bf16 else "no"
-    if precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f"Accelerate is configured for {precision}, which was never run; use bf16, fp16 or no")
-    if own not in ("no", precision):
-        raise ValueError(f"args.{own} was set after the settings were made, too late; use StarFTConfig({own}=True)")
-    args.bf16, args.fp16 = precision == "bf16", precision == "fp16"

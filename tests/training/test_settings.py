@@ -12,6 +12,7 @@ import transformers.trainer_callback
 import transformers.trainer_optimizer
 import transformers.training_args
 from accelerate import ParallelismConfig
+from accelerate.utils import DynamoBackend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import TrainerCallback, TrainingArguments
@@ -138,6 +139,41 @@ def test_a_precision_that_accelerate_was_configured_for_is_a_setting(clip, proce
     late.bf16 = True
     with pytest.raises(ValueError, match=r"too late; use StarFTConfig\(bf16=True\)"):
         StarFTTrainer(clip, late, dataset, processing_class=processor)
+
+
+def test_compilation_that_accelerate_was_configured_for_is_a_setting(clip, processor, config, dataset, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    trainer = StarFTTrainer(clip, config(), dataset, processing_class=processor)
+    assert trainer.accelerator.state.dynamo_plugin.backend == DynamoBackend.EAGER
+    assert trainer.args.torch_compile
+    assert trainer.args.torch_compile_backend == "eager"
+    assert trainer.args.torch_compile_mode == "default"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, r"configured for Megatron-LM.*supports data parallelism"),
+        (
+            {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"},
+            r"tp_size=2.*supports data parallelism",
+        ),
+    ],
+)
+def test_what_accelerate_was_configured_for_and_was_never_run_is_refused(
+    clip, processor, config, dataset, monkeypatch, environment, message
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        StarFTTrainer(clip, config(), dataset, processing_class=processor)
+
+
+def test_deepspeed_of_the_launcher_is_refused(clip, processor, config, dataset, monkeypatch):
+    args = config()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match=r"configured for DeepSpeed.*supports data parallelism"):
+        StarFTTrainer(clip, args, dataset, processing_class=processor)
 
 
 @pytest.mark.parametrize("name", WITHOUT_EFFECT)
