@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cache_dir", help="folder of embeddings (default: that of the reference's)")
     add_trust(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of bootstrap samples and permutations")
+    parser.add_argument("--seed", type=int, default=0, help="of permutations")
 
 
 def run(options: argparse.Namespace) -> int | None:

@@ -1,6 +1,7 @@
 """`starft evaluate`."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from starft_hf.cli.benchmark import OF_A_BENCHMARK
@@ -110,6 +111,8 @@ def run(options: argparse.Namespace) -> None:
                 f"the labels are integers and are taken as positions in the classes of {options.model}: 0 is "
                 f"{names[0]!r}; pass --class_names in the order of the labels if that is not so",
             )
+        if "head" not in settings and names is None:
+            _warn_of_fewer_classes(options, rows, saved.class_names or ())
         settings["multi_label"] = options.multi_label
         result = evaluate_zero_shot(model, saved.processor, rows, **settings)
         data = {"dataset": options.dataset, "split": split}
@@ -154,6 +157,20 @@ def _retrieve(options: argparse.Namespace, folder: Any, rows: Any, split: str) -
     )
     content = {**result.as_dict(), "dataset": options.dataset, "split": split}
     show(options, content, result_table(result, f"{options.model} on {options.dataset}, split {split}"))
+
+
+def _warn_of_fewer_classes(options: argparse.Namespace, rows: Any, trained: Sequence[str]) -> None:
+    """Warn that images are classified among the classes of the data, where the model was fine-tuned on more."""
+    from starft_hf.data.labels import class_feature
+
+    own = class_feature((getattr(rows, "features", None) or {}).get(options.label_column or "label"))
+    if own is not None and set(own) < set(trained):
+        warn(
+            options,
+            f"the images are classified among the {len(own)} classes of {options.dataset}, and {options.model} was "
+            f"fine-tuned on {len(trained)}; to classify among all of them, pass --class_names with a file that has one "
+            "name per line",
+        )
 
 
 def _has_integers(rows: Any, column: str) -> bool:

@@ -77,5 +77,9 @@ def run(options: argparse.Namespace) -> None:
         )
     else:
         change = f"from {percent(result.before.worst_group)}% to {percent(result.after.worst_group)}%"
-        outcome = f"{result.method}: worst group {change}. Written to {options.output_dir}."
+        gain = f"{percent(result.gain)} ± {percent(result.standard_error)} points"
+        outcome = (
+            f"{result.method}: worst group {change} on the images that chose it; expect {gain} on others. "
+            f"Written to {options.output_dir}."
+        )
     show(options, {**result.as_dict(), "dataset": options.dataset, "split": split}, table, outcome)

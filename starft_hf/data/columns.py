@@ -231,9 +231,7 @@ def _renamed(
     if words == given[: len(words)]:
         return Labels(given if training is None else words, own)
     if set(words) <= set(given):
-        if training is None:
-            raise ValueError(_other_order(words, given, label, what))
-        return Labels(words, own)
+        return Labels(given, column=words) if training is None else Labels(words, own)
     known = None if training is None else training.labels
     written = None if known is None else known.written
     if written is not None and set(own) <= set(written):
@@ -275,6 +273,14 @@ def resolve_evaluation_columns(dataset: Any, settings: ColumnSettings, *, what: 
         raise ValueError(f"{_no_column(what, missing, present, 'group_column')} None uses the classes as groups.")
     check_distinct(columns.class_names)
     check_labels(dataset, columns, what=what, several=False)
+    trained = () if settings.training is None else settings.training.class_names or ()
+    if columns.several is None and set(columns.class_names) < set(trained):
+        logger.warning(
+            "%s has %d of the %d classes of training, and its images are classified among these only.",
+            what,
+            len(columns.class_names),
+            len(trained),
+        )
     _check_groups(dataset, columns, what=what)
     _warn_of_groups_across_classes(dataset, columns)
     return columns
@@ -282,14 +288,6 @@ def resolve_evaluation_columns(dataset: Any, settings: ColumnSettings, *, what: 
 
 def _no_column(what: str, column: str, columns: Sequence[str], setting: str) -> str:
     return f"{what} has no column {column!r}; its columns are {columns}. Set {setting} to the right one."
-
-
-def _other_order(own: Sequence[str], class_names: Sequence[str], label: str, what: str) -> str:
-    index = next(index for index, name in enumerate(own) if name != class_names[index])
-    return (
-        f"label {index} of column {label!r} of {what} is {own[index]!r} by its ClassLabel and {class_names[index]!r} "
-        "by class_names; omit class_names to use those of the column, or put both in the same order"
-    )
 
 
 def check_labels(dataset: Any, columns: ImageColumns, *, what: str, several: bool) -> None:
@@ -339,7 +337,7 @@ def _check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
         (column,) = groups.columns
         named = class_feature(dataset.features.get(column)) or ()
         if named and column == columns.label:
-            named = columns.class_names or ()
+            named = [(columns.class_names or ())[columns.label_index(index)] for index in range(len(named))]
         for name in named:
             if name not in present:
                 raise ValueError(

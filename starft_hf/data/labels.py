@@ -24,17 +24,19 @@ class Labels:
         written: the classes as the column has them, where they are not the names, such as WordNet ids.
         ordered: whether integers may be positions; not if the names are the strings of a column.
         by_name: whether numbers stand for names, as 3 does for "3", rather than for positions.
+        column: the classes of a ClassLabel column in its own order, where that is not the order of `names`.
     """
 
     names: tuple[str, ...]
     written: tuple[str, ...] | None = None
     ordered: bool = True
     by_name: bool = False
+    column: tuple[str, ...] | None = None
 
     @property
     def first(self) -> str | int:
         """A value of the first class."""
-        return self.names[0] if self.by_name else 0
+        return self.names[0] if self.by_name or self.column is not None else 0
 
     def index(self, value: Any, column: str) -> int:
         """The class index that a value of the label column stands for."""
@@ -57,19 +59,20 @@ class Labels:
                 f"column {column!r} holds booleans, but there are {len(self.names)} classes; pass two class_names, "
                 "that for False first"
             )
-        if not 0 <= int(value) < len(self.names):
+        known = self.column or self.names
+        if not 0 <= int(value) < len(known):
             advice = ""
             if value == -1:
                 keep = f"dataset.filter(lambda row: row[{column!r}] >= 0)"
                 advice = f", and -1 often marks rows without a label; leave these out with {keep}"
-            elif value == len(self.names):
+            elif value == len(known):
                 lower = f"dataset.map(lambda row: {{{column!r}: row[{column!r}] - 1}})"
                 advice = f"; pass class_names that cover every label or, if labels start at 1, lower them: {lower}"
             raise ValueError(
-                f"column {column!r} holds the label {value}, but there are {len(self.names)} class names (labels 0 to "
-                f"{len(self.names) - 1}){advice or '; pass class_names that cover every label'}"
+                f"column {column!r} holds the label {value}, but there are {len(known)} class names (labels 0 to "
+                f"{len(known) - 1}){advice or '; pass class_names that cover every label'}"
             )
-        return int(value)
+        return int(value) if self.column is None else self.names.index(self.column[int(value)])
 
     def _index_of_name(self, name: str, column: str) -> int:
         for known in (self.names, self.written or ()):

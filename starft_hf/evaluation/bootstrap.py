@@ -1,4 +1,4 @@
-"""Bootstrap samples of images, for intervals of the accuracy in groups."""
+"""Bootstrap samples of images, and the accuracy in the worst group of each."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +8,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _RESAMPLES = 500
-# With 95% confidence.
-_INTERVAL = (0.025, 0.975)
 
 
 def resampled(groups: Ints, generator: np.random.Generator) -> Floats:
@@ -37,9 +35,3 @@ def worst_group(right: Floats, groups: Ints, counts: Floats) -> Floats:
         accuracies.append(np.where(total > 0, share, np.inf))
     worst: Floats = np.min(accuracies, axis=0)
     return np.where(np.isfinite(worst), worst, 0.0)
-
-
-def interval(values: Floats) -> Floats:
-    """The ends of the interval over bootstrap samples `(samples, ...)`, `(2, ...)`."""
-    ends: Floats = np.quantile(values, _INTERVAL, axis=0)
-    return ends

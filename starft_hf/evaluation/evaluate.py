@@ -20,6 +20,7 @@ from starft_hf.evaluation.multi_label import MultiLabelEvaluation
 from starft_hf.evaluation.passes import EvaluationSettings
 from starft_hf.evaluation.results import EvaluationResult, MultiLabelResult
 from starft_hf.evaluation.validation import check_shares, check_single_label_only
+from starft_hf.models.heads import head_over
 from starft_hf.models.modes import floating_dtype
 from starft_hf.models.sigmoid import NO_BIAS, has_bias
 from starft_hf.utils.names import check_distinct, check_names
@@ -70,7 +71,8 @@ def evaluate_zero_shot(
         class_mapping: for datasets whose classes stand for several of the classifier's: for every label the indices
             into `class_names`, of which the best counts. Labels have the names of the ClassLabel column, or else of
             the first class that each stands for.
-        head: a linear head over `class_names`, in place of the zero-shot classifier.
+        head: a linear head over `class_names`, in place of the zero-shot classifier. If it has `class_names` of its
+            own, as that of a loaded model, its rows are matched with them by name.
         training_shares: share, or rows, of every group in the training set, for the group-adjusted accuracy. Every
             group with rows must have one, and every group with a share above 0 must have rows.
         multi_label: whether rows have any number of classes, as lists of them or as vectors of 0 and 1. The model must
@@ -112,7 +114,7 @@ def evaluate_zero_shot(
     else:
         columns = resolve_mapped_columns(dataset, named, class_mapping, class_names, what="dataset")
     if head is not None:
-        _check_head(head, columns.classifier or columns.class_names or ())
+        head = head_over(head, columns.classifier or columns.class_names or ())
     if training_shares is not None:
         check_shares(training_shares, group_names(dataset, columns))
 
@@ -128,13 +130,3 @@ def evaluate_zero_shot(
         return settings.evaluate(model, dataset, maker, MultiLabelEvaluation(encoder, columns, templates))
     evaluation = ClassifierEvaluation(encoder, columns, templates, head, keep_mistakes)
     return settings.evaluate(model, dataset, maker, evaluation, training_shares)
-
-
-def _check_head(head: nn.Linear, class_names: Sequence[str]) -> None:
-    if not isinstance(head, nn.Linear):
-        raise ValueError(f"head is a {type(head).__name__}; pass an nn.Linear over class_names")
-    if head.out_features != len(class_names):
-        raise ValueError(
-            f"the head has {head.out_features} outputs, but there are {len(class_names)} class names; pass the class "
-            "names of the head, and class_mapping where the labels are others"
-        )

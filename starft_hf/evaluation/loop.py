@@ -21,6 +21,7 @@ from starft_hf.evaluation.retrieval import RetrievalEvaluation
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.models.encoder import DualEncoder, batch_images
 from starft_hf.models.heads import head_logits
+from starft_hf.objectives.losses import similarity_logits
 
 
 logger = logging.get_logger(__name__)
@@ -64,7 +65,8 @@ class ClassifierEvaluation:
             else:
                 if self._weights is None:
                     self._weights = zero_shot_weights(model, self.encoder, self.class_names, self.templates)
-                logits = image_embeds @ self._weights.to(image_embeds).T
+                # Autocast would compare classes in half precision, in which many are equal.
+                logits = similarity_logits(image_embeds, self._weights.to(image_embeds), 1.0)
         if self.class_mapping is not None:
             logits = torch.stack([logits[:, list(classes)].amax(-1) for classes in self.class_mapping], dim=-1)
         self.counts.skipped += self.skipped.record(batch)

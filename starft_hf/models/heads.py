@@ -59,8 +59,42 @@ def select_classes(head: nn.Linear, class_names: Sequence[str], wanted: Sequence
             missing[0],
         )
         return None
+    return rows_of_head(head, class_names, wanted)
+
+
+def rows_of_head(head: nn.Linear, class_names: Sequence[str], wanted: Sequence[str]) -> ClassificationHead:
+    """The head over the classes `wanted`, of those that it is over; on the same device, detached."""
     rows = [class_names.index(name) for name in wanted]
-    return head_from_weights(full_tensor(head.weight)[rows].detach(), full_tensor(head.bias)[rows].detach())
+    bias = None if head.bias is None else full_tensor(head.bias)[rows].detach()
+    chosen = head_from_weights(full_tensor(head.weight)[rows].detach(), bias)
+    chosen.class_names = tuple(wanted)
+    return chosen
+
+
+def head_over(head: nn.Linear, class_names: Sequence[str]) -> nn.Linear:
+    """A head whose rows are those of `class_names`, by the names of its own classes where it has them.
+
+    Raises:
+        ValueError: if it is no linear layer, has another number of classes, or others.
+    """
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"head is a {type(head).__name__}; pass an nn.Linear over class_names")
+    own, wanted = getattr(head, "class_names", None), tuple(class_names)
+    if own is not None and set(wanted) <= set(own):
+        return head if wanted == tuple(own) else rows_of_head(head, own, wanted)
+    if head.out_features != len(wanted):
+        raise ValueError(
+            f"the head has {head.out_features} outputs, but there are {len(wanted)} class names; pass the class "
+            "names of the head, and class_mapping where the labels are others"
+        )
+    # Other names for the same classes have the same order.
+    moved = next((name for place, name in enumerate(wanted) if name in (own or ()) and name != own[place]), None)
+    if moved is not None:
+        raise ValueError(
+            f"the head has the classes {list(own[:4])}, and class_names has {moved!r} in another place, beside names "
+            "that the head does not have; pass the class names of the head"
+        )
+    return head
 
 
 def save_head(head: Mapping[str, Tensor], class_names: Sequence[str], folder: str | Path) -> None:
@@ -84,4 +118,6 @@ def load_head(folder: str | PathLike[str]) -> tuple[nn.Linear, list[str]]:
             raise ValueError(f"shapes {tuple(weight.shape)} and {tuple(bias.shape)} for {len(class_names)} classes")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{str(path)!r} cannot be read ({error!r}); copy or download it again") from error
-    return head_from_weights(weight, bias), class_names
+    head = head_from_weights(weight, bias)
+    head.class_names = tuple(class_names)
+    return head, class_names

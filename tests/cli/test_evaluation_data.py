@@ -1,10 +1,12 @@
 """What commands evaluate on, and what they say of it."""
 
 import json
+import shutil
 
 import pytest
 from datasets import Dataset, DatasetDict
 
+from starft_hf.cli import main
 from starft_hf.cli.data import load_training_data
 from starft_hf.cli.main import make_parser
 from starft_hf.data import columns
@@ -125,3 +127,28 @@ def test_compare_trains_adapters_and_repairs_runs(run, photos):
     assert "neither trained nor reported on, and 'train' of photos is not one; pass --repair_split" in error
     error = run(*compare, "--reference_model", TINY_CLIP, "--output_dir", "c", code=2)
     assert "--reference_model has no effect: none of the methods has a reference" in error
+
+
+def test_a_head_is_matched_with_the_classes_of_the_data_by_name(run, photos):
+    """Folders are sorted; the run had its own order, which `predict` keeps."""
+    order = ["violin", "owl", "truck", "fern"]
+    train = [*RUN, *FAST, "--base_loss", "cross_entropy", "--learning_rate", "1e-3", "--class_names", *order]
+    tuned = json.loads(run("train", *train, "--output_dir", "out", "--json"))["results"]["test"]
+    by_folders = json.loads(run("evaluate", "out", "photos", "--json"))
+    given = json.loads(run("evaluate", "out", "photos", "--class_names", *sorted(order), "--json"))
+    predicted = json.loads(run("predict", "out", "photos", "--split", "test", "--output", "p.csv", "--json"))
+    for found in (by_folders, given):
+        assert found["group_accuracies"] == pytest.approx(tuned["group_accuracies"])
+        assert found["loss"] == pytest.approx(tuned["loss"], rel=1e-5)
+        assert found["accuracy"] == pytest.approx(predicted["accuracy"])
+
+
+def test_that_the_data_have_fewer_classes_than_the_run_is_said(run, photos, tmp_path, capsys):
+    run("train", *RUN, *FAST, "--output_dir", "out")
+    few = tmp_path / "few"
+    for name in ("owl", "fern"):
+        shutil.copytree(photos / "test" / name, few / name)
+    assert main(["evaluate", "out", "few"]) == 0
+    assert "classified among the 2 classes of few, and out was fine-tuned on 4" in capsys.readouterr().err
+    assert main(["evaluate", "out", "few", "--class_names", "fern", "owl", "truck", "violin"]) == 0
+    assert "classified among" not in capsys.readouterr().err

@@ -65,10 +65,7 @@ def test_labels_are_matched_by_name_or_refused(train, evaluated, given):
     # What numbers are positions of: the class names, or else the classes of the training set.
     order = NAMES if given or train == "ClassLabel" else sorted(NAMES)
     call = (by_kind(train), by_kind(evaluated), NAMES if given else None)
-    if given and train == "ClassLabel, other order":
-        with pytest.raises(ValueError, match="put both in the same order"):
-            names_read(*call)
-    elif numbers and not given and train == "strings":
+    if numbers and not given and train == "strings":
         with pytest.raises(ValueError, match=r"numbers such as 0.*strings, which numbers are not positions of"):
             names_read(*call)
     else:
@@ -200,3 +197,23 @@ def test_groups_that_do_not_match_are_warned_of(clip, processor, config, warned)
     (message,) = warned()
     assert "['land', 'water']" in message
     assert "['0', '1']" in message
+
+
+def test_a_class_label_column_is_matched_with_class_names_in_any_order():
+    settings = ColumnSettings(class_names=["fern", "mole", "newt", "owl"])
+    two = column([0, 1, 0], ClassLabel(names=["owl", "fern"]))
+    columns = resolve_evaluation_columns(two, settings, what="dataset")
+    assert columns.class_names == ("fern", "mole", "newt", "owl")
+    assert [columns.label_of(row) for row in two] == [3, 0, 3]
+    with pytest.raises(ValueError, match=r"holds the label 2, but there are 2 class names \(labels 0 to 1\)"):
+        columns.label_index(2)
+
+
+def test_that_images_are_classified_among_fewer_classes_than_in_training_is_said(caplog):
+    training = resolve_columns(by_kind("ClassLabel"), ColumnSettings(), what="train_dataset")
+    settings = ColumnSettings(training=training)
+    resolve_evaluation_columns(column([0, 1], ClassLabel(names=NAMES[1:])), settings, what="eval_dataset 'few'")
+    assert "eval_dataset 'few' has 2 of the 3 classes of training" in caplog.text
+    caplog.clear()
+    resolve_evaluation_columns(by_kind("ClassLabel, other order"), settings, what="eval_dataset")
+    assert not caplog.text

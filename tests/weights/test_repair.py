@@ -110,6 +110,7 @@ def test_what_is_written_classifies_as_what_was_compared(validation, tmp_path, d
         tried.add(candidate.method)
         found = candidate.fit(data, np.arange(len(validation)))
         what = {"method": candidate.method, "settings": {}, "select_by": "worst_class", "images": 20}
+        what |= {"gain": 0.1, "standard_error": 0.05}
         scores = {when: {"average": 0.5, "worst_group": 0.4} for when in ("before", "after")}
         record = record_of(subject, {**what, "validation": scores})
         write(repaired(subject, found), record, tmp_path / candidate.method)

@@ -23,7 +23,7 @@ class Measured:
 
     Attributes:
         accuracy: from 0 to 1.
-        interval: of the accuracy, with 95% confidence, over bootstrap samples of the images.
+        interval: of the accuracy, with 95% confidence, exact (Clopper and Pearson 1934).
         ece: expected calibration error.
     """
 

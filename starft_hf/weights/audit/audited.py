@@ -89,9 +89,9 @@ class Audited:
             return self.named
         return named_groups(self.subject.class_names, self.labels, self.seen, self.pseudo)
 
-    def groups(self, seed: int) -> tuple[GroupAudit, dict[str, GroupAudit]]:
+    def groups(self) -> tuple[GroupAudit, dict[str, GroupAudit]]:
         """The models on all images and in every group."""
-        return compared(self.answers, self.labels, self.group_names, seed)
+        return compared(self.answers, self.labels, self.group_names)
 
     def sensitivity(self) -> Sensitivity | None:
         """How answers depend on the templates of the pool."""

@@ -61,7 +61,7 @@ def audit(
 ) -> AuditResult:
     """Audit a fine-tuned model on labeled images: what it has forgotten, what it leans on, and hidden shortcuts.
 
-    Groups: the accuracy and calibration in every group, with bootstrap intervals. Without a group column, groups are
+    Groups: the accuracy and calibration in every group, with intervals. Without a group column, groups are
     combinations of class and of what the start sees of the pool's templates in an image.
 
     Forgotten: how far the similarities of texts have moved, how many answers have changed, and the accuracy on
@@ -109,7 +109,7 @@ def audit(
         cache_dir: folder of the cached embeddings, as `reference_cache_dir`.
         device: where images are embedded; None: where the model is.
         trust_remote_code: run the code that comes with a model of a class that transformers does not have.
-        seed: of bootstrap samples and permutations.
+        seed: of permutations.
         progress: whether to show progress bars.
 
     Returns:
@@ -133,7 +133,7 @@ def audit(
     audited = Audited(_with_known_words(images.load(processor, start)), images)
 
     sensitivity = audited.sensitivity()
-    average, groups = audited.groups(seed)
+    average, groups = audited.groups()
     worst = min(groups, key=lambda name: groups[name].after.accuracy)
     mistakes = audited.mistakes(worst, saliency_maps)
     vocabulary_used = audited.vocabulary(words)

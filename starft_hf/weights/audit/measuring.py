@@ -15,9 +15,10 @@ from torch import nn
 from starft_hf.data.captions import class_caption
 from starft_hf.data.images import stack_features
 from starft_hf.data.rgb import ScaledImage
-from starft_hf.evaluation.bootstrap import interval, resampled, worst_group
+from starft_hf.evaluation.bootstrap import worst_group
 from starft_hf.evaluation.evaluate import evaluate_zero_shot
 from starft_hf.evaluation.forgetting import text_change, total_variation
+from starft_hf.evaluation.intervals import accuracy_interval
 from starft_hf.evaluation.metric_functions import calibration_bins, calibration_error
 from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.evaluation.sensitivity import attraction, mean_by_class, shown_in
@@ -106,27 +107,23 @@ class Tower:
         return found
 
 
-def measured(logits: Floats, labels: Ints, counts: Floats) -> Measured:
-    """A model on images, of which bootstrap samples have `counts`, `(samples, N)`."""
+def measured(logits: Floats, labels: Ints) -> Measured:
+    """A model on images, by its logits `(N, C)`."""
     probabilities = softmax(logits, -1)
     right = probabilities.argmax(-1) == labels
-    totals = counts.sum(1)
-    low, high = interval((counts @ right)[totals > 0] / totals[totals > 0])
+    accuracy = float(right.mean())
     ece = calibration_error(calibration_bins(probabilities.max(-1), right, _BINS))
-    return Measured(float(right.mean()), (float(low), float(high)), ece)
+    return Measured(accuracy, accuracy_interval(accuracy, len(right)), ece)
 
 
 def compared(
-    answers: Sequence[Floats], labels: Ints, groups: Sequence[str], seed: int
+    answers: Sequence[Floats], labels: Ints, groups: Sequence[str]
 ) -> tuple[GroupAudit, dict[str, GroupAudit]]:
     """The model, and maybe its start, by their logits, on all images and in every group."""
     names, indices = np.unique(np.array(groups), return_inverse=True)
-    counts = resampled(indices.reshape(-1), np.random.default_rng(seed))
 
     def of(rows: Any) -> GroupAudit:
-        return GroupAudit(
-            len(labels[rows]), *(measured(logits[rows], labels[rows], counts[:, rows]) for logits in answers)
-        )
+        return GroupAudit(len(labels[rows]), *(measured(logits[rows], labels[rows]) for logits in answers))
 
     return of(slice(None)), {str(name): of(indices.reshape(-1) == place) for place, name in enumerate(names)}
 

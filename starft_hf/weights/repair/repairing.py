@@ -302,8 +302,8 @@ def _chosen(
     )
     if output is not None:
         content = result.as_dict()
-        what = {key: content[key] for key in ("method", "settings", "select_by", "images", "validation")}
-        record = record_of(subject, {**what, "standard_error": result.standard_error})
+        kept = ("method", "settings", "select_by", "images", "validation", "gain", "standard_error")
+        record = record_of(subject, {key: content[key] for key in kept})
         write(classifier, record, output)
     return result
 

@@ -8,7 +8,8 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
-from starft_hf.evaluation.bootstrap import interval, resampled, worst_group
+from starft_hf.evaluation.bootstrap import resampled, worst_group
+from starft_hf.evaluation.intervals import worst_group_interval
 from starft_hf.weights.repair.candidates import Candidate
 from starft_hf.weights.repair.embedded import Embedded, Floats, Ints
 
@@ -29,7 +30,7 @@ class Score:
     Attributes:
         average: over all images.
         worst_group: in the group where it is lowest.
-        interval: of `worst_group`, with 95% confidence, over bootstrap samples of the images.
+        interval: of `worst_group`, with at least 95% confidence.
     """
 
     average: float
@@ -75,10 +76,9 @@ def choose(data: Embedded, candidates: Sequence[Candidate], seed: int = 0, *, ma
     best, found = first + int(own[first:].argmax()), first + worst[:, first:].argmax(1)
     gain = float(np.mean(worst_outside[np.arange(len(found)), found] - worst_outside[:, 0]))
     error = float(np.std(worst[:, best] - worst[:, 0], ddof=1))
-    low, high = interval(worst)
     scores = tuple(
-        Score(float(right[index].mean()), float(own[index]), (float(low[index]), float(high[index])))
-        for index in range(len(candidates))
+        Score(float(each.mean()), float(lowest), worst_group_interval(each, data.groups, data.clusters))
+        for each, lowest in zip(right, own, strict=True)
     )
     return Choice(best if gain > error or not may_keep else 0, best, scores, gain if best else 0.0, error)
 

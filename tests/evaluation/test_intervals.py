@@ -1,0 +1,52 @@
+"""Intervals of accuracies hold as often as they say."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from starft_hf.evaluation.intervals import accuracy_interval, independent_images, worst_group_interval
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 5), (10, 10), (7, 9), (450, 500)])
+def test_it_is_the_exact_interval(right, images):
+    known = binomtest(right, images).proportion_ci(0.95, method="exact")
+    assert accuracy_interval(right / images, images) == pytest.approx((known.low, known.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "images"),
+    [([0.8] * 12, 40), ([0.8] * 4, 120), ([0.95] * 12, 20), ([0.6, 0.8, 0.8, 0.8], 100), ([0.7], 30)],
+)
+def test_the_interval_of_the_worst_group_holds_it(accuracies, images):
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(len(accuracies)), images)
+    held = 0
+    for _ in range(200):
+        right = (generator.random(len(groups)) < np.array(accuracies)[groups]).astype(float)
+        low, high = worst_group_interval(right, groups)
+        held += low <= min(accuracies) <= high
+        assert low <= min(right[groups == group].mean() for group in set(groups)) <= high
+    # Two standard errors of the share below 95%.
+    assert held / 200 >= 0.92
+
+
+def test_the_interval_of_clusters_holds_the_worst_group():
+    """Images of an individual are right or wrong together; by images, it would hold far less often."""
+    generator = np.random.default_rng(0)
+    clusters, groups = np.repeat(np.arange(60), 8), np.repeat([0, 1], 240)
+    held = {"clusters": 0, "images": 0}
+    for _ in range(200):
+        right = (generator.random(60) < 0.7).astype(float)[clusters]
+        for name, given in (("clusters", clusters), ("images", None)):
+            low, high = worst_group_interval(right, groups, given)
+            held[name] += low <= 0.7 <= high
+    assert held["clusters"] / 200 >= 0.92
+    assert held["images"] / 200 < 0.8
+
+
+def test_clusters_that_say_nothing_are_images():
+    generator = np.random.default_rng(0)
+    right, clusters = (generator.random(4000) < 0.8).astype(float), np.arange(4000) // 4
+    assert independent_images(right, clusters) == pytest.approx(4000, rel=0.1)
+    assert independent_images(np.ones(12), np.arange(12) // 4) == 3
+    assert independent_images(np.array([1.0, 0.0]), np.array([5, 5])) == 1
