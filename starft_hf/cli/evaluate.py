@@ -168,8 +168,8 @@ def _warn_of_fewer_classes(options: argparse.Namespace, rows: Any, trained: Sequ
         warn(
             options,
             f"the images are classified among the {len(own)} classes of {options.dataset}, and {options.model} was "
-            f"fine-tuned on {len(trained)}; to classify among all of them, pass --class_names with a file that has one "
-            "name per line",
+            f"fine-tuned on {len(trained)}; to classify among all of them, pass --class_names with a file that has "
+            "one name per line",
         )
 
 

@@ -337,7 +337,8 @@ def _check_groups(dataset: Any, columns: ImageColumns, *, what: str) -> None:
         (column,) = groups.columns
         named = class_feature(dataset.features.get(column)) or ()
         if named and column == columns.label:
-            named = [(columns.class_names or ())[columns.label_index(index)] for index in range(len(named))]
+            names = columns.class_names or ()
+            named = tuple(names[columns.label_index(index)] for index in range(len(named)))
         for name in named:
             if name not in present:
                 raise ValueError(

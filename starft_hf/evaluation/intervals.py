@@ -10,9 +10,9 @@ CONFIDENCE = 0.95
 
 
 def accuracy_interval(accuracy: float, images: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The exact interval (Clopper and Pearson 1934) of an accuracy from 0 to 1, measured on `images` independent images.
+    """The exact interval (Clopper and Pearson 1934) of an accuracy from 0 to 1, of so many independent images.
 
-    It holds at least as often as `confidence` says. A bootstrap would give one without width where all images are right.
+    It holds at least as often as `confidence` says. That of a bootstrap has no width where all images are right.
     """
     right, tail = accuracy * images, (1 - confidence) / 2
     wrong = images - right
@@ -24,8 +24,8 @@ def accuracy_interval(accuracy: float, images: float, confidence: float = CONFID
 def worst_group_interval(right: Floats, groups: Ints, clusters: Ints | None = None) -> tuple[float, float]:
     """An interval of the accuracy in the group where it is lowest, with at least 95% confidence.
 
-    The lowest of several measured accuracies is lower than that of the worst group is expected to be, and its bootstrap
-    samples are lower still. So the ends are the lowest ones of intervals that hold for all groups at once (Sidak 1967).
+    The lowest of several measured accuracies is expected to be lower than that of the worst group, and its bootstrap
+    samples are lower still. So the ends are the lowest of intervals that hold for all groups at once (Sidak 1967).
 
     Args:
         right: how often each image is classified correctly, from 0 to 1, `(N,)`.

@@ -269,8 +269,8 @@ def _repair(found: Mapping[str, Any]) -> str:
         f"After training, the model was repaired by {markdown(found['method'])} ({markdown(settings)}), chosen by "
         f"cross-validation on {images:,} images: the {measure} went from {percent(before['worst_group'])} to "
         f"{percent(after['worst_group'])} %, the average from {percent(before['average'])} to "
-        f"{percent(after['average'])} %, on images that it was not fitted to but chosen by. Corrected for that, the gain "
-        f"in the {measure} is {percent(found['gain'])} ± {percent(found['standard_error'])} points."
+        f"{percent(after['average'])} %, on images that it was not fitted to but chosen by. Corrected for that, the "
+        f"gain in the {measure} is {percent(found['gain'])} ± {percent(found['standard_error'])} points."
     )
 
 

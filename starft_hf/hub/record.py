@@ -66,8 +66,8 @@ class RunRecord:
         alpha: weight of the fine-tuned model in the saved one, if `tune` has interpolated it with the start; None for
             the model as trained.
         repair: what `repair` has done to the weights after the run: "method", "settings", "select_by", the number of
-            "images" of the validation set, the accuracies on it, and the "gain" with its "standard_error", corrected for
-            the choice; None if nothing was tried.
+            "images" of the validation set, the accuracies on it, and the "gain" with its "standard_error", corrected
+            for the choice; None if nothing was tried.
         audit: what an audit of these weights has found: its "score", the number of "images", the "worst_group" and
             "average", and "sentences"; None if there was none.
         combined: whether the weights were made of those of several models. There is no run to repeat then, and only

@@ -75,20 +75,21 @@ def head_over(head: nn.Linear, class_names: Sequence[str]) -> nn.Linear:
     """A head whose rows are those of `class_names`, by the names of its own classes where it has them.
 
     Raises:
-        ValueError: if it is no linear layer, has another number of classes, or others.
+        ValueError: if it is not a linear layer, or its classes are others.
     """
     if not isinstance(head, nn.Linear):
         raise ValueError(f"head is a {type(head).__name__}; pass an nn.Linear over class_names")
-    own, wanted = getattr(head, "class_names", None), tuple(class_names)
-    if own is not None and set(wanted) <= set(own):
-        return head if wanted == tuple(own) else rows_of_head(head, own, wanted)
+    wanted: tuple[str, ...] = tuple(class_names)
+    own: tuple[str, ...] = tuple(getattr(head, "class_names", None) or ())
+    if set(wanted) <= set(own):
+        return head if wanted == own else rows_of_head(head, own, wanted)
     if head.out_features != len(wanted):
         raise ValueError(
             f"the head has {head.out_features} outputs, but there are {len(wanted)} class names; pass the class "
             "names of the head, and class_mapping where the labels are others"
         )
     # Other names for the same classes have the same order.
-    moved = next((name for place, name in enumerate(wanted) if name in (own or ()) and name != own[place]), None)
+    moved = next((name for place, name in enumerate(wanted) if name in own and name != own[place]), None)
     if moved is not None:
         raise ValueError(
             f"the head has the classes {list(own[:4])}, and class_names has {moved!r} in another place, beside names "
