@@ -296,8 +296,7 @@ class IterableExamples(IterableDataset[Example]):
     def __iter__(self) -> Iterator[Example]:
         spare_worker()
         if self.shuffle is None:
-            for index, row in enumerate(self.dataset):
-                yield self.example(row, index)
+            yield from self._evaluated()
             return
         share, first, size = self.share.of_this_worker(self.dataset), 0, None
         unused = tiny(self._blank(self.make)) if share.start else {}
@@ -315,6 +314,22 @@ class IterableExamples(IterableDataset[Example]):
             if size == 0:
                 return
 
+    def _evaluated(self) -> Iterator[Example]:
+        """The examples of this process in one pass, and blank ones that are not valid to fill the last step."""
+        share, index = self.share, -1
+        for index, row in enumerate(self.dataset):
+            if share.step_of(index) is not None:
+                yield self.example(row, index)
+        rest = (index + 1) % (share.batch_size * share.world_size)
+        if rest and share.world_size > 1:
+            own = min(max(rest - share.rank * share.batch_size, 0), share.batch_size)
+            for _ in range(share.batch_size - own):
+                yield {**self._blank(self.make), "valid": False}
+
+    @property
+    def _says_valid(self) -> bool:
+        return self.on_bad_image == SKIP or (self.shuffle is None and self.share.world_size > 1)
+
     def example(self, row: Row, index: int, make: ImageExampleMaker | None = None) -> Example:
         """The example of a row of `dataset`, the one of this number; by default by the maker of this epoch."""
         make = make or self.make
@@ -326,10 +341,10 @@ class IterableExamples(IterableDataset[Example]):
                 raise
             return {**self._blank(make), "valid": False, "bad_image": str(error)}
         example = make([opened], [content_hash(opened[self.columns.image].image)], [where])[0]
-        return {**example, "valid": True} if self.on_bad_image == SKIP else example
+        return {**example, "valid": True} if self._says_valid else example
 
     def _blank(self, make: ImageExampleMaker) -> Example:
-        return {**make.blank(0), "valid": True} if self.on_bad_image == SKIP else make.blank(0)
+        return {**make.blank(0), "valid": True} if self._says_valid else make.blank(0)
 
 
 def tiny(example: Example) -> Example:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from datasets import IterableDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
@@ -118,8 +119,11 @@ def all_rows_mixed(dataset: IterableDataset, generator: np.random.Generator) -> 
 
 
 def warn_of_shards(dataset: Any, workers: int) -> None:
-    """Warn if the shards of a training set cannot be divided evenly among the workers of a process."""
-    if workers == 0 or not isinstance(dataset, IterableDataset) or are_rows_cheap(dataset):
+    """Warn if the rows or shards of a training set cannot be divided evenly among the workers of a process."""
+    if workers == 0 or are_rows_cheap(dataset):
+        return
+    if not isinstance(dataset, IterableDataset):
+        warn_of_repeated_rows(dataset, workers, "train_dataset")
         return
     shards = dataset.num_shards
     if shards % workers == 0:
@@ -131,6 +135,17 @@ def warn_of_shards(dataset: Any, workers: int) -> None:
         "starft_hf.data.loading.load_splits(folder, streaming=True), whose rows all workers share.",
         *(shards, workers, effect, shards),
     )
+
+
+def warn_of_repeated_rows(dataset: Any, workers: int, what: str) -> None:
+    """Warn if every worker of a process goes through all rows, unless the dataset itself divides them."""
+    if workers > 1 and isinstance(dataset, TorchIterableDataset) and not isinstance(dataset, IterableDataset):
+        logger.warning(
+            "%s is an IterableDataset of torch, and each of the %d workers of a process iterates it: unless it "
+            "divides its rows by torch.utils.data.get_worker_info(), every row occurs %d times. Pass a "
+            "datasets.IterableDataset, or set dataloader_num_workers to 0.",
+            *(what, workers, workers),
+        )
 
 
 def _parts(dataset: Any) -> Iterator[Any]:

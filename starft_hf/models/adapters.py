@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
-from peft import LoraConfig, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model
+from peft import LNTuningConfig, LoraConfig, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -126,7 +126,7 @@ def _check_targets(config: PeftConfig, model: nn.Module) -> None:
         )
     if not targets or targets == "all-linear":
         return
-    kinds = (nn.Linear, nn.Embedding, nn.Conv2d)
+    kinds = (nn.Linear, nn.Embedding, nn.Conv2d, *((nn.LayerNorm,) if isinstance(config, LNTuningConfig) else ()))
     names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     matched = [name for name in names if _matches(name, targets)]
     if not matched:

@@ -122,6 +122,8 @@ def load_processor(model: nn.Module, processor: Any = None, *, trust_remote_code
 def check_dual_encoder(model: nn.Module) -> tuple[str, ...]:
     """The names of the forward's arguments; ValueError if `model` is not a dual encoder, saying what is missing."""
     model = base_model_of(model)
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the model is compiled already; pass the model itself, and set torch_compile=True")
     arguments = tuple(inspect.signature(model.forward).parameters)
     needed = ("pixel_values", "input_ids")
     missing = [f"an argument {name!r} of its forward" for name in needed if name not in arguments]

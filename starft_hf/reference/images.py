@@ -12,6 +12,7 @@ from starft_hf.data.examples import IndexedExamples
 from starft_hf.data.fingerprint import images_fingerprint, preprocessing_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.utils.hashing import digest
+from starft_hf.utils.preparation import prepared
 from starft_hf.utils.store import FeatureStore
 
 
@@ -100,8 +101,8 @@ class CachedImages:
 
     def rows(self, samples: Tensor) -> Tensor:
         """Unit embeddings `(N, D)` of the images with these sample indices, in the dtype of the losses."""
-        assert self._embeds is not None
-        return self._embeds[samples.to(self._embeds.device)].to(samples.device, self._dtype)
+        embeds = prepared(self._embeds)
+        return embeds[samples.to(embeds.device)].to(samples.device, self._dtype)
 
     def all_rows(self) -> Tensor:
         """The embeddings of all images, in the order of their indices."""

@@ -17,6 +17,7 @@ from starft_hf.models.adapters import base_model_of
 from starft_hf.reference.fingerprint import texts_fingerprint
 from starft_hf.reference.live import LiveReference
 from starft_hf.utils.hashing import digest
+from starft_hf.utils.preparation import prepared
 from starft_hf.utils.store import FeatureStore
 
 
@@ -63,9 +64,7 @@ class CachedTexts:
 
     def rows(self, ids: Tensor) -> Tensor:
         """Unit embeddings `(N, D)` of the spurious captions with these ids."""
-        assert self._embeds is not None
-        assert self._row_of_id is not None
-        return self._embeds[self._row_of_id[ids]]
+        return prepared(self._embeds)[prepared(self._row_of_id)[ids]]
 
     def plain_rows(self, ids: Tensor) -> Tensor:
         """Those of the plain captions with these ids."""

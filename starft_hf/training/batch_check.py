@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from starft_hf.data.examples import Examples
 from starft_hf.data.source import is_iterable
 from starft_hf.training.setting_checks import MULTI_LABEL
 from starft_hf.utils.collectives import gather_values
@@ -16,6 +17,14 @@ logger = logging.get_logger(__name__)
 
 # Looking at a batch waits for the device.
 _CHECKED = 32
+
+
+def check_examples(examples: Any) -> None:
+    """Raise ValueError unless these are the training examples that a run has checked and cached."""
+    if examples is None:
+        raise ValueError("there is nothing to train on; pass train_dataset")
+    if not isinstance(examples, Examples):
+        raise ValueError("train_dataset was replaced, past all checks and caches; make a new StarFTTrainer with it")
 
 
 def check_keys(batch: Mapping[str, Any], run: Any) -> None:

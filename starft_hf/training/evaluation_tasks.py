@@ -1,13 +1,16 @@
 """What is measured of every evaluation set, and whether the settings fit it; known before anything is loaded."""
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from transformers.utils import logging
 
 from starft_hf.data.examples import Examples
 from starft_hf.data.retrieval import AUTO, CLASSIFICATION, RETRIEVAL, retrieval_columns
+from starft_hf.data.streams import warn_of_repeated_rows
 from starft_hf.evaluation.results import MEAN_RECALL, RECALLS
+from starft_hf.training.setting_checks import MULTI_LABEL
 from starft_hf.utils.names import unknown_name
 
 
@@ -16,6 +19,8 @@ logger = logging.get_logger(__name__)
 # The name of an evaluation set that is not one of several.
 SINGLE = "eval_dataset"
 
+# What a trainer logs of images that are classified, beside accuracies of groups.
+_FIGURES = ("loss", "accuracy", "worst_group_accuracy", "group_adjusted_accuracy", "ece")
 # What else a trainer logs of an evaluation.
 _SPEED = ("runtime", "samples_per_second", "steps_per_second", "skipped_images")
 
@@ -32,6 +37,7 @@ def evaluation_tasks(args: Any, eval_dataset: Any, class_mapping: Any = None) ->
     for name, dataset in sets.items():
         if dataset is None:
             continue
+        warn_of_repeated_rows(dataset, args.dataloader_num_workers, _called(name))
         is_mapped = (mapped or {}).get(name) is not None
         if is_mapped and args.eval_task == RETRIEVAL:
             raise ValueError(
@@ -57,10 +63,10 @@ def check_labeled_sets(args: Any, sets: Mapping[str, Any]) -> None:
             )
 
 
-def check_best_metric(args: Any, tasks: Mapping[str, str]) -> None:
+def check_best_metric(args: Any, tasks: Mapping[str, str], has_own_metrics: bool = False) -> None:
     """Check that `metric_for_best_model` is a metric of one of the evaluation sets, as far as these are known.
 
-    Of one set whose images are classified it may be the user's own, by `compute_metrics`.
+    Of sets whose images are classified it may be the user's own, by `compute_metrics` or a subclass.
     """
     metric = args.metric_for_best_model
     if metric is None or not tasks:
@@ -91,6 +97,13 @@ def check_best_metric(args: Any, tasks: Mapping[str, str]) -> None:
             f"metric_for_best_model is {metric!r}, and the images of {_called(name)} are classified; set "
             "eval_task='retrieval', or pass it without its labels to have it evaluated by retrieval"
         )
+    if tasks[name] == CLASSIFICATION and not has_own_metrics and args.base_loss != MULTI_LABEL:
+        meant = get_close_matches(measure, _FIGURES, 1, cutoff=0.75)
+        if measure not in (*_FIGURES, *_SPEED) and not measure.startswith("accuracy_") and meant:
+            raise ValueError(
+                f"metric_for_best_model is {metric!r}, which is not a metric of {_called(name)}; did you mean "
+                f"'{_prefixed(name)}{meant[0]}'?"
+            )
 
 
 def warn_of_unused(args: Any, tasks: Mapping[str, str]) -> None:

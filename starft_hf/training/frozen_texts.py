@@ -19,6 +19,7 @@ from starft_hf.reference.live import LiveReference
 from starft_hf.reference.texts import CachedTexts, size_in_gib
 from starft_hf.training.parameter_groups import embeds_texts_alike
 from starft_hf.utils.hashing import tensors_digest
+from starft_hf.utils.preparation import prepared
 from starft_hf.utils.store import FeatureStore
 
 
@@ -92,11 +93,11 @@ class FrozenTexts:
         Raises:
             ValueError: if it has neither.
         """
-        assert self._texts is not None
+        texts = prepared(self._texts)
         found = {
-            "caption_rows": ("caption_ids", self._texts.plain_rows),
-            "class_rows": ("class_ids", self._texts.plain_rows),
-            "spurious_rows": ("spurious_ids", self._texts.rows),
+            "caption_rows": ("caption_ids", texts.plain_rows),
+            "class_rows": ("class_ids", texts.plain_rows),
+            "spurious_rows": ("spurious_ids", texts.rows),
         }
         used = {rows: known for rows, known in found.items() if rows in batch}
         if missing := [ids for ids, _ in used.values() if ids not in batch]:
@@ -107,7 +108,7 @@ class FrozenTexts:
                 f"{missing[0]!r}; return what StarFTCollator returns beside tensors of your own"
             )
         # There are at most as many distinct texts as rows; counting them would wait for the device.
-        nothing = self._texts.rows(torch.empty(0, dtype=torch.long))
+        nothing = texts.rows(torch.empty(0, dtype=torch.long))
         embeds = nothing.new_zeros(sum(len(batch[rows]) for rows in used), nothing.shape[1])
         for rows, (ids, embeds_of) in used.items():
             embeds[batch[rows]] = embeds_of(batch[ids])

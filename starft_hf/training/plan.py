@@ -36,6 +36,7 @@ from starft_hf.training.learning_rate import warn_of_warmup
 from starft_hf.training.logit_scale import check_limit
 from starft_hf.training.multi_label import check_inputs
 from starft_hf.training.parameter_groups import check_groups
+from starft_hf.training.passed_optimizers import passed_optimizers
 from starft_hf.training.plain_captions import plain_share
 from starft_hf.training.setting_checks import MULTI_LABEL, check_schedule
 from starft_hf.training.trackers import check_trackers
@@ -91,6 +92,7 @@ class RunPlan:
         drawn_from: how many rows the training set has, if not all of them are trained on.
         cache: what to cache of the reference; None without a regularizer or a training set.
         plain_share: which share of the spurious captions are plain ones.
+        passed: the optimizer and the scheduler that the trainer was passed, as a resumed run must have them.
     """
 
     regularizer: Regularizer | None
@@ -103,6 +105,7 @@ class RunPlan:
     drawn_from: int | None = None
     cache: CachePlan | None = None
     plain_share: float = 0.0
+    passed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -129,7 +132,7 @@ class RunPlan:
         _check_sources(given)
         check_mapped_sets(given.class_mapping, given.eval_dataset)
         tasks = evaluation_tasks(args, given.eval_dataset, given.class_mapping)
-        check_best_metric(args, tasks)
+        check_best_metric(args, tasks, given.trainer_arguments.get("compute_metrics") is not None)
         warn_of_unused(args, tasks)
         if args.image_cache is not None:
             sets = {"eval_dataset": given.eval_dataset, "zero_shot_probe": given.zero_shot_probe}
@@ -177,7 +180,8 @@ class RunPlan:
         rows = (columns, dataset, strata, drawn_from)
         named = len(columns.class_names) if columns.class_names is not None and columns.caption is None else None
         share = plain_share(args, regularizer, named)
-        return cls(regularizer, strategy, pool, retention_sets, *rows, cache, share)
+        passed = passed_optimizers(given.trainer_arguments)
+        return cls(regularizer, strategy, pool, retention_sets, *rows, cache, share, passed)
 
     def check_model(self, args: StarFTConfig, model: nn.Module) -> None:
         """Check that the settings fit the model, once it is loaded.

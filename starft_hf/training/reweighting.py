@@ -24,6 +24,7 @@ from starft_hf.reference.texts import embeds_of_texts
 from starft_hf.spuriosity.pool import SpuriosityPool
 from starft_hf.spuriosity.scorer import Scorer, scorer_from
 from starft_hf.utils.collectives import rank
+from starft_hf.utils.preparation import prepared
 from starft_hf.utils.store import FeatureStore
 
 
@@ -179,8 +180,7 @@ class SampleWeights:
 
     def __call__(self, samples: Tensor) -> Tensor:
         """The weights `(n,)` of the images with these indices."""
-        assert self._weights is not None
-        return self._weights[samples]
+        return prepared(self._weights)[samples]
 
     def _compute(self, live: LiveReference, device: torch.device) -> None:
         store = None if self.settings.cache == "none" else self.settings.store

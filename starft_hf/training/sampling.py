@@ -87,13 +87,21 @@ def evaluation_sampler(sampler: Sampler[int] | None, dataset: Any, args: Trainin
     return PaddedSampler(sampler or SequentialSampler(dataset), args.eval_batch_size * args.world_size)
 
 
-def ready_loader(loader: DataLoader[Any], args: TrainingArguments) -> DataLoader[Any]:
+def ready_loader(loader: DataLoader[Any], args: TrainingArguments, is_training: bool = True) -> DataLoader[Any]:
     """A loader whose examples are prepared and divided, and that draws the seed of its workers from its own generator.
+
+    `dataloader_drop_last` leaves out training images only, since every row of an evaluation counts.
 
     Persistent workers get one once in a run. Out of the global generator, a resumed run would draw once more, and
     everything after it, such as dropout, would differ.
     """
     _share_by_process(loader)
+    if not is_training:
+        sampler: Any = loader.batch_sampler
+        while (inner := getattr(sampler, "batch_sampler", None)) is not None:
+            sampler = inner
+        if sampler is not None:
+            sampler.drop_last = False
     if isinstance(loader.dataset, IndexedExamples):
         loader.dataset.prepare(args.device)
     getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(args.seed)
@@ -101,12 +109,12 @@ def ready_loader(loader: DataLoader[Any], args: TrainingArguments) -> DataLoader
 
 
 def _share_by_process(loader: DataLoader[Any]) -> None:
-    """Let a loader make, of an iterable training set, the examples of its own process only.
+    """Let a loader make, of an iterable dataset, the examples of its own process only.
 
-    Accelerate's wrapper would make those of all processes, to keep its own.
+    Accelerate's wrapper would make those of all processes, to keep its own, and count some rows twice.
     """
-    examples = training_stream(loader)
-    if examples is not None:
+    examples = examples_of(loader)
+    if isinstance(examples, IterableExamples):
         wrapper = loader.dataset
         examples.share = Share(loader.batch_size or 1)
         if isinstance(wrapper, IterableDatasetShard):
@@ -114,10 +122,15 @@ def _share_by_process(loader: DataLoader[Any]) -> None:
             wrapper.num_processes, wrapper.process_index = 1, 0
 
 
+def examples_of(loader: Any) -> Any:
+    """The examples of a loader, without Accelerate's wrapper."""
+    examples = getattr(loader, "dataset", None)
+    return examples.dataset if isinstance(examples, IterableDatasetShard) else examples
+
+
 def training_stream(loader: Any) -> IterableExamples | None:
     """The examples of a loader, if they are those of an iterable training set."""
-    examples = getattr(loader, "dataset", None)
-    examples = examples.dataset if isinstance(examples, IterableDatasetShard) else examples
+    examples = examples_of(loader)
     return examples if isinstance(examples, IterableExamples) and examples.shuffle is not None else None
 
 

@@ -5,16 +5,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, logging
 
 from starft_hf.models.adapters import base_model_of, is_adapted, save_temperature, saved_temperature
 from starft_hf.models.fsdp import with_scalars
-from starft_hf.models.heads import HEAD_NAME, load_head, save_head
+from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, load_head, save_head
 from starft_hf.models.modes import floating_dtype
 from starft_hf.models.own_code import save_code_of_towers
 from starft_hf.training.checkpointing.files import CheckpointError
@@ -39,11 +41,32 @@ def save_weights(
     # A model may still carry the head of another run, which is not saved.
     head = {name: state_dict.pop(key) for name in ("weight", "bias") if (key := f"{HEAD_NAME}.{name}") in state_dict}
     save_code_of_towers(base_model_of(model), folder)
+    _remove_of_others(Path(folder), model, class_names is not None)
     write(folder, state_dict)
     if class_names is not None:
         save_head(head, class_names, folder)
     if is_adapted(model):
         save_temperature(model, folder, state_dict)
+
+
+def _remove_of_others(folder: Path, model: nn.Module, has_head: bool) -> None:
+    """Remove what the model of another run has left in a folder and this one does not replace.
+
+    It would be loaded, and published, with the weights of this one.
+    """
+    patterns = [] if has_head else [HEAD_FILE]
+    configurations = getattr(model, "peft_config", None) or {}
+    if not is_adapted(model):
+        patterns += [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+    elif not any(_is_folder(each.base_model_name_or_path, folder) for each in configurations.values()):
+        patterns += [CONFIG_NAME, "model*.safetensors", SAFE_WEIGHTS_INDEX_NAME]
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        logger.warning("%s is removed: it belongs to the model of another run.", path)
+        path.unlink()
+
+
+def _is_folder(source: str | None, folder: Path) -> bool:
+    return source is not None and Path(source).resolve() == folder.resolve()
 
 
 def restore_weights(model: nn.Module, head: nn.Linear | None, folder: str | PathLike[str] | None) -> None:

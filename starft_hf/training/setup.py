@@ -306,12 +306,12 @@ class RunSetup:
         with run_autocast(accelerator):
             return {name: evaluate_retention_set(model, self.processor, one, *how, **reading) for name, one in sets}
 
-    def evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
+    def evaluation_examples(self, dataset: Any, args: StarFTConfig, what: str = "eval_dataset") -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
         preprocessor = ImagePreprocessor(self.encoder.image_processor, decoding=args.image_decoding)
         columns = args.column_settings(self.group_function)
         given = (dataset, columns, self.plan.columns, preprocessor)
-        how: Any = {"task": args.eval_task, "on_bad_image": args.on_bad_image}
+        how: Any = {"task": args.eval_task, "on_bad_image": args.on_bad_image, "what": what}
         return evaluation_sets(*given, **how, cache=args.image_cache_settings())
 
     def examples_to_predict(self, dataset: Any, args: StarFTConfig) -> Any:
@@ -320,7 +320,7 @@ class RunSetup:
         Raises:
             ValueError: if it has captions and no labels.
         """
-        examples = self.evaluation_examples(dataset, args)
+        examples = self.evaluation_examples(dataset, args, "the dataset to predict")
         if getattr(examples, "columns", None) is not None and examples.columns.label is None:
             raise ValueError(
                 "the dataset to predict has captions and no labels, and predict() classifies images; pass it to "

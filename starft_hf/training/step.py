@@ -213,6 +213,7 @@ class RunningLosses:
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
+        self._last: Tensor | None = None
         self._count = 0
 
     def add(self, losses: StepLosses) -> None:
@@ -220,7 +221,14 @@ class RunningLosses:
         found = [value for name in _LOGGED if (value := getattr(losses, name)) is not None]
         values = torch.stack(found).detach()
         self._sum = values if self._sum is None else self._sum + values
+        self._last = values[0]
         self._count += 1
+
+    def corrected(self, loss: Tensor, parts: int) -> Tensor:
+        """`loss`, one of `parts` of the loss of a step; as a whole it takes the place of what was added last."""
+        if self._sum is not None and self._last is not None:
+            self._sum = torch.cat([self._sum[:1] + (parts * loss.detach() - self._last), self._sum[1:]])
+        return loss
 
     def pop(self) -> dict[str, float]:
         """The means over steps and processes, and start anew; empty if nothing was added."""

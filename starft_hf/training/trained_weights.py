@@ -93,7 +93,8 @@ def check_trained_adapter(model: Any) -> None:
     if not is_adapted(model):
         return
     trained = [name for name, value in model.named_parameters() if value.requires_grad]
-    of_adapter = {name for name in trained if model.base_model.prefix in name or ".modules_to_save." in name}
+    prefixes = (model.base_model.prefix, ".modules_to_save.", ".token_adapter.")
+    of_adapter = {name for name in trained if any(prefix in name for prefix in prefixes)}
     if not of_adapter:
         raise ValueError(
             "the adapter of the PeftModel is frozen, as PEFT loads it for inference, so nothing would be trained; "

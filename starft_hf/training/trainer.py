@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from peft import PeftConfig
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction
 
 from starft_hf.data.decoding import SkippedImages
-from starft_hf.data.examples import Examples
 from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import ImageTransform
 from starft_hf.data.workers import explained_worker_deaths
@@ -29,7 +28,7 @@ from starft_hf.models.fsdp import before_sharding, complete_state, forget_datalo
 from starft_hf.models.heads import select_classes
 from starft_hf.objectives.schedules import Progress, reg_weight_at
 from starft_hf.spuriosity.auto import Spuriosity
-from starft_hf.training.batch_check import OneClassCheck, check_keys
+from starft_hf.training.batch_check import OneClassCheck, check_examples, check_keys
 from starft_hf.training.callbacks import BatchCounterCallback, complete_callbacks, resuming_callbacks
 from starft_hf.training.checkpointing.checkpointer import Checkpointer
 from starft_hf.training.checkpointing.files import read_content
@@ -43,7 +42,7 @@ from starft_hf.training.measurements import Measurements, data_key
 from starft_hf.training.nan_check import NaNCheck
 from starft_hf.training.parameter_groups import with_rates
 from starft_hf.training.plan import NO_SEARCH, RunInputs
-from starft_hf.training.sampling import evaluation_sampler, ready_loader, training_sampler
+from starft_hf.training.sampling import evaluation_sampler, examples_of, ready_loader, training_sampler
 from starft_hf.training.saving import save_weights
 from starft_hf.training.setup import RunSetup
 from starft_hf.training.step import RunningLosses
@@ -131,7 +130,8 @@ class StarFTTrainer(HubMixin, Trainer):
         args = StarFTConfig(output_dir="starft_output") if args is None else args
         # In the order of `RunInputs`, whose fields these arguments are.
         data = (train_dataset, eval_dataset, processing_class, spuriosity, reference_model, peft_config)
-        more = (image_transform, group_function, zero_shot_probe, class_mapping, {**kwargs, "optimizers": optimizers})
+        passed = {**kwargs, "optimizers": optimizers, "compute_metrics": compute_metrics}
+        more = (image_transform, group_function, zero_shot_probe, class_mapping, passed)
         self.setup = setup = RunSetup.resolve(RunInputs(model, args, *data, *more))
         self.encoder, self.bank, self.epoch, self.reference = setup.encoder, setup.bank, setup.epoch, setup.reference
         self.class_names, self.sample_weights = setup.class_names, setup.sample_weights
@@ -178,8 +178,7 @@ class StarFTTrainer(HubMixin, Trainer):
             CheckpointError: as `checkpoint_to_resume`, before anything else; or if a checkpoint cannot be written.
             TrainingInterrupted: after SIGTERM, once a checkpoint is saved; uncaught it is exit code 75.
         """
-        if self.train_dataset is None:
-            raise ValueError("there is nothing to train on; pass train_dataset")
+        check_examples(self.train_dataset)
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         check_trained(self.model, self.head, None if self.is_fsdp_enabled else self.optimizer)
         self.record_start()
@@ -220,6 +219,11 @@ class StarFTTrainer(HubMixin, Trainer):
         self.nan_check.add(losses.parts)
         self.skipped_images.record(inputs)
         return (losses.loss, losses) if return_outputs else losses.loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        adds = type(self).compute_loss is not StarFTTrainer.compute_loss  # to the loss, which is logged with it
+        return self.running_losses.corrected(loss, self.current_gradient_accumulation_steps) if adds else loss
 
     def _prepare_model(self) -> None:
         """Make the model ready for FSDP and, after an evaluation, for training."""
@@ -267,8 +271,8 @@ class StarFTTrainer(HubMixin, Trainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return evaluation_sampler(super()._get_eval_sampler(eval_dataset), eval_dataset, self.args)
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
-        return ready_loader(super()._get_dataloader(*args, **kwargs), self.args)
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader[Any]:
+        return ready_loader(super()._get_dataloader(*args, is_training=is_training, **kwargs), self.args, is_training)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm, scaled = super()._get_grad_norm(model, grad_norm=grad_norm), self.accelerator.scaler is not None
@@ -293,32 +297,24 @@ class StarFTTrainer(HubMixin, Trainer):
         """The data loader of a dataset to predict."""
         return super().get_test_dataloader(self.setup.examples_to_predict(test_dataset, self.args))
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """`Trainer.evaluation_loop`, with metrics from counts; logits are kept only where they are needed."""
-        columns = cast(Examples, dataloader.dataset).columns
+        prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
+        columns = (examples := examples_of(dataloader)).columns
         names = columns.classifier or columns.class_names or ()
         head = None if self.head is None or not names else select_classes(self.head, self.class_names or (), names)
         evaluation = evaluation_of(self.encoder, columns, self.args.zero_shot_templates, head, self.class_names)
         self._evaluation, self._keep_logits = evaluation, evaluation.keeps_logits(self.compute_metrics, description)
         with evaluation_precision(self.args, self.model), before_sharding(self):
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-            )
+            output = super().evaluation_loop(dataloader, description, *args, **kwargs)
             result = evaluation.result(training_group_shares(self.train_dataset, columns))
         self._evaluation = None
         forget_dataloader(self.accelerator, dataloader)
-        name = metric_key_prefix.removeprefix("eval_")
-        self.measured.record(name, result, self.model, data_key(dataloader.dataset, self.eval_dataset))
+        name = prefix.removeprefix("eval_")
+        self.measured.record(name, result, self.model, data_key(examples, self.eval_dataset))
         self.evaluated_columns[name], self._evaluated_step = columns, self.state.global_step
         logged = result.logged(columns.groups is not None, self.args.metric_for_best_model)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in logged.items()})
+        output.metrics.update({f"{prefix}_{name}": value for name, value in logged.items()})
         return output
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -334,6 +330,10 @@ class StarFTTrainer(HubMixin, Trainer):
         if skip_scheduler and self.state.global_step > 0:
             return None
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        # With save_strategy="best", it decides whether the checkpoint of an interrupted run is saved.
+        return super()._determine_best_metric(metrics, trial) or self.interruption.stopping
 
     def _record_retention(self) -> None:
         after = self.setup.evaluate_retention_sets(self.model, self.args, self.accelerator)
@@ -364,7 +364,7 @@ class StarFTTrainer(HubMixin, Trainer):
 
     def _run_settings(self) -> dict[str, Any]:
         self.record_start()
-        return run_settings(self.args, self.record, self.model, self.train_dataset)
+        return run_settings(self.args, self.record, self.model, self.train_dataset, self.setup.plan.passed)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.accelerator.is_fsdp2:

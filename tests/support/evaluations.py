@@ -8,7 +8,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoProcessor, CLIPModel
 
-from starft_hf import evaluate_retrieval, evaluate_zero_shot
+from starft_hf import StarFTConfig, StarFTTrainer, evaluate_retrieval, evaluate_zero_shot
 from starft_hf.models.heads import head_from_weights
 from starft_hf.utils.collectives import rank, world_size
 from tests.support.launch import end_quietly
@@ -40,8 +40,19 @@ def run(file):
     for name, size in RETRIEVAL_CASES.items():
         result = evaluate_retrieval(model, processor, captioned(size), progress=False, batch_size=4)
         found[name] = result.as_dict()
+    for size in (23, 8, 1):
+        found[f"stream of {size}"] = by_a_trainer(model, processor, size)
     path = Path(file)
     path.with_suffix(f".{rank()}").write_text(json.dumps(found))
+
+
+def by_a_trainer(model, processor, size):
+    """The result of a trainer for rows that it can only read in order, and how many rows it predicts."""
+    args = StarFTConfig("unused", use_cpu=True, report_to="none", per_device_eval_batch_size=3, disable_tqdm=True)
+    rows = make_dataset(size).to_iterable_dataset(num_shards=min(size, 2))
+    trainer = StarFTTrainer(model, args, None, rows, processing_class=processor)
+    trainer.evaluate()
+    return trainer.evaluation_results["eval"].as_dict()
 
 
 if __name__ == "__main__":

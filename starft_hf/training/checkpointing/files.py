@@ -54,13 +54,13 @@ class Flaw:
 
 @contextmanager
 def marked_incomplete(folder: Path) -> Iterator[None]:
-    """Mark `folder` as incomplete, and remove it on an exception. What a killed run left there is removed first.
+    """Mark `folder` as incomplete, and remove it on an exception. What another run left there is removed first.
 
     Raises:
         CheckpointError: in place of what writing raises.
     """
     try:
-        if (folder / MARK).exists():
+        if folder.exists():
             _remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).write_text("This checkpoint is being written, or was when its process ended.\n")

@@ -38,7 +38,7 @@ class TrainingInterrupted(SystemExit):
         self.checkpoint = checkpoint
 
     def __str__(self) -> str:
-        saved = "" if self.checkpoint is None else f"; the checkpoint {self.checkpoint} was saved"
+        saved = "" if self.checkpoint is None else f"; the last checkpoint is {self.checkpoint}"
         return f"stopped by SIGTERM{saved}. Resume it with resume_from_checkpoint=True"
 
 
@@ -53,34 +53,34 @@ class InterruptionCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
-        self._stopping = False
+        self.stopping = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._stopping = False
+        self.stopping = False
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # The NaN check has just synchronized the device; after the step it would have to be done again.
-        self._stopping = not all_processes_agree(not self.requested, args.device)
+        self.stopping = not all_processes_agree(not self.requested, args.device)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._stopping:
+        if self.stopping:
             # What ends with the epoch comes after this, and belongs in the checkpoint.
             control.should_save = not _ends_epoch(state)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._stopping:
+        if self.stopping:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._stopping:
+        if self.stopping:
             raise TrainingInterrupted(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
     def on_prediction_step(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from starft_hf.training.scopes import RUN
 _SAMPLED_ROWS = 16
 
 
-def run_settings(args: StarFTConfig, record: RunRecord, model: Any, examples: Any) -> dict[str, Any]:
+def run_settings(
+    args: StarFTConfig, record: RunRecord, model: Any, examples: Any, passed: Mapping[str, Any]
+) -> dict[str, Any]:
     """What has to be the same for a run to resume from a checkpoint of another, as values that JSON can hold.
 
     Args:
@@ -25,6 +27,7 @@ def run_settings(args: StarFTConfig, record: RunRecord, model: Any, examples: An
         record: the record of the run.
         model: the model that is trained.
         examples: the training examples.
+        passed: what `passed_optimizers` says of the run.
     """
     config = {name: record.config[name] for name in args.settings_in(RUN)}
     # Any number of processes may share a batch, as long as it is the same batch.
@@ -43,6 +46,7 @@ def run_settings(args: StarFTConfig, record: RunRecord, model: Any, examples: An
         "model": start,
         "reference_model": None if reference == start else reference,
         "adapter": _adapter_of(model),
+        **passed,
         "rows of the training set": record.data["rows"],
         "images, labels and captions of the training set": sample_of(examples),
         "version of transformers": record.versions["transformers"],

@@ -152,7 +152,7 @@ def tune(
     start = trainer_of(given, _in_folder(plain, folder), trains=False)
     start.record_start()
     settings = {
-        **run_settings(plain, start.record, start.model, start.train_dataset),
+        **run_settings(plain, start.record, start.model, start.train_dataset, start.setup.plan.passed),
         "spurious templates": list(given_pool(spuriosity, args.discovery_pool)),
         "reference_model": None if reference_model is None else _fingerprint(given),
         "peft_config": peft_config if isinstance(peft_config, str | None) else peft_config.to_dict(),

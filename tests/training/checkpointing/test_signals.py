@@ -227,3 +227,18 @@ def test_before_the_first_step_nothing_is_waited_for(tmp_path, monkeypatch, mome
     again = make_trainer(tmp_path / "cut", per_device_eval_batch_size=4, **settings)
     again.train(resume_from_checkpoint=True)
     assert_same_weights(again, whole)
+
+
+@pytest.mark.parametrize(("step", "settings"), [(2, {"eval_steps": 1}), (4, {"eval_strategy": "epoch"})])
+def test_a_run_that_saves_its_best_checkpoints_saves_this_one_too(tmp_path, step, settings):
+    """What is saved there is decided by the evaluation, which finds no better model."""
+    best = {
+        "save_strategy": "best",
+        "eval_steps": 1,
+        "learning_rate": 0.0,
+        "load_best_model_at_end": False,
+        **settings,
+    }
+    with pytest.raises(TrainingInterrupted, match=f"the last checkpoint is .*checkpoint-{step + 1}") as interrupted:
+        make_trainer(tmp_path, callbacks=[SignalAt(step)], **best).train()
+    assert last_valid_checkpoint(tmp_path / "output")[0] == interrupted.value.checkpoint
