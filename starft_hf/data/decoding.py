@@ -17,6 +17,7 @@ from starft_hf.data.image_formats import needs_plugin
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.rgb import ScaledImage
 from starft_hf.data.source import check_row, is_iterable
+from starft_hf.utils.files import archive_of
 from starft_hf.utils.names import unknown_name
 
 
@@ -96,7 +97,7 @@ class ImageReader:
         if self.feature is None:
             return self.preprocessor.read(raw)
         source: Any = io.BytesIO(raw["bytes"]) if raw["bytes"] is not None else raw["path"]
-        if isinstance(source, str) and "::" in source and Path(source.rpartition("::")[2]).is_file():
+        if isinstance(source, str) and Path(archive_of(source) or "").is_file():
             with fsspec.open(source) as file:
                 source = io.BytesIO(file.read())
         if not isinstance(source, io.BytesIO) and not (source and Path(source).is_file()):

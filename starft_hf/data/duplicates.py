@@ -12,13 +12,12 @@ from datasets import Image
 from tqdm.auto import tqdm
 
 from starft_hf.data.source import is_iterable
+from starft_hf.utils.files import archive_of
 
 
 # Bytes at each end of an image that are compared before all of it is.
 _END = 2**12
 _PATIENCE = 3
-# In paths into an archive, as in `zip://1.png::photos.zip`.
-_ARCHIVED = "::"
 # Rows that are read at once.
 _ROWS = 256
 
@@ -67,7 +66,7 @@ def are_embedded(dataset: Any, column: str) -> bool:
         return False
     first = dataset.select_columns([column]).select([0]).with_format(None).cast_column(column, Image(decode=False))
     value = first[0][column] or {}
-    return value.get("bytes") is not None or _ARCHIVED in (value.get("path") or "")
+    return value.get("bytes") is not None or archive_of(value.get("path") or "") is not None
 
 
 def _images(split: str, dataset: Any, column: str, bar: Any) -> list[_Image]:
@@ -80,7 +79,7 @@ def _images(split: str, dataset: Any, column: str, bar: Any) -> list[_Image]:
     for row, value in enumerate(value for batch in batches for value in batch[column].to_pylist()):
         bar.update()
         path, content = (value or {}).get("path"), (value or {}).get("bytes")
-        if content is None and path is not None and _ARCHIVED in path:
+        if content is None and path is not None and archive_of(path) is not None:
             with fsspec.open(path) as file:
                 content = file.read()
         if content is not None:

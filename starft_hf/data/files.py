@@ -3,12 +3,12 @@
 import os
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import DatasetDict, IterableDatasetDict
+from datasets import DatasetDict, IterableDataset, IterableDatasetDict
 
 from starft_hf.data.image_formats import is_image, needs_plugin
 from starft_hf.data.layouts import FileTree
@@ -18,7 +18,7 @@ from starft_hf.data.layouts.listed import read_rows
 from starft_hf.data.layouts.lists import is_list
 from starft_hf.data.layouts.resolve import is_document, no_classes, resolve
 from starft_hf.data.layouts.split_names import in_order, split_of_file
-from starft_hf.data.layouts.table_columns import Wanted
+from starft_hf.data.layouts.table_columns import Wanted, is_called_split, splits_by_column
 from starft_hf.data.layouts.tables import TABLES, holds_images, read_table
 from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
 from starft_hf.data.urls import check_no_urls
@@ -60,7 +60,7 @@ def read_files(path: Path, wanted: Wanted, *, streaming: bool) -> DataFound:
         ValueError: if there is none, or none whose images have classes.
     """
     tree = FileTree(path) if path.is_dir() else _around(path)
-    layout = resolve(tree, wanted)
+    layout = resolve(tree, wanted, None if path.is_dir() else path.name)
     if layout is not None:
         splits = as_datasets(layout, wanted, tree.root)
         return DataFound(splits, layout.sources, layout.left_out, layout.group_columns, layout.notes)
@@ -97,12 +97,40 @@ def _of_shards(
     known = {*files, *left_out}
     others = {file: "it is not a shard" for file in tree.files if file not in known and not is_document(file)}
     samples = {tree.relative(path): why for path, why in shards.left_out.items()}
-    return DataFound(
+    found = DataFound(
         shards.splits,
         {split: tuple(own) for split, own in sources.items()},
         {**tree.left_out, **left_out, **others, **samples},
         notes=shards.notes,
     )
+    return found if any(split_of_file(file, "") for file in files) else _by_split_column(found)
+
+
+def _by_split_column(found: DataFound) -> DataFound:
+    """Shards whose names say nothing of splits, divided by a column "split" or the like.
+
+    Raises:
+        ValueError: if they are streamed, so that this would take reading all of them.
+    """
+    (name, part), *_ = found.splits.items()
+    named = [column for column in part.column_names or () if is_called_split(column)]
+    if not named:
+        return found
+    if isinstance(part, IterableDataset):
+        raise ValueError(
+            f"column {named[0]!r} says which split a row is in, and shards that are streamed are divided by their "
+            "files; write a file for every split, such as train-00000-of-00001.parquet, or do not stream"
+        )
+    rows = part.select_columns(named).to_pandas()
+    splits, note = splits_by_column(rows, found.sources[name][0]) or ([], "")
+    rows_of: dict[str, list[int]] = {}
+    for row, split in enumerate(splits):
+        rows_of.setdefault(split or "", []).append(row)
+    without = {f"{name}: row {row}": "it is listed without a split" for row in rows_of.pop("", ())}
+    parts = DatasetDict({split: part.select(rows_of[split]) for split in in_order(rows_of)})
+    sources = dict.fromkeys(parts, found.sources[name])
+    notes = (*found.notes, note)
+    return replace(found, splits=parts, sources=sources, left_out={**found.left_out, **without}, notes=notes)
 
 
 def _around(file: Path) -> FileTree:

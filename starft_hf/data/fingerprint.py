@@ -13,6 +13,7 @@ from datasets import Dataset
 from datasets.table import ConcatenationTable, MemoryMappedTable
 
 from starft_hf.data.images import SCALED
+from starft_hf.utils.files import archive_of
 from starft_hf.utils.hashing import digest
 
 
@@ -49,7 +50,7 @@ def images_fingerprint(dataset: Dataset, column: str, also: Sequence[str] = ()) 
     columns = [column, *also]
     tables = [Path(file["filename"]) for file in dataset.cache_files]
     # Of a path into an archive, as in `zip://1.png::photos.zip`, the archive counts.
-    paths = [Path(path.rpartition("::")[2]) for path in dict.fromkeys(_image_paths(dataset, column))]
+    paths = [Path(archive_of(path) or path) for path in dict.fromkeys(_image_paths(dataset, column))]
     return digest(
         [
             [dataset._fingerprint, len(dataset), columns],

@@ -81,7 +81,10 @@ class Labels:
         words = names_of_ids([name])
         if words is not None and words[0] in self.names:
             return self.names.index(words[0])
-        raise ValueError(f"column {column!r}: {unknown_name('label', name, self.names)}")
+        raise ValueError(
+            f"column {column!r} has an {unknown_name('label', name, self.names)} Rename it, pass class_names with it, "
+            f"or leave such rows out: dataset.filter(lambda row: row[{column!r}] != {name!r})"
+        )
 
 
 def named(written: tuple[str, ...], *, ordered: bool) -> Labels:

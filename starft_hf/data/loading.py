@@ -15,13 +15,18 @@ from transformers.utils import logging
 from starft_hf.data.files import DataFound, read_files
 from starft_hf.data.holdout import VALIDATION_SPLIT, check_share, held_out, image_paths
 from starft_hf.data.layouts.layout import CAPTION
-from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION
+from starft_hf.data.layouts.split_names import TEST, TRAIN, VALIDATION, split_in
 from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.names import unknown_name
 
 
 logger = logging.get_logger(__name__)
+
+_NOTHING_HELD_OUT = (
+    "validation_split={share:g} has no effect: what save_to_disk has written, and datasets with a card, keep their "
+    "splits. Divide them with dataset.train_test_split."
+)
 
 # Of an iterable dataset that is made from one in memory.
 _SHARDS = 128
@@ -106,17 +111,19 @@ def read_data(
     check_share(validation_split)
     wanted = Wanted(image_column, label_column, multi_label)
     path = Path(local_or_hub(source, "dataset"))
+    # Their splits are those of whoever made them.
+    notes = () if validation_split in (0, VALIDATION_SPLIT) else (_NOTHING_HELD_OUT.format(share=validation_split),)
     if not path.exists():
-        return DataFound(_from_hub(str(source), config, streaming, wanted))
+        return DataFound(_from_hub(str(source), config, streaming, wanted), notes=notes)
     if path.is_dir() and is_saved(path):
-        return DataFound(_from_disk(path, config, streaming, str(source)))
+        return DataFound(_from_disk(path, config, streaming, str(source)), notes=notes)
     if path.is_dir() and has_configurations(path):
-        return DataFound(_as_configured(path, config, streaming, wanted))
+        return DataFound(_as_configured(path, config, streaming, wanted), notes=notes)
     if config is not None:
         kind = "file" if path.is_file() else "folder whose card lists no configurations"
         raise ValueError(f"{str(source)!r} is a {kind}, so there is no configuration {config!r}; omit it")
     found = _labeled(read_files(path, wanted, streaming=streaming), wanted)
-    found = _with_validation(found, wanted, validation_split, group_columns)
+    found = _with_validation(_as_training(found), wanted, validation_split, group_columns)
     if streaming and isinstance(found.splits, DatasetDict):
         # Of images in files only the paths are read in advance, so that their labels are known and they can be mixed.
         iterable = {name: _as_iterable(part) for name, part in found.splits.items()}
@@ -200,6 +207,15 @@ def _labeled(found: DataFound, wanted: Wanted) -> DataFound:
     return replace(found, splits=splits, left_out=left_out)
 
 
+def _as_training(found: DataFound) -> DataFound:
+    """The same with its only split called "train", if its name says so, as that of "asl_alphabet_train"."""
+    (name, *more) = found.splits
+    if more or name == TRAIN or split_in(name) != TRAIN:
+        return found
+    splits = type(found.splits)({TRAIN: found.splits[name]})
+    return replace(found, splits=splits, sources={TRAIN: found.sources.get(name, ())})
+
+
 def _with_validation(found: DataFound, wanted: Wanted, share: float, group_columns: Sequence[str]) -> DataFound:
     """The same with rows held out of its only split, if that is for training."""
     train = found.splits.get(TRAIN)
@@ -231,7 +247,10 @@ def _as_iterable(part: Dataset) -> IterableDataset:
 def choose_split(splits: Any, name: str, source: str) -> Any:
     """A split by name."""
     if name not in splits:
-        raise ValueError(f"{source!r} has an {unknown_name('split', name, splits)}")
+        raise ValueError(
+            f"{source!r} has an {unknown_name('split', name, splits)} Name the one to use; on the command line by "
+            "--train_split, --eval_split or --split"
+        )
     return splits[name]
 
 

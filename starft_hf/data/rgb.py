@@ -10,12 +10,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # The last dimension of an array with channels: gray, gray with transparency, RGB, RGBA.
 _CHANNELS = (1, 2, 3, 4)
 
-_ORIENTATION = 0x0112
+_ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
+# A camera's sensor of 12 bits, whose values are often written to files of 16.
+_TWELVE_BITS = 2**12
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,19 @@ class ScaledImage:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """The width and height of an image once it is upright, which need not be decoded for it."""
-    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else image.size
+    if image.getexif().get(_ORIENTATION, 1) not in (5, 6, 7, 8):
+        return image.size
+    # Of TIFF, recent versions of Pillow give the size once it is upright, before it is.
+    stored: Any = getattr(image, "tag_v2", {})
+    return stored.get(_HEIGHT, image.height), stored.get(_WIDTH, image.width)
 
 
 def as_rgb(image: Any, copy: bool = True) -> Image.Image:
     """`image` as an upright RGB image; one that is that already is itself the result unless `copy`.
 
     Arrays and tensors are `(H, W)`, `(H, W, C)` or `(C, H, W)`, of integers from 0 to 255 or floats from 0 to 1.
-    Transparent pixels get the color that is stored for them. Images of 16 bits are converted to 8.
+    Transparent pixels get the color that is stored for them. Images of 16 bits are converted to 8; of those of 32
+    bits, values up to 255 stay as they are.
     """
     if not isinstance(image, Image.Image) and (hasattr(image, "__array__") or isinstance(image, list)):
         image = Image.fromarray(_as_bytes(image))
@@ -85,8 +94,7 @@ def as_rgb(image: Any, copy: bool = True) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
-        # PIL would clip values above 255. Image files do not hold values of more than 16 bits.
-        return Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) // 2**8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_eight_bits(np.asarray(image), image)).convert("RGB")
     if image.mode == "F":
         raise TypeError(
             "an image holds floating-point numbers, whose range is unknown; convert it to 8 bits, for example with "
@@ -94,6 +102,24 @@ def as_rgb(image: Any, copy: bool = True) -> Image.Image:
         )
     # PIL warns about palettes with transparent entries unless they are converted to RGBA first.
     return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+
+
+def _eight_bits(values: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Integers of 16 or 32 bits as bytes, where PIL would clip those above 255."""
+    low, high = int(values.min()), int(values.max())
+    # Some versions of Pillow open PNG of 16 bits as images of 32.
+    is_wide = image.mode == "I" and image.format != "PNG"
+    if high >= 2**16 or low < 0:
+        raise TypeError(f"an image holds integers from {low} to {high}; convert them to bytes, from 0 to 255")
+    if is_wide and high < 2**8:
+        return values.astype(np.uint8)
+    if 2**8 <= high < _TWELVE_BITS:
+        logger.warning_once(
+            f"An image of {'32' if is_wide else '16'} bits has values up to {high} only, and is nearly black in 8 "
+            "bits. If its camera has 12 bits, convert all images before, for example with array // 16. This warning "
+            "is given once."
+        )
+    return (values // 2**8).astype(np.uint8)
 
 
 def _as_bytes(values: Any) -> np.ndarray:

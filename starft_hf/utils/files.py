@@ -230,3 +230,9 @@ def local_or_hub(source: str | os.PathLike[str], what: str) -> str:
         hint = f" Did you mean {str(path.with_name(close[0]))!r}?" if close and path.name else ""
         raise FileNotFoundError(f"there is no folder {text!r}; pass a folder or a Hub id as {what}.{hint}")
     return text
+
+
+def archive_of(path: str) -> str | None:
+    """The archive of a path into one, as `zip://1.png::photos.zip`; None for a file, in whose name "::" may be."""
+    _, separator, outer = path.rpartition("::")
+    return outer if separator and not os.path.isfile(path) else None

@@ -120,3 +120,19 @@ def check_distinct(class_names: Sequence[str]) -> None:
                 f"class_names contains duplicates: {name!r}, for labels {first[name]} and {label}; use distinct names "
                 "such as 'crane (bird)' and 'crane (machine)'"
             )
+
+
+def spelling(name: str) -> str:
+    """A name without what captions do not show: case, and which of spaces, hyphens and underscores it has."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def check_spelling(names: Iterable[str], what: str) -> None:
+    """Raise ValueError for two names of classes that differ only in their spelling."""
+    known: dict[str, str] = {}
+    for name in names:
+        if (first := known.setdefault(spelling(name), name)) != name:
+            raise ValueError(
+                f"{what} has the classes {first!r} and {name!r}; spell them the same, or give other names to "
+                "different classes"
+            )

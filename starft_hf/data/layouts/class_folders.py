@@ -76,8 +76,17 @@ def split_folders(images: Sequence[str]) -> dict[str, str]:
     nested = [name for name in nested if name not in several] or nested
     classes = [folder_of(folder[name], starts[name]).keys() - {""} for name in nested]
     shared = any(first & second for place, first in enumerate(classes) for second in classes[:place])
-    if not any(map(names_a_split, nested)) and not (shared and len(nested) == len(starts)):
-        return {}
+    if len(several) == len(starts) > 1:
+        raise ValueError(
+            f"the folders {', '.join(map(repr, several[:4]))} each have splits of their own; pass one of them as the "
+            "dataset"
+        )
+    if not any(map(names_a_split, nested)):
+        if len(several) == 1:
+            return split_folders([image for image in images if image.startswith(starts[several[0]])])
+        # What all of several folders share may be one folder in each class, as in owl/photos/1.jpg, fern/photos/2.jpg.
+        if not (shared and len(nested) == len(starts) and len(set().union(*classes)) > 1):
+            return {}
     return {starts[name]: split for name, split in _names_of_splits(nested).items()}
 
 
@@ -122,8 +131,30 @@ def class_of(image: str, splits: Mapping[str, str], top: str) -> str | None:
     return name if slash else None
 
 
+def _splits_in_classes(tree: FileTree) -> Layout | None:
+    """Images in folders of splits within class folders, as in owl/train/1.jpg; None if they are not in such."""
+    top = top_folder(tree.images)
+    folder = folder_of([image for image in tree.images if image.startswith(top)], top)
+    parts = {name: folder_of(images, f"{top}{name}/") for name, images in folder.items()}
+    splits = {part for inner in parts.values() for part in inner}
+    if "" in folder or len(folder) < 2 or not are_classes(folder) or not all(map(split_of, splits)):
+        return None
+    if any(_is_nested(inner[part], f"{top}{name}/{part}/") for name, inner in parts.items() for part in inner):
+        return None
+    if all(map(split_of, folder)):
+        return None
+    named = _names_of_splits(sorted(splits))
+    rows, sources = {}, {}
+    for part, split in named.items():
+        rows[split] = _rows(tree, {name: inner.get(part, []) for name, inner in parts.items()})
+        sources[split] = tuple(f"{top}{name}/{part}/" for name, inner in parts.items() if part in inner)
+    return Layout(rows, sources)
+
+
 def read(tree: FileTree) -> Layout | None:
     """Images in class folders, at any depth within them, as for torchvision's `ImageFolder`."""
+    if (found := _splits_in_classes(tree)) is not None:
+        return found
     top, splits = top_folder(tree.images), split_folders(tree.images)
     if not splits:
         folder = folder_of([image for image in tree.images if image.startswith(top)], top)
@@ -154,8 +185,17 @@ def _of_copies(images: Sequence[str], top: str, splits: Mapping[str, str]) -> di
     """Why images in folders that hold splits themselves, beside those that are read, are left out."""
     others = [image for image in images if image.startswith(top) and not image.startswith(tuple(splits))]
     folder = folder_of(others, top)
-    copies = [name for name in folder if name and _holds_splits(folder[name], f"{top}{name}/")]
-    return {image: f"the folder {name} has splits of its own" for name in copies for image in folder[name]}
+    copies = {
+        name: f"the folder {name} has splits of its own"
+        for name in folder
+        if name and _holds_splits(folder[name], f"{top}{name}/")
+    }
+    # Of splits in one of several folders, what lies in the others is another version of the data.
+    if len({prefix[len(top) :].partition("/")[0] for prefix in splits}) == 1 < len(splits):
+        copies |= {
+            name: f"the folder {name} has no splits, as another one has" for name in folder if name not in copies
+        }
+    return {image: why for name, why in copies.items() for image in folder[name]}
 
 
 def _rows(tree: FileTree, folder: Folder) -> pd.DataFrame:

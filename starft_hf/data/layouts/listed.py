@@ -16,7 +16,7 @@ from starft_hf.data.layouts.layout import CAPTION, IMAGE, LABEL, Layout
 from starft_hf.data.layouts.lists import ENDING as TEXT
 from starft_hf.data.layouts.lists import is_list, read_list
 from starft_hf.data.layouts.several import with_lists
-from starft_hf.data.layouts.split_names import TRAIN, split_of, split_of_file
+from starft_hf.data.layouts.split_names import TRAIN, split_in, split_of, split_of_file
 from starft_hf.data.layouts.table_columns import (
     ENOUGH,
     Wanted,
@@ -32,7 +32,9 @@ from starft_hf.data.layouts.tree import FileTree
 
 
 # Tables of what a model predicts.
-OUTPUTS = re.compile(r"submission|prediction|result", re.IGNORECASE)
+OUTPUTS = re.compile(r"submission|prediction|result|(?<![a-z])(?:preds?|outputs?)(?![a-z])", re.IGNORECASE)
+# Lines of a table that are looked at to see whether it lists images.
+_LINES = 200
 _NO_SPLIT = "it is listed without a split"
 _SEVERAL = "it is of several classes"
 
@@ -130,11 +132,11 @@ def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) ->
     captioned = [table for table in read_ones if any_column and table.has_captions]
     chosen = chosen or labeled or captioned or lists
     in_lists = {} if chosen is lists else _in_lists(lists)
-    chosen = _with_folders_as_labels(chosen)
+    chosen, unsplit = _without_unsplit(_with_folders_as_labels(chosen))
     if not captioned and not any(table.is_metadata or table.label is not None for table in chosen):
         return None
     names = next((table.class_names for table in chosen if table.class_names is not None), None)
-    missing = {path: why for table in chosen for path, why in table.missing.items()}
+    missing = {path: why for table in chosen for path, why in table.missing.items()} | unsplit
     notes = [table.note for table in chosen if table.note]
     parts: dict[str, list[pd.DataFrame]] = {}
     sources: dict[str, list[str]] = {}
@@ -165,6 +167,24 @@ def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) ->
     )
 
 
+def _without_unsplit(tables: Sequence[Table]) -> tuple[list[Table], dict[str, str]]:
+    """The tables without those of no split, where others are named after splits; and why the former are left out.
+
+    Such a table is about something else, as Meta.csv with an icon of each class beside Train.csv and Test.csv.
+    """
+    named = {table.file for table in tables if split_of_file(table.file, "")}
+    trains = any(split_of_file(file, "") == TRAIN for file in named)
+    others = [
+        table for table in tables if table.file not in named and splits_by_column(table.rows, table.file) is None
+    ]
+    others = [table for table in others if not table.is_metadata and not any(map(split_in, table.images))]
+    if not trains or len(named) < 2 or not others:
+        return list(tables), {}
+    why = f"it is listed by {others[0].file}, whose name is of no split, as those of other tables are"
+    left_out = {image: why for table in others for image in table.images}
+    return [table for table in tables if table not in others], left_out
+
+
 def _in_lists(lists: Sequence[Table]) -> dict[str, str]:
     """The split of every image that is in a list of one."""
     found: dict[str, tuple[str, str]] = {}
@@ -189,6 +209,17 @@ def _candidates(tree: FileTree) -> Iterator[str]:
         if (ending.lower() in TABLES or (is_list(file) and stem not in images)) and not OUTPUTS.search(stem):
             yield file
     yield from json_tables(tree.files)
+
+
+def seems_to_list(tree: FileTree, file: str) -> bool:
+    """Whether a tenth of a table that could not be read names images: files, or what its first values are."""
+    with open(tree.path(file), encoding="latin-1") as text:
+        lines = [line.strip() for _, line in zip(range(_LINES), text, strict=False)][1:]
+    names = {posixpath.basename(image).casefold() for image in tree.images}
+    stems = {posixpath.splitext(name)[0] for name in names}
+    parts = [re.split(r"[\s,;|\"/\\]+", line.casefold()) for line in lines if line]
+    found = [bool(names.intersection(words)) or words[0] in stems for words in parts]
+    return any(found) and 10 * sum(found) >= len(found)
 
 
 def read_rows(path: str) -> pd.DataFrame | None:

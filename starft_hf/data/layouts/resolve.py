@@ -1,9 +1,9 @@
 """The layout of a folder of images: which of its files is in which split."""
 
 import posixpath
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from starft_hf.data.layouts import (
     imagenet_tree,
     img2dataset,
     listed,
+    numbered_classes,
     roboflow,
     waterbirds,
     wilds,
@@ -26,6 +27,7 @@ from starft_hf.data.layouts.split_names import in_order
 from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.layouts.tables import TABLES
 from starft_hf.data.layouts.tree import FileTree
+from starft_hf.utils.names import spelling
 
 
 # Tried in this order; the first that recognizes the files decides.
@@ -49,15 +51,18 @@ _WITH_LABELS = {*TABLES, ".txt", ".json", ".xlsx", ".xls", ".mat", ".xml", ".npy
 _METADATA = "list the images in a metadata.csv with the columns file_name and label"
 
 
-def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
-    """The layout of the images of `tree`, where `wanted` names columns of tables; None if it is none that is known."""
+def resolve(tree: FileTree, wanted: Wanted, asked: str | None = None) -> Layout | None:
+    """The layout of the images of `tree`, where `wanted` names columns of tables; None if it is none that is known.
+
+    `asked` is a table or list, if one was passed as the dataset; folders are then not read without it.
+    """
     # Roboflow's tables are columns of 0 and 1, which any table may be where images have several classes.
     readers = [read for read in LAYOUTS if not (wanted.several and read is roboflow.read)]
     layout = next((found for read in readers if (found := read(tree)) is not None), None)
     problems: Mapping[str, str] = {}
     if layout is None:
         tables = listed.find_tables(tree, wanted)
-        layout, problems = _by_tables_or_folders(tree, tables, wanted), tables.problems
+        layout, problems = _by_tables_or_folders(tree, tables, wanted, asked), tables.problems
     if layout is None:
         return None
     left_out = {**tree.left_out, **problems, **layout.left_out}
@@ -73,6 +78,7 @@ def resolve(tree: FileTree, wanted: Wanted) -> Layout | None:
     if not splits:
         file, why = next(iter(layout.left_out.items()), (str(tree.root), _UNLABELED))
         raise ValueError(f"none of the {len(tree.images)} images can be used: of {file}, {why}")
+    layout, splits = numbered_classes.without_numbers(layout, splits, wanted)
     _check_spelling(splits, wanted)
     left_out |= _unread(tree, layout, left_out, wanted)
     splits = {split: splits[split] for split in in_order(splits)}
@@ -99,8 +105,7 @@ def _check_spelling(splits: Mapping[str, pd.DataFrame], wanted: Wanted) -> None:
     for split, rows in splits.items():
         label = label_column(rows, wanted)
         for name in [] if label is None else rows[label].explode().dropna().unique():
-            plain = re.sub(r"[\s_-]+", " ", str(name)).casefold()
-            first, other = spelled.setdefault(plain, (str(name), split))
+            first, other = spelled.setdefault(spelling(str(name)), (str(name), split))
             if first != str(name):
                 raise ValueError(
                     f"the class {name!r} of the split {split!r} is {first!r} in the split {other!r}; spell it the "
@@ -108,19 +113,109 @@ def _check_spelling(splits: Mapping[str, pd.DataFrame], wanted: Wanted) -> None:
                 )
 
 
-def _by_tables_or_folders(tree: FileTree, tables: listed.Tables, wanted: Wanted) -> Layout | None:
+def _by_tables_or_folders(
+    tree: FileTree, tables: listed.Tables, wanted: Wanted, asked: str | None = None
+) -> Layout | None:
     for file, problem in tables.problems.items():
-        if posixpath.basename(file).lower().startswith("metadata."):
+        if file == asked or posixpath.basename(file).lower().startswith("metadata."):
             raise ValueError(f"{file}: {problem}")
     by_tables = listed.read(tree, tables, wanted, any_column=False)
+    if asked is not None and tree.images and tables.found:
+        return (
+            by_tables or listed.read(tree, tables, wanted, any_column=True) or _folders_of_table(tree, tables, wanted)
+        )
     by_folders = None if by_tables is not None and by_tables.is_metadata else class_folders.read(tree)
-    if by_tables is None or by_folders is None:
-        return by_tables or by_folders or listed.read(tree, tables, wanted, any_column=True)
+    if by_folders is None:
+        return by_tables or listed.read(tree, tables, wanted, any_column=True)
+    has_splits = bool(class_folders.split_folders(tree.images))
+    if by_tables is None:
+        return by_folders if has_splits else _unless_tables_have_labels(by_folders, tree, tables, wanted)
     if (joined := _joined(by_folders, by_tables)) is not None:
         return joined
-    # Some other table beside folders of splits and classes may list a few of their images only.
+    # Some other table beside class folders may list a few of their images only.
     fewer = _size(by_tables) < _size(by_folders)
-    return by_folders if fewer and class_folders.split_folders(tree.images) else by_tables
+    if fewer and (has_splits or _is_about_some(by_tables, by_folders)):
+        return by_folders
+    return replace(by_tables, notes=(*by_tables.notes, *_other_labels(by_tables, by_folders)))
+
+
+def _folders_of_table(tree: FileTree, tables: listed.Tables, wanted: Wanted) -> Layout | None:
+    """The images of a table that was passed, in class folders, if it has no labels but names of these.
+
+    Raises:
+        ValueError: if it has other columns, any of which may have the labels.
+    """
+    by_folders = class_folders.read(tree)
+    classes = set() if by_folders is None else {*_labels(by_folders)}
+    columns = [{*table.rows[name].dropna()} for table in tables.found for name in table.rows.columns[1:]]
+    if columns and classes not in columns:
+        raise ValueError(f"{_advice(tree, wanted)}.")
+    return by_folders
+
+
+def _unless_tables_have_labels(
+    by_folders: Layout, tree: FileTree, tables: listed.Tables, wanted: Wanted
+) -> Layout | None:
+    """Images in class folders, if no table beside them may have their labels.
+
+    Raises:
+        ValueError: if a table lists images and cannot be read, or has a column that may be their classes or not.
+    """
+    for file, problem in tables.problems.items():
+        if listed.seems_to_list(tree, file):
+            raise ValueError(f"{file}: {problem}. Without it the folders would be the classes: correct or remove it")
+    by_column = listed.read(tree, tables, wanted, any_column=True)
+    if by_column is not None and by_column.notes and not _has_captions_only(by_column):
+        folders, values = ({*_labels(layout)} for layout in (by_folders, by_column))
+        if folders != values and all(isinstance(value, str) for value in values):
+            source = next(iter(next(iter(by_column.sources.values()))))
+            shown = [", ".join(map(repr, sorted(names)[:3])) for names in (folders, values)]
+            raise ValueError(
+                f"classes may be the folders ({shown[0]}) or what {source} says ({shown[1]}). Pass {source} as the "
+                "dataset, or name its column with label_column; to use the folders, move it elsewhere"
+            )
+    beside = [table for table in tables.found if table.others and not table.has_captions]
+    notes = tuple(
+        f"Labels are the class folders; {table.file} lists the images as well, with the columns "
+        f"{', '.join(table.others[:6])}: if one of them has the labels, name it with label_column."
+        for table in beside[:1]
+    )
+    return replace(by_folders, notes=(*by_folders.notes, *notes))
+
+
+def _has_captions_only(layout: Layout) -> bool:
+    return all(LABEL not in rows for rows in layout.splits.values())
+
+
+def _labels(layout: Layout) -> Iterator[Any]:
+    for rows in layout.splits.values():
+        yield from rows[LABEL].dropna() if LABEL in rows else ()
+
+
+def _pairs(layout: Layout) -> dict[str, Any]:
+    """The label of every image."""
+    parts = [rows for rows in layout.splits.values() if IMAGE in rows and LABEL in rows]
+    return {image: label for rows in parts for image, label in zip(rows[IMAGE], rows[LABEL], strict=True)}
+
+
+def _is_about_some(by_tables: Layout, by_folders: Layout) -> bool:
+    """Whether tables list fewer than half of the images in class folders, and not all of any folder."""
+    own, listed_ones = _pairs(by_folders), _pairs(by_tables)
+    missing = {label for image, label in own.items() if image not in listed_ones}
+    return 2 * len(listed_ones) < len(own) and missing == set(own.values())
+
+
+def _other_labels(by_tables: Layout, by_folders: Layout) -> Iterator[str]:
+    """That tables give images other classes than their folders, where these have the same names."""
+    own, found = _pairs(by_folders), _pairs(by_tables)
+    names = {*own.values()}
+    differ = [image for image, label in found.items() if label in names and own.get(image, label) != label]
+    if differ:
+        source = next(iter(next(iter(by_tables.sources.values()))))
+        yield (
+            f"Labels are those of {source}, which are not the class folders of {len(differ)} images, such as "
+            f"{posixpath.basename(differ[0])}; move it elsewhere to use the folders."
+        )
 
 
 def _joined(by_folders: Layout, by_tables: Layout) -> Layout | None:

@@ -124,6 +124,11 @@ def splits_by_column(rows: pd.DataFrame, file: str) -> tuple[list[Any], str] | N
     return splits, f"{note}{f', {_NUMBERS}' if numbers else ''}."
 
 
+def is_called_split(name: str) -> bool:
+    """Whether a column is called split, subset or partition."""
+    return _plain(name) in _SPLITS
+
+
 def values(column: pd.Series) -> list[Any]:
     """The values of a column, None for missing ones."""
     return [None if is_missing(value) else value for value in column]

@@ -75,7 +75,7 @@ def read_table(path: str | Path, **settings: Any) -> pd.DataFrame:
         ) from error
     except (ValueError, OSError) as error:
         # Errors of pandas' parsers and of decoding are of ValueError.
-        raise ValueError(f"the table {str(path)!r} cannot be read: {error}") from error
+        raise ValueError(f"the table {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
     return _without_row_numbers(written).apply(with_numbers)
 
 

@@ -16,6 +16,7 @@ from datasets.table import table_cast
 from starft_hf.data.image_formats import is_image
 from starft_hf.data.shards.sets import LABELS, Shards
 from starft_hf.data.urls import holds_urls, is_url
+from starft_hf.utils.names import check_spelling
 
 
 # The names under which people keep images, in order of preference.
@@ -216,6 +217,7 @@ def _class_names(tables: Iterable[_Table]) -> list[str]:
                 with _opened(file) as opened:
                     column = opened.read(columns=[table.label]).column(0)
                 names |= set(column.unique().to_pylist()) - {None}
+            check_spelling(sorted(names), f"column {table.label!r} of {os.path.basename(table.files[0])}")
     return sorted(names)
 
 

@@ -20,6 +20,7 @@ from starft_hf.data.decoding import Row, SkippedImages
 from starft_hf.data.examples import Example, IndexedExamples, IterableExamples
 from starft_hf.data.fingerprint import file_state
 from starft_hf.utils.collectives import rank, world_size
+from starft_hf.utils.files import archive_of
 from starft_hf.utils.hashing import digest
 from starft_hf.utils.store import FeatureStore
 
@@ -208,7 +209,8 @@ def _content_of(block: list[StreamedRow]) -> str | None:
         content = image.get("bytes")
         parts.append([image.get("path"), content and hashlib.blake2b(content, digest_size=16).hexdigest()])
         if content is None:
-            parts.append(file_state(Path(str(image["path"]).rpartition("::")[2])))
+            path = str(image["path"])
+            parts.append(file_state(Path(archive_of(path) or path)))
     return digest(parts)
 
 

@@ -21,6 +21,7 @@ from starft_hf.data.imagenet import names_of_ids
 from starft_hf.data.labels import spelled
 from starft_hf.data.shards.tars import PROTOCOL as TAR
 from starft_hf.data.source import column_names, plain
+from starft_hf.utils.files import archive_of
 
 
 logger = logging.get_logger(__name__)
@@ -158,9 +159,9 @@ def file_names(paths: Sequence[str | None], root: Path | None) -> list[str] | No
 
 def _archive_and_name(path: str) -> tuple[str, str]:
     """An archive and a file in it, of `zip://1.png::photos.zip`; or a path and no name."""
-    inner, separator, outer = path.rpartition("::")
-    if not separator:
+    if (outer := archive_of(path)) is None:
         return path, ""
+    inner = path.rpartition("::")[0]
     protocol, _, name = inner.rpartition("::")[2].partition("://")
     name = unquote(name.partition("/")[2]) if protocol == TAR else name
     return outer, posixpath.normpath(name)
