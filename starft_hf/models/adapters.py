@@ -9,13 +9,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
-from peft import LNTuningConfig, LoraConfig, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model
+from peft import AdaLoraConfig, LNTuningConfig, LoraConfig, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from starft_hf.models.families import LOGIT_PARAMETERS, family_of
 from starft_hf.models.heads import HEAD_NAME
@@ -23,6 +24,8 @@ from starft_hf.models.own_code import save_code_of_towers
 from starft_hf.utils.files import file_in_place_of
 from starft_hf.utils.names import unknown_name
 
+
+logger = logging.get_logger(__name__)
 
 # The towers that a preset adapts.
 PRESETS = {"lora": ("vision_tower", "text_tower"), "lora-vision": ("vision_tower",), "lora-text": ("text_tower",)}
@@ -97,6 +100,11 @@ def _check(config: PeftConfig, model: nn.Module) -> None:
         raise ValueError(
             f"{kind} has task_type={str(config.task_type)!r}, which makes PEFT pass arguments that dual encoders do "
             "not accept; leave task_type out"
+        )
+    if isinstance(config, AdaLoraConfig):
+        logger.warning(
+            "AdaLoraConfig changes its ranks only if update_and_allocate of PEFT is called after every step, which "
+            "Trainer does not do: all ranks stay as they start. Call it in a callback, or use a LoraConfig."
         )
     bias = getattr(config, "bias", "none")
     if bias != "none":

@@ -22,7 +22,7 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "include_for_metrics": (
         bool,
-        "evaluation computes no loss, and its batches hold no texts; compute_metrics gets logits and labels",
+        "evaluations keep no losses, and their batches hold no texts; compute_metrics gets logits and labels",
     ),
     "train_sampling_strategy": (
         lambda value: value in ("group_by_length", "batch_rebalance"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from peft import PeftConfig
 from torch import nn
+from transformers import Trainer
 from transformers.utils import logging
 
 from starft_hf.data.class_mapping import check_mapped_sets
@@ -194,6 +195,9 @@ class RunPlan:
         self.check_adapter(args, is_adapted(model))
         compares = self.regularizer is not None and strategy_of(self.regularizer).needs_embeddings
         check_batch_norm(args, model, compares=compares)
+        if self.passed.get("the optimizer that was passed") is None and self.train_dataset is not None:
+            # It raises an ImportError for an optimizer whose package is not installed.
+            Trainer.get_optimizer_cls_and_kwargs(args, model)
         check_limit(model, args.max_logit_scale)
 
     def check_adapter(self, args: StarFTConfig, adapted: bool) -> None:

@@ -20,7 +20,7 @@ _NO_EFFECT = {
     "length_column_name": "images have no lengths to group by",
     "liger_kernel_config": "Liger has no kernels for dual encoders",
     "logging_nan_inf_filter": "NaN and infinity in the loss end the run",
-    "prediction_loss_only": "evaluation computes no loss, and keeps logits only for compute_metrics and predict()",
+    "prediction_loss_only": "the loss is counted anyway, and logits are kept only for compute_metrics and predict()",
     "use_cache": "dual encoders generate no text, so there is nothing to cache",
 }
 

@@ -170,3 +170,16 @@ def test_what_is_predicted_is_named_in_messages(clip, processor, config, dataset
     trainer = StarFTTrainer(clip, config(), dataset, processing_class=processor)
     with pytest.raises(ValueError, match="the dataset to predict has no"):
         trainer.predict(dataset.remove_columns("label"))
+
+
+def test_an_optimizer_whose_package_is_missing_is_refused_before_training(clip, processor, config, dataset):
+    with pytest.raises(ImportError, match="schedulefree"):
+        StarFTTrainer(clip, config(optim="schedule_free_adamw"), dataset, processing_class=processor)
+    own = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 1e-3})}
+    StarFTTrainer(clip, config(optim="schedule_free_adamw"), dataset, processing_class=processor, **own)
+
+
+def test_ranks_that_do_not_adapt_are_warned_of(clip, processor, config, dataset, caplog):
+    adapter = peft.AdaLoraConfig(target_modules=["q_proj", "v_proj"], total_step=3, tinit=0, tfinal=1)
+    StarFTTrainer(clip, config(), dataset, processing_class=processor, peft_config=adapter)
+    assert "all ranks stay as they start" in caplog.text
