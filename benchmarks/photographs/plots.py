@@ -89,7 +89,9 @@ def draw_correlations(results: Results, path: Path) -> None:
                 panel.errorbar(places, means, errors, fmt="o-", ms=4, lw=1.4, capsize=2, color=color, label=method)
         panel.set_xticks(range(len(tasks)), [f"{task.correlation:g}" for task in tasks])
         panel.set_xlabel("correlation of background and class in training")
-        panel.set_title(f"Model A, {classes} classes, {len(common)} draws")
+        models, draws = (len({run[part] for run in common}) for part in (0, 1))
+        of = f"{models} models, " if models > 1 else ""
+        panel.set_title(f"Model A, {classes} classes, {of}{draws} draws")
     panels[0].set_ylabel("worst group against zero-shot, points")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title=BARS)
     palette.save(figure, path)

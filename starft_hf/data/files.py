@@ -11,13 +11,14 @@ import pandas as pd
 from datasets import DatasetDict, IterableDataset, IterableDatasetDict
 
 from starft_hf.data.image_formats import is_image, needs_plugin
+from starft_hf.data.labels import class_feature
 from starft_hf.data.layouts import FileTree
 from starft_hf.data.layouts.build import as_datasets
 from starft_hf.data.layouts.json_tables import ENDING as JSON
 from starft_hf.data.layouts.listed import read_rows
 from starft_hf.data.layouts.lists import is_list
 from starft_hf.data.layouts.resolve import is_document, no_classes, resolve
-from starft_hf.data.layouts.split_names import in_order, split_of_file
+from starft_hf.data.layouts.split_names import TRAIN, in_order, split_of_file, split_of_value
 from starft_hf.data.layouts.table_columns import Wanted, is_called_split, splits_by_column
 from starft_hf.data.layouts.tables import TABLES, holds_images, read_table
 from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
@@ -103,17 +104,18 @@ def _of_shards(
         {**tree.left_out, **left_out, **others, **samples},
         notes=shards.notes,
     )
-    return found if any(split_of_file(file, "") for file in files) else _by_split_column(found)
+    return found if any(split_of_file(file, "") for file in files) else _by_split_column(found, wanted)
 
 
-def _by_split_column(found: DataFound) -> DataFound:
+def _by_split_column(found: DataFound, wanted: Wanted) -> DataFound:
     """Shards whose names say nothing of splits, divided by a column "split" or the like.
 
     Raises:
         ValueError: if they are streamed, so that this would take reading all of them.
     """
     (name, part), *_ = found.splits.items()
-    named = [column for column in part.column_names or () if is_called_split(column)]
+    columns = [column for column in part.column_names or () if column not in (wanted.image, wanted.label)]
+    named = [column for column in columns if is_called_split(column)]
     if not named:
         return found
     if isinstance(part, IterableDataset):
@@ -122,6 +124,13 @@ def _by_split_column(found: DataFound) -> DataFound:
             "files; write a file for every split, such as train-00000-of-00001.parquet, or do not stream"
         )
     rows = part.select_columns(named).to_pandas()
+    for column in named:
+        if (names := class_feature(part.features[column])) is not None:
+            rows[column] = rows[column].map(dict(enumerate(names)))
+    means = {split_of_value(value) for value in rows[named[0]].dropna()}
+    if TRAIN not in means or any(value.isdecimal() for value in means):
+        # Parts of another kind, such as those of cross-validation.
+        return found
     splits, note = splits_by_column(rows, found.sources[name][0]) or ([], "")
     rows_of: dict[str, list[int]] = {}
     for row, split in enumerate(splits):

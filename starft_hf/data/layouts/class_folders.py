@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
-from starft_hf.data.layouts.split_names import TRAIN, names_a_split, split_of
+from starft_hf.data.layouts.split_names import TRAIN, names_a_split, split_in, split_of
 from starft_hf.data.layouts.tree import FileTree
 
 
@@ -81,6 +81,11 @@ def split_folders(images: Sequence[str]) -> dict[str, str]:
             f"the folders {', '.join(map(repr, several[:4]))} each have splits of their own; pass one of them as the "
             "dataset"
         )
+    if len(several) == 1 and nested != several and not any(split_in(name) == TRAIN for name in nested):
+        # A test set beside a folder with the other splits.
+        inner = split_folders([image for image in images if image.startswith(starts[several[0]])])
+        outer = {starts[name]: split for name, split in _names_of_splits(list(filter(names_a_split, nested))).items()}
+        return {prefix: split for prefix, split in outer.items() if split not in inner.values()} | inner
     if not any(map(names_a_split, nested)):
         if len(several) == 1:
             return split_folders([image for image in images if image.startswith(starts[several[0]])])
@@ -135,9 +140,22 @@ def _splits_in_classes(tree: FileTree) -> Layout | None:
     """Images in folders of splits within class folders, as in owl/train/1.jpg; None if they are not in such."""
     top = top_folder(tree.images)
     folder = folder_of([image for image in tree.images if image.startswith(top)], top)
+    folder.pop("", None)
     parts = {name: folder_of(images, f"{top}{name}/") for name, images in folder.items()}
     splits = {part for inner in parts.values() for part in inner}
-    if "" in folder or len(folder) < 2 or not are_classes(folder) or not all(map(split_of, splits)):
+    if len(folder) < 2 or not are_classes(folder):
+        return None
+    if not all(map(split_of, splits)):
+        divided = [name for name, inner in parts.items() if len({*map(split_of, inner)} - {None}) == len(inner) > 1]
+        rest = [name for name in parts if name not in divided and not split_of(name)]
+        flat = not any(
+            _is_nested(parts[name][part], f"{top}{name}/{part}/") for name in divided for part in parts[name]
+        )
+        if divided and rest and flat and not any(map(split_of, divided)):
+            raise ValueError(
+                f"the class folder {divided[0]!r} has the splits {', '.join(parts[divided[0]])}, and {rest[0]!r} does "
+                "not: divide all of them in the same way"
+            )
         return None
     if any(_is_nested(inner[part], f"{top}{name}/{part}/") for name, inner in parts.items() for part in inner):
         return None

@@ -20,6 +20,7 @@ from starft_hf.data.layouts.split_names import TRAIN, split_in, split_of, split_
 from starft_hf.data.layouts.table_columns import (
     ENOUGH,
     Wanted,
+    are_splits_only,
     label_column,
     one_hot_labels,
     path_column,
@@ -32,7 +33,7 @@ from starft_hf.data.layouts.tree import FileTree
 
 
 # Tables of what a model predicts.
-OUTPUTS = re.compile(r"submission|prediction|result|(?<![a-z])(?:preds?|outputs?)(?![a-z])", re.IGNORECASE)
+OUTPUTS = re.compile(r"submission|prediction|result|(?<![a-z])preds?(?![a-z])", re.IGNORECASE)
 # Lines of a table that are looked at to see whether it lists images.
 _LINES = 200
 _NO_SPLIT = "it is listed without a split"
@@ -73,7 +74,7 @@ class Table:
     @property
     def is_only_paths(self) -> bool:
         """Whether it says nothing about the images but which split they are in."""
-        return len(self.rows.columns) == 1
+        return are_splits_only(self.rows.iloc[:, 1:])
 
     @property
     def has_captions(self) -> bool:
@@ -94,11 +95,11 @@ class Tables:
     problems: Mapping[str, str]
 
 
-def find_tables(tree: FileTree, wanted: Wanted) -> Tables:
+def find_tables(tree: FileTree, wanted: Wanted, asked: str | None = None) -> Tables:
     """Read the tables and lists of a folder."""
     index = ImageIndex(tree)
     found, problems = [], {}
-    for file in _candidates(tree):
+    for file in _candidates(tree, asked):
         try:
             table = _read(tree, index, file, wanted)
         except ValueError as error:
@@ -178,7 +179,7 @@ def _without_unsplit(tables: Sequence[Table]) -> tuple[list[Table], dict[str, st
         table for table in tables if table.file not in named and splits_by_column(table.rows, table.file) is None
     ]
     others = [table for table in others if not table.is_metadata and not any(map(split_in, table.images))]
-    if not trains or len(named) < 2 or not others:
+    if not trains or len({split_of_file(file, "") for file in named}) < 2 or not others:
         return list(tables), {}
     why = f"it is listed by {others[0].file}, whose name is of no split, as those of other tables are"
     left_out = {image: why for table in others for image in table.images}
@@ -201,12 +202,13 @@ def _in_lists(lists: Sequence[Table]) -> dict[str, str]:
     return {image: split for image, (split, _) in found.items()}
 
 
-def _candidates(tree: FileTree) -> Iterator[str]:
+def _candidates(tree: FileTree, asked: str | None = None) -> Iterator[str]:
     # Text files of these names are about one image each.
     images = {posixpath.splitext(posixpath.basename(image))[0] for image in tree.images}
     for file in tree.files:
         stem, ending = posixpath.splitext(posixpath.basename(file))
-        if (ending.lower() in TABLES or (is_list(file) and stem not in images)) and not OUTPUTS.search(stem):
+        is_table = ending.lower() in TABLES or (is_list(file) and stem not in images)
+        if is_table and (file == asked or not OUTPUTS.search(stem)):
             yield file
     yield from json_tables(tree.files)
 
@@ -218,6 +220,9 @@ def seems_to_list(tree: FileTree, file: str) -> bool:
     names = {posixpath.basename(image).casefold() for image in tree.images}
     stems = {posixpath.splitext(name)[0] for name in names}
     parts = [re.split(r"[\s,;|\"/\\]+", line.casefold()) for line in lines if line]
+    # Numbers may be those of classes or epochs: only a table of about as many rows as images lists these.
+    enough = 2 * len(parts) >= min(len(tree.images), _LINES)
+    stems = stems if enough else {stem for stem in stems if not stem.isdecimal()}
     found = [bool(names.intersection(words)) or words[0] in stems for words in parts]
     return any(found) and 10 * sum(found) >= len(found)
 

@@ -1,6 +1,7 @@
 """The layout of a folder of images: which of its files is in which split."""
 
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,10 +24,11 @@ from starft_hf.data.layouts import (
 )
 from starft_hf.data.layouts.class_folders import are_classes
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
-from starft_hf.data.layouts.split_names import in_order
+from starft_hf.data.layouts.split_names import in_order, split_of_file
 from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.layouts.tables import TABLES
 from starft_hf.data.layouts.tree import FileTree
+from starft_hf.data.urls import is_url
 from starft_hf.utils.names import spelling
 
 
@@ -44,6 +46,8 @@ LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = (
 )
 
 _UNLABELED = "it has no label"
+# Dates and hashes.
+_NO_CLASS = re.compile(r"\d{4}-\d\d-\d\d.*|[0-9a-fA-F]{16,}")
 # What lies beside data and is none.
 _DOCUMENTS = {"", ".txt", ".md", ".rst", ".json", ".yaml", ".yml", ".html", ".log", ".py", ".ipynb", ".xml"}
 # Where labels may be that are not read.
@@ -61,7 +65,7 @@ def resolve(tree: FileTree, wanted: Wanted, asked: str | None = None) -> Layout 
     layout = next((found for read in readers if (found := read(tree)) is not None), None)
     problems: Mapping[str, str] = {}
     if layout is None:
-        tables = listed.find_tables(tree, wanted)
+        tables = listed.find_tables(tree, wanted, asked)
         layout, problems = _by_tables_or_folders(tree, tables, wanted, asked), tables.problems
     if layout is None:
         return None
@@ -134,8 +138,12 @@ def _by_tables_or_folders(
         return joined
     # Some other table beside class folders may list a few of their images only.
     fewer = _size(by_tables) < _size(by_folders)
-    if fewer and (has_splits or _is_about_some(by_tables, by_folders)):
+    if fewer and has_splits:
         return by_folders
+    if fewer and _is_about_some(by_tables, by_folders, wanted):
+        _ask(by_folders, by_tables)
+        note = f"Labels are the class folders; {_source(by_tables)} says what {_size(by_tables)} of the images are."
+        return replace(by_folders, notes=(*by_folders.notes, note))
     return replace(by_tables, notes=(*by_tables.notes, *_other_labels(by_tables, by_folders)))
 
 
@@ -147,7 +155,8 @@ def _folders_of_table(tree: FileTree, tables: listed.Tables, wanted: Wanted) -> 
     """
     by_folders = class_folders.read(tree)
     classes = set() if by_folders is None else {*_labels(by_folders)}
-    columns = [{*table.rows[name].dropna()} for table in tables.found for name in table.rows.columns[1:]]
+    others = [table.rows[name].dropna() for table in tables.found for name in table.rows.columns[1:]]
+    columns = [{*column} for column in others if len(column) and all(isinstance(value, str) for value in column)]
     if columns and classes not in columns:
         raise ValueError(f"{_advice(tree, wanted)}.")
     return by_folders
@@ -164,16 +173,13 @@ def _unless_tables_have_labels(
     for file, problem in tables.problems.items():
         if listed.seems_to_list(tree, file):
             raise ValueError(f"{file}: {problem}. Without it the folders would be the classes: correct or remove it")
-    by_column = listed.read(tree, tables, wanted, any_column=True)
-    if by_column is not None and by_column.notes and not _has_captions_only(by_column):
-        folders, values = ({*_labels(layout)} for layout in (by_folders, by_column))
-        if folders != values and all(isinstance(value, str) for value in values):
-            source = next(iter(next(iter(by_column.sources.values()))))
-            shown = [", ".join(map(repr, sorted(names)[:3])) for names in (folders, values)]
-            raise ValueError(
-                f"classes may be the folders ({shown[0]}) or what {source} says ({shown[1]}). Pass {source} as the "
-                "dataset, or name its column with label_column; to use the folders, move it elsewhere"
-            )
+    try:
+        by_column = listed.read(tree, tables, wanted, any_column=True)
+    except ValueError:
+        # Tables that list the same images are about them, and none of them is asked for.
+        by_column = None
+    if by_column is not None and 2 * _size(by_column) >= _size(by_folders):
+        _ask(by_folders, by_column)
     beside = [table for table in tables.found if table.others and not table.has_captions]
     notes = tuple(
         f"Labels are the class folders; {table.file} lists the images as well, with the columns "
@@ -183,13 +189,37 @@ def _unless_tables_have_labels(
     return replace(by_folders, notes=(*by_folders.notes, *notes))
 
 
-def _has_captions_only(layout: Layout) -> bool:
-    return all(LABEL not in rows for rows in layout.splits.values())
+def _ask(by_folders: Layout, by_tables: Layout) -> None:
+    """Raise ValueError if what tables say of images in class folders may be their classes as well."""
+    own, found = _pairs(by_folders), _pairs(by_tables)
+    pairs = {(own[image], str(label)) for image, label in found.items() if image in own}
+    folders, values = ({*_labels(layout)} for layout in (by_folders, by_tables))
+    # One folder for each value is the same division by other names.
+    alike = len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs})
+    within = any("/" in file for files in by_tables.sources.values() for file in files)
+    if alike or within or values <= folders or 2 * len(values) > len(found) or not all(map(_may_be_class, values)):
+        return
+    source = _source(by_tables)
+    shown = [", ".join(map(repr, sorted(names)[:3])) for names in (folders, values)]
+    raise ValueError(
+        f"classes may be the folders ({shown[0]}) or what {source} says ({shown[1]}). Pass {source} as the dataset, "
+        "or name its column with label_column; to use the folders, move it elsewhere"
+    )
+
+
+def _source(layout: Layout) -> str:
+    """The first of the tables of a layout."""
+    return next(iter(next(iter(layout.sources.values()))))
+
+
+def _may_be_class(value: Any) -> bool:
+    """Whether a value is a string that is not a path, an address, a date or a hash."""
+    return isinstance(value, str) and not (is_image(value) or is_url(value) or _NO_CLASS.fullmatch(value))
 
 
 def _labels(layout: Layout) -> Iterator[Any]:
     for rows in layout.splits.values():
-        yield from rows[LABEL].dropna() if LABEL in rows else ()
+        yield from rows[LABEL].explode().dropna() if LABEL in rows else ()
 
 
 def _pairs(layout: Layout) -> dict[str, Any]:
@@ -198,8 +228,14 @@ def _pairs(layout: Layout) -> dict[str, Any]:
     return {image: label for rows in parts for image, label in zip(rows[IMAGE], rows[LABEL], strict=True)}
 
 
-def _is_about_some(by_tables: Layout, by_folders: Layout) -> bool:
+def _is_about_some(by_tables: Layout, by_folders: Layout, wanted: Wanted) -> bool:
     """Whether tables list fewer than half of the images in class folders, and not all of any folder."""
+    names_splits = any(split_of_file(file, "") for files in by_tables.sources.values() for file in files)
+    if wanted.several or wanted.label != LABEL or len(by_tables.splits) > 1 or names_splits:
+        return False
+    if {*_labels(by_tables)} <= {*_labels(by_folders)}:
+        # A list of those to use.
+        return False
     own, listed_ones = _pairs(by_folders), _pairs(by_tables)
     missing = {label for image, label in own.items() if image not in listed_ones}
     return 2 * len(listed_ones) < len(own) and missing == set(own.values())
@@ -209,12 +245,12 @@ def _other_labels(by_tables: Layout, by_folders: Layout) -> Iterator[str]:
     """That tables give images other classes than their folders, where these have the same names."""
     own, found = _pairs(by_folders), _pairs(by_tables)
     names = {*own.values()}
-    differ = [image for image, label in found.items() if label in names and own.get(image, label) != label]
+    found = {image: label for image, label in found.items() if isinstance(label, str) and label in names}
+    differ = [image for image, label in found.items() if own.get(image, label) != label]
     if differ:
-        source = next(iter(next(iter(by_tables.sources.values()))))
         yield (
-            f"Labels are those of {source}, which are not the class folders of {len(differ)} images, such as "
-            f"{posixpath.basename(differ[0])}; move it elsewhere to use the folders."
+            f"Labels are those of {_source(by_tables)}, which are not the class folders of {len(differ)} images, such "
+            f"as {posixpath.basename(differ[0])}; move it elsewhere to use the folders."
         )
 
 

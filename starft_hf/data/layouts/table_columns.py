@@ -25,6 +25,8 @@ _LABELS = (
     *("classid", "categoryid", "labelid", "diagnosis", "dx", "choice"),
 )
 _SPLITS = ("split", "subset", "partition")
+# Parts of cross-validation.
+_FOLDS = ("fold", "kfold", "folds")
 # The share of values that must name images for a column to be one of paths.
 ENOUGH = 0.5
 _NUMBERS = "read as 0 for train, 1 for validation and 2 for test"
@@ -59,7 +61,7 @@ def label_column(rows: pd.DataFrame, wanted: Wanted, any_column: bool) -> tuple[
     known = [str(name) for name in rows if _rank(name, _LABELS) < len(_LABELS) and _may_be_labels(rows[name])]
     label = min(known, key=lambda name: _rank(name, _LABELS), default=None)
     if label is None and any_column:
-        names = [name for name in rows if _plain(name) != CAPTION and _plain(name) not in _SPLITS]
+        names = [name for name in rows if _plain(name) not in (CAPTION, *_SPLITS, *_FOLDS)]
         others = [str(name) for name in names if not _are_splits(name, rows[name])]
         if len(others) == 1 and _is_single(rows[others[0]]) and 1 < rows[others[0]].nunique() < len(rows):
             label = others[0]
@@ -127,6 +129,11 @@ def splits_by_column(rows: pd.DataFrame, file: str) -> tuple[list[Any], str] | N
 def is_called_split(name: str) -> bool:
     """Whether a column is called split, subset or partition."""
     return _plain(name) in _SPLITS
+
+
+def are_splits_only(rows: pd.DataFrame) -> bool:
+    """Whether all columns, if there are any, say which split a row is in."""
+    return all(_plain(name) in _SPLITS or _are_splits(name, rows[name]) for name in rows)
 
 
 def values(column: pd.Series) -> list[Any]:
