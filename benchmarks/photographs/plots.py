@@ -27,7 +27,15 @@ BARS = "bars: \u00b1 standard error over draws"
 
 @palette.page_style()
 def draw_methods(results: Results, tasks: Sequence[Task], methods: Sequence[str], path: Path) -> None:
-    """Worst group and average against the zero-shot model: a row per method, a panel per task."""
+    """Worst group and average against the zero-shot model: a row per method, a panel per task.
+
+    A panel has the methods that were run on all of its draws and models, since means over others cannot be compared.
+    """
+    complete = {
+        task: [name for name in methods if results.by_run(task, name).keys() == results.by_run(task, "FLYP").keys()]
+        for task in tasks
+    }
+    methods = [name for name in methods if any(name in names for names in complete.values())]
     figure = Figure(figsize=(WIDTH, 1.1 + 0.27 * len(methods)), layout="constrained")
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
@@ -38,7 +46,7 @@ def draw_methods(results: Results, tasks: Sequence[Task], methods: Sequence[str]
         ):
             for row, method in enumerate(methods):
                 found = results.difference(task, method, "zero-shot", what=what)
-                if found is not None:
+                if found is not None and method in complete[task]:
                     label = {"worst": "worst group", "average": "average"}[what]
                     panel.errorbar(
                         found.mean,
