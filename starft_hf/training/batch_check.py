@@ -8,7 +8,8 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from starft_hf.data.examples import Examples
-from starft_hf.data.source import is_iterable
+from starft_hf.data.retrieval import CAPTION_COLUMN
+from starft_hf.data.source import column_names, is_iterable
 from starft_hf.training.setting_checks import MULTI_LABEL
 from starft_hf.utils.collectives import gather_values
 
@@ -25,6 +26,17 @@ def check_examples(examples: Any) -> None:
         raise ValueError("there is nothing to train on; pass train_dataset")
     if not isinstance(examples, Examples):
         raise ValueError("train_dataset was replaced, past all checks and caches; make a new StarFTTrainer with it")
+
+
+def check_to_predict(dataset: Any, args: Any) -> None:
+    """Raise ValueError if a dataset to predict has neither labels nor captions, where its columns are known."""
+    if isinstance(dataset, Examples) or (names := column_names(dataset)) is None:
+        return
+    if {args.label_column, args.caption_column or CAPTION_COLUMN}.isdisjoint(names):
+        raise ValueError(
+            f"the dataset to predict has no column {args.label_column!r}, and predict() of a trainer measures as well; "
+            "to classify images without labels, save the model, and use load(folder)(images) or starft predict"
+        )
 
 
 def check_keys(batch: Mapping[str, Any], run: Any) -> None:

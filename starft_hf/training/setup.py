@@ -37,6 +37,7 @@ from starft_hf.objectives.regularizers import AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
+from starft_hf.training.batch_check import check_to_predict
 from starft_hf.training.batch_size import check_batch, check_retry
 from starft_hf.training.callbacks import EpochCallback
 from starft_hf.training.candidates import Candidates, NoCandidates
@@ -306,21 +307,22 @@ class RunSetup:
         with run_autocast(accelerator):
             return {name: evaluate_retention_set(model, self.processor, one, *how, **reading) for name, one in sets}
 
-    def evaluation_examples(self, dataset: Any, args: StarFTConfig, what: str = "eval_dataset") -> Any:
+    def evaluation_examples(self, dataset: Any, args: StarFTConfig) -> Any:
         """The evaluation examples of a dataset or, by name, of several; what are examples already stays."""
         preprocessor = ImagePreprocessor(self.encoder.image_processor, decoding=args.image_decoding)
         columns = args.column_settings(self.group_function)
         given = (dataset, columns, self.plan.columns, preprocessor)
-        how: Any = {"task": args.eval_task, "on_bad_image": args.on_bad_image, "what": what}
+        how: Any = {"task": args.eval_task, "on_bad_image": args.on_bad_image}
         return evaluation_sets(*given, **how, cache=args.image_cache_settings())
 
     def examples_to_predict(self, dataset: Any, args: StarFTConfig) -> Any:
         """The same of a dataset to predict.
 
         Raises:
-            ValueError: if it has captions and no labels.
+            ValueError: if it has no labels.
         """
-        examples = self.evaluation_examples(dataset, args, "the dataset to predict")
+        check_to_predict(dataset, args)
+        examples = self.evaluation_examples(dataset, args)
         if getattr(examples, "columns", None) is not None and examples.columns.label is None:
             raise ValueError(
                 "the dataset to predict has captions and no labels, and predict() classifies images; pass it to "

@@ -95,6 +95,8 @@ def test_an_evaluation_set_keeps_its_classes_where_class_names_are_those_of_trai
     assert trainer.evaluation_results["part"].group_accuracies == alone.group_accuracies
     assert metrics["eval_part_loss"] == pytest.approx(alone.loss)
     assert set(trainer.evaluation_results["all"].group_accuracies) == set(CLASS_NAMES)
-    # In training, the two would contradict each other.
-    with pytest.raises(ValueError, match="is 'truck' by its ClassLabel and 'owl' by class_names"):
-        StarFTTrainer(clip, config(class_names=CLASS_NAMES), part, processing_class=processor)
+    # In training, too, labels are matched by name.
+    trainer = StarFTTrainer(clip, config(class_names=CLASS_NAMES), part, processing_class=processor)
+    assert trainer.class_names == tuple(CLASS_NAMES)
+    found = [CLASS_NAMES[trainer.train_dataset[row]["label"]] for row in range(4)]
+    assert found == [part.features["label"].int2str(label) for label in part["label"][:4]]

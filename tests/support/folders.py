@@ -38,3 +38,9 @@ def names_of(found, split="train", column="label"):
     rows = found.splits[split].cast_column("image", {"path": Value("string"), "bytes": Value("binary")})
     feature = found.splits[split].features[column]
     return {row["image"]["path"].rpartition("/")[2]: feature.int2str(row[column]) for row in rows}
+
+
+def kinds(found):
+    """The classes that the training images have."""
+    rows = found.splits["train"]
+    return {rows.features["label"].int2str(label) for label in rows["label"]}
