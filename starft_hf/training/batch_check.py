@@ -34,8 +34,8 @@ def check_to_predict(dataset: Any, args: Any) -> None:
         return
     if {args.label_column, args.caption_column or CAPTION_COLUMN}.isdisjoint(names):
         raise ValueError(
-            f"the dataset to predict has no column {args.label_column!r}, and predict() of a trainer measures as well; "
-            "to classify images without labels, save the model, and use load(folder)(images) or starft predict"
+            f"the dataset to predict has no column {args.label_column!r}, and predict() measures as well; to "
+            "classify images without labels, save the model, and use load(folder)(images) or starft predict"
         )
 
 
