@@ -31,14 +31,17 @@ class TrainingInterrupted(SystemExit):
 
     Attributes:
         checkpoint: the checkpoint, or None if the signal came before or after training.
+        was_saved: whether it was saved because of the signal, rather than before.
     """
 
-    def __init__(self, checkpoint: Path | None = None):
+    def __init__(self, checkpoint: Path | None = None, was_saved: bool = True):
         super().__init__(INTERRUPTED)
         self.checkpoint = checkpoint
+        self.was_saved = was_saved
 
     def __str__(self) -> str:
-        saved = "" if self.checkpoint is None else f"; the last checkpoint is {self.checkpoint}"
+        words = "the checkpoint {} was saved" if self.was_saved else "the last checkpoint is {}"
+        saved = "" if self.checkpoint is None else f"; {words.format(self.checkpoint)}"
         return f"stopped by SIGTERM{saved}. Resume it with resume_from_checkpoint=True"
 
 
@@ -116,7 +119,7 @@ class InterruptionCallback(TrainerCallback):
             # A later evaluation is not part of this training.
             requested, self.requested = self.requested, False
         if not all_processes_agree(not requested, args.device):
-            raise TrainingInterrupted(last_valid_checkpoint(str(args.output_dir))[0])
+            raise TrainingInterrupted(last_valid_checkpoint(str(args.output_dir))[0], was_saved=False)
 
     @contextmanager
     def ending_at_once(self, args: TrainingArguments) -> Iterator[None]:

@@ -239,6 +239,6 @@ def test_a_run_that_saves_its_best_checkpoints_saves_this_one_too(tmp_path, step
         "load_best_model_at_end": False,
         **settings,
     }
-    with pytest.raises(TrainingInterrupted, match=f"the last checkpoint is .*checkpoint-{step + 1}") as interrupted:
+    with pytest.raises(TrainingInterrupted, match=f"the checkpoint .*checkpoint-{step + 1} was saved") as interrupted:
         make_trainer(tmp_path, callbacks=[SignalAt(step)], **best).train()
     assert last_valid_checkpoint(tmp_path / "output")[0] == interrupted.value.checkpoint
