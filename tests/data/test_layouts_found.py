@@ -164,6 +164,11 @@ def test_splits_within_classes_or_within_one_of_two_versions(tmp_path):
     found = everything(write(tmp_path / "a", inside))
     assert rows_of(found) == {"train": 4, "validation": 4}
     assert kinds(found) == {"mole", "newt"}
+    listed = table("file,label", [f"{path},{path.partition('/')[0]}" for path in inside])
+    (tmp_path / "a" / "labels.csv").write_text(listed)
+    found = everything(tmp_path / "a")
+    assert rows_of(found) == {"train": 4, "validation": 4}
+    assert kinds(found) == {"mole", "newt"}
     # Kaggle's castings: one version has splits, the other has not.
     files = [*classes("data/data/train/", ("def", "ok")), *classes("data/data/test/", ("def", "ok"))]
     found = everything(write(tmp_path / "b", [*files, *classes("big/big/", ("def", "ok"))]))

@@ -81,6 +81,9 @@ def split_folders(images: Sequence[str]) -> dict[str, str]:
             f"the folders {', '.join(map(repr, several[:4]))} each have splits of their own; pass one of them as the "
             "dataset"
         )
+    if all(map(split_of, set().union(*classes))) and not any(map(names_a_split, nested)):
+        # Splits within class folders, as in owl/train/1.jpg.
+        return {}
     if len(several) == 1 and nested != several and not any(split_in(name) == TRAIN for name in nested):
         # A test set beside a folder with the other splits.
         inner = split_folders([image for image in images if image.startswith(starts[several[0]])])

@@ -138,13 +138,19 @@ def _by_tables_or_folders(
         return joined
     # Some other table beside class folders may list a few of their images only.
     fewer = _size(by_tables) < _size(by_folders)
-    if fewer and has_splits:
+    if (fewer and has_splits) or _repeat(by_tables, by_folders):
         return by_folders
     if fewer and _is_about_some(by_tables, by_folders, wanted):
         _ask(by_folders, by_tables)
         note = f"Labels are the class folders; {_source(by_tables)} says what {_size(by_tables)} of the images are."
         return replace(by_folders, notes=(*by_folders.notes, note))
     return replace(by_tables, notes=(*by_tables.notes, *_other_labels(by_tables, by_folders)))
+
+
+def _repeat(by_tables: Layout, by_folders: Layout) -> bool:
+    """Whether tables say of all images what their folders do, and less of splits."""
+    own, found = _pairs(by_folders), _pairs(by_tables)
+    return len(by_tables.splits) < len(by_folders.splits) and own == found
 
 
 def _folders_of_table(tree: FileTree, tables: listed.Tables, wanted: Wanted) -> Layout | None:
