@@ -154,7 +154,7 @@ def test_a_table_of_no_split_beside_those_of_splits_is_left_out(tmp_path):
     }
     found = everything(write(tmp_path, files))
     assert rows_of(found) == {"train": 3, "test": 3}
-    assert "Meta.csv, whose name is of no split" in found.left_out["Meta/0.png"]
+    assert "Meta.csv, which is not named after a split" in found.left_out["Meta/0.png"]
 
 
 def test_splits_within_classes_or_within_one_of_two_versions(tmp_path):

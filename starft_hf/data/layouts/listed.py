@@ -181,7 +181,7 @@ def _without_unsplit(tables: Sequence[Table]) -> tuple[list[Table], dict[str, st
     others = [table for table in others if not table.is_metadata and not any(map(split_in, table.images))]
     if not trains or len({split_of_file(file, "") for file in named}) < 2 or not others:
         return list(tables), {}
-    why = f"it is listed by {others[0].file}, whose name is of no split, as those of other tables are"
+    why = f"it is listed by {others[0].file}, which is not named after a split, unlike other tables"
     left_out = {image: why for table in others for image in table.images}
     return [table for table in tables if table not in others], left_out
 
