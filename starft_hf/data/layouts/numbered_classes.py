@@ -1,7 +1,7 @@
 """Classes whose names are numbered, as 001.Black_footed_Albatross and n02085620-Chihuahua."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -11,7 +11,8 @@ from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.utils.names import spelling
 
 
-_NUMBER = re.compile(r"(\d+[._-]+ ?|n\d{8}[-_])(?=[^\W\d_])")
+# Of fewer digits, some classes of a set would have a number of this form and others not; of four, it may be a year.
+_NUMBER = re.compile(r"((?:\d{3}|\d{5,})[._]+|n\d{8}[-_])(?=[^\W\d_])")
 
 
 def without_numbers(
@@ -19,7 +20,7 @@ def without_numbers(
 ) -> tuple[Layout, dict[str, pd.DataFrame]]:
     """The layout and its splits with class names that do not begin with numbers, in the same order.
 
-    Only if all names begin with a number of their own, by which they are counted, and differ without it.
+    Only if all names begin with a number of their own, and differ without it.
     """
     named = {
         split: next((name for name in (wanted.label, LABEL) if name in rows), None) for split, rows in splits.items()
@@ -33,7 +34,7 @@ def without_numbers(
     numbers = {name: found[1] for name in labels if (found := _NUMBER.match(name))}
     plain = {name: name[len(number) :] for name, number in numbers.items()}
     distinct = len({*numbers.values()}) == len({*map(spelling, plain.values())}) == len(numbers) > 1
-    if len(numbers) < len(set(labels)) or not distinct or not _count(numbers.values()):
+    if len(numbers) < len(set(labels)) or not distinct:
         return layout, dict(splits)
     names = tuple(plain[name] for name in sorted(plain))
     first = min(plain)
@@ -43,18 +44,3 @@ def without_numbers(
         for split, rows in splits.items()
     }
     return replace(layout, class_names=names, notes=(*layout.notes, note)), renamed
-
-
-def _count(numbers: Iterable[str]) -> bool:
-    """Whether numbers count classes, as 001 and 010, or 1 to 3, or are WordNet's, rather than mean something."""
-    digits = [number.rstrip("._ -") for number in numbers]
-    if all(number.startswith("n") for number in digits):
-        return True
-    if any(number.startswith("0") and len(number) > 1 for number in digits):
-        return len({*map(len, digits)}) == 1
-    values = sorted(int(number) for number in digits if number.isdecimal())
-    return (
-        len(values) == len(digits)
-        and values[0] in (0, 1)
-        and values == list(range(values[0], values[0] + len(values)))
-    )
