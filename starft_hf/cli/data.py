@@ -161,19 +161,20 @@ def load_training_data(
 
 def read(options: argparse.Namespace, source: str, *, share: float = 0.0, streaming: bool = False) -> Any:
     """What `read_data` finds in `source`, of which the share `share` is held out if there is one split only."""
+    from starft_hf.data.layouts.table_columns import Wanted
     from starft_hf.data.loading import read_data
 
     if source == options.dataset and hasattr(options, "entry"):
         return read_benchmark(options)
     group = getattr(options, "group_column", None) or ()
+    image, label = columns(options).values()
     return read_data(
         source,
         options.dataset_config if source == options.dataset else None,
+        Wanted(image, label, is_multi_label(options), getattr(options, "caption_column", None)),
         streaming=streaming,
         validation_split=share,
         group_columns=[group] if isinstance(group, str) else group,
-        multi_label=is_multi_label(options),
-        **columns(options),
     )
 
 

@@ -1,7 +1,6 @@
 """Every image of a folder, a table or a file, with its label where that is known: what a model is to classify."""
 
 import os
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +16,12 @@ from starft_hf.data.layouts import FileTree
 from starft_hf.data.layouts.build import as_datasets
 from starft_hf.data.layouts.json_tables import ENDING as JSON
 from starft_hf.data.layouts.layout import LABEL, Layout
-from starft_hf.data.layouts.listed import OUTPUTS, read_listing
+from starft_hf.data.layouts.listed import read_listing
 from starft_hf.data.layouts.lists import ENDING as TEXT
 from starft_hf.data.layouts.resolve import image_column, label_column, resolve
 from starft_hf.data.layouts.split_names import TRAIN
 from starft_hf.data.layouts.table_columns import Wanted, values
-from starft_hf.data.layouts.tables import TABLES
+from starft_hf.data.layouts.tables import TABLES, is_output
 from starft_hf.data.layouts.tree import BROKEN_LINK
 from starft_hf.data.loading import has_configurations, is_saved, read_data
 from starft_hf.data.shards import without_metadata_of_shards
@@ -87,14 +86,7 @@ def read_all_images(
         return _of_file(path, wanted, streaming)
     if path.is_dir() and config is None and not is_saved(path) and not has_configurations(path):
         return _of_folder(path, wanted, streaming)
-    found = read_data(
-        source,
-        config,
-        image_column=image_column,
-        label_column=label_column,
-        streaming=streaming,
-        validation_split=0.0,
-    )
+    found = read_data(source, config, wanted, streaming=streaming, validation_split=0.0)
     return _found(found, path if path.is_dir() else None)
 
 
@@ -104,7 +96,7 @@ def class_names_of(source: str | os.PathLike[str], label_column: str = LABEL) ->
     Raises:
         ValueError: if it has none.
     """
-    splits = read_data(source, label_column=label_column, validation_split=0.0).splits
+    splits = read_data(source, None, Wanted(label=label_column), validation_split=0.0).splits
     rows = splits[TRAIN] if TRAIN in splits else next(iter(splits.values()))
     names = resolve_columns(rows, ColumnSettings(label_column=label_column), what=str(source)).class_names
     if names is None:
@@ -148,7 +140,7 @@ def _listed_path(tree: FileTree, value: str, image: str | None) -> str:
 def _of_folder(folder: Path, wanted: Wanted, streaming: bool) -> AllImages:
     tree = FileTree(folder)
     layout, notes = _layout(tree, wanted)
-    data = [file for file in without_metadata_of_shards(tree.files)[0] if not OUTPUTS.search(posixpath.basename(file))]
+    data = [file for file in without_metadata_of_shards(tree.files)[0] if not is_output(tree.path(file))]
     if not tree.images or (layout is None and any(file.lower().endswith(_SHARDS) for file in data)):
         try:
             return _found(read_files(folder, wanted, streaming=streaming), folder)

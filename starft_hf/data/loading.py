@@ -47,6 +47,7 @@ def load_splits(
     *,
     image_column: str = "image",
     label_column: str = "label",
+    caption_column: str | None = None,
     streaming: bool = False,
     validation_split: float = VALIDATION_SPLIT,
     multi_label: bool = False,
@@ -60,6 +61,8 @@ def load_splits(
         config: the configuration, if there are several.
         image_column: the name for the column with the images, or the column of a table that has their paths.
         label_column: the name for the column with the labels, or the column of a table that has them.
+        caption_column: the column of a table that has captions. None: "caption", or one of a table without labels that
+            has a usual name, such as text or comment, which is called "caption" then.
         streaming: read rows as they are needed instead of all in advance. Of image files, the paths are.
         validation_split: the share of the rows of a folder or file that is held out as the split "validation" if there
             is only one split, for training; 0: none. It is stratified by class.
@@ -73,11 +76,9 @@ def load_splits(
     found = read_data(
         source,
         config,
-        image_column=image_column,
-        label_column=label_column,
+        Wanted(image_column, label_column, multi_label, caption_column),
         streaming=streaming,
         validation_split=validation_split,
-        multi_label=multi_label,
     )
     for note in found.notes:
         logger.warning("%s: %s", source, note)
@@ -95,21 +96,20 @@ def left_out(files: Mapping[str, str], source: str) -> str:
 def read_data(
     source: str | PathLike[str],
     config: str | None = None,
+    wanted: Wanted | None = None,
     *,
-    image_column: str = "image",
-    label_column: str = "label",
     streaming: bool = False,
     validation_split: float = VALIDATION_SPLIT,
-    multi_label: bool = False,
     group_columns: Sequence[str] = (),
 ) -> DataFound:
     """`load_splits`, with where the rows are from and what was not read.
 
     Args:
+        wanted: the columns that were asked for; None: the usual ones.
         group_columns: columns by which rows are held out as well as by their classes; empty: those that are usual.
     """
     check_share(validation_split)
-    wanted = Wanted(image_column, label_column, multi_label)
+    wanted = wanted or Wanted()
     path = Path(local_or_hub(source, "dataset"))
     # Their splits are those of whoever made them.
     notes = () if validation_split in (0, VALIDATION_SPLIT) else (_NOTHING_HELD_OUT.format(share=validation_split),)
@@ -196,7 +196,7 @@ def _labeled(found: DataFound, wanted: Wanted) -> DataFound:
     splits, left_out = DatasetDict(found.splits), dict(found.left_out)
     for name, rows in found.splits.items():
         # What has a caption can be trained on without a label.
-        if wanted.label not in rows.column_names or CAPTION in rows.column_names:
+        if wanted.label not in rows.column_names or not {CAPTION, wanted.caption}.isdisjoint(rows.column_names):
             continue
         values = rows.select_columns([wanted.label]).with_format("arrow")[:].column(0)
         missing = pc.is_null(values, nan_is_null=True).to_pylist()
@@ -223,13 +223,13 @@ def _with_validation(found: DataFound, wanted: Wanted, share: float, group_colum
         return found
     stratify = list(dict.fromkeys((wanted.label, *(group_columns or found.group_columns))))
     stratify = [column for column in stratify if column in train.features]
-    # Captions of one image may be in several rows, which training must not share with validation.
-    images = image_paths(train, wanted.image) if CAPTION in train.features else []
+    # An image may be in several rows, as with several captions, which training must not share with validation.
+    images = image_paths(train, wanted.image)
     kept, chosen = held_out(train, share, stratify, images=images)
     if not chosen:
         return found
     by = " and stratified by class and group" if len(stratify) > 1 else " and stratified by class" if stratify else ""
-    what = "rows" if images else "images"
+    what = "rows" if len(set(images)) < len(images) else "images"
     note = (
         f"There is only one split: {len(chosen)} of its {len(train)} {what}, chosen at random{by}, are held out as "
         f"the split {VALIDATION!r}; validation_split says how many, 0 none."

@@ -198,7 +198,7 @@ def test_labels_of_a_table_rather_than_of_class_folders(tmp_path):
     """As in Waterbirds, whose folders are those of 200 species."""
     files = dict.fromkeys(classes("", ("001.albatross", "002.wren", "003.jay"), 2))
     files["metadata.csv"] = table("img_filename,water", [f"{path},{int('alba' in path)}" for path in files])
-    found = read_data(write(tmp_path, files), label_column="water", validation_split=0)
+    found = read_data(write(tmp_path, files), None, Wanted(label="water"), validation_split=0)
     assert sorted(found.splits["train"]["water"]) == [0, 0, 0, 0, 1, 1]
 
 

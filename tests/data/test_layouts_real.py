@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from starft_hf.data.columns import ColumnSettings, resolve_columns
+from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.loading import read_data
 from tests.support.folders import classes, names_of, rows_of, table, write
 
@@ -218,14 +219,14 @@ def test_a_table_of_labels_with_lists_of_splits(tmp_path):
     files = {**IMAGES, "Data.csv": table("Image Index,Finding Labels,Age", [f"{n:03}.jpg,{k},{n}" for n, k in PAIRS])}
     files |= {"train_val_list.txt": lines("{n:03}.jpg", PAIRS[:8]), "test_list.txt": lines("{n:03}.jpg", PAIRS[8:])}
     write(tmp_path, files)
-    assert rows_of(read_data(tmp_path, label_column="Finding Labels")) == {"train": 8, "test": 4}
+    assert rows_of(read_data(tmp_path, None, Wanted(label="Finding Labels"))) == {"train": 8, "test": 4}
     with pytest.raises(
         ValueError, match=r"Data.csv lists images in its column 'Image Index'; if one of its columns F"
     ):
         read_data(tmp_path)
     write(tmp_path, {"test_2.txt": lines("{n:03}.jpg", PAIRS[:2])})
     with pytest.raises(ValueError, match=r"lists the image images/000.jpg for the split .* remove the lists"):
-        read_data(tmp_path, label_column="Finding Labels")
+        read_data(tmp_path, None, Wanted(label="Finding Labels"))
 
 
 def test_class_folders_with_a_flat_validation_set_that_a_list_labels(tmp_path):

@@ -9,6 +9,7 @@ from starft_hf import StarFTTrainer, evaluate_zero_shot
 from starft_hf.data import loading
 from starft_hf.data.all_images import read_all_images
 from starft_hf.data.columns import ColumnSettings, resolve_columns
+from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.loading import load_splits, read_data
 from tests.support.tiny import CLASS_NAMES, make_dataset, write_folder, write_shards
 
@@ -205,4 +206,4 @@ def test_rows_of_parquet_without_a_label_are_left_out_and_counted(labels, tmp_pa
     assert read_data(tmp_path, validation_split=0).splits["train"]._fingerprint == kept._fingerprint
     # They are predicted, and may be images of none of the classes.
     assert len(read_all_images(tmp_path).splits["train"]) == 4
-    assert len(read_data(tmp_path, validation_split=0, multi_label=True).splits["train"]) == 4
+    assert len(read_data(tmp_path, None, Wanted(several=True), validation_split=0).splits["train"]) == 4

@@ -3,6 +3,7 @@
 import pytest
 from datasets import ClassLabel, Dataset
 
+from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.loading import read_data
 from tests.support.folders import classes, kinds, names_of, rows_of, table, write
 
@@ -12,8 +13,8 @@ BIRDS = {f"{row}.jpg": ("owl", "truck")[row // 4] for row in range(8)}
 DAYS = [f"day{day}/{day}{row}.jpg" for day in range(3) for row in range(10)]
 
 
-def everything(folder, **settings):
-    return read_data(folder, validation_split=0, **settings)
+def everything(folder, **wanted):
+    return read_data(folder, None, Wanted(**wanted), validation_split=0)
 
 
 def animals(number, *columns):
@@ -26,7 +27,7 @@ def animals(number, *columns):
 @pytest.mark.parametrize("number", [30, 27])
 def test_images_of_several_classes_beside_folders(tmp_path, number):
     write(tmp_path, {**dict.fromkeys(DAYS), "labels.csv": table("file,label", animals(number, ["fox|deer", "fox"]))})
-    found = everything(tmp_path, multi_label=True)
+    found = everything(tmp_path, several=True)
     assert rows_of(found) == {"train": number}
     assert sorted(found.splits["train"].features["label"].feature.names) == ["deer", "fox"]
 
@@ -34,7 +35,7 @@ def test_images_of_several_classes_beside_folders(tmp_path, number):
 def test_a_column_that_is_named_is_read_from_whatever_rows_there_are(tmp_path):
     rows = animals(27, ["fox", "deer"], ["sun", "rain", "snow"])
     write(tmp_path, {**dict.fromkeys(DAYS), "info.csv": table("file,animal,weather", rows)})
-    found = everything(tmp_path, label_column="animal")
+    found = everything(tmp_path, label="animal")
     assert set(names_of(found, column="animal").values()) == {"fox", "deer"}
     assert rows_of(found) == {"train": 27}
 
@@ -133,7 +134,7 @@ def test_columns_of_parquet_that_are_called_split(tmp_path, dtype):
     if dtype == "ClassLabel":
         rows = rows.cast_column("split", ClassLabel(names=["test", "train"]))
     rows.to_parquet(tmp_path / "rows.parquet")
-    found = everything(tmp_path / "rows.parquet", **({"label_column": "split"} if dtype == "labels" else {}))
+    found = everything(tmp_path / "rows.parquet", **({"label": "split"} if dtype == "labels" else {}))
     assert rows_of(found) == ({"train": 4, "test": 4} if dtype in ("strings", "ClassLabel") else {"train": 8})
 
 

@@ -23,6 +23,7 @@ class Layout:
         left_out: why files were not read, by path relative to the folder. Images that are neither in a split nor here
             are added by `resolve`, as not listed.
         notes: what was decided, in sentences for the user.
+        notes_on_labels: what was decided about the column "label", which are notes unless other labels are used.
         is_metadata: whether a metadata file, as for `imagefolder`, lists the images.
     """
 
@@ -32,4 +33,5 @@ class Layout:
     group_columns: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    notes_on_labels: tuple[str, ...] = ()
     is_metadata: bool = False

@@ -1,9 +1,9 @@
 """Images that a table lists: metadata.csv as for `imagefolder`, train.csv as on Kaggle, lists, and others."""
 
 import posixpath
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import pandas as pd
@@ -21,6 +21,8 @@ from starft_hf.data.layouts.table_columns import (
     ENOUGH,
     Wanted,
     are_splits_only,
+    caption_column,
+    is_missing,
     label_column,
     one_hot_labels,
     path_column,
@@ -28,14 +30,10 @@ from starft_hf.data.layouts.table_columns import (
     splits_by_column,
     values,
 )
-from starft_hf.data.layouts.tables import SEPARATORS, TABLES, read_table
+from starft_hf.data.layouts.tables import SEPARATORS, TABLES, is_output, read_table
 from starft_hf.data.layouts.tree import FileTree
 
 
-# Tables of what a model predicts.
-OUTPUTS = re.compile(r"submission|prediction|result|(?<![a-z])preds?(?![a-z])", re.IGNORECASE)
-# Lines of a table that are looked at to see whether it lists images.
-_LINES = 200
 _NO_SPLIT = "it is listed without a split"
 _SEVERAL = "it is of several classes"
 
@@ -54,6 +52,7 @@ class Table:
         class_names: the names of the classes, where labels are numbers.
         note: how the labels were read, if that is not obvious.
         listed: all images as the table names them, each with its path as in `images`, None for one that is missing.
+        captions: its column with captions.
     """
 
     file: str
@@ -65,6 +64,7 @@ class Table:
     class_names: tuple[str, ...] | None = None
     note: str | None = None
     listed: tuple[tuple[str, str | None], ...] = ()
+    captions: str | None = None
 
     @property
     def is_metadata(self) -> bool:
@@ -75,11 +75,6 @@ class Table:
     def is_only_paths(self) -> bool:
         """Whether it says nothing about the images but which split they are in."""
         return are_splits_only(self.rows.iloc[:, 1:])
-
-    @property
-    def has_captions(self) -> bool:
-        """Whether it has captions of the images."""
-        return CAPTION in self.rows
 
     @property
     def others(self) -> list[str]:
@@ -130,10 +125,11 @@ def read(tree: FileTree, tables: Tables, wanted: Wanted, *, any_column: bool) ->
     chosen = [table for table in read_ones if table.is_metadata] and [
         table for table in read_ones if table.label is not None or table.is_metadata
     ]
-    captioned = [table for table in read_ones if any_column and table.has_captions]
+    by_captions = any_column or wanted.caption is not None
+    captioned = [table for table in read_ones if by_captions and table.captions is not None]
     chosen = chosen or labeled or captioned or lists
     in_lists = {} if chosen is lists else _in_lists(lists)
-    chosen, unsplit = _without_unsplit(_with_folders_as_labels(chosen))
+    chosen, unsplit = _without_unsplit([_captioned(table, wanted) for table in _with_folders_as_labels(chosen)])
     if not captioned and not any(table.is_metadata or table.label is not None for table in chosen):
         return None
     names = next((table.class_names for table in chosen if table.class_names is not None), None)
@@ -208,23 +204,9 @@ def _candidates(tree: FileTree, asked: str | None = None) -> Iterator[str]:
     for file in tree.files:
         stem, ending = posixpath.splitext(posixpath.basename(file))
         is_table = ending.lower() in TABLES or (is_list(file) and stem not in images)
-        if is_table and (file == asked or not OUTPUTS.search(stem)):
+        if is_table and (file == asked or not is_output(tree.path(file))):
             yield file
     yield from json_tables(tree.files)
-
-
-def seems_to_list(tree: FileTree, file: str) -> bool:
-    """Whether a tenth of a table that could not be read names images: files, or what its first values are."""
-    with open(tree.path(file), encoding="latin-1") as text:
-        lines = [line.strip() for _, line in zip(range(_LINES), text, strict=False)][1:]
-    names = {posixpath.basename(image).casefold() for image in tree.images}
-    stems = {posixpath.splitext(name)[0] for name in names}
-    parts = [re.split(r"[\s,;|\"/\\]+", line.casefold()) for line in lines if line]
-    # Numbers may be those of classes or epochs: only a table of about as many rows as images lists these.
-    enough = 2 * len(parts) >= min(len(tree.images), _LINES)
-    stems = stems if enough else {stem for stem in stems if not stem.isdecimal()}
-    found = [bool(names.intersection(words)) or words[0] in stems for words in parts]
-    return any(found) and 10 * sum(found) >= len(found)
 
 
 def read_rows(path: str) -> pd.DataFrame | None:
@@ -283,13 +265,17 @@ def _read(tree: FileTree, index: ImageIndex, file: str, wanted: Wanted) -> Table
     rows = rows[kept].drop(columns=[column]).reset_index(drop=True)
     name = wanted.image if column == wanted.image else IMAGE
     rows = rows.drop(columns=[name], errors="ignore")
+    captions = caption_column(rows, wanted)
     rows.insert(0, name, [tree.path(image) for image in images])
-    return Table(file, column, rows, images, missing, listed=tuple(listed))
+    return Table(file, column, rows, images, missing, listed=tuple(listed), captions=captions)
 
 
 def _labeled(table: Table, wanted: Wanted, any_column: bool) -> Table:
     """A table with its column of labels."""
     rows = table.rows.iloc[:, 1:]
+    if any_column and table.captions is not None:
+        # The number of a caption is no label of its image.
+        rows = rows.loc[:, [rows[name].astype(str).groupby(list(table.images)).nunique().max() < 2 for name in rows]]
     label, names = label_column(rows, wanted, any_column)
     if label is None:
         flags = one_hot_labels(rows, wanted.several) if any_column else None
@@ -306,6 +292,22 @@ def _labeled(table: Table, wanted: Wanted, any_column: bool) -> Table:
         return replace(table, label=label, class_names=names)
     note = f"Labels are the column {label!r} of {table.file}."
     return replace(table, rows=table.rows.rename(columns={label: LABEL}), label=LABEL, class_names=names, note=note)
+
+
+def _captioned(table: Table, wanted: Wanted) -> Table:
+    """A table without labels with captions in all rows, in the column "caption" unless another was asked for."""
+    if table.label is not None or table.captions is None:
+        return table
+    filled = ~table.rows[table.captions].map(is_missing)
+    without = {f"{table.file}: row {row + 1} of {table.images[row]}" for row in filled.index[~filled]}
+    name = table.captions if table.captions == wanted.caption else CAPTION
+    return replace(
+        table,
+        rows=table.rows[filled].reset_index(drop=True).rename(columns={table.captions: name}),
+        images=tuple(compress(table.images, filled)),
+        missing={**table.missing, **dict.fromkeys(without, "it has no caption")},
+        note=None if name == table.captions else f"Captions are the column {table.captions!r} of {table.file}.",
+    )
 
 
 def _with_lists(table: Table) -> Table:
@@ -327,7 +329,7 @@ def _once(table: Table, splits: pd.Series) -> tuple["pd.Series[bool]", dict[str,
     one = ~several_of(labels) & (labels.isna() | (labels.groupby(images).transform("nunique") < 2))
     why = dict.fromkeys(images[~one], _SEVERAL)
     repeated = pd.DataFrame({"image": images, "split": splits}).duplicated() & one & splits.notna()
-    if CAPTION in table.rows or not repeated.any():
+    if table.captions is not None or not repeated.any():
         return splits.notna() & one, why, None
     note = f"{table.file} lists images repeatedly: {int(repeated.sum())} of its rows are skipped."
     return splits.notna() & one & ~repeated, why, note

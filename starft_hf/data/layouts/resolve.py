@@ -26,7 +26,7 @@ from starft_hf.data.layouts.class_folders import are_classes
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
 from starft_hf.data.layouts.split_names import in_order, split_of_file
 from starft_hf.data.layouts.table_columns import Wanted
-from starft_hf.data.layouts.tables import TABLES
+from starft_hf.data.layouts.tables import TABLES, is_output
 from starft_hf.data.layouts.tree import FileTree
 from starft_hf.data.urls import is_url
 from starft_hf.utils.names import spelling
@@ -48,6 +48,8 @@ LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = (
 _UNLABELED = "it has no label"
 # Dates and hashes.
 _NO_CLASS = re.compile(r"\d{4}-\d\d-\d\d.*|[0-9a-fA-F]{16,}")
+# Lines of a table that are looked at to see whether it lists images.
+_LINES = 200
 # What lies beside data and is none.
 _DOCUMENTS = {"", ".txt", ".md", ".rst", ".json", ".yaml", ".yml", ".html", ".log", ".py", ".ipynb", ".xml"}
 # Where labels may be that are not read.
@@ -83,13 +85,20 @@ def resolve(tree: FileTree, wanted: Wanted, asked: str | None = None) -> Layout 
         file, why = next(iter(layout.left_out.items()), (str(tree.root), _UNLABELED))
         raise ValueError(f"none of the {len(tree.images)} images can be used: of {file}, {why}")
     layout, splits = numbered_classes.without_numbers(layout, splits, wanted)
+    layout, splits = _without_signs(layout, splits, wanted)
     _check_spelling(splits, wanted)
     left_out |= _unread(tree, layout, left_out, wanted)
     splits = {split: splits[split] for split in in_order(splits)}
     sources = {split: layout.sources[split] for split in splits}
     own = all(label_column(rows, wanted) == LABEL for rows in splits.values())
     return replace(
-        layout, splits=splits, sources=sources, class_names=layout.class_names if own else None, left_out=left_out
+        layout,
+        splits=splits,
+        sources=sources,
+        class_names=layout.class_names if own else None,
+        left_out=left_out,
+        notes=(*layout.notes, *(layout.notes_on_labels if own else ())),
+        notes_on_labels=(),
     )
 
 
@@ -103,14 +112,27 @@ def label_column(rows: pd.DataFrame, wanted: Wanted) -> str | None:
     return next((name for name in (wanted.label, LABEL) if name in rows), None)
 
 
+def _without_signs(
+    layout: Layout, splits: dict[str, pd.DataFrame], wanted: Wanted
+) -> tuple[Layout, dict[str, pd.DataFrame]]:
+    """The layout and its splits with labels of 0 and 1, if they are -1 and 1 everywhere."""
+    label_of = {split: label for split, rows in splits.items() if (label := label_column(rows, wanted)) is not None}
+    values = [splits[split][label] for split, label in label_of.items()]
+    if not values or not all(map(pd.api.types.is_numeric_dtype, values)) or {*pd.concat(values)} != {-1, 1}:
+        return layout, splits
+    changed = {split: splits[split].assign(**{label: splits[split][label] > 0}) for split, label in label_of.items()}
+    changed = {split: rows.astype({label_of[split]: int}) for split, rows in changed.items()}
+    return replace(layout, notes=(*layout.notes, "Labels of -1 and 1 are read as 0 and 1.")), {**splits, **changed}
+
+
 def _check_spelling(splits: Mapping[str, pd.DataFrame], wanted: Wanted) -> None:
     """Raise ValueError for classes such as "Polar_bear" and "polar bear", which would have the same captions."""
     spelled: dict[str, tuple[str, str]] = {}
     for split, rows in splits.items():
         label = label_column(rows, wanted)
-        for name in [] if label is None else rows[label].explode().dropna().unique():
-            first, other = spelled.setdefault(spelling(str(name)), (str(name), split))
-            if first != str(name):
+        for name in [] if label is None else map(str, rows[label].explode().dropna().unique()):
+            first, other = spelled.setdefault(spelling(name), (name, split))
+            if first != name:
                 raise ValueError(
                     f"the class {name!r} of the split {split!r} is {first!r} in the split {other!r}; spell it the "
                     "same, or give other names to different classes"
@@ -177,7 +199,7 @@ def _unless_tables_have_labels(
         ValueError: if a table lists images and cannot be read, or has a column that may be their classes or not.
     """
     for file, problem in tables.problems.items():
-        if listed.seems_to_list(tree, file):
+        if _seems_to_list(tree, file):
             raise ValueError(f"{file}: {problem}. Without it the folders would be the classes: correct or remove it")
     try:
         by_column = listed.read(tree, tables, wanted, any_column=True)
@@ -186,13 +208,27 @@ def _unless_tables_have_labels(
         by_column = None
     if by_column is not None and 2 * _size(by_column) >= _size(by_folders):
         _ask(by_folders, by_column)
-    beside = [table for table in tables.found if table.others and not table.has_captions]
+    beside = [table for table in tables.found if table.others and table.captions is None]
     notes = tuple(
         f"Labels are the class folders; {table.file} lists the images as well, with the columns "
         f"{', '.join(table.others[:6])}: if one of them has the labels, name it with label_column."
         for table in beside[:1]
     )
     return replace(by_folders, notes=(*by_folders.notes, *notes))
+
+
+def _seems_to_list(tree: FileTree, file: str) -> bool:
+    """Whether a tenth of a table that could not be read names images: files, or what its first values are."""
+    with open(tree.path(file), encoding="latin-1") as text:
+        lines = [line.strip() for _, line in zip(range(_LINES), text, strict=False)][1:]
+    names = {posixpath.basename(image).casefold() for image in tree.images}
+    stems = {posixpath.splitext(name)[0] for name in names}
+    parts = [re.split(r"[\s,;|\"/\\]+", line.casefold()) for line in lines if line]
+    # Numbers may be those of classes or epochs: only a table of about as many rows as images lists these.
+    enough = 2 * len(parts) >= min(len(tree.images), _LINES)
+    stems = stems if enough else {stem for stem in stems if not stem.isdecimal()}
+    found = [bool(names.intersection(words)) or words[0] in stems for words in parts]
+    return any(found) and 10 * sum(found) >= len(found)
 
 
 def _ask(by_folders: Layout, by_tables: Layout) -> None:
@@ -332,7 +368,7 @@ def _advice(tree: FileTree, wanted: Wanted) -> str:
     if others:
         return "; ".join(others[:3])
     beside = [file for file in tree.files if posixpath.splitext(file)[1].lower() in _WITH_LABELS]
-    beside = [file for file in beside if not listed.OUTPUTS.search(posixpath.basename(file))]
+    beside = [file for file in beside if not is_output(tree.path(file))]
     if beside:
         named = ", ".join(map(repr, beside[:3])) + ", ..." * (len(beside) > 3)
         return f"Beside them lies {named}: if the labels are there, {_METADATA}"

@@ -51,7 +51,8 @@ def split_of_file(path: str, default: str = TRAIN) -> str:
     numbered = _NUMBERED_SHARD.fullmatch(stem)
     if numbered:
         return split_of(numbered[1]) or numbered[1]
-    return split_in(stem) or default
+    # As of Flickr_8k.trainImages.txt.
+    return split_in(stem) or split_in(PurePosixPath(name).stem) or default
 
 
 def in_order(splits: Iterable[str]) -> list[str]:

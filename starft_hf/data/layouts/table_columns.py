@@ -24,6 +24,9 @@ _LABELS = (
     *("label", "labels", "class", "classname", "category", "categoryname", "species", "breed", "target", "y"),
     *("classid", "categoryid", "labelid", "diagnosis", "dx", "choice"),
 )
+_CAPTIONS = (CAPTION, "captions", "comment", "comments", "sentence", "sentences", "text", "title", "description")
+# The number of words from which texts are captions rather than names of classes, on average.
+_WORDS = 3
 _SPLITS = ("split", "subset", "partition")
 # Parts of cross-validation.
 _FOLDS = ("fold", "kfold", "folds")
@@ -39,6 +42,7 @@ class Wanted:
     image: str = IMAGE
     label: str = LABEL
     several: bool = False
+    caption: str | None = None
 
 
 def path_column(rows: pd.DataFrame, index: ImageIndex, file: str, wanted: Wanted) -> tuple[str | None, float]:
@@ -61,7 +65,8 @@ def label_column(rows: pd.DataFrame, wanted: Wanted, any_column: bool) -> tuple[
     known = [str(name) for name in rows if _rank(name, _LABELS) < len(_LABELS) and _may_be_labels(rows[name])]
     label = min(known, key=lambda name: _rank(name, _LABELS), default=None)
     if label is None and any_column:
-        names = [name for name in rows if _plain(name) not in (CAPTION, *_SPLITS, *_FOLDS)]
+        captions = caption_column(rows, wanted)
+        names = [name for name in rows if name != captions and _plain(name) not in (CAPTION, *_SPLITS, *_FOLDS)]
         others = [str(name) for name in names if not _are_splits(name, rows[name])]
         if len(others) == 1 and _is_single(rows[others[0]]) and 1 < rows[others[0]].nunique() < len(rows):
             label = others[0]
@@ -75,6 +80,18 @@ def label_column(rows: pd.DataFrame, wanted: Wanted, any_column: bool) -> tuple[
         if numbers == list(range(len(set(words)))):
             return label, tuple(words)
     return label, None
+
+
+def caption_column(rows: pd.DataFrame, wanted: Wanted) -> str | None:
+    """The column with captions: the one that was asked for, or "caption", or one with a usual name if none has labels.
+
+    The texts of the latter have some words, and most of them differ.
+    """
+    if (named := next((name for name in (wanted.caption, CAPTION) if name in rows), None)) is not None:
+        return named
+    known = [str(name) for name in rows if _rank(name, _CAPTIONS) < len(_CAPTIONS) and _are_texts(rows[name])]
+    best = min(known, key=lambda name: _rank(name, _CAPTIONS), default=None)
+    return best if best is None or label_column(rows, wanted, any_column=False)[0] is None else None
 
 
 def one_hot_labels(rows: pd.DataFrame, several: bool = False) -> pd.Series | None:
@@ -187,6 +204,15 @@ def _may_be_paths(column: pd.Series) -> bool:
 def _are_image_names(column: pd.Series) -> bool:
     first = _first(column)
     return isinstance(first, str) and is_image(first) and not is_url(first)
+
+
+def _are_texts(column: pd.Series) -> bool:
+    """Whether values are texts, or lists of texts, most of which differ, of at least some words."""
+    own = [text for value in values(column) for text in (value if isinstance(value, list) else [value])]
+    texts = [text for text in own if text is not None]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        return False
+    return 2 * len(set(texts)) > len(texts) and sum(len(text.split()) for text in texts) >= _WORDS * len(texts)
 
 
 def _may_be_labels(column: pd.Series) -> bool:

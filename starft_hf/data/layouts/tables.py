@@ -17,10 +17,13 @@ from datasets import ClassLabel, Features
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*SEPARATORS, ".jsonl", ".ndjson", ".parquet")
 
+# Tables of what a model predicts; Flickr30k calls its captions so as well.
+_OUTPUTS = re.compile(r"submission|prediction|result|(?<![a-z])preds?(?![a-z])", re.IGNORECASE)
+_OF_CAPTIONS = re.compile(r"(?<![a-z])(caption|comment)", re.IGNORECASE)
 # What pandas and NumPy write for a missing value.
 _MISSING = ["nan", "NaN"]
 # The usual ones come first: of those that a heading has equally often, the first is taken.
-_SEPARATORS = (",", ";", "\t", "|")
+VALUE_SEPARATORS = (",", ";", "\t", "|")
 _BYTES = (pa.binary(), pa.large_binary())
 _WHOLE = r"-?(?:0|[1-9]\d*)"
 _NUMBER = rf"{_WHOLE}(?:\.\d+)?(?:[eE][-+]?\d+)?"
@@ -92,7 +95,17 @@ def _dialect(path: Path, ending: str) -> dict[str, Any]:
         return {**settings, "sep": said[1], "skiprows": 1}
     names = re.sub(r'"[^"]*"', "", heading)
     own = SEPARATORS.get(ending, ",")
-    return {**settings, "sep": own if own in names else max(_SEPARATORS, key=names.count)}
+    return {**settings, "sep": own if own in names else max(VALUE_SEPARATORS, key=names.count)}
+
+
+def is_output(path: str | Path) -> bool:
+    """Whether a table, by its name and its heading, is what a model predicts."""
+    if _OUTPUTS.search(Path(path).stem) is None:
+        return False
+    if Path(path).suffix.lower() not in SEPARATORS:
+        return True
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return _OF_CAPTIONS.search(file.readline()) is None
 
 
 def of_one_type(column: pd.Series) -> pd.Series:
