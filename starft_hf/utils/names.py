@@ -123,8 +123,11 @@ def check_distinct(class_names: Sequence[str]) -> None:
 
 
 def spelling(name: str) -> str:
-    """A name without what captions do not show: case, and which of spaces, hyphens and underscores it has."""
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    """A name without what captions do not show: case, and whether words are joined by spaces, hyphens or underscores.
+
+    A hyphen before or after all words stays: "-1" and "1" are two classes, as are "A-" and "A".
+    """
+    return re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", name).strip(" \t\n_").casefold()
 
 
 def check_spelling(names: Iterable[str], what: str) -> None:

@@ -214,7 +214,7 @@ def test_imagenet_without_its_tables(tmp_path, monkeypatch):
     assert list(found.splits) == ["train"]
     assert found.class_names == (TENCH, OWL)
     assert list(found.left_out.values()).count("there is no LOC_val_solution.csv, which has its label") == 3
-    assert any("there is no LOC_synset_mapping.txt" in note for note in found.notes)
+    assert any("there is no LOC_synset_mapping.txt" in note for note in found.notes_on_labels)
     shutil.rmtree(tmp_path / "ILSVRC" / "Data" / "CLS-LOC" / "train")
     with pytest.raises(ValueError, match=r"no image in .* has a label: of .*, there is no LOC_val_solution.csv"):
         read(tmp_path)

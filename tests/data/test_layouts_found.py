@@ -8,9 +8,11 @@ from PIL import Image as PILImage
 
 from starft_hf.data.duplicates import are_embedded, duplicates_across
 from starft_hf.data.images import ImagePreprocessor
+from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.loading import choose_split, load_splits, read_data
 from starft_hf.data.rgb import as_rgb, upright_size
 from tests.support.folders import classes, kinds, names_of, rows_of, table, write
+from tests.support.layouts import write_celeba
 
 
 CAMERAS = [f"cam_{'ab'[row % 2]}/{row}.jpg" for row in range(8)]
@@ -21,8 +23,8 @@ def listing(heading, sep=","):
     return table(heading, [f"{path}{sep}{BIRDS[path.rpartition('/')[2]]}" for path in CAMERAS])
 
 
-def everything(folder, **settings):
-    return read_data(folder, validation_split=0, **settings)
+def everything(folder, **wanted):
+    return read_data(folder, None, Wanted(**wanted), validation_split=0)
 
 
 @pytest.mark.parametrize("heading", ["file,Vogelart", "file,label", "file,Vogelart,Kamera"])
@@ -32,7 +34,7 @@ def test_a_table_that_is_passed_is_never_left_for_folders(tmp_path, heading):
     if "Kamera" in heading:
         with pytest.raises(ValueError, match=r"its columns Vogelart, Kamera.* has the labels.*label_column"):
             everything(tmp_path / "labels.csv")
-        assert names_of(everything(tmp_path / "labels.csv", label_column="Vogelart"), column="Vogelart") == BIRDS
+        assert names_of(everything(tmp_path / "labels.csv", label="Vogelart"), column="Vogelart") == BIRDS
     else:
         assert names_of(everything(tmp_path / "labels.csv")) == BIRDS
 
@@ -41,7 +43,7 @@ def test_a_column_that_may_be_the_classes_or_not_is_asked_about(tmp_path):
     write(tmp_path, {**dict.fromkeys(CAMERAS), "labels.csv": listing("file,Vogelart")})
     with pytest.raises(ValueError, match=r"folders \('cam_a', 'cam_b'\) or what labels.csv says \('owl', 'truck'\)"):
         everything(tmp_path)
-    assert names_of(everything(tmp_path, label_column="Vogelart"), column="Vogelart") == BIRDS
+    assert names_of(everything(tmp_path, label="Vogelart"), column="Vogelart") == BIRDS
     flags = table("file,healthy,rust", [f"{path},{int(row < 4)},{int(row >= 4)}" for row, path in enumerate(CAMERAS)])
     (tmp_path / "labels.csv").write_text(flags)
     with pytest.raises(ValueError, match=r"or what labels.csv says \('healthy', 'rust'\)"):
@@ -309,3 +311,25 @@ def test_two_colons_in_the_name_of_a_file(tmp_path):
     assert not are_embedded(found.splits["train"], "image")
     rows = Dataset.from_dict({"image": [str(tmp_path / "train" / "owl" / "a::0.jpg")]}).cast_column("image", Image())
     assert rows[0]["image"].size == (8, 8)
+
+
+def test_labels_of_minus_one_and_one_are_two_classes(tmp_path):
+    labels = table("file,label", [f"{row}.jpg,{1 if row % 2 else -1}" for row in range(6)])
+    found = everything(write(tmp_path, {**{f"{row}.jpg": None for row in range(6)}, "labels.csv": labels}))
+    rows = found.splits["train"].cast_column("image", Image(decode=False))
+    assert [int(image["path"][-5]) % 2 for image in rows["image"]] == rows["label"]
+    assert "Labels of -1 and 1 are read as 0 and 1." in found.notes
+    # Where 0 is there as well, they are three.
+    (tmp_path / "labels.csv").write_text(labels.replace("0.jpg,-1", "0.jpg,0"))
+    assert {*everything(tmp_path).splits["train"]["label"]} == {-1, 0, 1}
+
+
+def test_grades_that_differ_by_a_sign_are_two_classes(tmp_path):
+    found = everything(write(tmp_path, ["A-/1.jpg", "A/2.jpg", "B/3.jpg"]))
+    assert {*names_of(found).values()} == {"A-", "A", "B"}
+
+
+def test_another_attribute_of_celeba_has_no_advice_about_hair(tmp_path):
+    write_celeba(tmp_path)
+    assert any("Blond_Hair" in note for note in everything(tmp_path).notes)
+    assert not any("Blond_Hair" in note for note in everything(tmp_path, label="Male").notes)

@@ -56,7 +56,7 @@ def read(tree: FileTree) -> Layout | None:
         class_names=CLASSES,
         group_columns=(LABEL, "sex"),
         left_out={**left_out, **missing},
-        notes=(
+        notes_on_labels=(
             f"Labels are the attribute {_LABEL}: {CLASSES[0]} is all hair that is not {CLASSES[1]}. They read well in "
             'the caption template "a photo of a celebrity with {} hair."',
         ),

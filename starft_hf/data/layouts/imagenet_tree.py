@@ -65,7 +65,7 @@ def read(tree: FileTree) -> Layout | None:
         sources={split: sources[split] for split in ids_of},
         class_names=tuple(name_of.values()),
         left_out=left_out,
-        notes=() if words else (unnamed,),
+        notes_on_labels=() if words else (unnamed,),
     )
 
 
