@@ -160,7 +160,26 @@ class ImagePreprocessor:
         return torch.equal(prepared_bytes(self.image_processor, [probe])[0], _as_tensor(probe))
 
     def _is_prepared(self, image: Any) -> bool:
-        return self._keeps_size and image.size == self.size
+        # A crop of our own has the size that the vision tower takes; a processor that first makes images larger than
+        # that would enlarge it, and cut its border off.
+        is_final = self.as_bytes if self.crop_scale is not None and self.transform is None else self._keeps_size
+        return is_final and image.size == self.size
+
+    @cached_property
+    def _resizes_as_it_says(self) -> bool:
+        """Whether the image processor resizes to its `size`, rather than by `crop_pct` or a factor of its class."""
+        if not is_of_transformers(self.image_processor):
+            return False
+        probe = Image.fromarray(np.zeros((120, 90, 3), dtype=np.uint8))
+        try:
+            found = prepared_bytes(self.image_processor, [probe], do_center_crop=False)
+        except (ArithmeticError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return False
+        return tuple(found.shape[:1:-1]) == _size_to_resize(self.image_processor, *probe.size)
+
+    def _resized_size(self, width: int, height: int) -> tuple[int, int] | None:
+        """The `(width, height)` that an image is resized to, before its crop; None where it is unknown."""
+        return _size_to_resize(self.image_processor, width, height) if self._resizes_as_it_says else None
 
     def read(self, image: Any, *, mode: str | None = None, is_own: bool = False) -> ScaledImage:
         """`image` as an upright RGB image, scaled as far as what it is for allows.
@@ -205,7 +224,7 @@ class ImagePreprocessor:
     def smallest_part(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
         """The size of the smallest part of an image that may be resized, and what to; None where that is unknown."""
         if self.deterministic:
-            size = _resized_size(self.image_processor, width, height)
+            size = self._resized_size(width, height)
             return None if size is None else ((width, height), size)
         if self.size is None:
             return None
@@ -215,7 +234,7 @@ class ImagePreprocessor:
 
     def _resized(self, image: ScaledImage) -> Image.Image:
         """A scaled image, resized as the image processor does from the size before; others are left to it."""
-        size = _resized_size(self.image_processor, *image.size) if image.image.size != image.size else None
+        size = self._resized_size(*image.size) if image.image.size != image.size else None
         if size is None or image.is_final:
             return image.image
         return image.resized(size, _filter_of(self.image_processor), self.gap)
@@ -285,10 +304,9 @@ def fixed_size(image_processor: Any) -> tuple[int, int] | None:
     return None
 
 
-def _resized_size(image_processor: Any, width: int, height: int) -> tuple[int, int] | None:
-    """The `(width, height)` that an image processor resizes an image to, before its crop; None where it is unknown."""
-    # Others may do anything with the pixels.
-    if not is_of_transformers(image_processor) or not getattr(image_processor, "do_resize", False):
+def _size_to_resize(image_processor: Any, width: int, height: int) -> tuple[int, int] | None:
+    """The `(width, height)` that an image processor says it resizes an image to, before its crop, if it does."""
+    if not getattr(image_processor, "do_resize", False):
         return None
     size = {name: value for name, value in dict(image_processor.size or {}).items() if value}
     if size.keys() == {"height", "width"}:

@@ -45,11 +45,14 @@ class ByteValues:
         return self._of_device[pixels.device].index_select(0, places.flatten()).view(pixels.shape)
 
 
-def prepared_bytes(image_processor: Any, images: Sequence[Any]) -> Tensor:
-    """The images as an image processor resizes and crops them, `(N, 3, H, W)`, neither rescaled nor normalized."""
-    steps = ("do_rescale", "do_normalize", "include_top")
-    without = {name: False for name in steps if hasattr(image_processor, name)}
-    prepared: Tensor = image_processor(images=images, return_tensors="pt", **without)["pixel_values"]
+def prepared_bytes(image_processor: Any, images: Sequence[Any], **settings: bool) -> Tensor:
+    """The images as an image processor resizes and crops them, `(N, 3, H, W)`, neither rescaled nor normalized.
+
+    `settings` are further ones of those that it has.
+    """
+    steps = {"do_rescale": False, "do_normalize": False, "include_top": False, **settings}
+    known = {name: value for name, value in steps.items() if hasattr(image_processor, name)}
+    prepared: Tensor = image_processor(images=images, return_tensors="pt", **known)["pixel_values"]
     return prepared
 
 
