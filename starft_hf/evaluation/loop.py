@@ -1,5 +1,6 @@
 """One pass of a classifier over an evaluation set, by a trainer or without one."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -86,6 +87,11 @@ class ClassifierEvaluation:
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
         """The result over all processes; a ValueError if there were no rows."""
         result = self.counts.gathered().result(training_shares)
+        if math.isnan(result.loss):
+            logger.warning(
+                "The loss of an evaluation is NaN: embeddings are, and such images count as the first class. The "
+                "weights are damaged, or the dtype overflows."
+            )
         other = result.group_accuracies.keys() ^ (training_shares or {}).keys()
         # A set with other classes, such as one that measures what is forgotten, has groups of its own.
         same_classes = self.training_classes is None or set(self.training_classes) == set(self.class_names)

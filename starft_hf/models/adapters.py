@@ -63,9 +63,13 @@ def resolve_peft_config(config: PeftConfig | str, model: nn.Module) -> PeftConfi
 
 def _preset_targets(preset: str, model: nn.Module, tower: str) -> str:
     """A pattern for the names of the modules that a preset adapts in a tower; ValueError if there are none."""
-    named = model.named_modules()
-    layers = {name: part for name, part in named if f".{tower}." in f".{name}" and isinstance(part, _LAYERS)}
-    known = rf"(.*\.)?{tower}\.(.*\.)?({'|'.join(family_of(model).lora_targets)})"
+    named = dict(model.named_modules())
+    # It computes with the weights of its layers, so that an adapter of one would never be used.
+    whole = [name for name, part in named.items() if isinstance(part, nn.MultiheadAttention)]
+    inside = {name: part for name, part in named.items() if f".{tower}." in f".{name}" and isinstance(part, _LAYERS)}
+    layers = {name: part for name, part in inside.items() if name.rpartition(".")[0] not in whole}
+    others = rf"(?!({'|'.join(map(re.escape, whole))})\.)" if whole else ""
+    known = rf"{others}(.*\.)?{tower}\.(.*\.)?({'|'.join(family_of(model).lora_targets)})"
     if any(_matches(name, known) for name in layers):
         return known
     names = [name for name, part in layers.items() if isinstance(part, nn.Linear) or _mixes_channels(part)]

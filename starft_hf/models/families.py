@@ -32,6 +32,7 @@ class Family:
         shares_prefixes: whether texts may share the computation of their prefixes (see `prefix_sharing`): the tower is
             causal, takes `position_ids` and a mask per pair of tokens, and pools the first end token.
         checks_end_token: whether the tokenizer must end texts with the token `text_config.eos_token_id`.
+        has_legacy_end: whether the tower pools the token with the highest id where that is `LEGACY_EOS`.
         vision_tower, text_tower: the modules that embed images and texts.
         vision_projection, text_projection: the modules that project what the towers return, where there are any.
         any_towers: whether the towers are models of any type, whose pooled embeddings may lack or have another shape.
@@ -45,6 +46,7 @@ class Family:
     fixed_length: bool = False
     shares_prefixes: bool = False
     checks_end_token: bool = False
+    has_legacy_end: bool = False
     vision_tower: str = "vision_model"
     text_tower: str = "text_model"
     vision_projection: str = "visual_projection"
@@ -56,10 +58,10 @@ class Family:
 _SIGLIP = Family(logit_bias="logit_bias", fixed_length=True, text_projection="text_model.head")
 
 FAMILIES = {
-    "clip": Family(shares_prefixes=True, checks_end_token=True),
+    "clip": Family(shares_prefixes=True, checks_end_token=True, has_legacy_end=True),
     "siglip": _SIGLIP,
     "siglip2": _SIGLIP,
-    "metaclip_2": Family(),
+    "metaclip_2": Family(checks_end_token=True),
     "altclip": Family(lora_targets=_CLIP + _BERT),
     "chinese_clip": Family(lora_targets=_CLIP + _BERT),
     "align": Family("temperature", stores_log=False, lora_targets=_BERT + _EFFICIENTNET),

@@ -1,34 +1,43 @@
 """Loading dual encoders and their processors, and the checks that both pass before use."""
 
 import inspect
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, cast
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers.utils import logging
 
 from starft_hf.models.adapters import base_model_of
 from starft_hf.models.families import LEGACY_EOS, TEMPERATURES, Family, family_of
+from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.modes import evaluation_mode, floating_dtype
 from starft_hf.models.own_code import check_classes
-from starft_hf.models.sigmoid import restore_added_bias
+from starft_hf.models.sigmoid import BIAS, restore_added_bias
 from starft_hf.models.texts import counts_from_padding
 from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.untrusted import read_json_object
 
 
+logger = logging.get_logger(__name__)
+
 _CONFIGS = ("config.json", "adapter_config.json")
+_POINTER = b"version https://git-lfs"
 
 
 def load_model(model: str | PathLike[str] | nn.Module, *, trust_remote_code: bool = False) -> nn.Module:
     """`model` itself, or the model of that Hub id or path, in float32 so that small updates are not lost.
 
-    Its code is run if it has its own and `trust_remote_code` allows it.
+    Its code is run if it has its own and `trust_remote_code` allows it. An adapter that lies beside its base
+    model is left out.
 
     Raises:
         FileNotFoundError: if there is nothing at a path, or no such model on the Hub.
@@ -40,18 +49,45 @@ def load_model(model: str | PathLike[str] | nn.Module, *, trust_remote_code: boo
     check_folder(Path(model))
     check_config(Path(model))
     check_classes(model, trust_remote_code=trust_remote_code)
+    settings: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
+    settings["output_loading_info"] = True
+    if all((Path(model) / name).is_file() for name in _CONFIGS):
+        # Transformers would look for it here, and inject it.
+        settings["adapter_kwargs"] = {"subfolder": "none"}
     try:
-        loaded = AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    except OSError as error:
+        loaded, found = AutoModel.from_pretrained(model, **settings)
+    except (OSError, SafetensorError, UnpicklingError) as error:
         if Path(model).exists():
-            raise ValueError(f"no model could be loaded from {model!r} ({error})") from error
+            hint = "; its weights are pointers of Git LFS: run git lfs pull there" if _has_pointers(model) else ""
+            raise ValueError(f"no model could be loaded from {model!r} ({error}){hint}") from error
         raise FileNotFoundError(not_on_hub(model, error)) from error
+    _check_complete(loaded, found["missing_keys"], model)
     # Transformers set it itself before 5.24.
     if getattr(loaded.config, "_commit_hash", None) is None and not Path(model).exists():
         loaded.config._commit_hash = cached_commit(str(model))
     if (folder := _folder_of(str(model))) is not None:
         restore_added_bias(loaded, folder)
     return loaded
+
+
+def _check_complete(loaded: nn.Module, missing: Iterable[str], source: str) -> None:
+    """Raise ValueError if a checkpoint lacks weights of its model, which would be random, and others in every process.
+
+    A bias that training has added is restored afterwards; positions are no weights.
+    """
+    lacking = sorted(name for name in missing if not name.endswith((BIAS, "position_ids")))
+    if lacking:
+        saved = ", ".join(getattr(loaded.config, "architectures", None) or ["another class"])
+        raise ValueError(
+            f"{source!r} has no {lacking[0]!r}, which a {type(loaded).__name__} needs ({len(lacking)} weights are "
+            f"missing and would be random); it was saved as {saved}. Pass a checkpoint of a whole dual encoder"
+        )
+
+
+def _has_pointers(folder: str) -> bool:
+    """Whether weights in a folder are the text files that Git LFS has in their places."""
+    files = [path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin") and path.is_file()]
+    return any(path.open("rb").read(len(_POINTER)) == _POINTER for path in files)
 
 
 def _folder_of(model: str) -> Path | None:
@@ -124,8 +160,8 @@ def check_dual_encoder(model: nn.Module) -> tuple[str, ...]:
     model = base_model_of(model)
     if hasattr(model, "_orig_mod"):
         raise ValueError("the model is compiled already; pass the model itself, and set torch_compile=True")
-    arguments = tuple(inspect.signature(model.forward).parameters)
     needed = ("pixel_values", "input_ids")
+    arguments = _arguments_of(model, needed)
     missing = [f"an argument {name!r} of its forward" for name in needed if name not in arguments]
     if not isinstance(getattr(model, family_of(model).temperature, None), Tensor):
         missing.append(f"a temperature (a parameter {' or '.join(f'`{name}`' for name in TEMPERATURES)})")
@@ -139,7 +175,36 @@ def check_dual_encoder(model: nn.Module) -> tuple[str, ...]:
             f"{type(model).__name__} is not a dual encoder: missing {', '.join(missing)}. StarFT needs a model that "
             "embeds images and texts in one space, such as CLIPModel, SiglipModel or AlignModel."
         )
+    _warn_of_own_class(cast(PreTrainedModel, model))
     return arguments
+
+
+def _warn_of_own_class(model: PreTrainedModel) -> None:
+    """Warn that a folder with `model` will be loaded without the weights that a class of one's own has added."""
+    own = type(model)
+    built = AutoModel._model_mapping.get(type(model.config), None)
+    of_libraries = own.__module__.startswith(("transformers.", "torch."))
+    if of_libraries or not isinstance(built, type) or issubclass(built, own) or model._auto_class is not None:
+        return
+    with torch.device("meta"):
+        known = built(model.config).state_dict()
+    more = [name for name in model.state_dict() if name not in known and not name.startswith((BIAS, HEAD_NAME))]
+    if more:
+        logger.warning_once(
+            f"The {own.__name__} has weights, such as {more[0]!r}, that a {built.__name__} does not have, and a "
+            "folder with this configuration is loaded as one. Register your class wherever it is to be loaded: "
+            f"AutoModel.register(type(model.config), {own.__name__}, exist_ok=True)."
+        )
+
+
+def _arguments_of(model: nn.Module, needed: Sequence[str]) -> tuple[str, ...]:
+    """The names of the forward's arguments; of one that passes on what it gets, those of the class it is based on."""
+    own = inspect.signature(model.forward).parameters
+    for base in type(model).__mro__:
+        if set(needed) <= own.keys() or not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in own.values()):
+            break
+        own = inspect.signature(base.forward).parameters if hasattr(base, "forward") else own
+    return tuple(own)
 
 
 def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
@@ -148,8 +213,8 @@ def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
     if tokenizer is None or image_processor is None:
         missing = "tokenizer" if tokenizer is None else "image processor"
         raise ValueError(
-            f"processing_class is a {type(processor).__name__}, which has no {missing}; pass the model's whole "
-            "processor, AutoProcessor.from_pretrained(...)"
+            f"processing_class is a {type(processor).__name__}, which has no {missing} of its own; pass the model's "
+            "whole processor, AutoProcessor.from_pretrained(...)"
         )
     wrong = []
     family = family_of(model)
@@ -158,12 +223,22 @@ def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
     if len(tokenizer) > config.text_config.vocab_size:
         wrong.append(f"its tokenizer has {len(tokenizer)} entries, the model {config.text_config.vocab_size}")
     eos = getattr(config.text_config, "eos_token_id", None)
-    if family.checks_end_token and eos not in (LEGACY_EOS, None, tokenizer.eos_token_id):
-        wrong.append(f"its tokenizer ends texts with token {tokenizer.eos_token_id}, the model expects {eos}")
+    end = tokenizer.eos_token_id
+    if family.has_legacy_end and eos == LEGACY_EOS:
+        if max(tokenizer("a")["input_ids"]) != end:
+            wrong.append(f"its tokenizer ends texts with token {end}, the model pools the one with the highest id")
+    elif family.checks_end_token and eos not in (None, end):
+        wrong.append(f"its tokenizer ends texts with token {end}, the model expects {eos}")
     padding = counts_from_padding(base_model_of(model))
     if padding is not None and tokenizer.pad_token_id != padding:
         wrong.append(f"its tokenizer pads with token {tokenizer.pad_token_id}, the model with {padding}")
-    blank = image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+    blank, wide = (
+        image_processor(images=[Image.new("RGB", (width, 64))], return_tensors="pt")["pixel_values"]
+        for width in (64, 96)
+    )
+    if blank.ndim == 4 and blank.shape != wide.shape:
+        shapes = f"{tuple(blank.shape[-2:])} and {tuple(wide.shape[-2:])}"
+        wrong.append(f"its image processor gives images of different sizes, {shapes}: set do_center_crop=True")
     found, size = tuple(blank.shape[-2:]), getattr(config.vision_config, "image_size", None)
     wanted = (size, size) if isinstance(size, int) else size and tuple(size)
     # SigLIP 2's processor gives sequences of patches, `(N, patches, values)`. Convolutions take images of any size, as

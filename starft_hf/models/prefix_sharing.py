@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from starft_hf.models.families import family_of
 
 
+# The attention that takes a boolean mask per pair of tokens.
+PACKED_ATTENTION = "sdpa"
 # The keys of a packed batch that say where each text is pooled: the row and the position in it, `(M,)` each.
 POOL_ROWS, POOL_PLACES = "text_rows", "text_places"
 
@@ -108,12 +110,18 @@ def pooled_at(model: Any, batch: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     rows, places = batch[POOL_ROWS], batch[POOL_PLACES]
+    tower = getattr(model, family_of(model).text_tower)
+    if (attention := getattr(tower.config, "_attn_implementation", None)) != PACKED_ATTENTION:
+        raise ValueError(
+            f"the attention of the text tower has become {attention!r}, which adds masks of texts that share their "
+            "prefixes rather than applying them; choose it before the trainer or the evaluation is made"
+        )
 
     def pool(module: nn.Module, args: Any, outputs: Any) -> Any:
         outputs.pooler_output = outputs.last_hidden_state[rows, places]
         return outputs
 
-    hook = getattr(model, family_of(model).text_tower).register_forward_hook(pool)
+    hook = tower.register_forward_hook(pool)
     try:
         yield
     finally:

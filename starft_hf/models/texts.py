@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from starft_hf.models.families import LEGACY_EOS, family_of
 from starft_hf.models.modes import has_dropout
-from starft_hf.models.prefix_sharing import pack
+from starft_hf.models.prefix_sharing import PACKED_ATTENTION, pack
 
 
 logger = logging.get_logger(__name__)
@@ -147,6 +147,5 @@ def _can_pack(model: nn.Module, arguments: Sequence[str]) -> bool:
     tower = getattr(model, family.text_tower, None)
     if not family.shares_prefixes or not isinstance(tower, nn.Module) or "position_ids" not in arguments:
         return False
-    # Only this attention takes a boolean mask per pair of tokens. Under dropout, shared tokens would drop alike.
-    attention = getattr(tower.config, "_attn_implementation", None)
-    return attention == "sdpa" and not has_dropout(tower)
+    # Under dropout, shared tokens would drop alike.
+    return getattr(tower.config, "_attn_implementation", None) == PACKED_ATTENTION and not has_dropout(tower)
