@@ -2,24 +2,31 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from PIL import Image
 from torch import Tensor, nn
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from starft_hf.data.captions import check_caption_templates, check_class_prompts
 from starft_hf.data.images import ImagePreprocessor, stack_features
+from starft_hf.data.rgb import ScaledImage
+from starft_hf.data.urls import is_url
+from starft_hf.evaluation.validation import check_positive
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.hub.publishable import publishable
 from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord, public_id
@@ -34,7 +41,10 @@ from starft_hf.utils.untrusted import read_json
 
 
 # Besides these, repositories have the weights in the formats of other frameworks, each as large again.
-_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_WEIGHTS = ["model*.safetensors", "adapter_model*.safetensors"]
+_FILES = ["*.json", "*.txt", "*.model", HEAD_FILE, *_WEIGHTS]
+# Read without running what is in them, where there are no others.
+_PICKLED = ["pytorch_model*.bin", "adapter_model*.bin"]
 
 # The folder of a copied adapter for its base model.
 _BASE = "base"
@@ -90,35 +100,44 @@ class Classifier:
         self.templates = tuple(templates)
         self.head = head
         self.encoder = DualEncoder.of(model, processor)
+        # With the state of the weights that they belong to.
+        self._weights: tuple[list[int], Tensor] | None = None
         if self.class_names and head is None:
             check_class_prompts(self.class_names, self.templates, self.encoder.encode_texts)
 
     def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> "Classifier":
         """The same model as a zero-shot classifier of other classes."""
+        names, prompts = ([value] if isinstance(value, str) else value for value in (class_names, templates))
+        if not names:
+            raise ValueError("class_names is empty; pass the classes, as in with_classes(['cat', 'dog'])")
+        if prompts:
+            check_caption_templates("templates", list(prompts))
         several = self.multi_label
-        return Classifier(self.model, self.processor, class_names, templates or self.templates, multi_label=several)
+        return Classifier(self.model, self.processor, names, prompts or self.templates, multi_label=several)
 
     def __call__(self, images: Any, batch_size: int = 32) -> list[Prediction]:
-        """A prediction per image.
+        """A prediction per image; several threads may call it, and take turns.
 
         Args:
-            images: a PIL image, an array of unsigned bytes `(H, W, 3)`, or a sequence of them.
+            images: a PIL image, the path of one, an array of unsigned bytes `(H, W, 3)`, or several of them: a list, a
+                column of a dataset, an array `(N, H, W, 3)`, an iterator.
             batch_size: images per forward.
 
         Raises:
-            ValueError: if there are no classes.
+            ValueError: if there are no classes, or the weights give NaN.
             TypeError: if an image is not one.
         """
         self._check_classes()
-        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        check_positive("batch_size", batch_size)
+        several = iter(images if _are_several(images) else [images])
         preprocess = ImagePreprocessor(self.encoder.image_processor)
         predictions: list[Prediction] = []
-        for start in range(0, len(images), batch_size):
-            for row in self.probabilities(stack_features(preprocess(images[start : start + batch_size]))):
+        while batch := [_read(preprocess, image) for image in islice(several, batch_size)]:
+            for row in self.probabilities(stack_features(preprocess.of_scaled(batch))):
                 scores = dict(zip(self.class_names or (), row.tolist(), strict=True))
                 best = max(scores, key=lambda name: scores[name])
-                several = tuple(name for name, score in scores.items() if score >= 0.5)
-                labels = several if self.multi_label else (best,)
+                likely = tuple(name for name, score in scores.items() if score >= 0.5)
+                labels = likely if self.multi_label else (best,)
                 predictions.append(Prediction(best, scores[best], scores, labels))
         return predictions
 
@@ -134,26 +153,63 @@ class Classifier:
         """
         self._check_classes()
         device = next(self.model.parameters()).device
-        with evaluation_mode(self.model):
+        # Embedding texts changes how the model computes while it lasts.
+        with _lock_of(self.model), evaluation_mode(self.model):
             with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
                 embeds = self.encoder.encode(self.model, images={name: t.to(device) for name, t in images.items()})
             logits = self._logits(embeds).cpu().double()
+        if bool(logits.isnan().any()):
+            raise ValueError(
+                "the model gives probabilities that are NaN; its weights are damaged, or its dtype overflows"
+            )
         return logits.sigmoid() if self.multi_label else logits.softmax(-1)
 
     def _check_classes(self) -> None:
         if self.class_names is None:
             raise ValueError("no classes are known; pass some with classifier.with_classes(['cat', 'dog'])")
 
-    @cached_property
     def _zero_shot_weights(self) -> Tensor:
-        return zero_shot_weights(self.model, self.encoder, self.class_names or (), self.templates)
+        # Of inference tensors no versions are known.
+        versions = [0 if value.is_inference() else value._version for value in self.model.parameters()]
+        state = [*versions, *(value.data_ptr() for value in self.model.parameters())]
+        if self._weights is None or self._weights[0] != state:
+            found = zero_shot_weights(self.model, self.encoder, self.class_names or (), self.templates)
+            self._weights = state, found
+        return self._weights[1]
 
     def _logits(self, image_embeds: Tensor) -> Tensor:
         if self.head is not None:
             return head_logits(self.head.to(image_embeds.device), image_embeds)
-        logits = image_embeds @ self._zero_shot_weights.to(image_embeds).T
+        logits = image_embeds @ self._zero_shot_weights().to(image_embeds).T
         bias = logit_bias_of(base_model_of(self.model)) if self.multi_label else None
         return logits if bias is None else logits + bias
+
+
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_GUARD = threading.Lock()
+
+
+def _lock_of(model: nn.Module) -> threading.RLock:
+    """The lock of all classifiers with a model."""
+    with _GUARD:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
+def _are_several(images: Any) -> bool:
+    """Whether an argument holds images rather than being one."""
+    if isinstance(images, (np.ndarray, Tensor)):
+        return images.ndim > 3 or images.dtype == object
+    return isinstance(images, Iterable) and not isinstance(images, (str, Mapping))
+
+
+def _read(preprocess: ImagePreprocessor, image: Any) -> ScaledImage:
+    """An image, or the one in a file, of which no more is decoded than the model sees."""
+    if is_url(image):
+        raise ValueError(f"{image!r} is a URL; download the image, and pass its path")
+    if not isinstance(image, (str, PathLike)):
+        return preprocess.read(image)
+    with Image.open(Path(image).expanduser()) as opened:
+        return preprocess.read(opened, is_own=True)
 
 
 def load(
@@ -189,6 +245,8 @@ def load(
             model: Any = PeftModel.from_pretrained(plain, folder)
         if not any((folder / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
             processor_folder = base_folder
+    elif base is not None:
+        raise ValueError(f"base={str(base)!r} has no effect: {str(source)!r} is not an adapter; leave it out")
     else:
         model = load_model(folder, **trusted)
     names: Sequence[str] | None = None
@@ -221,11 +279,19 @@ def base_of(
         raise FileNotFoundError(
             f"the {ADAPTER_CONFIG} of {str(adapter)!r} names no base model; pass base='its id or folder'"
         )
-    # One that lies in the adapter's folder moves with it.
-    named = adapter / named if base is None and (adapter / named).is_dir() else named
+    named = named if base else _base_in(adapter, str(named))
     named = local_or_hub(named, "base" if base else "base_model_name_or_path of the adapter")
     revision = None if base else config.revision
     return local_folder(named, revision=revision, token=token, trust_remote_code=trust_remote_code)
+
+
+def _base_in(adapter: Path, named: str) -> str | Path:
+    """The base model that an adapter names, in the adapter's own folder if it lies there, and moves with it.
+
+    A folder of that name which is there by chance, such as the merged model, does not hide one that exists elsewhere.
+    """
+    is_inside = (adapter / named).is_dir() and (named == _BASE or not Path(named).is_dir())
+    return adapter / named if is_inside else named
 
 
 def copy_model(source: Path, target: Path) -> None:
@@ -237,7 +303,7 @@ def copy_model(source: Path, target: Path) -> None:
     if not any((source / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
         raise ValueError(f"{str(source)!r} is not a model: it has neither {CONFIG_NAME} nor {ADAPTER_CONFIG}")
     target.mkdir(parents=True)
-    weights = [] if any(source.glob("*.safetensors")) else ["pytorch_model*.bin"]
+    weights = [] if _has_weights(source) else _PICKLED
     for name in publishable(source, weights)[0]:
         if "/" not in name and not name.endswith(".md"):
             shutil.copyfile(source / name, target / name)
@@ -246,8 +312,8 @@ def copy_model(source: Path, target: Path) -> None:
         return
     content = read_json(config)
     name = str(content.get("base_model_name_or_path"))
-    if (source / name).is_dir() or Path(name).is_dir():
-        copy_model(source / name if (source / name).is_dir() else Path(name), target / _BASE)
+    if (base := Path(_base_in(source, name))).is_dir():
+        copy_model(base, target / _BASE)
         content["base_model_name_or_path"] = _BASE
         write_text_atomically(config, json.dumps(content, indent=2) + "\n")
     elif public_id(name) is None:
@@ -282,6 +348,11 @@ def local_folder(
         ) from error
     except (OSError, HfHubHTTPError) as error:
         raise FileNotFoundError(not_on_hub(str(source), error)) from error
-    if not any(folder.glob("*.safetensors")):
-        snapshot_download(str(source), allow_patterns="pytorch_model*.bin", **wanted)
+    if not _has_weights(folder):
+        snapshot_download(str(source), allow_patterns=_PICKLED, **wanted)
     return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder has the weights of a model or an adapter in files of safetensors."""
+    return any(any(folder.glob(pattern)) for pattern in _WEIGHTS)

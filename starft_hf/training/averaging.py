@@ -17,6 +17,8 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from starft_hf.hub.classifier import Classifier
+from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.modes import unwrapped
 from starft_hf.training.callbacks import ResumingCallback
 from starft_hf.utils.files import file_in_place_of
@@ -29,6 +31,7 @@ AVERAGE_FILE = "ema.safetensors"
 _FORMAT = "starft-average-1"
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+LoadedT = TypeVar("LoadedT", bound=nn.Module | Classifier)
 
 
 class ExponentialAverageCallback(ResumingCallback):
@@ -192,8 +195,13 @@ class ExponentialAverageCallback(ResumingCallback):
             _copy_full(saved[name], average)
 
 
-def load_average(model: ModelT, checkpoint: str | PathLike[str]) -> ModelT:
+def load_average(model: LoadedT, checkpoint: str | PathLike[str]) -> LoadedT:
     """Overwrite weights of `model`, such as the one in `checkpoint`, with the averages there; returns `model`.
+
+    Args:
+        model: a model, or what `load` gives of a checkpoint, whose linear head is overwritten, too. Without one, the
+            average of the head of a cross-entropy run is left out, with a warning.
+        checkpoint: a folder that `ExponentialAverageCallback` has written.
 
     Raises:
         FileNotFoundError: if there is no average in the checkpoint.
@@ -203,7 +211,16 @@ def load_average(model: ModelT, checkpoint: str | PathLike[str]) -> ModelT:
     if not file.is_file():
         raise FileNotFoundError(f"{str(checkpoint)!r} has no {AVERAGE_FILE}; ExponentialAverageCallback writes one")
     saved, _ = _load(file)
-    for value, average in _matching(model, saved, repr(str(file))):
+    plain, head = (model.model, model.head) if isinstance(model, Classifier) else (model, None)
+    known = {name for name, _ in unwrapped(plain).named_parameters()}
+    of_head = {name: saved.pop(name) for name in [*saved] if f"{HEAD_NAME}." in name and name not in known}
+    pairs = _matching(plain, saved, repr(str(file)))
+    if head is not None:
+        own = {name.rpartition(f"{HEAD_NAME}.")[2]: average for name, average in of_head.items()}
+        pairs += _matching(head, own, repr(str(file)))
+    elif of_head:
+        logger.warning("%s has the average of a linear head, and the model has none; pass load(checkpoint).", file)
+    for value, average in pairs:
         _copy_full(average, value)
     return model
 

@@ -362,8 +362,8 @@ def test_load_classifies_with_what_was_saved(train, dataset, tmp_path):
     assert set(others[0].scores) == {"sky", "snow"}
     with pytest.raises(ValueError, match="no classes are known"):
         load(TINY_CLIP)(dataset[0]["image"])
-    with pytest.raises(TypeError, match="of type str"):
-        classifier("cat.png")
+    with pytest.raises(TypeError, match="of type dict"):
+        classifier({"image": "cat.png"})
     config = json.loads((tmp_path / "run" / "starft.json").read_text())
     assert config["config"]["eval_templates"] == ["an {}.", "a photo of a {}."]
 
