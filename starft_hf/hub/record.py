@@ -23,6 +23,8 @@ from starft_hf.utils.versions import versions_of
 
 
 RECORD_FILE = "starft.json"
+# The base loss of runs on images of any number of classes.
+MULTI_LABEL = "multi_label"
 DEFAULT_PROMPT = "a photo of a {}."
 _FORMAT = 1
 
@@ -99,7 +101,7 @@ class RunRecord:
     @property
     def multi_label(self) -> bool:
         """Whether images may have several classes."""
-        return self.config.get("base_loss") == "multi_label"
+        return self.config.get("base_loss") == MULTI_LABEL
 
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from starft_hf.data.examples import Examples
 from starft_hf.data.retrieval import CAPTION_COLUMN
 from starft_hf.data.source import column_names, is_iterable
-from starft_hf.training.setting_checks import MULTI_LABEL
+from starft_hf.hub.record import MULTI_LABEL
 from starft_hf.utils.collectives import gather_values
 
 

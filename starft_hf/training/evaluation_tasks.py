@@ -10,7 +10,7 @@ from starft_hf.data.examples import Examples
 from starft_hf.data.retrieval import AUTO, CLASSIFICATION, RETRIEVAL, retrieval_columns
 from starft_hf.data.streams import warn_of_repeated_rows
 from starft_hf.evaluation.results import MEAN_RECALL, RECALLS
-from starft_hf.training.setting_checks import MULTI_LABEL
+from starft_hf.hub.record import MULTI_LABEL
 from starft_hf.utils.names import unknown_name
 
 

@@ -24,9 +24,9 @@ from starft_hf.hub.publishable import publishable
 from starft_hf.hub.pushing import PushError, advice, open_repository, push_folder, reason
 from starft_hf.hub.record import RunRecord, make_record, model_source
 from starft_hf.hub.snippets import Usage
-from starft_hf.models.adapters import base_model_of, base_state, is_adapted, merge_and_save
+from starft_hf.models.adapters import base_model_of, base_state, is_adapted
 from starft_hf.models.fsdp import before_sharding, check_mergeable, whole_weights
-from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, save_head
+from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
 from starft_hf.models.sigmoid import BIAS, has_added_bias
 from starft_hf.models.towers import works_alone
 from starft_hf.report import TrainingPoint
@@ -34,6 +34,7 @@ from starft_hf.training.checkpointing.files import read_content
 from starft_hf.training.checkpointing.publishing import copy_to_publish
 from starft_hf.training.measurements import Measurements
 from starft_hf.training.parameter_groups import trained_parts
+from starft_hf.training.saving import save_merged
 from starft_hf.training.setup import RunSetup
 from starft_hf.utils.hashing import tensors_digest
 from starft_hf.utils.text import without_paths
@@ -130,15 +131,14 @@ class HubMixin(Trainer):
 
         Raises:
             ValueError: if the model has no adapter, or FSDP has sharded it.
+            FileExistsError: if the folder holds an adapter, or the base model of this one.
         """
         check_mergeable(self.model)
         if self.args.should_save:
             self._save_merged(Path(output_dir), None)
 
     def _save_merged(self, folder: Path, repo_id: str | None) -> None:
-        merge_and_save(self.model, self.processing_class, folder)
-        if self.head is not None:
-            save_head(self.head.state_dict(), self.class_names or (), folder)
+        save_merged(self.model, self.processing_class, folder, self.head, self.class_names)
         self.save_record(folder)
         self._write_card(folder, folder.name, repo_id, merged=True)
 

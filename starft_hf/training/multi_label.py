@@ -11,6 +11,7 @@ from starft_hf.data.embedding import embed_images
 from starft_hf.data.examples import EvaluationExampleMaker, Example, IndexedExamples, IterableExamples
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.evaluation.zero_shot import zero_shot_weights
+from starft_hf.hub.record import MULTI_LABEL
 from starft_hf.models.encoder import DualEncoder, batch_images
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.models.sigmoid import add_bias, has_bias, matched_bias
@@ -18,7 +19,6 @@ from starft_hf.objectives.losses import similarity_logits
 from starft_hf.objectives.regularizers import Regularizer
 from starft_hf.spuriosity.auto import is_auto
 from starft_hf.training.candidates import strategy_of
-from starft_hf.training.setting_checks import MULTI_LABEL
 
 
 # Training images that the bias is matched to.

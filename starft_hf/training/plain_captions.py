@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+from starft_hf.hub.record import MULTI_LABEL
 from starft_hf.objectives.regularizers import AUTO_REGULARIZER, Regularizer
-from starft_hf.training.setting_checks import MULTI_LABEL
 
 
 AUTO_SHARE = "auto"

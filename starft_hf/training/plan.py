@@ -21,6 +21,7 @@ from starft_hf.data.source import column_names, is_iterable
 from starft_hf.data.strata import Rows
 from starft_hf.data.streams import warn_of_shards
 from starft_hf.evaluation.retention import named_retention_sets
+from starft_hf.hub.record import MULTI_LABEL
 from starft_hf.models.adapters import check_preset, is_adapted
 from starft_hf.objectives.regularizers import AUTO_REGULARIZER as AUTO
 from starft_hf.objectives.regularizers import NO_REGULARIZER, Regularizer, get_regularizer
@@ -39,12 +40,13 @@ from starft_hf.training.multi_label import check_inputs
 from starft_hf.training.parameter_groups import check_groups
 from starft_hf.training.passed_optimizers import passed_optimizers
 from starft_hf.training.plain_captions import plain_share
-from starft_hf.training.setting_checks import MULTI_LABEL, check_schedule
+from starft_hf.training.saving import check_output_dir
+from starft_hf.training.setting_checks import check_schedule
 from starft_hf.training.trackers import check_trackers
 from starft_hf.training.trained_weights import check_trained_adapter
 from starft_hf.training.training_rows import balanced_strata, training_subset
 from starft_hf.training.unused_settings import settings_without_effect, unused_settings
-from starft_hf.utils.files import check_writable, local_or_hub
+from starft_hf.utils.files import local_or_hub
 from starft_hf.utils.names import readable, unknown_name
 
 
@@ -175,14 +177,11 @@ class RunPlan:
         if (steps := optimizer_steps(args, dataset)) is not None:
             warn_of_warmup(args, steps)
         warn_of_shards(dataset, args.dataloader_num_workers)
-        if args.save_strategy != "no" and args.should_save:
-            check_writable(Path(str(args.output_dir)), "output_dir")
-        cache = _plan_cache(given, regularizer, columns)
-        rows = (columns, dataset, strata, drawn_from)
+        check_output_dir(args, given.model, given.peft_config)
         named = len(columns.class_names) if columns.class_names is not None and columns.caption is None else None
-        share = plain_share(args, regularizer, named)
-        passed = passed_optimizers(given.trainer_arguments)
-        return cls(regularizer, strategy, pool, retention_sets, *rows, cache, share, passed)
+        share, passed = plain_share(args, regularizer, named), passed_optimizers(given.trainer_arguments)
+        rows = (columns, dataset, strata, drawn_from, _plan_cache(given, regularizer, columns))
+        return cls(regularizer, strategy, pool, retention_sets, *rows, share, passed)
 
     def check_model(self, args: StarFTConfig, model: nn.Module) -> None:
         """Check that the settings fit the model, once it is loaded.

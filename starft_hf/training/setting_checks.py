@@ -10,6 +10,7 @@ from transformers.utils import logging
 from starft_hf.data.decoding import ON_BAD_IMAGE
 from starft_hf.data.images import IMAGE_DECODING
 from starft_hf.data.retrieval import EVALUATION_TASKS
+from starft_hf.hub.record import MULTI_LABEL
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer
 from starft_hf.objectives.schedules import SCHEDULE_NAMES
 from starft_hf.training.sampling import CLASS_BALANCED, SAMPLING_STRATEGIES
@@ -17,8 +18,6 @@ from starft_hf.utils.names import unknown_name
 
 
 logger = logging.get_logger(__name__)
-
-MULTI_LABEL = "multi_label"
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "base_loss": ("contrastive", "cross_entropy", MULTI_LABEL),

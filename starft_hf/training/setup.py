@@ -23,7 +23,7 @@ from starft_hf.data.multi_label_examples import MultiLabelExampleMaker
 from starft_hf.evaluation.results import AnyResult
 from starft_hf.evaluation.retention import evaluate_retention_set
 from starft_hf.evaluation.zero_shot import zero_shot_head
-from starft_hf.hub.record import model_source
+from starft_hf.hub.record import MULTI_LABEL, model_source
 from starft_hf.models.adapters import base_model_of, base_state, check_adapters, is_adapted, with_adapter
 from starft_hf.models.encoder import DualEncoder, logit_scale_of
 from starft_hf.models.heads import HEAD_NAME
@@ -51,7 +51,6 @@ from starft_hf.training.parameter_groups import describe, freeze_parts, frozen_n
 from starft_hf.training.plan import RunInputs, RunPlan, reference_settings
 from starft_hf.training.reweighting import SampleWeights
 from starft_hf.training.saving import restore_weights
-from starft_hf.training.setting_checks import MULTI_LABEL
 from starft_hf.training.step import TrainingStep, base_loss
 from starft_hf.training.trained_weights import in_float32, keeping_frozen
 from starft_hf.utils.hashing import tensors_digest

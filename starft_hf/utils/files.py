@@ -80,14 +80,23 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
 
 @contextmanager
 def folder_in_place_of(path: Path) -> Iterator[Path]:
-    """The same for a folder; FileExistsError on entry or exit if `path` is a file or a folder that is not empty."""
+    """The same for a folder; FileExistsError on entry or exit if `path` is a file or a folder that is not empty.
+
+    Of a link, the folder that it leads to is written. An empty folder that cannot be replaced, since it is a mount
+    point or the one that it lies in may not be written to, gets its files one by one.
+    """
     check_free(path)
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    stays = path.is_dir() and (path.is_mount() or not os.access(path.parent, os.W_OK | os.X_OK))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path if stays else path.parent))
     try:
         os.chmod(temporary, 0o777 & ~_umask())
         yield temporary
-        move_folder(temporary, path)
+        if stays:
+            _move_content(temporary, path)
+        else:
+            move_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -102,6 +111,20 @@ def move_folder(source: Path, path: Path) -> None:
     flush_folder(source)
     os.rename(source, path)
     flush(path.parent)
+
+
+def _move_content(source: Path, path: Path) -> None:
+    """Flush `source`, the only entry of the folder `path`, to disk, and move what it holds there."""
+    if any(entry != source for entry in path.iterdir()):
+        raise FileExistsError(
+            f"{str(path)!r} is a folder with files in it, which would be overwritten; choose another"
+        )
+    flush_folder(source)
+    # What says that there is a model comes last.
+    for entry in sorted(source.iterdir(), key=lambda entry: (entry.suffix == ".json", entry.name)):
+        os.rename(entry, path / entry.name)
+    source.rmdir()
+    flush(path)
 
 
 def flush_folder(folder: Path) -> None:

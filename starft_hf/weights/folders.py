@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from starft_hf.hub.record import RECORD_FILE, RunRecord
+from starft_hf.hub.record import MULTI_LABEL, RECORD_FILE, RunRecord
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, load_head, save_head
 from starft_hf.models.loading import check_config
 from starft_hf.models.own_code import classes_are_known
@@ -30,6 +30,8 @@ logger = logging.get_logger(__name__)
 
 Folder = str | os.PathLike[str]
 
+# Older versions of transformers saved positions, which are not weights.
+_POSITIONS = ".position_ids"
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -122,8 +124,14 @@ class Checkpoint:
 
 
 def check_alike(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise ValueError with the first difference if checkpoints are not of one architecture."""
+    """Raise ValueError with the first difference if checkpoints are not of one architecture, or of one kind of run."""
     first, *others = checkpoints
+    several = {one.record.multi_label: one.folder for one in checkpoints if one.record is not None}
+    if len(several) > 1:
+        raise ValueError(
+            f"{str(several[True])!r} was trained with base_loss={MULTI_LABEL!r}, for images of any number of classes, "
+            f"and {str(several[False])!r} for images of one each; average models of one kind"
+        )
     for other in others:
         found = difference(first.traits, other.traits, repr(str(first.folder)), repr(str(other.folder)))
         if found is not None:
@@ -170,13 +178,26 @@ def write_checkpoint(
     return Path(output)
 
 
+def is_pickled(folder: Path) -> bool:
+    """Whether the only weights in a folder are pickles."""
+    return not any((folder / name).is_file() for name in (_WHOLE, _INDEX)) and any(folder.glob("pytorch_model*.bin"))
+
+
+def copy_beside(source: Path, target: Path) -> None:
+    """Copy what lies beside the weights of a checkpoint, its record and head among them, and is not there yet."""
+    _copy_settings(source, target)
+    for name in (RECORD_FILE, HEAD_FILE):
+        if (source / name).is_file() and not leads_out(source / name):
+            shutil.copyfile(source / name, target / name)
+
+
 def _copy_settings(source: Path, target: Path) -> None:
     for file in source.iterdir():
         if not file.is_file() or file.suffix not in _COPIED or file.name.endswith(_EXCLUDED):
             continue
         if leads_out(file):
             logger.warning_once("%s is a link to %s, outside of its folder, and is not copied.", file, file.resolve())
-        else:
+        elif not (target / file.name).exists():
             shutil.copyfile(file, target / file.name)
 
 
@@ -213,7 +234,7 @@ def _read_header(file: Path, expected: Sequence[str]) -> dict[str, Tensor]:
     tensors = {}
     try:
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
+            for name in (name for name in opened.keys() if not name.endswith(_POSITIONS)):  # noqa: SIM118
                 dtype = opened.get_slice(name).get_dtype()
                 if dtype not in _DTYPES:
                     raise ValueError(f"{name!r} in {str(file)!r} is {dtype}, which cannot be averaged; {_UNQUANTIZED}")
@@ -221,6 +242,6 @@ def _read_header(file: Path, expected: Sequence[str]) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{str(file)!r} cannot be read ({error}); {_AGAIN}") from error
     for name in expected:
-        if name not in tensors:
+        if name not in tensors and not name.endswith(_POSITIONS):
             raise ValueError(f"{str(file)!r} has no {name!r}, which {_INDEX} places there; {_AGAIN}")
     return tensors

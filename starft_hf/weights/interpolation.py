@@ -14,7 +14,7 @@ from starft_hf.evaluation.results import CurvePoint, EvaluationResult
 from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.models.adapters import check_adapters, is_adapted, merged_copy
 from starft_hf.models.encoder import DualEncoder
-from starft_hf.models.heads import HEAD_NAME
+from starft_hf.models.heads import HEAD_NAME, rows_of_head
 from starft_hf.models.loading import load_processor
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.models.precision import exact_copy
@@ -266,6 +266,8 @@ def _prepared(
     _check_alike(*traits)
     warn_of_statistics(kept[0], lambda name: [state[name] for state in kept])
     merged: Any = exact_copy(models[0])
+    if heads.count(None) == 0:
+        states[1] |= _in_order_of(*heads).state_dict(prefix=f"{HEAD_NAME}.")
     if one_head:
         place = heads.index(None)
         head = _zero_shot_head(models[place], heads[1 - place], processing_class)
@@ -273,6 +275,23 @@ def _prepared(
         if place == 0:
             merged.add_module(HEAD_NAME, copy.deepcopy(head))
     return merged, states[0], states[1]
+
+
+def _in_order_of(first: Any, second: Any) -> nn.Linear:
+    """The second of two trained heads with its rows in the order of the classes of the first.
+
+    Raises:
+        ValueError: if they have other classes.
+    """
+    names_a, names_b = (getattr(head, "class_names", None) for head in (first, second))
+    if names_a is None or names_b is None or tuple(names_a) == tuple(names_b):
+        return second
+    if sorted(names_a) != sorted(names_b):
+        found = next(name for name in (*names_a, *names_b) if name not in names_a or name not in names_b)
+        raise ValueError(
+            f"the heads of the models have other classes, such as {found!r}; interpolate models of the same"
+        )
+    return rows_of_head(second, names_b, names_a)
 
 
 def _zero_shot_head(model: nn.Module, trained: Any, processing_class: Any) -> nn.Linear:

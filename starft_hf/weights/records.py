@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from starft_hf.hub.record import RunRecord, make_record
+from starft_hf.hub.record import MULTI_LABEL, RunRecord, make_record
 
 
 logger = logging.get_logger(__name__)
@@ -34,6 +34,9 @@ def combined_record(records: Sequence[RunRecord]) -> RunRecord | None:
         return first
 
     config = {name: common(name, partial(_setting, name)) for name in _PROMPTS}
+    if any(record.multi_label for record in records):
+        # What its probabilities are: of every class by itself.
+        config["base_loss"] = MULTI_LABEL
     record = make_record(
         {name: value for name, value in config.items() if value is not None},
         None,

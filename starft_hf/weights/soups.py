@@ -6,17 +6,26 @@ Checkpoints are read tensor by tensor: memory holds one file of the output, not 
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from starft_hf.models.loading import load_model
 from starft_hf.utils.files import check_free
-from starft_hf.weights.folders import Checkpoint, Folder, check_alike, write_checkpoint
+from starft_hf.weights.folders import (
+    Checkpoint,
+    Folder,
+    check_alike,
+    copy_beside,
+    is_pickled,
+    write_checkpoint,
+)
 from starft_hf.weights.interpolation import check_alpha, mixed
 from starft_hf.weights.merging import merge_checkpoint
 from starft_hf.weights.zero_shot_heads import with_heads
@@ -40,6 +49,7 @@ def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_siz
         ValueError: if there are none, or one is an adapter, pickled, quantized or damaged, or two of them are of
             different architectures; the message names the first difference.
     """
+    output = Path(output).expanduser()
     opened = _opened(checkpoints, output, max_shard_size)
     check_alike(opened)
     return write_checkpoint(output, opened, _mean, max_shard_size)
@@ -51,7 +61,8 @@ def interpolate_checkpoints(
     """Write `(1 - alpha) * a + alpha * b`, as in WiSE-FT: the result of `interpolate`, without loading the models.
 
     An adapter is merged into its base model first, so alpha is the fraction of the adapter that is merged. For that,
-    its model is loaded and written to a temporary folder beside `output`.
+    its model is loaded and written to a temporary folder beside `output`; so are models that transformers now saves in
+    another form, such as older ones in pytorch_model.bin, which are read without running what is in them.
 
     If one of them has the trained head of a cross-entropy run, it is interpolated with the zero-shot head of the other
     one, for the classes and the `caption_template` that the run has recorded. The other model is loaded for that.
@@ -67,29 +78,53 @@ def interpolate_checkpoints(
         ValueError: also if `alpha` is outside [0, 1].
     """
     check_alpha(alpha)
-    check_free(Path(output))
-    with _plain([checkpoint_a, checkpoint_b], Path(output)) as plain:
-        opened = with_heads(_opened(plain, output, max_shard_size))
+    output = Path(output).expanduser()
+    check_free(output)
+    with _workspace(output) as temporary:
+        workspace = Path(temporary)
+        plain = _plain([checkpoint_a, checkpoint_b], workspace)
+        opened = _opened(plain, output, max_shard_size)
+        if opened[0].tensors.keys() != opened[1].tensors.keys() and _are_of_one_type(opened):
+            plain = [_saved_anew(folder, workspace) for folder in plain]
+            opened = _opened(plain, output, max_shard_size)
+        opened = with_heads(opened)
         check_alike(opened)
         return write_checkpoint(output, opened, lambda parts: mixed(parts[0], parts[1], alpha), max_shard_size)
 
 
-@contextmanager
-def _plain(checkpoints: Sequence[Folder], output: Path) -> Iterator[list[Folder]]:
-    """The same checkpoints, with adapters merged, in folders beside `output` that exist within only."""
-    if not any((Path(checkpoint) / ADAPTER_CONFIG).is_file() for checkpoint in checkpoints):
-        yield list(checkpoints)
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
-        plain: list[Folder] = []
-        for number, checkpoint in enumerate(checkpoints):
-            if (Path(checkpoint) / ADAPTER_CONFIG).is_file():
-                merged = Path(workspace) / f"merged-{number}"
-                merge_checkpoint(checkpoint, merged)
-                checkpoint = merged
-            plain.append(checkpoint)
-        yield plain
+def _plain(checkpoints: Sequence[Folder], workspace: Path) -> list[Folder]:
+    """The same checkpoints, with adapters merged, and without pickles, in folders of `workspace` where that is new."""
+    plain: list[Folder] = []
+    for checkpoint in checkpoints:
+        if (Path(checkpoint) / ADAPTER_CONFIG).is_file():
+            merged = workspace / f"merged-{len(plain)}"
+            merge_checkpoint(checkpoint, merged)
+            checkpoint = merged
+        elif is_pickled(Path(checkpoint)):
+            checkpoint = _saved_anew(checkpoint, workspace)
+        plain.append(checkpoint)
+    return plain
+
+
+def _are_of_one_type(checkpoints: Sequence[Checkpoint]) -> bool:
+    return len({type(checkpoint.config) for checkpoint in checkpoints}) == 1
+
+
+def _saved_anew(checkpoint: Folder, workspace: Path) -> Path:
+    """The checkpoint as transformers saves it now."""
+    folder = Path(tempfile.mkdtemp(dir=workspace))
+    cast(PreTrainedModel, load_model(checkpoint)).save_pretrained(folder)
+    copy_beside(Path(checkpoint), folder)
+    return folder
+
+
+def _workspace(output: Path) -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder beside `output`, on the disk for results, unless nothing may be written there."""
+    parent = output.resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(
+        prefix=f".{output.name}.", dir=parent if os.access(parent, os.W_OK | os.X_OK) else None
+    )
 
 
 @dataclass(frozen=True)
@@ -149,14 +184,14 @@ def greedy_soup(
     Raises:
         ValueError: also if a score is not a number.
     """
-    opened, output = _opened(checkpoints, output, max_shard_size), Path(output)
+    output = Path(output).expanduser()
+    opened = _opened(checkpoints, output, max_shard_size)
     check_alike(opened)
     scored = [(_score(evaluate, checkpoint.folder), checkpoint) for checkpoint in opened]
     (score, best), *others = sorted(scored, key=lambda pair: -pair[0])
     members, trials = [best], [Trial(best.folder, score, score, True)]
-    output.parent.mkdir(parents=True, exist_ok=True)
     for own, checkpoint in others:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
+        with _workspace(output) as workspace:
             candidate = Path(workspace) / f"soup-{len(trials)}"
             write_checkpoint(candidate, [*members, checkpoint], _mean, max_shard_size)
             found = _score(evaluate, candidate)

@@ -6,6 +6,7 @@ from typing import Any
 
 from starft_hf.data.columns import ColumnSettings, ImageColumns
 from starft_hf.data.source import is_iterable
+from starft_hf.hub.record import MULTI_LABEL
 from starft_hf.spuriosity.auto import Spuriosity
 from starft_hf.weights.repair.embedded import Ints
 from starft_hf.weights.repair.embedding import ImageReading, targets
@@ -43,6 +44,11 @@ class LabeledImages:
         check_validation_set(dataset)
         reading.image_cache_of(dataset)
         known = describe(model, templates, spuriosity, trust_remote_code)
+        if known.record is not None and known.record.multi_label:
+            raise ValueError(
+                f"{str(model)!r} was trained with base_loss={MULTI_LABEL!r}; repair and audit are for images of one "
+                "class each. `starft evaluate` measures this model, and `starft predict` or load() names classes"
+            )
         return cls(known, dataset, columns_for(known, dataset, asked), reading)
 
     def targets(self) -> tuple[Ints, list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import nn
 from transformers.utils import logging
 
@@ -93,11 +94,6 @@ def describe(
         return Described(model, None, None, names, tuple(prompts), head is not None, pool)
     folder = local_folder(model, trust_remote_code=trust_remote_code)
     record = RunRecord.load(folder) if (folder / RECORD_FILE).is_file() else None
-    if record is not None and record.multi_label:
-        raise ValueError(
-            f"{str(model)!r} was trained with base_loss='multi_label'; repair, audit and export are for images of one "
-            "class each. `starft evaluate` measures this model, and `starft predict` or load() names classes"
-        )
     has_head = (folder / HEAD_FILE).is_file()
     own = load_head(folder)[1] if has_head else record.class_names if record is not None else None
     if pool is None and record is not None and record.pool is not None:
@@ -140,7 +136,9 @@ def load_subject(known: Described, processor: Any, base: Model | None, class_nam
         head = _head_of(model)
         processor = load_processor(_inner(model), processor)
     else:
-        own_base = None if isinstance(base, nn.Module) else _path_or_none(base)
+        # Of a whole model, `base` is only what it is compared with.
+        is_adapter = known.folder is not None and (known.folder / ADAPTER_CONFIG).is_file()
+        own_base = _path_or_none(base) if is_adapter and not isinstance(base, nn.Module) else None
         loaded = load(known.folder or known.model, base=own_base, trust_remote_code=known.trust_remote_code)
         model, head = loaded.model, loaded.head
         processor = loaded.processor if processor is None else load_processor(_inner(model), processor)
