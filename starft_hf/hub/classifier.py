@@ -20,7 +20,7 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from PIL import Image
 from torch import Tensor, nn
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, logging
 
 from starft_hf.data.captions import check_caption_templates, check_class_prompts
 from starft_hf.data.images import ImagePreprocessor, stack_features
@@ -37,8 +37,11 @@ from starft_hf.models.loading import check_folder, load_model, load_processor, n
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.models.sigmoid import NO_BIAS, has_bias, restore_added_bias
 from starft_hf.utils.files import local_or_hub, write_text_atomically
+from starft_hf.utils.hashing import tensors_digest
 from starft_hf.utils.untrusted import read_json
 
+
+logger = logging.get_logger(__name__)
 
 # Besides these, repositories have the weights in the formats of other frameworks, each as large again.
 _WEIGHTS = ["model*.safetensors", "adapter_model*.safetensors"]
@@ -239,6 +242,8 @@ def load(
     if (folder / ADAPTER_CONFIG).is_file():
         base_folder = base_of(folder, base, token=token, **trusted)
         plain = load_model(base_folder, **trusted)
+        if base is not None:
+            _warn_of_other_base(plain, folder, base)
         # One that training has added is saved with the adapter, which is loaded into what is there.
         restore_added_bias(plain, folder)
         with without_peft_warning():
@@ -259,6 +264,13 @@ def load(
     if (folder / HEAD_FILE).is_file():
         head, names = load_head(folder)
     return Classifier(model, load_processor(model, str(processor_folder), **trusted), names, templates, head, several)
+
+
+def _warn_of_other_base(plain: nn.Module, adapter: Path, base: str | PathLike[str]) -> None:
+    """Warn if the weights of a base model that was passed are not those that the adapter was trained on."""
+    known = RunRecord.load(adapter).start.get("fingerprint") if (adapter / RECORD_FILE).is_file() else None
+    if known is not None and tensors_digest(plain.state_dict()) != known:
+        logger.warning("base=%r has other weights than the model that the adapter was trained on.", str(base))
 
 
 def base_of(

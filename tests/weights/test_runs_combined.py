@@ -136,7 +136,7 @@ def test_an_adapter_beside_its_base_is_merged_and_interpolated_once(train, tmp_p
         torch.testing.assert_close(scores(load(tmp_path / name), data), scores(load(tmp_path / "expected"), data))
 
 
-def test_a_base_that_has_moved_is_passed_and_a_folder_of_its_name_does_not_hide_it(train, tmp_path, monkeypatch):
+def test_a_base_that_has_moved_is_passed_and_not_hidden_by_a_folder(train, tmp_path, monkeypatch, caplog):
     data = make_dataset()
     monkeypatch.chdir(tmp_path)
     shutil.copytree(TINY_CLIP, tmp_path / "base-model")
@@ -148,6 +148,9 @@ def test_a_base_that_has_moved_is_passed_and_a_folder_of_its_name_does_not_hide_
     shutil.move(tmp_path / "base-model", tmp_path / "moved")
     main(["merge", "run", "merged", "--base", "moved"])
     torch.testing.assert_close(scores(load("merged"), data), expected)
+    assert "has other weights" not in caplog.text
+    load("run", base="merged")
+    assert "base='merged' has other weights than the model that the adapter was trained on" in caplog.text
     with pytest.raises(ValueError, match="base='moved' has no effect: 'merged' is not an adapter"):
         load("merged", base="moved")
 
