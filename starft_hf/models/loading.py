@@ -56,7 +56,7 @@ def load_model(model: str | PathLike[str] | nn.Module, *, trust_remote_code: boo
         settings["adapter_kwargs"] = {"subfolder": "none"}
     try:
         loaded, found = AutoModel.from_pretrained(model, **settings)
-    except (OSError, SafetensorError, UnpicklingError) as error:
+    except (OSError, SafetensorError, UnpicklingError, EOFError, KeyError) as error:
         if Path(model).exists():
             hint = "; its weights are pointers of Git LFS: run git lfs pull there" if _has_pointers(model) else ""
             raise ValueError(f"no model could be loaded from {model!r} ({error}){hint}") from error

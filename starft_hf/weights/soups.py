@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -85,8 +86,9 @@ def interpolate_checkpoints(
         plain = _plain([checkpoint_a, checkpoint_b], workspace)
         opened = _opened(plain, output, max_shard_size)
         if opened[0].tensors.keys() != opened[1].tensors.keys() and _are_of_one_type(opened):
-            plain = [_saved_anew(folder, workspace) for folder in plain]
-            opened = _opened(plain, output, max_shard_size)
+            # Where that is impossible, the difference is said.
+            with suppress(ValueError):
+                opened = _opened([_saved_anew(folder, workspace) for folder in plain], output, max_shard_size)
         opened = with_heads(opened)
         check_alike(opened)
         return write_checkpoint(output, opened, lambda parts: mixed(parts[0], parts[1], alpha), max_shard_size)

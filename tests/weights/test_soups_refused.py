@@ -95,7 +95,6 @@ def damage(run, kind):
     ("kind", "message"),
     [
         ("adapter", "holds an adapter.*merge it"),
-        ("pickle", r"pytorch_model\.bin, a pickle.*save_pretrained"),
         ("no weights", r"has neither model\.safetensors nor model\.safetensors\.index\.json"),
         ("no configuration", r"has no config\.json"),
         ("truncated", "cannot be read.*download it again"),
@@ -113,6 +112,14 @@ def test_what_cannot_be_averaged_is_refused(runs, tmp_path, kind, message):
     assert str(runs[1]) in found
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
         uniform_soup([runs[1]], tmp_path / "soup")
+
+
+def test_pickles_are_read_for_interpolations_only(runs, tmp_path):
+    damage(runs[1], "pickle")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin, a pickle.*save_pretrained"):
+        uniform_soup(runs, tmp_path / "soup")
+    with pytest.raises(ValueError, match="no model could be loaded from"):
+        interpolate_checkpoints(runs[0], runs[1], 0.5, tmp_path / "mixed")
 
 
 def test_arguments_that_make_no_sense_are_refused(runs, tmp_path):
