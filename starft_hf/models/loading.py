@@ -180,7 +180,7 @@ def check_dual_encoder(model: nn.Module) -> tuple[str, ...]:
 
 
 def _warn_of_own_class(model: PreTrainedModel) -> None:
-    """Warn that a folder with `model` will be loaded without the weights that a class of one's own has added."""
+    """Warn that a saved `model` will be loaded without the weights that its class, a subclass, adds."""
     own = type(model)
     built = AutoModel._model_mapping.get(type(model.config), None)
     of_libraries = own.__module__.startswith(("transformers.", "torch."))

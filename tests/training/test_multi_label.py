@@ -222,9 +222,7 @@ def test_repairs_and_reports_refuse_multi_label_models(trainer, dataset, tmp_pat
     run = trainer(evaluation=make_multi_label_dataset(8, seed=1))
     run.evaluate()
     run.save_model()
-    with pytest.raises(
-        ValueError, match=r"repair, audit and export are .*one class each\. `starft evaluate` measures"
-    ):
+    with pytest.raises(ValueError, match=r"repair and audit are .*one class each\. `starft evaluate` measures"):
         repair(run.args.output_dir, None, dataset, output_dir=tmp_path / "repaired")
     with pytest.raises(ValueError, match="no accuracies"):
         Run("kl", 0, run.evaluation_results)
