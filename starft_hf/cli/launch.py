@@ -98,13 +98,21 @@ def launch(arguments: Sequence[str], flags: Sequence[str]) -> int:
     import subprocess
     import tempfile
 
+    import torch
+
     from starft_hf.training.checkpointing.interruption import INTERRUPTED
     from starft_hf.utils.processes import launcher_variables
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "code"
         command = [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "starft_hf", *arguments]
-        process = subprocess.Popen(command, env={**os.environ, _CODE_FILE: str(file), **launcher_variables()})
+        variables = {_CODE_FILE: str(file), **launcher_variables()}
+        # Since torch 2.6 there is a question for all kinds.
+        accelerator = getattr(torch, "accelerator", torch.cuda)
+        if not accelerator.is_available():
+            # Without it, Accelerate would let every process train by itself.
+            variables["ACCELERATE_USE_CPU"] = "true"
+        process = subprocess.Popen(command, env={**os.environ, **variables})
         former = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         try:
             code = process.wait()

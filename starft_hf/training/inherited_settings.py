@@ -9,7 +9,9 @@ from typing import Any
 
 from accelerate import ParallelismConfig
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin, parse_flag_from_env
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+
+from starft_hf.utils.collectives import world_size
 
 
 # By name: whether a value is refused, and why, with what to use instead.
@@ -31,7 +33,7 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda value: not 0 <= value < math.inf, "it must be a finite number that is not negative"),
     "weight_decay": (lambda value: not 0 <= value < math.inf, "it must be a finite number that is not negative"),
     "max_grad_norm": (
-        lambda value: not 0 <= value < math.inf,
+        lambda value: value is None or not 0 <= value < math.inf,
         "it must be a finite number that is not negative; 0 does not clip",
     ),
     "adam_beta1": (lambda value: not 0 <= value < 1, "it must be in [0, 1)"),
@@ -60,7 +62,10 @@ _ONLY_DATA = "StarFT supports data parallelism, sharded (fsdp) or not"
 
 
 def check_inherited_settings(args: TrainingArguments) -> None:
-    """Raise ValueError, with what to use instead, if an inherited setting has a value that StarFT cannot honor."""
+    """Raise ValueError, with what to use instead, if an inherited setting has a value that StarFT cannot honor.
+
+    A learning rate that is lowered on a plateau is lowered where the metric no longer gets better.
+    """
     for name, (is_refused, why) in _REFUSED.items():
         if is_refused(value := getattr(args, name, None)):
             raise ValueError(f"{name} is {getattr(value, 'value', value)!r}: {why}")
@@ -83,6 +88,9 @@ def check_inherited_settings(args: TrainingArguments) -> None:
             "trained; one of them must be positive"
         )
     _check_parallelism(args.parallelism_config)
+    if args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU and args.greater_is_better:
+        # torch takes the metric for a loss, and Trainer does not say otherwise.
+        args.lr_scheduler_kwargs = {"mode": "max", **(args.lr_scheduler_kwargs or {})}
     if args.label_smoothing_factor and getattr(args, "base_loss", None) == "contrastive":
         raise ValueError(
             f"label_smoothing_factor is {args.label_smoothing_factor}, and base_loss='contrastive' has no labels to "
@@ -94,8 +102,14 @@ def adopt_launched_settings(args: TrainingArguments) -> None:
     """Take what only the configuration of `accelerate launch` has as settings, so that it is recorded.
 
     Raises:
-        ValueError: for what StarFT was never run with, and for a precision that was set too late to have an effect.
+        ValueError: for what StarFT was never run with, for a precision that was set too late to have an effect, and
+            for several processes that do not know of each other.
     """
+    if (processes := world_size()) != args.world_size:
+        raise ValueError(
+            f"{processes} processes were started, and there is no accelerator for them, so that each would train by "
+            "itself on all images; set use_cpu=True"
+        )
     for name in ("DeepSpeed", "Megatron-LM"):
         if parse_flag_from_env(f"ACCELERATE_USE_{name.upper().replace('-', '_')}"):
             raise ValueError(f"Accelerate is configured for {name}, which StarFT was never run with; {_ONLY_DATA}")

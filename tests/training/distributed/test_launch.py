@@ -74,7 +74,7 @@ def test_train_starts_itself_by_a_configuration(tmp_path):
     for split, seed in (("train", 0), ("test", 1)):
         write_folder(tmp_path / "photos", seed=seed, split=split)
     command = [sys.executable, "-m", "starft_hf", "train", "--model", str(TINY_CLIP), "--dataset", "photos", "--json"]
-    command += ["--accelerate_config", "ddp", "--processes", "2", "--use_cpu", "--max_steps", "2"]
+    command += ["--accelerate_config", "ddp", "--processes", "2", "--max_steps", "2"]
     command += ["--per_device_train_batch_size", "4", "--output_dir", "out", "--save_strategy", "epoch"]
     environment = {**scenarios.environment(), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
