@@ -199,6 +199,28 @@ def test_without_groups_no_last_layer_is_fitted_unasked(tuned, validation, setti
     assert {candidate.method for candidate in asked.candidates} == set(methods)
 
 
+@pytest.mark.parametrize("column", ["label", "constant", "of one class"])
+def test_groups_that_cannot_show_what_is_correlated_fit_no_last_layer_unasked(tuned, validation, settings, column):
+    """A last layer would learn it, and be chosen by groups of which each class has one only."""
+    rows = validation.add_column("constant", ["here"] * len(validation))
+    home = [str(group if label == 0 else "other") for label, group in zip(rows["label"], rows["group"], strict=True)]
+    rows = rows.add_column("of one class", home)
+    settings["group_column"] = column
+    result = repair(tuned, None, rows, **settings)
+    assert result.select_by == "worst_group"
+    assert {"last layer", "DFR", "AFR"} <= set(result.left_out)
+    assert "are of one group, so that groups cannot show" in result.left_out["last layer"]
+    assert not {"last layer", "DFR", "AFR"} & {candidate.method for candidate in result.candidates}
+    asked = repair(tuned, None, rows, methods=["last layer", "none"], **settings)
+    assert {candidate.method for candidate in asked.candidates} == {"last layer", "none"}
+
+
+@pytest.mark.parametrize("methods", ["DFR", []])
+def test_methods_are_a_list_of_some(tuned, validation, settings, methods):
+    with pytest.raises(ValueError, match="pass a list of some of none, "):
+        repair(tuned, None, validation, methods=methods, **settings)
+
+
 def test_a_model_in_memory_with_a_head_is_repaired(tuned, validation, settings):
     loaded = load(tuned)
     head = zero_shot_head(loaded.model, loaded.encoder, NAMES, ["a photo of a {}."])

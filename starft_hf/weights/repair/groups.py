@@ -63,6 +63,14 @@ def check_numbers(labels: Ints, class_names: Sequence[str], groups: Sequence[str
         )
 
 
+def class_of_one_group(labels: Ints, groups: Sequence[str], class_names: Sequence[str]) -> str | None:
+    """The first class whose images are all of one group; None if every class has images of several."""
+    found: dict[int, set[str]] = {}
+    for label, group in zip(labels.tolist(), groups, strict=True):
+        found.setdefault(label, set()).add(group)
+    return next((class_names[label] for label in sorted(found) if len(found[label]) == 1), None)
+
+
 def check_clusters(clusters: Ints, labels: Ints, class_names: Sequence[str]) -> None:
     """Check that every class has several clusters, and that they can be divided.
 

@@ -36,6 +36,7 @@ from starft_hf.weights.repair.groups import (
     WORST_GROUP,
     check_clusters,
     check_numbers,
+    class_of_one_group,
     indices_of,
     pseudo_groups,
     resolve_measure,
@@ -203,6 +204,8 @@ def repair(
     output = None if output_dir is None else Path(output_dir)
     if output is not None:
         check_free(output)
+    if isinstance(methods, str) or (methods is not None and not methods):
+        raise ValueError(f"methods is {methods!r}; pass a list of some of {', '.join(tried.METHODS)}, or None")
     for method in methods or ():
         if method not in tried.METHODS:
             raise ValueError(unknown_name("method", method, tried.METHODS))
@@ -220,7 +223,8 @@ def repair(
     resolve_measure(select_by, has_groups=columns.groups is not None, has_pool=has_pool and subject.start is not None)
 
     embedder = Embedder(subject, dataset, columns, reading)
-    left_out = _left_out(subject, methods, select_by)
+    bound = class_of_one_group(labels, groups, columns.class_names or ()) if select_by == WORST_GROUP else None
+    left_out = _left_out(subject, methods, select_by, bound)
     methods = tuple(methods or tried.METHODS)
     used = tuple(method for method in methods if method not in left_out)
     if not used:
@@ -308,8 +312,11 @@ def _chosen(
     return result
 
 
-def _left_out(subject: Subject, methods: Sequence[str] | None, select_by: str) -> dict[str, str]:
-    """The methods that cannot be tried, or are not tried unasked, with the reason, which is warned of."""
+def _left_out(subject: Subject, methods: Sequence[str] | None, select_by: str, bound: str | None) -> dict[str, str]:
+    """The methods that cannot be tried, or are not tried unasked, with the reason, which is warned of.
+
+    `bound` is a class whose images are all of one group, if there is one.
+    """
     found = {}
     fixed = why_not_foldable(subject.model)
     for method in methods or tried.METHODS:
@@ -317,6 +324,11 @@ def _left_out(subject: Subject, methods: Sequence[str] | None, select_by: str) -
             found[method] = (
                 "it would learn what is correlated with the classes of this dataset; pass group_column, or name it in "
                 f"methods=[{method!r}]"
+            )
+        elif methods is None and bound is not None and method in tried.FITS_LAST_LAYER:
+            found[method] = (
+                f"all images of the class {bound!r} are of one group, so that groups cannot show what is correlated "
+                f"with it; add images of other groups, or name it in methods=[{method!r}]"
             )
         elif method in tried.NEEDS_START and subject.start is None:
             found[method] = "the model before fine-tuning is unknown; pass base='its id or folder'"
