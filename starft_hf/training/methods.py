@@ -1,8 +1,11 @@
 """The methods that runs are made with: their names, with a weight as in "kl@10", and the settings of each."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
+
+from transformers import SchedulerType
 
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER
 from starft_hf.training.configuration import StarFTConfig
@@ -43,6 +46,9 @@ def settings_of_methods(
     """Every run of a comparison: its label and its settings. The arguments are those of `compare`, as its errors."""
     if isinstance(methods, str):
         raise ValueError(f"methods is {methods!r}; pass a list of names, or a dictionary of settings by any name")
+    _check_seeds(seeds)
+    if args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
+        raise ValueError("runs that are compared are not evaluated while they train; use another lr_scheduler_type")
     keys: list[Any]
     if isinstance(methods, Mapping):
         if settings is not None:
@@ -66,6 +72,13 @@ def settings_of_methods(
             except ValueError as error:
                 raise ValueError(f"settings of {one.label!r}: {error}") from error
     return found
+
+
+def _check_seeds(seeds: Any) -> None:
+    """Raise ValueError if `seeds` are not integers, of which there are several."""
+    whole = isinstance(seeds, Iterable) and not isinstance(seeds, str)
+    if not whole or any(isinstance(seed, bool) or not isinstance(seed, Integral) for seed in seeds):
+        raise ValueError(f"seeds is {seeds!r}; pass integers, such as seeds=(0, 1, 2)")
 
 
 @dataclasses.dataclass(frozen=True)

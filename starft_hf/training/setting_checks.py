@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,17 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 
 
+def _is_integer(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
 def _is_count(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+    return value is None or _is_integer(value, 1)
 
 
 # What numbers must be, as a test and in words.
 _NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "discovery_samples": (lambda value: value >= 1, "a positive integer"),
+    "discovery_samples": (lambda value: _is_integer(value, 1), "a positive integer"),
     "hub_timeout": (lambda value: 0 < value < math.inf, "a positive number of seconds"),
     "layer_decay": (lambda value: value is None or 0 < value <= 1, "above 0 and at most 1, or None"),
     "max_logit_scale": (
@@ -47,10 +52,10 @@ _NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a positive number, or None for no limit",
     ),
     "max_train_samples": (_is_count, "a positive integer, or None for all images"),
-    "mini_batch_size": (lambda value: value is None or value >= 1, "a positive integer, or None for whole batches"),
+    "mini_batch_size": (_is_count, "a positive integer, or None for whole batches"),
     "reference_text_cache_gib": (lambda value: value >= 0, "a non-negative number; float('inf') sets no limit"),
-    "shuffle_buffer_size": (lambda value: value >= 0, "a number of rows; 0 keeps the order of the dataset"),
-    "reg_max_classes": (lambda value: value >= 2, "at least 2, because classes are compared"),
+    "shuffle_buffer_size": (lambda value: _is_integer(value, 0), "a number of rows; 0 keeps the order of the dataset"),
+    "reg_max_classes": (lambda value: _is_integer(value, 2), "an integer of at least 2, because classes are compared"),
     "reweight_clip": (lambda value: 1 <= value < math.inf, "a finite number of at least 1, or use reweight='none'"),
     "shots": (_is_count, "a positive integer, or None for all images"),
 }
@@ -63,7 +68,7 @@ def check_settings(args: Any) -> None:
             raise ValueError(unknown_name(name, getattr(args, name), filter(None, known)))
     for name, (is_valid, words) in _NUMBERS.items():
         if not is_valid(getattr(args, name)):
-            raise ValueError(f"{name} is {getattr(args, name)}; it must be {words}")
+            raise ValueError(f"{name} is {getattr(args, name)!r}; it must be {words}")
     if args.shots is not None and args.max_train_samples is not None:
         raise ValueError(
             f"shots={args.shots} and max_train_samples={args.max_train_samples} both choose what is trained on; set "

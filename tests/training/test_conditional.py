@@ -218,7 +218,7 @@ def test_what_it_needs_is_asked_for(clip, processor, config, dataset):
         StarFTTrainer(
             clip, config(regularizer="conditional", caption_column="note"), captions, processing_class=processor
         )
-    with pytest.raises(ValueError, match="must be at least 2, because classes are compared"):
+    with pytest.raises(ValueError, match="must be an integer of at least 2, because classes"):
         config(reg_max_classes=1)
 
 

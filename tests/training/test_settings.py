@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import re
 
+import numpy as np
 import pytest
 import torch
 import transformers.trainer
@@ -20,6 +21,7 @@ from transformers.integrations import integration_utils
 from transformers.utils import logging as transformers_logging
 
 from starft_hf import StarFTConfig, StarFTTrainer
+from starft_hf.training import inherited_settings
 from starft_hf.training.unused_settings import settings_without_effect
 from tests.support.runs import steps
 
@@ -167,6 +169,42 @@ def test_what_accelerate_was_configured_for_and_was_never_run_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         StarFTTrainer(clip, config(), dataset, processing_class=processor)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(clip, processor, config, dataset, monkeypatch):
+    """Started by torchrun on a machine without a GPU, without use_cpu: Trainer takes each for the only one."""
+    args = config()
+    monkeypatch.setattr(inherited_settings, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"2 processes were started, .* set use_cpu=True"):
+        StarFTTrainer(clip, args, dataset, processing_class=processor)
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("accuracy", "max"), ("ece", "min"), ("loss", "min")])
+def test_a_plateau_is_one_of_the_metric_in_its_direction(clip, processor, config, dataset, metric, mode):
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": f"eval_{metric}"}
+    args = config(lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs={"patience": 1}, **settings)
+    trainer = StarFTTrainer(clip, args, dataset, dataset, processing_class=processor)
+    trainer.train()
+    assert (trainer.lr_scheduler.mode, trainer.lr_scheduler.patience) == (mode, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shots", "5"),
+        ("mini_batch_size", 2.5),
+        ("reg_max_classes", 2.5),
+        ("reg_max_classes", "x"),
+        ("max_grad_norm", None),
+    ],
+)
+def test_numbers_are_of_their_kind(config, name, value):
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}")):
+        config(**{name: value})
+
+
+def test_numbers_of_numpy_are_integers(config):
+    assert config(shots=np.int64(3)).shots == 3
 
 
 def test_deepspeed_of_the_launcher_is_refused(clip, processor, config, dataset, monkeypatch):

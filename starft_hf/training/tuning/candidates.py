@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -81,6 +82,9 @@ def candidates_of(
     Raises:
         ValueError: if a method or a weight is unknown, or weights have nothing to weight.
     """
+    for name, given in (("methods", methods), ("weights", weights)):
+        if isinstance(given, (str, Real)):
+            raise ValueError(f"{name} is {given!r}; pass a list, such as {name}=[{given!r}]")
     names = _default_methods(args, num_classes) if methods is None else list(methods)
     names = [name for name in names if name != ZERO_SHOT]
     if not names:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,8 @@ def _check_different(**sets: Any) -> None:
 
 def _checked_alphas(alphas: Sequence[float] | None) -> list[float]:
     """The alphas of fine-tuned models, in order; that of the zero-shot model is left out."""
+    if isinstance(alphas, Real):
+        raise ValueError(f"alphas is {alphas!r}; pass a list, such as alphas=[{alphas!r}]")
     if alphas is None:
         return [alpha for alpha in ALPHAS if alpha > 0]
     found = sorted({float(alpha) for alpha in alphas})
