@@ -1,6 +1,7 @@
 """The results for people: tables, plots and what became of the hypotheses, as one page."""
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from benchmarks.grid_runner import Store
@@ -110,8 +111,15 @@ def cost_lines(store: Store) -> Iterator[str]:
             for key, cell in store.cells.items()
             if "seconds" in cell and key.split(" | ")[1].startswith(kind)
         ]
-        cells = {cell for stage in STAGES if stage.kind == kind for cell in stage.choices()}
-        count = len(cells) + sum(len(stage.runs) * len(stage.methods) for stage in STAGES if stage.kind == kind)
+        stages = [stage for stage in STAGES if stage.kind == kind]
+        choices = {cell for stage in stages for cell in stage.choices()}
+        # Stages have runs in common, and correlations the model before fine-tuning.
+        tests = {
+            (stage.classes, None if method == "zero-shot" else stage.correlation, run, method)
+            for stage in stages
+            for run, method in product(stage.runs, stage.methods)
+        }
+        count = len(choices) + len(tests)
         if seconds:
             mean = sum(seconds) / len(seconds)
             total += count * mean

@@ -31,6 +31,8 @@ LONG = {
     classes: ("zero-shot", "FLYP, long", *(f"{name}, long" for name in names)) for classes, names in SHARES.items()
 }
 MORE = ("kl, auto", "star, auto", "kl, found", "star, found", "CE", "L2-SP")
+# With two classes, star leaves almost nothing to align.
+MORE_OF_TWO = tuple(name for name in MORE if not name.startswith("star"))
 REPAIRED = ("FLYP + repair", "kl + repair")
 CLUSTERED = tuple(f"{name}, clusters" for name in REPAIRED)
 LARGE = ("zero-shot", "FLYP", "kl, right", "star, right", "star, unrelated")
@@ -113,6 +115,15 @@ STAGES = (
     Stage("A", 2, 1.0, TWO, LATER),
     Stage("A", 2, 0.5, TWO, LATER),
     Stage("A", 2, 0.8, TWO, LATER),
+    Stage("A", 4, 0.95, WITH_PLAIN[4], LATER),
+    Stage("A", 4, 1.0, WITH_PLAIN[4], LATER),
+    Stage("A", 2, 0.95, MORE_OF_TWO, FIRST + LATER),
+    Stage("A", 6, 0.95, REPAIRED + CLUSTERED, LATER),
+    Stage("A", 2, 0.95, REPAIRED + CLUSTERED, LATER),
+    Stage("A", 2, 0.95, WITH_PLAIN[2], LATER),
+    Stage("A", 2, 1.0, WITH_PLAIN[2], LATER),
+    Stage("A", 6, 0.95, WITH_PLAIN[6], LATER),
+    Stage("A", 6, 1.0, WITH_PLAIN[6], LATER),
 )
 # All of a short run, with weights by "auto".
 QUICK = Stage("A", 6, CHOICE_CORRELATION, ("zero-shot", "FLYP", "kl, auto", "star, auto"), FIRST[:1])
