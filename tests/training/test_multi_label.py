@@ -8,7 +8,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch.nn import BCEWithLogitsLoss
 from transformers import CLIPModel
 
-from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, load, repair, tune
+from starft_hf import StarFTTrainer, compare, evaluate_zero_shot, load, predict, repair, tune
 from starft_hf.hub.publishable import publishable
 from starft_hf.models.sigmoid import add_bias, matched_bias
 from starft_hf.report import Run
@@ -116,6 +116,10 @@ def test_what_is_saved_loads_with_its_bias_and_gives_a_probability_of_every_clas
     for row, prediction in zip(expected.tolist(), predictions, strict=True):
         assert list(prediction.scores.values()) == pytest.approx(row, abs=1e-6)
         assert prediction.labels == tuple(name for name in CLASS_NAMES if prediction.scores[name] >= 0.5)
+    table = predict(classifier, evaluation, top_k=2, progress=False)
+    assert table["predictions"][:] == ["|".join(prediction.labels) for prediction in predictions]
+    assert table["prediction"][:] == [prediction.label for prediction in predictions]
+    assert "top_3" not in table.column_names
     again = evaluate_zero_shot(
         classifier.model, processor, evaluation, templates=classifier.templates, multi_label=True, progress=False
     )

@@ -57,7 +57,8 @@ def predict(
     """Classify images, labeled or not, and return a table with a row for each, in the order of the dataset.
 
     Its columns are "file", or "row" where images are not in files of distinct names; "prediction" and "confidence",
-    the most probable class and its probability; "top_2", "top_2_confidence", "top_3" and so on; and then "label",
+    the most probable class and its probability; "predictions" for images that may have several classes, those with a
+    probability of at least 0.5, as "owl|fern"; "top_2", "top_2_confidence", "top_3" and so on; and then "label",
     "group" and, if there are several, "split", as far as the dataset has them. The probabilities are those that the
     loaded model gives, `load(model)(images)`.
 
@@ -119,7 +120,8 @@ def predict(
     classifier = _with_classes(_loaded(model), class_names, templates, use_head, source)
     names = classifier.class_names or ()
     source.set_classes(names)
-    kept = min(top_k, len(names))
+    top_k = min(top_k, len(names))
+    kept = len(names) if classifier.multi_label else top_k
     key = None
     if target is not None and (data := source.fingerprint()) is not None:
         own = _fingerprint(classifier, image_decoding)
@@ -137,7 +139,8 @@ def predict(
         examples = source.examples(preprocessor, on_bad_image, cache)
         examples.prepare(next(classifier.model.parameters()).device)
         facts, rows = source.facts(), blocks.score(examples, score)
-    table = table_of(file_names(facts.paths, source.images.root), rows, names, source.known(facts))
+    files, several = file_names(facts.paths, source.images.root), classifier.multi_label
+    table = table_of(files, rows, names, source.known(facts), top_k, multi_label=several)
     if target is not None:
         run_on_main_process(lambda: write_table(table, target))
         if is_local_main_process():

@@ -15,6 +15,8 @@ from starft_hf.utils.names import readable
 
 _ENDINGS = (".csv", ".parquet", ".jsonl")
 FILE, ROW, PREDICTION, LABEL, GROUP, SPLIT = "file", "row", "prediction", "label", "group", "split"
+# All classes of an image that may have several.
+PREDICTIONS = "predictions"
 
 
 def top_classes(probabilities: Tensor, top_k: int) -> Tensor:
@@ -27,38 +29,58 @@ def top_classes(probabilities: Tensor, top_k: int) -> Tensor:
 
 
 def table_of(
-    names: Sequence[str] | None, rows: Tensor, class_names: Sequence[str], known: Mapping[str, Sequence[str | None]]
+    names: Sequence[str] | None,
+    rows: Tensor,
+    class_names: Sequence[str],
+    known: Mapping[str, Sequence[str | None]],
+    top_k: int,
+    *,
+    multi_label: bool = False,
 ) -> Dataset:
     """The table of predictions.
 
     Args:
         names: the files of the rows; None numbers the rows.
-        rows: `(N, 2 * top_k)`, as `top_classes` gives them; NaN for images that could not be read.
+        rows: `(N, 2 * kept)`, as `top_classes` gives them; NaN for images that could not be read.
         class_names: the names of the classes.
         known: further columns of strings, by name.
+        top_k: how many classes to name, at most as many as are kept.
+        multi_label: whether images may have several classes, of which all are kept: those of at least 0.5 are named in
+            a column of their own, with bars between.
     """
-    top_k = rows.shape[1] // 2
+    kept = rows.shape[1] // 2
     columns: dict[str, list[Any]] = {ROW: list(range(len(rows)))} if names is None else {FILE: list(names)}
     types: dict[str, str] = dict.fromkeys(columns, "int64" if names is None else "string")
     for place in range(top_k):
         name = PREDICTION if place == 0 else f"top_{place + 1}"
         score = "confidence" if place == 0 else f"{name}_confidence"
-        scores, classes = rows[:, place].tolist(), rows[:, top_k + place].tolist()
+        scores, classes = rows[:, place].tolist(), rows[:, kept + place].tolist()
         # NaN is not equal to itself.
         columns[name] = [class_names[int(index)] if index == index else None for index in classes]
         columns[score] = [value if value == value else None for value in scores]
         types |= {name: "string", score: "float64"}
+        if multi_label and place == 0:
+            columns[PREDICTIONS], types[PREDICTIONS] = [_likely(row, class_names) for row in rows.tolist()], "string"
     for name, values in known.items():
         columns[name], types[name] = list(values), "string"
     return Dataset.from_dict(columns, features=Features({name: Value(kind) for name, kind in types.items()}))
 
 
+def _likely(row: Sequence[float], class_names: Sequence[str]) -> str | None:
+    """The classes of an image with a probability of at least 0.5, in their order; None if it could not be read."""
+    kept = len(row) // 2
+    if row[0] != row[0]:
+        return None
+    found = sorted(int(index) for score, index in zip(row[:kept], row[kept:], strict=True) if score >= 0.5)
+    return "|".join(class_names[index] for index in found)
+
+
 def accuracy_of(table: Dataset, class_names: Sequence[str]) -> float | None:
     """The share of labeled rows whose prediction is their label; None unless all labels are classes of the model.
 
-    Underscores in names count as spaces. Rows without a prediction do not count.
+    Underscores in names count as spaces. Rows without a prediction do not count. None for images of several classes.
     """
-    if LABEL not in table.column_names:
+    if LABEL not in table.column_names or PREDICTIONS in table.column_names:
         return None
     pairs = zip(table[LABEL][:], table[PREDICTION][:], strict=True)
     known = [(readable(label), readable(found)) for label, found in pairs if label is not None and found is not None]
