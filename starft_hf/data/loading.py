@@ -90,6 +90,8 @@ def load_splits(
 def left_out(files: Mapping[str, str], source: str) -> str:
     """A warning of files that were not read, of which there are some."""
     path, why = next(iter(files.items()))
+    if len(files) == 1:
+        return f"Of {source}, {path} is skipped: {why}."
     return f"{len(files)} files of {source} are skipped, such as {path}: {why}. `starft inspect {source}` lists them."
 
 
