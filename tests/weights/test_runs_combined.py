@@ -62,6 +62,7 @@ def test_soups_and_interpolations_of_multi_label_models_are_such_models(train, t
         uniform_soup([tmp_path / "one", tmp_path / "contrastive"], tmp_path / "mixed")
 
 
+@pytest.mark.slow
 def test_a_multi_label_model_is_exported_by_its_folder(train, tmp_path):
     pytest.importorskip("onnxruntime")
     from starft_hf import export
