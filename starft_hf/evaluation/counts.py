@@ -9,6 +9,7 @@ import numpy as np
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import logging
 
 from starft_hf.evaluation.metric_functions import (
     accuracies_of,
@@ -20,6 +21,9 @@ from starft_hf.evaluation.metric_functions import (
 from starft_hf.evaluation.results import EvaluationResult, ReliabilityBin
 from starft_hf.objectives.losses import as_float32_or_wider
 from starft_hf.utils.collectives import world_size
+
+
+logger = logging.get_logger(__name__)
 
 
 class ClassificationCounts:
@@ -97,6 +101,15 @@ class ClassificationCounts:
             bins=tuple(ReliabilityBin(int(count), float(mean), float(hits)) for count, mean, hits in means),
             macro_f1=fmean(f1),
             skipped=self.skipped,
+        )
+
+
+def warn_if_nan(is_nan: bool) -> None:
+    """Warn of an evaluation of which embeddings are NaN: of all figures, none means anything."""
+    if is_nan:
+        logger.warning(
+            "Embeddings of an evaluation are NaN, and its results mean nothing: the weights are damaged, or the dtype "
+            "overflows."
         )
 
 

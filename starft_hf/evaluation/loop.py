@@ -14,7 +14,7 @@ from starft_hf.data.columns import ImageColumns
 from starft_hf.data.decoding import SkippedImages
 from starft_hf.data.examples import IndexedExamples
 from starft_hf.data.strata import groups_of
-from starft_hf.evaluation.counts import ClassificationCounts
+from starft_hf.evaluation.counts import ClassificationCounts, warn_if_nan
 from starft_hf.evaluation.mistakes import ConfidentMistakes
 from starft_hf.evaluation.multi_label import MultiLabelEvaluation
 from starft_hf.evaluation.results import EvaluationResult
@@ -87,11 +87,7 @@ class ClassifierEvaluation:
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
         """The result over all processes; a ValueError if there were no rows."""
         result = self.counts.gathered().result(training_shares)
-        if math.isnan(result.loss):
-            logger.warning(
-                "The loss of an evaluation is NaN: embeddings are, and such images count as the first class. The "
-                "weights are damaged, or the dtype overflows."
-            )
+        warn_if_nan(math.isnan(result.loss))
         other = result.group_accuracies.keys() ^ (training_shares or {}).keys()
         # A set with other classes, such as one that measures what is forgotten, has groups of its own.
         same_classes = self.training_classes is None or set(self.training_classes) == set(self.class_names)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from starft_hf.data.columns import ImageColumns
 from starft_hf.data.decoding import SkippedImages
+from starft_hf.evaluation.counts import warn_if_nan
 from starft_hf.evaluation.results import MultiLabelResult
 from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.models.encoder import DualEncoder, batch_images, logit_bias_of
@@ -139,5 +140,6 @@ class MultiLabelEvaluation:
             parts = [None] * world_size()
             dist.all_gather_object(parts, own)
         logits, targets = (np.concatenate([part[place] for part in parts]) for place in (0, 1))
+        warn_if_nan(bool(np.isnan(logits).any()))
         groups = [group for part in parts for group in part[2]] if self.has_groups else None
         return multi_label_result(logits, targets, self.class_names, groups, sum(part[3] for part in parts))

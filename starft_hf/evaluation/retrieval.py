@@ -14,7 +14,7 @@ from starft_hf.data.decoding import RAISE, SkippedImages
 from starft_hf.data.embedding import embed_texts
 from starft_hf.data.images import SCALED
 from starft_hf.data.retrieval import CAPTION_COLUMN, RETRIEVAL, RetrievalExampleMaker, retrieval_columns
-from starft_hf.evaluation.counts import no_rows
+from starft_hf.evaluation.counts import no_rows, warn_if_nan
 from starft_hf.evaluation.passes import EvaluationSettings
 from starft_hf.evaluation.recall import retrieval_hits
 from starft_hf.evaluation.results import RetrievalResult
@@ -82,6 +82,7 @@ class RetrievalEvaluation:
         place = {text: number for number, text in enumerate(texts)}
         pairs = torch.tensor([(image, place[text]) for image, own in enumerate(captions) for text in own])
         embeds = self._embedded(texts)
+        warn_if_nan(bool(images.isnan().any() or embeds.isnan().any()))
         found = retrieval_hits(images, embeds, pairs, CUTOFFS), retrieval_hits(embeds, images, pairs.flip(1), CUTOFFS)
         recalls = {
             f"{way}_recall_at_{cutoff}": hits / count

@@ -61,7 +61,7 @@ def load_model(model: str | PathLike[str] | nn.Module, *, trust_remote_code: boo
             hint = "; its weights are pointers of Git LFS: run git lfs pull there" if _has_pointers(model) else ""
             raise ValueError(f"no model could be loaded from {model!r} ({error}){hint}") from error
         raise FileNotFoundError(not_on_hub(model, error)) from error
-    _check_complete(loaded, found["missing_keys"], model)
+    check_complete(loaded, found["missing_keys"], model)
     # Transformers set it itself before 5.24.
     if getattr(loaded.config, "_commit_hash", None) is None and not Path(model).exists():
         loaded.config._commit_hash = cached_commit(str(model))
@@ -70,7 +70,7 @@ def load_model(model: str | PathLike[str] | nn.Module, *, trust_remote_code: boo
     return loaded
 
 
-def _check_complete(loaded: nn.Module, missing: Iterable[str], source: str) -> None:
+def check_complete(loaded: nn.Module, missing: Iterable[str], source: str) -> None:
     """Raise ValueError if a checkpoint lacks weights of its model, which would be random, and others in every process.
 
     A bias that training has added is restored afterwards; positions are no weights.
@@ -236,7 +236,8 @@ def check_processor(model: nn.Module, processor: Any) -> tuple[Any, Any]:
         image_processor(images=[Image.new("RGB", (width, 64))], return_tensors="pt")["pixel_values"]
         for width in (64, 96)
     )
-    if blank.ndim == 4 and blank.shape != wide.shape:
+    # One that does not resize takes images as they are, which may all have one size.
+    if getattr(image_processor, "do_resize", True) and blank.ndim == 4 and blank.shape != wide.shape:
         shapes = f"{tuple(blank.shape[-2:])} and {tuple(wide.shape[-2:])}"
         wrong.append(f"its image processor gives images of different sizes, {shapes}: set do_center_crop=True")
     found, size = tuple(blank.shape[-2:]), getattr(config.vision_config, "image_size", None)

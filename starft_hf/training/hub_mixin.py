@@ -135,7 +135,7 @@ class HubMixin(Trainer):
         """
         check_mergeable(self.model)
         if self.args.should_save:
-            self._save_merged(Path(output_dir), None)
+            self._save_merged(Path(output_dir).expanduser(), None)
 
     def _save_merged(self, folder: Path, repo_id: str | None) -> None:
         save_merged(self.model, self.processing_class, folder, self.head, self.class_names)

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import ParallelismConfig
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin, parse_flag_from_env
-from transformers import SchedulerType, TrainingArguments
+from transformers import TrainingArguments
 
 from starft_hf.utils.collectives import world_size
 
@@ -62,10 +62,7 @@ _ONLY_DATA = "StarFT supports data parallelism, sharded (fsdp) or not"
 
 
 def check_inherited_settings(args: TrainingArguments) -> None:
-    """Raise ValueError, with what to use instead, if an inherited setting has a value that StarFT cannot honor.
-
-    A learning rate that is lowered on a plateau is lowered where the metric no longer gets better.
-    """
+    """Raise ValueError, with what to use instead, if an inherited setting has a value that StarFT cannot honor."""
     for name, (is_refused, why) in _REFUSED.items():
         if is_refused(value := getattr(args, name, None)):
             raise ValueError(f"{name} is {getattr(value, 'value', value)!r}: {why}")
@@ -88,9 +85,6 @@ def check_inherited_settings(args: TrainingArguments) -> None:
             "trained; one of them must be positive"
         )
     _check_parallelism(args.parallelism_config)
-    if args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU and args.greater_is_better:
-        # torch takes the metric for a loss, and Trainer does not say otherwise.
-        args.lr_scheduler_kwargs = {"mode": "max", **(args.lr_scheduler_kwargs or {})}
     if args.label_smoothing_factor and getattr(args, "base_loss", None) == "contrastive":
         raise ValueError(
             f"label_smoothing_factor is {args.label_smoothing_factor}, and base_loss='contrastive' has no labels to "

@@ -1,9 +1,9 @@
-"""The warm-up of the learning rate, which may start above 0, and must end before the run does."""
+"""The schedule of the learning rate: its warm-up, which may start above 0, and what a plateau is."""
 
 from collections.abc import Callable
 from typing import Any
 
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers.utils import logging
 
 
@@ -27,13 +27,18 @@ def without_warmup(args: Any) -> str | None:
     return f"with optim={optimizer!r}" if "layerwise" in str(optimizer) else None
 
 
-def warmed_up(scheduler: Any, args: Any, steps: int) -> Any:
+def schedule_of(scheduler: Any, args: Any, steps: int) -> Any:
     """The schedule of a run of `steps` optimizer steps; `scheduler` is that of Trainer, whose warm-up starts at 0.
+
+    One that lowers the rate on a plateau takes the metric for a loss, whatever `greater_is_better` says; here it does
+    not, unless its `mode` is set.
 
     With `warmup_from_zero=False`, step s of w warm-up steps, counted from 0, has (s + 1) / w of the learning rate
     rather than s / w. All later steps are the same: the last step of the warm-up and the first one after it have the
     whole learning rate.
     """
+    if isinstance(scheduler, ReduceLROnPlateau) and args.greater_is_better:
+        return ReduceLROnPlateau(scheduler.optimizer, **{"mode": "max", **(args.lr_scheduler_kwargs or {})})
     if args.warmup_from_zero or without_warmup(args) is not None:
         return scheduler
     warmup = args.get_warmup_steps(steps)

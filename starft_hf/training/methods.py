@@ -47,8 +47,6 @@ def settings_of_methods(
     if isinstance(methods, str):
         raise ValueError(f"methods is {methods!r}; pass a list of names, or a dictionary of settings by any name")
     _check_seeds(seeds)
-    if args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
-        raise ValueError("runs that are compared are not evaluated while they train; use another lr_scheduler_type")
     keys: list[Any]
     if isinstance(methods, Mapping):
         if settings is not None:
@@ -67,6 +65,11 @@ def settings_of_methods(
         one.check(known)
         for seed in seeds if one.label != ZERO_SHOT else seeds[:1]:
             own = {**_QUIET, **one.all_settings, "seed": seed}
+            if own.get("lr_scheduler_type", args.lr_scheduler_type) == SchedulerType.REDUCE_ON_PLATEAU:
+                raise ValueError(
+                    f"{one.label!r} has lr_scheduler_type='reduce_lr_on_plateau', and runs that are compared are not "
+                    "evaluated while they train; use another schedule"
+                )
             try:
                 found.append((one.label, dataclasses.replace(args, **own)))
             except ValueError as error:

@@ -37,7 +37,7 @@ from starft_hf.training.checkpointing.resuming import ResumeCheck, ResumeState
 from starft_hf.training.checkpointing.run_settings import run_settings
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.hub_mixin import HubMixin
-from starft_hf.training.learning_rate import warmed_up
+from starft_hf.training.learning_rate import schedule_of
 from starft_hf.training.measurements import Measurements, data_key
 from starft_hf.training.nan_check import NaNCheck
 from starft_hf.training.parameter_groups import with_rates
@@ -248,9 +248,9 @@ class StarFTTrainer(HubMixin, Trainer):
         return with_rates(optimizer, self.model if model is None else model, self.args) if is_new else optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """`Trainer.create_scheduler`, with the warm-up of `warmup_from_zero`."""
+        """`Trainer.create_scheduler`, with `warmup_from_zero`, and plateaus of metrics."""
         is_new, scheduler = self.lr_scheduler is None, super().create_scheduler(num_training_steps, optimizer)
-        self.lr_scheduler: Any = warmed_up(scheduler, self.args, num_training_steps) if is_new else scheduler
+        self.lr_scheduler: Any = schedule_of(scheduler, self.args, num_training_steps) if is_new else scheduler
         return self.lr_scheduler
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:

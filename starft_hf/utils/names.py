@@ -127,7 +127,8 @@ def spelling(name: str) -> str:
 
     A hyphen before or after all words stays: "-1" and "1" are two classes, as are "A-" and "A".
     """
-    return re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", name).strip(" \t\n_").casefold()
+    words = re.sub(r"[\s_]+", " ", name).strip()
+    return re.sub(r"(?<=[^\s-])[ -]+(?=[^\s-])", " ", words).casefold()
 
 
 def check_spelling(names: Iterable[str], what: str) -> None:

@@ -11,7 +11,7 @@ from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.hub.record import RECORD_FILE
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_FILE
-from starft_hf.models.loading import load_processor
+from starft_hf.models.loading import check_complete, load_processor
 from starft_hf.models.own_code import check_classes
 from starft_hf.weights.folders import Checkpoint, check_alike
 
@@ -42,7 +42,9 @@ def _head_of(
     stored = next(value.dtype for value in checkpoint.tensors.values() if value.is_floating_point())
     check_classes(str(checkpoint.folder), trust_remote_code=False)
     dtype = torch.promote_types(stored, torch.float32)
-    model = AutoModel.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
+    settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
+    model, found = AutoModel.from_pretrained(checkpoint.folder, **settings)
+    check_complete(model, found["missing_keys"], str(checkpoint.folder))
     return zero_shot_head(model, DualEncoder.of(model, _processor_of(model, pair)), class_names, templates)
 
 

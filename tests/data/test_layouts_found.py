@@ -11,6 +11,7 @@ from starft_hf.data.images import ImagePreprocessor
 from starft_hf.data.layouts.table_columns import Wanted
 from starft_hf.data.loading import choose_split, load_splits, read_data
 from starft_hf.data.rgb import as_rgb, upright_size
+from starft_hf.utils.names import spelling
 from tests.support.folders import classes, kinds, names_of, rows_of, table, write
 from tests.support.layouts import write_celeba
 
@@ -327,6 +328,8 @@ def test_labels_of_minus_one_and_one_are_two_classes(tmp_path):
 def test_grades_that_differ_by_a_sign_are_two_classes(tmp_path):
     found = everything(write(tmp_path, ["A-/1.jpg", "A/2.jpg", "B/3.jpg"]))
     assert {*names_of(found).values()} == {"A-", "A", "B"}
+    for names in (("fire_(truck)", "fire (truck)"), ("polar - bear", "polar_bear"), ("owl", "owl\u00a0")):
+        assert spelling(names[0]) == spelling(names[1])
 
 
 def test_another_attribute_of_celeba_has_no_advice_about_hair(tmp_path):

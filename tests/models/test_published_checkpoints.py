@@ -20,14 +20,23 @@ from transformers import (
     PoolFormerImageProcessor,
 )
 
-from starft_hf import StarFTConfig, StarFTTrainer, evaluate_zero_shot, interpolate_checkpoints, load
+from starft_hf import (
+    StarFTConfig,
+    StarFTTrainer,
+    evaluate_retrieval,
+    evaluate_zero_shot,
+    interpolate_checkpoints,
+    load,
+)
 from starft_hf.data.images import ImagePreprocessor
 from starft_hf.hub import classifier
 from starft_hf.models.adapters import with_adapter
 from starft_hf.models.loading import check_processor, load_model
 from starft_hf.models.pixels import byte_values
+from starft_hf.models.sigmoid import add_bias
 from tests.support.families import family
-from tests.support.tiny import TINY_CLIP, make_dataset
+from tests.support.multi_label import make_multi_label_dataset
+from tests.support.tiny import TINY_CLIP, captioned, make_dataset
 
 
 SMALL = {"height": 32, "width": 32}
@@ -175,6 +184,10 @@ def test_images_of_different_sizes_are_refused_before_training(clip, processor):
     processor.image_processor.do_center_crop = False
     with pytest.raises(ValueError, match=r"gives images of different sizes, .* set do_center_crop=True"):
         check_processor(clip, processor)
+    # As they are, they may have one size.
+    processor.image_processor.do_resize = False
+    with pytest.raises(ValueError, match="the model takes"):
+        check_processor(clip, processor)
 
 
 def test_a_tokenizer_that_ends_texts_otherwise_is_refused(clip, processor):
@@ -194,11 +207,18 @@ def test_attention_that_changes_after_the_trainer_is_made_is_refused(tmp_path):
         trainer.evaluate(make_dataset(8))
 
 
-def test_nan_weights_are_said(clip, processor, caplog):
+@pytest.mark.parametrize("kind", ["classes", "captions", "several classes"])
+def test_nan_weights_are_said(clip, processor, caplog, kind):
     with torch.no_grad():
         clip.visual_projection.weight[0] = torch.nan
-    evaluate_zero_shot(clip, processor, make_dataset(8))
-    assert "The loss of an evaluation is NaN" in caplog.text
+    if kind == "captions":
+        evaluate_retrieval(clip, processor, captioned(8), caption_column="caption")
+    elif kind == "classes":
+        evaluate_zero_shot(clip, processor, make_dataset(8))
+    else:
+        add_bias(clip, 0.0)
+        evaluate_zero_shot(clip, processor, make_multi_label_dataset(8), multi_label=True)
+    assert "Embeddings of an evaluation are NaN" in caplog.text
 
 
 class Passing(CLIPModel):

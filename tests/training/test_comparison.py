@@ -246,7 +246,7 @@ def test_curves_go_from_the_zero_shot_model_to_the_fine_tuned_one_and_mistakes_h
         ({"seeds": (0, 0)}, "seeds is"),
         ({"seeds": 3}, "seeds is 3; pass integers"),
         ({"seeds": ("a",)}, "seeds is .*; pass integers"),
-        ({"settings": {"star": {"lr_scheduler_type": "reduce_lr_on_plateau"}}}, "eval strategy"),
+        ({"settings": {"star": {"lr_scheduler_type": "reduce_lr_on_plateau"}}}, "not evaluated while"),
         ({"methods": ["zero-shot", "kl", "kl"]}, "methods is"),
         ({"processes": 0}, "processes is 0"),
         ({"eval_dataset": None}, "nothing to compare on"),

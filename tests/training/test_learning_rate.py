@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from starft_hf import StarFTConfig, StarFTTrainer
-from starft_hf.training.learning_rate import warmed_up
+from starft_hf.training.learning_rate import schedule_of
 from starft_hf.training.unused_settings import unused_settings
 from tests.support.runs import steps
 
@@ -81,7 +81,7 @@ def test_a_scheduler_of_the_users_own_stays_as_it_is(clip, processor, config):
 def test_where_no_warm_up_starts_at_0_it_is_warned_of(config, settings):
     args = config(warmup_from_zero=False, **settings)
     scheduler = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD(nn.Linear(1, 1).parameters()))
-    assert warmed_up(scheduler, args, 10) is scheduler
+    assert schedule_of(scheduler, args, 10) is scheduler
     name, value = next(iter(settings.items()))
     found = list(unused_settings(args, "background"))
     assert found == [f"warmup_from_zero=False has no effect with {name}={value!r}."]

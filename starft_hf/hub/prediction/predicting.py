@@ -60,7 +60,7 @@ def predict(
     the most probable class and its probability; "predictions" for images that may have several classes, those with a
     probability of at least 0.5, as "owl|fern"; "top_2", "top_2_confidence", "top_3" and so on; and then "label",
     "group" and, if there are several, "split", as far as the dataset has them. The probabilities are those that the
-    loaded model gives, `load(model)(images)`.
+    loaded model gives for the files of the images, `load(model)(paths)`.
 
     In a process group, as a Trainer or `accelerate.PartialState()` sets it up, each process classifies part of the
     images, and all of them return the whole table, which is the same as that of one process.

@@ -201,7 +201,7 @@ def repair(
         ValueError: before the first forward, if there is no image of a class, there are fewer than five of a group or
             fewer than two clusters of a class, or data and model do not fit.
     """
-    output = None if output_dir is None else Path(output_dir)
+    output = None if output_dir is None else Path(output_dir).expanduser()
     if output is not None:
         check_free(output)
     if isinstance(methods, str) or (methods is not None and not methods):
