@@ -16,13 +16,15 @@ pytestmark = pytest.mark.gpu
 
 
 def losses_of(config, **settings):
+    """The two parts of the loss, step by step: their weighted sum shows mostly the noise of the second."""
     model = CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(TINY_CLIP)
     # At the rate of `config` the loss rises twelvefold in three steps, and differences with it.
     args = config(use_cpu=False, learning_rate=1e-4, **settings)
     trainer = StarFTTrainer(model, args, make_dataset(), processing_class=processor)
     trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [[entry[part] for entry in logged] for part in ("base_loss", "reg_loss")]
 
 
 @pytest.mark.parametrize("settings", [{"bf16": True}, {"bf16": True, "torch_compile": True}, {"fp16": True}])
@@ -30,11 +32,12 @@ def losses_of(config, **settings):
 def test_mixed_precision_stays_near_float32(config, settings, mini_batch_size):
     expected = losses_of(config)
     found = losses_of(config, mini_batch_size=mini_batch_size, **settings)
-    assert all(map(math.isfinite, found))
-    assert found[0] == pytest.approx(expected[0], rel=0.02)
-    if "fp16" not in settings:
-        # The scaler of float16 skips the first steps, until its scale is low enough.
-        assert found == pytest.approx(expected, rel=0.05)
+    assert all(map(math.isfinite, found[0] + found[1]))
+    # The scaler of float16 skips the first steps, until its scale is low enough.
+    steps = 1 if "fp16" in settings else 3
+    # Without training, the third loss is a fifth higher, and there is no divergence.
+    assert found[0][:steps] == pytest.approx(expected[0][:steps], rel=0.02)
+    assert found[1][:steps] == pytest.approx(expected[1][:steps], abs=0.01)
 
 
 def test_pinned_memory_changes_nothing(config):
