@@ -19,6 +19,7 @@ from starft_hf.models.precision import exact_copy
 from starft_hf.objectives.losses import unit_rows
 from starft_hf.reference.base import Reference, ReferenceEmbeds, ReferenceInfo
 from starft_hf.reference.fingerprint import model_fingerprint
+from starft_hf.utils.preparation import prepared
 
 
 class LiveReference(Reference):
@@ -57,10 +58,12 @@ class LiveReference(Reference):
             outputs = self.encoder.forward(self.model, batch)
             return outputs.image_embeds, outputs.text_embeds
 
+        self._check_device(batch)
         images, texts = self._run(forward)
         return ReferenceEmbeds(images, *rows_of_texts(texts, batch))
 
     def embed_images(self, batch: Mapping[str, Any]) -> Tensor:
+        self._check_device(batch)
         return self._run(lambda: (self.encoder.encode(self.model, images=batch),))[0]
 
     def embed_texts(self, texts: Sequence[str] | Mapping[str, Any]) -> Tensor:
@@ -78,6 +81,11 @@ class LiveReference(Reference):
         weights = dict(model.named_parameters())
         for name, value in self.model.named_parameters():
             yield full_tensor(weights[name]), value
+
+    def _check_device(self, batch: Mapping[str, Any]) -> None:
+        device = next(self.model.parameters()).device
+        # Trainer puts batches on the GPU from the start, and this model is put there by `prepare`.
+        prepared(self.model if device.type == batch["pixel_values"].device.type else None)
 
     def _run(self, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         self.forwards += 1

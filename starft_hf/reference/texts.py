@@ -93,6 +93,7 @@ class LazyTexts:
     def __init__(self, bank: CaptionBank, limit: int):
         self.bank = bank
         self.limit = limit
+        self._live: LiveReference | None = None
         self._cached: dict[str, Tensor] = {}
         self._bytes = 0
 
@@ -105,7 +106,7 @@ class LazyTexts:
         missing = list(dict.fromkeys(caption for caption in captions if caption not in self._cached))
         # As exact as those that are encoded in advance.
         with torch.autocast(ids.device.type, enabled=False):
-            new = dict(zip(missing, self._live.embed_texts(missing), strict=True)) if missing else {}
+            new = dict(zip(missing, prepared(self._live).embed_texts(missing), strict=True)) if missing else {}
         rows = torch.stack([new[caption] if caption in new else self._cached[caption] for caption in captions])
         for caption, row in new.items():
             if self._bytes + row.nbytes > self.limit:

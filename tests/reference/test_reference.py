@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from starft_hf import SpuriosityPool
 from starft_hf.data.captions import CaptionBank
@@ -11,6 +12,7 @@ from starft_hf.data.collator import StarFTCollator
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.reference import CachedReference, FrozenReference
 from starft_hf.reference.images import CachedImages
+from starft_hf.reference.live import AdapterReference
 from starft_hf.reference.texts import CachedTexts, LazyTexts
 from starft_hf.utils.store import FeatureStore
 from tests.support.tiny import CLASS_NAMES, images_of
@@ -118,6 +120,17 @@ def test_lazy_texts_are_recomputed_ones_and_respect_their_limit(clip, encoder, b
     assert lazy.info.bytes <= limit
     # Images once per batch, and the texts of the first batch; of the second as well where they were not cached.
     assert lazy.info.forwards == 2 + (1 if limit == 10**9 else 2)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_reference_on_another_device_says_how_to_prepare_it(clip, encoder, bank, batch, tmp_path, adapted):
+    elsewhere = {**batch, "pixel_values": batch["pixel_values"].to("meta")}
+    model = get_peft_model(clip, LoraConfig(target_modules=["q_proj"])) if adapted else clip
+    live = (AdapterReference if adapted else FrozenReference)(model, encoder)
+    cached = CachedReference(live, CachedTexts(bank, FeatureStore(tmp_path), progress=False), None)
+    for embed in (live.embed, live.embed_images, cached.embed):
+        with pytest.raises(RuntimeError, match=r"call trainer.setup.prepare\(trainer.args.device\)"):
+            embed(elsewhere)
 
 
 def test_reduced_precision_is_near_and_says_that_it_is_not_the_model(clip, encoder, batch):

@@ -132,7 +132,15 @@ def test_a_training_set_that_is_replaced_is_refused(clip, processor, config, dat
         trainer.train()
 
 
-@pytest.mark.parametrize("settings", [{}, {"crop_scale": None, "reference_cache": "full"}, {"freeze": ["text"]}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"reference_text_cache_gib": 1e-6},
+        {"crop_scale": None, "reference_cache": "full"},
+        {"freeze": ["text"]},
+    ],
+)
 def test_a_loss_before_training_says_what_to_call(clip, processor, config, dataset, settings):
     trainer = StarFTTrainer(clip, config(**settings), dataset, processing_class=processor)
     batch = next(iter(trainer.get_train_dataloader()))
