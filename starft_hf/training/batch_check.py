@@ -1,6 +1,7 @@
 """What may be wrong with a training batch: parts that are missing, and images of one class only."""
 
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -39,6 +40,16 @@ def check_to_predict(dataset: Any, args: Any) -> None:
         )
 
 
+def check_collator(own: Any) -> None:
+    """Raise ValueError for a collator of transformers, none of which makes batches of images with their captions."""
+    kind = own if isinstance(own, FunctionType | type) else type(own)
+    if kind.__module__.startswith("transformers.data."):
+        raise ValueError(
+            f"data_collator is {kind.__name__} of transformers, which cannot collate these examples; leave it out, or "
+            "pass a function that calls starft_hf.data.collator.StarFTCollator and adds to what it returns"
+        )
+
+
 def check_keys(batch: Mapping[str, Any], run: Any) -> None:
     """Check that a batch of a user's own data collator has what the steps of a run need.
 
@@ -67,8 +78,9 @@ def check_keys(batch: Mapping[str, Any], run: Any) -> None:
     missing = [key for key, needs in needed.items() if needs and key not in batch and encoded.get(key) not in batch]
     if missing:
         raise ValueError(
-            f"the batch of the data_collator has no {missing[0]!r}, which this run needs; call StarFTCollator, the "
-            "data_collator of a trainer that is given none, and add to what it returns or replace parts of it"
+            f"the batch of the data_collator has no {missing[0]!r}, which this run needs; call "
+            "starft_hf.data.collator.StarFTCollator, which collates where none is given, and add to what it returns "
+            "or replace parts of it"
         )
 
 

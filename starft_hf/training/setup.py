@@ -37,7 +37,7 @@ from starft_hf.objectives.regularizers import AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import pool_of_run
 from starft_hf.spuriosity.pool import SpuriosityPool
-from starft_hf.training.batch_check import check_to_predict
+from starft_hf.training.batch_check import check_collator, check_to_predict
 from starft_hf.training.batch_size import check_batch, check_retry
 from starft_hf.training.callbacks import EpochCallback
 from starft_hf.training.candidates import Candidates, NoCandidates
@@ -237,6 +237,7 @@ class RunSetup:
     def collator(self, own: Collator | None = None) -> Collator:
         """What makes batches of training and evaluation examples; a user's `own` gets normalized images."""
         if own is not None:
+            check_collator(own)
             values = self.encoder.byte_values
             # A subclass may do anything with images.
             return own if values is None or type(own) is StarFTCollator else WithFloatImages(own, values)

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from transformers import DataCollatorWithPadding, default_data_collator
 
 from starft_hf import StarFTTrainer
 from tests.support.multi_label import make_multi_label_dataset
@@ -71,6 +72,12 @@ def test_what_an_own_collator_leaves_out_is_named(clip, processor, config, missi
     trainer.data_collator = lambda examples: {key: it for key, it in collate(examples).items() if key != missing}
     with pytest.raises(ValueError, match=f"the batch of the data_collator has no '{missing}'"):
         trainer.train()
+
+
+@pytest.mark.parametrize("collate", [default_data_collator, DataCollatorWithPadding(None)])
+def test_collators_of_texts_are_refused(clip, processor, config, dataset, collate):
+    with pytest.raises(ValueError, match=r"of transformers, which cannot collate these examples; leave it out"):
+        StarFTTrainer(clip, config(), dataset, processing_class=processor, data_collator=collate)
 
 
 @pytest.mark.parametrize(
