@@ -116,6 +116,17 @@ def embed_images(
     return tuple(gather_shards(rows, len(indices)) for rows in own)
 
 
+def check_finite(embeds: Tensor, of: str) -> None:
+    """Raise ValueError if rows `(N, D)` of these inputs, such as "images", have NaN: no class is nearest to them."""
+    bad = int((~embeds.isfinite()).any(-1).sum())
+    if bad:
+        raise ValueError(
+            f"the embeddings of {bad} of {len(embeds)} {of} are not finite, so nothing can be measured by them; the "
+            "model's weights are damaged, or its precision is too low: pass a checkpoint from before, or the model in "
+            "float32"
+        )
+
+
 def _resumed(compute: Callable[[int], Iterator[Tensor]], pieces: Pieces | None) -> list[Tensor]:
     """The rows that `compute` yields after the first `done` ones, behind those that `pieces` holds, in parts."""
     parts = [] if pieces is None else pieces.load()

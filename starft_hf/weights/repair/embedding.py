@@ -85,7 +85,9 @@ class Embedder:
         store = self.reading.settings.store if is_fingerprinted(self.examples.dataset) else None
         cached = self.reading.settings.images(self.examples, store)
         cached.prepare(FrozenReference(model, self.subject.encoder), self.device)
-        rows: Floats = in_float64(cached.all_rows())
+        embeds = cached.all_rows()
+        embedding.check_finite(embeds, "images")
+        rows: Floats = in_float64(embeds)
         return rows
 
     def texts(self, model: nn.Module, texts: Sequence[str]) -> Floats:
@@ -96,6 +98,7 @@ class Embedder:
             rows = embedding.embed_texts(
                 lambda chunk: self.subject.encoder.encode(model, texts=chunk), distinct, sort_key=str
             )
+        embedding.check_finite(rows, "texts")
         found: Floats = in_float64(rows)[[place[text] for text in texts]]
         return found
 

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from starft_hf.data.captions import check_caption_templates, check_class_prompts
 from starft_hf.data.columns import ColumnSettings, ImageColumns, resolve_evaluation_columns
+from starft_hf.data.embedding import check_finite
 from starft_hf.data.labels import class_feature
 from starft_hf.hub.classifier import base_of, load, local_folder
 from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord
@@ -63,6 +64,10 @@ class Subject:
     start: nn.Module | None
     record: RunRecord | None
     pool: SpuriosityPool | None
+
+    def __post_init__(self) -> None:
+        if self.head is not None:
+            check_finite(self.head.weight.detach(), "rows of the head")
 
     @property
     def encoder(self) -> DualEncoder:
