@@ -30,6 +30,7 @@ def audited(folder, score=0.31):
         average=group(0.8, 0.7),
         groups={"<b>owl": group(0.4, 0.6), "truck": group(0.9, 0.8)},
         worst_group="<b>owl",
+        worst_interval=(0.25, 0.55),
         forgotten=Forgotten(0.1, 0.2, 0.125, {"birds": {"before": 0.75, "after": 0.5}}),
         sensitivity=None,
         correlates=Correlates((), ("<b>owl",), images=1, words=0, properties=8),

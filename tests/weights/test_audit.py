@@ -1,13 +1,14 @@
 """`audit`: its numbers are those of other ways of computing them, and a planted shortcut shows in them."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from transformers import CLIPModel
 
-from starft_hf import SpuriosityPool, StarFTTrainer, audit, evaluate_zero_shot, load
+from starft_hf import SpuriosityPool, StarFTTrainer, audit, discover_spuriosity, evaluate_zero_shot, load, repair
 from starft_hf.demo.experiment import Setting, run_settings
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, Task, make_split
@@ -16,6 +17,8 @@ from starft_hf.evaluation.sensitivity import attraction, shown_in
 from starft_hf.evaluation.zero_shot import zero_shot_head
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.models.heads import HEAD_NAME
+from starft_hf.weights.audit.measuring import named_groups
+from starft_hf.weights.repair.groups import pseudo_groups
 
 
 NAMES = ("circle", "square")
@@ -213,3 +216,41 @@ def test_plain_fine_tuning_on_a_shortcut_shows_more_than_an_aligned_one(tmp_path
     assert flyp.forgotten.answers_changed > kl.forgotten.answers_changed
     mistakes = [str(row) for row in flyp.correlates.found if row.of == "mistakes"]
     assert any("lake" in row or "water" in row or "sea" in row or "lawn" in row or "grass" in row for row in mistakes)
+
+
+@pytest.mark.parametrize("part", ["visual_projection", "text_projection", HEAD_NAME])
+def test_a_damaged_model_is_refused_and_not_said_to_answer_the_first_class(images, settings, part):
+    model, processor = CLIPModel.from_pretrained(MODEL_FOLDER), load(MODEL_FOLDER).processor
+    if part == HEAD_NAME:
+        head = zero_shot_head(model, DualEncoder.of(model, processor), NAMES, ["a photo of a {}."])
+        model.add_module(HEAD_NAME, head)
+    with torch.no_grad():
+        model.get_submodule(part).weight[0, 0] = float("nan")
+    damaged = "images" if part == "visual_projection" else "texts" if part == "text_projection" else "rows of the head"
+    match = rf"\d+ {damaged} are not finite.*; the model's weights are damaged"
+    with pytest.raises(ValueError, match=match):
+        audit(model, MODEL_FOLDER, images, processor=processor, **settings)
+    with pytest.raises(ValueError, match=match):
+        repair(model, processor, images, base=MODEL_FOLDER, group_column="group", **settings)
+    if part == "visual_projection":
+        with pytest.raises(ValueError, match=match):
+            discover_spuriosity(model, processor, images, POOL, progress=False)
+
+
+def test_the_interval_of_the_worst_group_allows_for_its_choice(tuned, images, settings):
+    result = audit(tuned, MODEL_FOLDER, images, group_column="group", **settings)
+    worst = result.groups[result.worst_group].after
+    low, high = result.worst_interval
+    assert low < worst.interval[0] <= worst.accuracy <= high
+    assert f"{100 * low:.1f} to {100 * high:.1f}%" in result.as_html()
+    assert result.as_dict()["worst_interval"] == [low, high]
+
+
+def test_a_pseudo_group_says_if_it_has_more_than_its_name():
+    labels, seen = np.array([0] * 50 + [1] * 53), np.array([0] * 46 + [1] * 4 + [1] * 52 + [0])
+    words = ["grass" if own == 0 else "snow" for own in seen]
+    mixed = named_groups(["wolf", "husky"], labels, words, pseudo_groups(labels, seen))
+    # The four wolves on snow and the husky on grass are too few for groups of their own.
+    assert Counter(mixed) == {"wolf, grass": 46, "husky, snow": 52, "all others": 5}
+    joined = named_groups(["wolf", "husky"], labels[:102], words[:102], pseudo_groups(labels[:102], seen[:102]))
+    assert Counter(joined) == {"wolf, grass or others": 50, "husky, snow": 52}

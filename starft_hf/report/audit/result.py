@@ -140,6 +140,8 @@ class AuditResult:
         average: over all images, by the model and by its start.
         groups: by name.
         worst_group: its name, by the accuracy of the audited model.
+        worst_interval: of the accuracy of the group that is the worst, whichever that is, with 95% confidence. The
+            interval of the group that looks worst does not allow for it having been chosen.
         forgotten: None without a start and retention sets.
         sensitivity: None if the model tells no template of the pool from the plain caption.
         correlates: what labels and mistakes are correlated with.
@@ -159,6 +161,7 @@ class AuditResult:
     average: GroupAudit
     groups: Mapping[str, GroupAudit]
     worst_group: str
+    worst_interval: tuple[float, float]
     forgotten: Forgotten | None
     sensitivity: Sensitivity | None
     correlates: Correlates

@@ -10,6 +10,7 @@ from scipy.special import softmax
 from tqdm.auto import tqdm
 
 from starft_hf.data.decoding import ImageReader
+from starft_hf.evaluation.intervals import worst_group_interval
 from starft_hf.report.audit import ExplainedMistake, Forgotten, GroupAudit, Sensitivity
 from starft_hf.spuriosity.correlates import Correlates, CorrelateSettings, Looked, find_correlates
 from starft_hf.spuriosity.properties import measure_images
@@ -92,6 +93,11 @@ class Audited:
     def groups(self) -> tuple[GroupAudit, dict[str, GroupAudit]]:
         """The models on all images and in every group."""
         return compared(self.answers, self.labels, self.group_names)
+
+    def worst_interval(self) -> tuple[float, float]:
+        """Of the accuracy of the model in the group that is the worst."""
+        right = (self.answers[0].argmax(-1) == self.labels).astype(np.float64)
+        return worst_group_interval(right, indices_of(self.group_names)[0])
 
     def sensitivity(self) -> Sensitivity | None:
         """How answers depend on the templates of the pool."""

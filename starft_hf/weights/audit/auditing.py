@@ -72,7 +72,8 @@ def audit(
 
     Correlates: which words of a vocabulary, and which properties of images and files (brightness, contrast, sharpness,
     colorfulness, warmth, size, aspect, border, JPEG quality, file type, folder, camera, month), labels are correlated
-    with, and mistakes on images of one class. Of datasets without any correlation, no more than `alpha` give one.
+    with, and mistakes on images of one class. Of datasets without any correlation, no more than `alpha` give one of
+    labels, and no more than `alpha` one of mistakes.
     A correlate need not be a shortcut: wolves have fur. Check it before relying on it.
 
     The score is from 0 to 1 and takes no group labels: the accuracy in the worst combination of class and of what the
@@ -97,7 +98,7 @@ def audit(
         group_function: names a row's group from its other columns, in place of `group_column`.
         image_column: column with the images.
         label_column: column with the labels.
-        alpha: of the tests for correlates.
+        alpha: of the tests for correlates of labels, and of those for correlates of mistakes.
         saliency_maps: how many of the most confident mistakes in the worst group are shown on the page, with the
             parts of the image that speak for them by the model and by its start: the effect of hiding them, in some
             100 forwards per image and model. 0 for none, and no images on the page.
@@ -147,6 +148,7 @@ def audit(
         average=average,
         groups=groups,
         worst_group=worst,
+        worst_interval=audited.worst_interval(),
         forgotten=audited.forgotten(vocabulary_used, kept),
         sensitivity=sensitivity,
         correlates=audited.correlates(vocabulary_used, correlate_settings),

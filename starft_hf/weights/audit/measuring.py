@@ -13,6 +13,7 @@ from scipy.special import softmax
 from torch import nn
 
 from starft_hf.data.captions import class_caption
+from starft_hf.data.embedding import check_finite
 from starft_hf.data.images import stack_features
 from starft_hf.data.rgb import ScaledImage
 from starft_hf.evaluation.bootstrap import worst_group
@@ -59,6 +60,7 @@ class Tower:
         distinct = list(dict.fromkeys(texts))
         place = {text: row for row, text in enumerate(distinct)}
         rows, _ = embeds_of_texts(self._live, distinct, self._store, self.embedder.device, progress=self._progress)
+        check_finite(rows, "texts")
         found: Floats = in_float64(rows)[[place[text] for text in texts]]
         return found
 
@@ -135,12 +137,16 @@ def worst_accuracy(logits: Floats, labels: Ints, groups: Ints) -> float:
 
 
 def named_groups(names: Sequence[str], labels: Ints, seen: Sequence[str], groups: Ints) -> list[str]:
-    """Names of pseudo-groups: class and attribute, or that it has what is left of combinations with few images."""
+    """Names of pseudo-groups: class and attribute, and that combinations with few images are among them."""
     found = {}
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
-        (label, words), count = Counter((int(labels[row]), seen[row]) for row in rows.tolist()).most_common(1)[0]
-        found[group] = f"{names[label]}, {words}" if 2 * count > len(rows) else "all others"
+        combinations = Counter((int(labels[row]), seen[row]) for row in rows.tolist())
+        (label, words), _ = combinations.most_common(1)[0]
+        if len({label for label, _ in combinations}) > 1:
+            found[group] = "all others"
+        else:
+            found[group] = f"{names[label]}, {words}" + " or others" * (len(combinations) > 1)
     return [found[group] for group in groups]
 
 
