@@ -28,7 +28,7 @@ from starft_hf.training.parameter_groups import check_groups, frozen_names, rate
 from starft_hf.training.plain_captions import check_plain_share
 from starft_hf.training.presets import find_preset
 from starft_hf.training.scopes import INHERITED, IRRELEVANT, RECORDED, RUN, is_default, setting
-from starft_hf.training.setting_checks import check_crop_scale, check_metric, check_reg_weight, check_settings
+from starft_hf.training.setting_checks import check_crop_scale, check_reg_weight, check_settings, checked_direction
 
 
 logger = logging.get_logger(__name__)
@@ -237,10 +237,8 @@ class StarFTConfig(TrainingArguments):
     ignore_mismatched_settings: bool = setting(False, IRRELEVANT, "Resume from a run with other settings.")
 
     def __post_init__(self) -> None:
-        # Trainer assumes that greater is better for all but losses, and would keep the checkpoint calibrated worst.
-        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("ece"):  # type: ignore[has-type]
-            self.greater_is_better = False
-        check_metric(str(self.metric_for_best_model), self.base_loss)
+        better: bool | None = self.greater_is_better  # type: ignore[has-type]
+        self.greater_is_better = checked_direction(str(self.metric_for_best_model), self.base_loss, better)
         super().__post_init__()
         check_inherited_settings(self)
         if self.device.type == "cpu":

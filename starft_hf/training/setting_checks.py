@@ -1,6 +1,7 @@
 """Checks of single settings of a run."""
 
 import math
+import re
 from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path
@@ -19,6 +20,8 @@ from starft_hf.utils.names import unknown_name
 
 
 logger = logging.get_logger(__name__)
+
+_OF_A_GROUP = re.compile(r"(.+_)?(accuracy|map|f1|class_ap)_.")
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "base_loss": ("contrastive", "cross_entropy", MULTI_LABEL),
@@ -80,8 +83,31 @@ def check_settings(args: Any) -> None:
         _check_multi_label(args)
 
 
-def check_metric(metric: str, base_loss: str) -> None:
-    """Raise ValueError if `metric_for_best_model` is a name, or no metric of images of several classes."""
+def checked_direction(metric: str, base_loss: str, greater_is_better: bool | None) -> bool | None:
+    """`greater_is_better` of `metric_for_best_model`; None where Trainer knows.
+
+    To it, all but what ends with "loss" is the better the greater it is: the checkpoint that is calibrated worst, and
+    that with the lowest accuracy of a group called "gloss".
+
+    Raises:
+        ValueError: if the metric is a name, or none of images of several classes, or if it may be the accuracy of a
+            group called "loss" as well as the loss of a dataset called "accuracy".
+    """
+    _check_metric(metric, base_loss)
+    last = metric.rpartition("_")[2]
+    if greater_is_better is not None:
+        return greater_is_better
+    if not _OF_A_GROUP.match(metric):
+        return False if last == "ece" else None
+    if last in ("loss", "ece"):
+        raise ValueError(
+            f"metric_for_best_model is {metric!r}, which may be a figure of a group or the {last} of an evaluation "
+            "set; pass greater_is_better, True or False"
+        )
+    return True
+
+
+def _check_metric(metric: str, base_loss: str) -> None:
     several = base_loss == MULTI_LABEL
     figures = {"worst_group": "map" if several else "accuracy", **({"worst_class": "ap"} if several else {})}
     for name, figure in figures.items():

@@ -321,6 +321,14 @@ def test_the_best_calibration_error_is_the_lowest(config):
     assert better(metric_for_best_model="eval_ece", greater_is_better=True) is True
 
 
+@pytest.mark.parametrize("metric", ["eval_accuracy_Greece", "eval_shifted_accuracy_gloss", "map_fleece", "f1_floss"])
+def test_a_group_may_be_called_nearly_like_a_loss(config, metric):
+    assert config(metric_for_best_model=metric).greater_is_better is True
+    assert config(metric_for_best_model="eval_own_gloss").greater_is_better is False
+    with pytest.raises(ValueError, match="may be a figure of a group or the loss of an evaluation set; pass greater_"):
+        config(metric_for_best_model=f"{metric}_loss")
+
+
 @pytest.mark.parametrize("metric", ["eval_worst_group_accuracy", "eval_shited_accuracy", "loss"])
 def test_a_best_metric_of_no_evaluation_set_is_refused_at_once(clip, processor, config, dataset, metric):
     sets = {"plain": dataset, "shifted": dataset}
