@@ -4,17 +4,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from accelerate.utils import send_to_device
 from torch import nn
-from torch.utils.data import DataLoader
 
-from starft_hf.data.collator import StarFTCollator
 from starft_hf.data.columns import ColumnSettings, resolve_evaluation_columns
 from starft_hf.evaluation.loop import evaluation_of, training_group_shares
 from starft_hf.evaluation.results import AnyResult
 from starft_hf.hub.classifier import Classifier
 from starft_hf.models.adapters import base_model_of
+from starft_hf.models.fsdp import forget_dataloader
 from starft_hf.models.heads import select_classes
 from starft_hf.models.loading import load_model
 from starft_hf.models.modes import evaluation_mode
@@ -36,8 +34,6 @@ from starft_hf.weights.repair.repairing import check_numbers_of, checked_cluster
 REPAIR = "repair"
 _NAMES = (REPAIR, *METHODS[1:])
 _PLUS = " + "
-
-# As many as a trainer keeps.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,19 +172,17 @@ def _results(trainer: StarFTTrainer, classifier: Classifier) -> dict[str, AnyRes
     model, device = classifier.model, trainer.args.device
     model.to(device)
     head = None if classifier.head is None else classifier.head.to(device)
-    collate = StarFTCollator(classifier.encoder.encode_texts)
     found = {}
     for name, part in sets.items():
         columns = part.columns
         names = columns.classifier or columns.class_names or ()
         own = None if head is None or not names else select_classes(head, classifier.class_names or (), names)
         evaluation = evaluation_of(classifier.encoder, columns, classifier.templates, own, trainer.class_names)
-        # A loader draws a seed for its workers; from a generator of its own, it leaves the global one alone.
-        loader = DataLoader(
-            part, trainer.args.per_device_eval_batch_size, collate_fn=collate, generator=torch.Generator()
-        )
+        # Of the trainer, since each process measures a share of the rows.
+        loader = trainer.get_eval_dataloader(part)
         with evaluation_mode(model):
             for batch in loader:
                 evaluation.step(model, send_to_device(batch, device))
+        forget_dataloader(trainer.accelerator, loader)
         found[name] = evaluation.result(training_group_shares(trainer.train_dataset, columns))
     return found

@@ -29,3 +29,4 @@ def test_every_process_gets_the_result_of_the_whole_set(tmp_path):
     for rank in range(2):
         assert_same(json.loads((tmp_path / f"two.{rank}").read_text()), expected)
     assert len(expected["groups"]["mistakes"]) == 5
+    assert sum(expected["repaired"]["group_sizes"].values()) == 23
