@@ -19,6 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from starft_hf.utils.files import expanded, is_free, local_or_hub
+
 
 def positive_int(text: str) -> int:
     """The type of an option that takes a positive integer."""
@@ -92,8 +94,6 @@ def warn(options: argparse.Namespace, text: str) -> None:
 
 def check_output(folder: Path, flag: str = "--output", instead: str = "") -> None:
     """Check that writing into a folder overwrites nothing; `instead` is what else than another folder would help."""
-    from starft_hf.utils.files import is_free
-
     if not is_free(folder):
         raise argparse.ArgumentTypeError(
             f"{flag} {folder} is not an empty folder, and nothing is overwritten; choose another{instead}"
@@ -112,7 +112,7 @@ def read_class_names(names: Any) -> Any:
         raise argparse.ArgumentTypeError(str(error)) from error
     if len(names) != 1:
         return names
-    path = Path(names[0]).expanduser()
+    path = expanded(names[0])
     if not path.is_file():
         if path.suffix in (".txt", ".json") or len(path.parts) > 1:
             raise argparse.ArgumentTypeError(f"there is no file {names[0]} of class names")
@@ -121,8 +121,7 @@ def read_class_names(names: Any) -> Any:
 
 
 def check_sources(options: argparse.Namespace, *names: str) -> None:
-    """Check that models and datasets that look like paths exist, before any of them is loaded."""
-    from starft_hf.utils.files import local_or_hub
-
+    """Check that models and datasets that look like paths exist, before any of them is loaded; expand `~` in them."""
     for name, source in given(options, *names).items():
         local_or_hub(source, name)
+        setattr(options, name, os.path.expanduser(source))

@@ -5,12 +5,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starft_hf.cli.benchmark import read_benchmark
 from starft_hf.cli.command import count, given, positive_int, read_class_names, warn
 from starft_hf.cli.messages import in_flags
+from starft_hf.utils.files import expanded
 
 
 _CAPTION = "caption"
@@ -234,7 +234,7 @@ def _only_split(splits: Mapping[str, Any], source: str, flag: str) -> str:
 
 def _shown(name: str, found: Any, source: str) -> str:
     """The name of a split in results: that of the folder if it has no splits."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if name != "train" or len(found.splits) > 1 or not folder.is_dir():
         return name
     named = any("train" in part.name.lower() for part in (folder.resolve(), *folder.iterdir()))

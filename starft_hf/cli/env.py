@@ -12,6 +12,7 @@ from typing import Any
 
 import starft_hf
 from starft_hf.cli.output import show
+from starft_hf.utils.files import expanded
 
 
 SUMMARY = "print versions and hardware for a bug report, without paths and names"
@@ -127,7 +128,7 @@ def _torch() -> dict[str, Any]:
 def _accelerate_config() -> dict[str, Any] | None:
     """Settings of the file that `accelerate config` writes, without importing accelerate."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
-    folder = Path(os.environ.get("HF_HOME", cache)).expanduser() / "accelerate"
+    folder = expanded(os.environ.get("HF_HOME", cache)) / "accelerate"
     file = next((file for ending in ("yaml", "json") if (file := folder / f"default_config.{ending}").is_file()), None)
     if file is None:
         return None

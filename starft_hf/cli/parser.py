@@ -2,11 +2,14 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
+
+from starft_hf.utils.files import expanded
 
 
 # What other scripts call a setting. These names are accepted where a command has it, and not shown.
@@ -56,6 +59,14 @@ class CommandParser(argparse.ArgumentParser):
         options, rest = super().parse_known_args(tokens, namespace)
         options.passed = passed
         return options, rest
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """The value of an argument; of a path, with `~` expanded, which no shell does in `--output_dir=~/runs`."""
+        value = super()._get_value(action, arg_string)
+        if isinstance(value, Path):
+            return expanded(value)
+        # Settings of `StarFTConfig` are strings.
+        return os.path.expanduser(value) if action.dest.endswith("_dir") else value
 
     def error(self, message: str) -> NoReturn:
         """Print one line and end with the exit code of wrong use."""
@@ -114,7 +125,7 @@ class CommandParser(argparse.ArgumentParser):
         from starft_hf.utils.untrusted import read_yaml
 
         try:
-            content = read_yaml(Path(file))
+            content = read_yaml(expanded(file))
         except (OSError, ValueError) as error:
             self.error(f"--config {file} cannot be read: {error}")
         if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
@@ -145,11 +156,13 @@ class CommandParser(argparse.ArgumentParser):
 
     def _set_positional(self, action: argparse.Action, value: Any) -> None:
         action.nargs = "*" if action.nargs == "+" else "?"
-        convert: Any = action.type or (lambda text: text)
         try:
-            action.default = [convert(str(part)) for part in value] if isinstance(value, list) else convert(str(value))
-        except argparse.ArgumentTypeError as error:
-            self.error(f"{action.dest}: {error}")
+            if isinstance(value, list):
+                action.default = [self._get_value(action, str(part)) for part in value]
+            else:
+                action.default = self._get_value(action, str(value))
+        except argparse.ArgumentError as error:
+            self.error(f"{action.dest}: {error.message}")
         action.required = False
 
 

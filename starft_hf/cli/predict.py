@@ -42,13 +42,12 @@ def run(options: argparse.Namespace) -> int | None:
 
     if options.classes_from is not None:
         refuse(options, ["class_names"], "--classes_from names the classes")
-    if Path(options.model).expanduser().exists():
+    if os.path.exists(os.path.expanduser(options.model)):
         refuse(options, ["revision"], f"it is of a model on the Hub, and {options.model} is a folder here")
     if launched_by_user():
         refuse(options, ["processes"], "the processes were started by accelerate or torchrun already")
     check_sources(options, "model", "dataset", "base", "classes_from")
-    options.output = options.output.expanduser()
-    data = Path(options.dataset).expanduser()
+    data = Path(options.dataset)
     if data.is_file() and options.output.exists() and data.samefile(options.output):
         raise argparse.ArgumentTypeError(f"--output {options.output} is the dataset itself; choose another file")
     check_output(options.output, options.overwrite)

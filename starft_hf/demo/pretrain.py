@@ -21,7 +21,7 @@ from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
 from starft_hf.demo import world
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.objectives.losses import contrastive_loss
-from starft_hf.utils.files import is_free
+from starft_hf.utils.files import expanded, is_free
 
 
 MODEL_FOLDER = Path(__file__).parent / "model"
@@ -95,7 +95,7 @@ def zero_shot_accuracy(model: CLIPModel, processor: CLIPProcessor, seed: int = 1
 def main(arguments: Sequence[str] | None = None) -> None:
     """Rebuild the weights from a command line."""
     parser = argparse.ArgumentParser("python -m starft_hf.demo.pretrain", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder for the model and its processor")
+    parser.add_argument("--output", type=expanded, required=True, help="folder for the model and its processor")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--logit-scale", type=float, help="fixed inverse temperature (default: trained)")

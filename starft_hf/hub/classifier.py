@@ -36,7 +36,7 @@ from starft_hf.models.heads import HEAD_FILE, head_logits, load_head
 from starft_hf.models.loading import check_folder, load_model, load_processor, not_on_hub
 from starft_hf.models.modes import evaluation_mode
 from starft_hf.models.sigmoid import NO_BIAS, has_bias, restore_added_bias
-from starft_hf.utils.files import local_or_hub, write_text_atomically
+from starft_hf.utils.files import expanded, local_or_hub, write_text_atomically
 from starft_hf.utils.hashing import tensors_digest
 from starft_hf.utils.untrusted import read_json
 
@@ -211,7 +211,7 @@ def _read(preprocess: ImagePreprocessor, image: Any) -> ScaledImage:
         raise ValueError(f"{image!r} is a URL; download the image, and pass its path")
     if not isinstance(image, (str, PathLike)):
         return preprocess.read(image)
-    with Image.open(Path(image).expanduser()) as opened:
+    with Image.open(expanded(image)) as opened:
         return preprocess.read(opened, is_own=True)
 
 

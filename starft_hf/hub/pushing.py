@@ -22,7 +22,7 @@ from starft_hf.hub.audits import take_audit
 from starft_hf.hub.card_edits import CARD_FILE, keep_published_edits, remove_local_base
 from starft_hf.hub.publishable import left_out, publishable
 from starft_hf.hub.record import public_id
-from starft_hf.utils.files import read_text, write_text_atomically
+from starft_hf.utils.files import expanded, read_text, write_text_atomically
 from starft_hf.utils.untrusted import read_json
 from starft_hf.utils.waiting import answered, in_background, upload_limit
 
@@ -83,7 +83,7 @@ def push_folder(
     Raises:
         PushError: if it could not be published.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     try:
         if path_in_repo is None:
             take_audit(folder)

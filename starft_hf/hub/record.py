@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download
 
 from starft_hf.models.loading import cached_commit
 from starft_hf.spuriosity.pool import without_places
-from starft_hf.utils.files import local_or_hub, write_text_atomically
+from starft_hf.utils.files import expanded, local_or_hub, write_text_atomically
 from starft_hf.utils.untrusted import read_json
 from starft_hf.utils.versions import versions_of
 
@@ -156,7 +156,7 @@ def _template_of(entry: Any) -> Any:
 
 def public_id(name: str | None) -> str | None:
     """`name` if it can be the id of a repository on the Hub; None for paths, which mean nothing elsewhere."""
-    if not name or os.path.isabs(name) or Path(name).expanduser().exists():
+    if not name or os.path.isabs(name) or expanded(name).exists():
         return None
     return name if _REPOSITORY.fullmatch(name) else None
 

@@ -19,7 +19,7 @@ from starft_hf.report.retrieval import RECALL_NOTE, retrieval_columns_of, retrie
 from starft_hf.report.rows import Row, entries_of, sections_of
 from starft_hf.report.table import AVERAGE, DATASET, ECE, MODEL, SEEDS, WORST_GROUP, Table, measures
 from starft_hf.report.words import Finding, finding_of
-from starft_hf.utils.files import write_text_atomically
+from starft_hf.utils.files import expanded, write_text_atomically
 from starft_hf.utils.names import unknown_name
 from starft_hf.utils.text import markdown
 from starft_hf.utils.untrusted import parse_json
@@ -182,7 +182,8 @@ class RobustnessReport:
             ImportError: if matplotlib or jinja2 is missing. Nothing is written then.
         """
         check_extra()
-        paths = [Path(folder) / f"report.{suffix}" for suffix in ("json", "md", "html")]
+        folder = expanded(folder)
+        paths = [folder / f"report.{suffix}" for suffix in ("json", "md", "html")]
         present = [path.name for path in paths if path.exists()]
         if present and not overwrite:
             raise FileExistsError(
@@ -204,4 +205,4 @@ class RobustnessReport:
             ImportError: if matplotlib is missing.
         """
         check_extra()
-        return save_figures(self.sections, Path(folder))
+        return save_figures(self.sections, expanded(folder))

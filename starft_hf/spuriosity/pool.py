@@ -12,7 +12,7 @@ import numpy as np
 
 from starft_hf.data.captions import CAPTION_FIELD, CLASS_FIELD, inject
 from starft_hf.spuriosity.reading import READERS, packaged_text, read_repository, read_templates
-from starft_hf.utils.files import local_or_hub, write_text_atomically
+from starft_hf.utils.files import expanded, local_or_hub, write_text_atomically
 from starft_hf.utils.names import readable, unknown_name
 from starft_hf.utils.text import without_paths
 
@@ -231,7 +231,7 @@ class SpuriosityPool:
             FileNotFoundError: if it looks like a path, but there is no such file.
         """
         text = os.fspath(name_or_path_or_repo)
-        path = Path(text).expanduser()
+        path = expanded(text)
         if text == UNION:
             aspects: dict[str, str] = {}
             for name in cls.builtin_names()[:-1]:
@@ -303,7 +303,7 @@ class SpuriosityPool:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pool with its provenance as JSON, atomically."""
-        write_text_atomically(Path(path), json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_text_atomically(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def as_pool(spuriosity: "SpuriosityPool | str | os.PathLike[str] | Sequence[str]") -> SpuriosityPool:

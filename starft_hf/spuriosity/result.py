@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -279,7 +278,7 @@ class DiscoveryResult:
         Raises:
             FileExistsError: if `folder` is a file or a folder that is not empty.
         """
-        with folder_in_place_of(Path(folder)) as temporary:
+        with folder_in_place_of(folder) as temporary:
             (temporary / "discovery.md").write_text(self.as_markdown(), encoding="utf-8")
             (temporary / "heat_map.png").write_bytes(as_png(self.heat_map()))
             (temporary / "examples.png").write_bytes(as_png(self.examples()))

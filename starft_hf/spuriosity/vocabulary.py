@@ -4,12 +4,11 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from os import PathLike, fspath
-from pathlib import Path
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from starft_hf.models.texts import TextEncoding
-from starft_hf.utils.files import read_text
+from starft_hf.utils.files import expanded, read_text
 from starft_hf.utils.names import readable
 
 
@@ -42,7 +41,7 @@ def given_words(vocabulary: Vocabulary | None) -> list[str] | None:
     if isinstance(vocabulary, (str, PathLike)):
         if fspath(vocabulary) == TOKENIZER:
             return None
-        path = Path(vocabulary).expanduser()
+        path = expanded(vocabulary)
         if not path.is_file():
             raise FileNotFoundError(
                 f"vocabulary is {fspath(vocabulary)!r}, and there is no such file; pass a file with a word per line, "

@@ -36,6 +36,7 @@ from starft_hf.training.measurements import Measurements
 from starft_hf.training.parameter_groups import trained_parts
 from starft_hf.training.saving import save_merged
 from starft_hf.training.setup import RunSetup
+from starft_hf.utils.files import expanded
 from starft_hf.utils.hashing import tensors_digest
 from starft_hf.utils.text import without_paths
 from starft_hf.utils.waiting import NoAnswerError, result_of, upload_limit
@@ -118,7 +119,7 @@ class HubMixin(Trainer):
         """`Trainer.save_model`; a push that fails is logged, and what was saved stays."""
         try:
             with whole_weights(self.accelerator):
-                super().save_model(output_dir, _internal_call)
+                super().save_model(None if output_dir is None else str(expanded(output_dir)), _internal_call)
         except PushError as error:
             logger.error("%s", error)
 
@@ -135,7 +136,7 @@ class HubMixin(Trainer):
         """
         check_mergeable(self.model)
         if self.args.should_save:
-            self._save_merged(Path(output_dir).expanduser(), None)
+            self._save_merged(expanded(output_dir), None)
 
     def _save_merged(self, folder: Path, repo_id: str | None) -> None:
         save_merged(self.model, self.processing_class, folder, self.head, self.class_names)

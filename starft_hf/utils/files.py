@@ -18,6 +18,11 @@ MOST_BYTES = 32 * 2**20
 ABANDONED = 24 * 3600.0
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`path` with a `~` at its beginning expanded, which a shell leaves as it is in `--output_dir=~/runs`."""
+    return Path(os.path.expanduser(path))
+
+
 def check_size(path: Path, most: int = MOST_BYTES) -> None:
     """Raise ValueError if a file, which may be untrusted, is too large to be read as a whole."""
     size = path.stat().st_size
@@ -31,24 +36,25 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` in UTF-8, all or nothing."""
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
-def write_bytes_atomically(path: Path, content: bytes) -> None:
+def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write `content` to `path`, all or nothing."""
     with file_in_place_of(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def file_in_place_of(path: Path) -> Iterator[Path]:
+def file_in_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file in the folder of `path`, renamed to it on exit, or removed on an exception.
 
     Flushed to disk before the rename and its folder after it: otherwise a power cut could leave an empty file under
     the final name. Temporary files for `path` that were left long ago are removed.
     """
+    path = expanded(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, f"{glob.escape(path.name)}.*")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -79,14 +85,14 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
 
 
 @contextmanager
-def folder_in_place_of(path: Path) -> Iterator[Path]:
+def folder_in_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The same for a folder; FileExistsError on entry or exit if `path` is a file or a folder that is not empty.
 
     Of a link, the folder that it leads to is written. An empty folder that cannot be replaced, since it is a mount
     point or the one that it lies in may not be written to, gets its files one by one.
     """
     check_free(path)
-    path = path.resolve()
+    path = expanded(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     stays = path.is_dir() and (path.is_mount() or not os.access(path.parent, os.W_OK | os.X_OK))
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path if stays else path.parent))
@@ -181,8 +187,9 @@ def leads_out(file: Path, folder: Path | None = None) -> bool:
     return not any(file.resolve().is_relative_to(root) for root in roots)
 
 
-def check_writable(folder: Path, what: str) -> None:
+def check_writable(folder: str | os.PathLike[str], what: str) -> None:
     """Raise PermissionError or NotADirectoryError if nothing can be written to `folder`, which `what` names."""
+    folder = expanded(folder)
     paths = (folder.absolute(), *folder.absolute().parents)
     for path in paths:
         if path.is_symlink() and not path.exists():
@@ -207,13 +214,15 @@ def unused_folder(name: str) -> Path:
     return path
 
 
-def is_free(folder: Path) -> bool:
+def is_free(folder: str | os.PathLike[str]) -> bool:
     """Whether writing into `folder` cannot overwrite anything: it does not exist or is empty."""
+    folder = expanded(folder)
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
-def check_free(folder: Path) -> None:
+def check_free(folder: str | os.PathLike[str]) -> None:
     """Raise FileExistsError if `folder` is a file or a folder that is not empty."""
+    folder = expanded(folder)
     if not is_free(folder):
         kind = "a folder with files in it" if folder.is_dir() else "a file"
         raise FileExistsError(f"{str(folder)!r} is {kind}, which would be overwritten; choose another or remove it")
@@ -233,7 +242,7 @@ def local_or_hub(source: str | os.PathLike[str], what: str) -> str:
     if not isinstance(source, str | os.PathLike):
         raise ValueError(f"{what} is a {type(source).__name__}; pass a path, or the id of a repository on the Hub")
     text = os.fspath(source)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.exists():
         return str(path)
     parts = text.replace("\\", "/").strip("/").split("/")

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from starft_hf.utils.collectives import all_processes_agree, is_local_main_process, rank, world_size
-from starft_hf.utils.files import file_in_place_of, remove_abandoned
+from starft_hf.utils.files import expanded, file_in_place_of, remove_abandoned
 from starft_hf.utils.hashing import tensors_digest
 
 
@@ -36,7 +36,7 @@ class FeatureStore:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, setting: str = "reference_cache_dir"):
         self.setting = setting
-        self.folder = default_folder() if folder is None else Path(folder).expanduser()
+        self.folder = default_folder() if folder is None else expanded(folder)
         # A folder that may not be read is not a file; saving warns if it cannot be written to.
         if os.path.exists(self.folder) and not os.path.isdir(self.folder):
             raise ValueError(

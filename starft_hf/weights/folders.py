@@ -160,7 +160,7 @@ def write_checkpoint(
         return result
 
     warn_of_statistics(first.tensors, lambda name: [checkpoint.read(name) for checkpoint in checkpoints])
-    with folder_in_place_of(Path(output)) as folder:
+    with folder_in_place_of(output) as folder:
         _copy_settings(first.folder, folder)
         record = combined_record([checkpoint.record for checkpoint in checkpoints if checkpoint.record is not None])
         if record is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from starft_hf.models.loading import load_model
-from starft_hf.utils.files import check_free
+from starft_hf.utils.files import check_free, expanded
 from starft_hf.weights.folders import (
     Checkpoint,
     Folder,
@@ -50,7 +50,7 @@ def uniform_soup(checkpoints: Sequence[Folder], output: Folder, *, max_shard_siz
         ValueError: if there are none, or one is an adapter, pickled, quantized or damaged, or two of them are of
             different architectures; the message names the first difference.
     """
-    output = Path(output).expanduser()
+    output = expanded(output)
     opened = _opened(checkpoints, output, max_shard_size)
     check_alike(opened)
     return write_checkpoint(output, opened, _mean, max_shard_size)
@@ -79,7 +79,7 @@ def interpolate_checkpoints(
         ValueError: also if `alpha` is outside [0, 1].
     """
     check_alpha(alpha)
-    output = Path(output).expanduser()
+    output = expanded(output)
     check_free(output)
     with _workspace(output) as temporary:
         workspace = Path(temporary)
@@ -186,7 +186,7 @@ def greedy_soup(
     Raises:
         ValueError: also if a score is not a number.
     """
-    output = Path(output).expanduser()
+    output = expanded(output)
     opened = _opened(checkpoints, output, max_shard_size)
     check_alike(opened)
     scored = [(_score(evaluate, checkpoint.folder), checkpoint) for checkpoint in opened]
@@ -206,7 +206,7 @@ def greedy_soup(
 
 
 def _opened(checkpoints: Sequence[Folder], output: Folder, max_shard_size: int | str) -> list[Checkpoint]:
-    check_free(Path(output))
+    check_free(output)
     if isinstance(checkpoints, str | os.PathLike):
         raise ValueError(f"checkpoints is {str(checkpoints)!r}; pass a list of folders")
     if not checkpoints:

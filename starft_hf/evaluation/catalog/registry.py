@@ -15,6 +15,7 @@ from starft_hf.evaluation.catalog import imagenet, steps
 from starft_hf.evaluation.catalog.classes import ClassSpace, classes_from_hub, classes_from_names
 from starft_hf.evaluation.catalog.entry import BenchmarkEntry, HubSource
 from starft_hf.evaluation.catalog.folders import FOLDERS
+from starft_hf.utils.files import expanded
 from starft_hf.utils.names import unknown_name
 
 
@@ -94,7 +95,7 @@ def load_benchmark(
         raise ValueError(unknown_name("benchmark", name, entries))
     entry = entries[name]
     if root is not None:
-        folder = _folder(name, Path(root).expanduser())
+        folder = _folder(name, expanded(root))
         entry = replace(entry, root=folder)
         if classes is None and (read := FOLDERS[name].classes) is not None:
             classes = read(folder)

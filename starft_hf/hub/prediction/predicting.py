@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from starft_hf.hub.prediction.table import check_output, table_of, top_classes, 
 from starft_hf.models.adapters import is_adapted
 from starft_hf.reference.fingerprint import model_fingerprint, texts_fingerprint
 from starft_hf.utils.collectives import is_local_main_process, run_on_main_process
+from starft_hf.utils.files import expanded
 from starft_hf.utils.hashing import digest, tensors_digest
 from starft_hf.utils.names import check_distinct, check_names
 
@@ -97,7 +97,7 @@ def predict(
         FileExistsError: if `output` exists.
         ValueError: if data, classes or settings do not fit, before the first forward.
     """
-    target = None if output is None else Path(output).expanduser()
+    target = None if output is None else expanded(output)
     if target is not None:
         check_output(target, overwrite)
     check_on_bad_image(on_bad_image)

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from starft_hf import __version__
 from starft_hf.hub.record import RunRecord, public_id
-from starft_hf.utils.files import folder_in_place_of
+from starft_hf.utils.files import expanded, folder_in_place_of
 from starft_hf.utils.untrusted import read_json
 
 
@@ -64,7 +64,7 @@ class SpaceSettings:
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "SpaceSettings":
         """The settings in the folder of a Space."""
-        path = Path(folder) / SETTINGS_FILE
+        path = expanded(folder) / SETTINGS_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{str(folder)!r} has no {SETTINGS_FILE}; write_space writes one")
         try:
@@ -89,12 +89,14 @@ def write_space(
         FileNotFoundError: if there is no such report or image.
         ValueError: if a model is neither a folder with a model nor the id of a Hub repository.
     """
-    if report is not None and not Path(report).is_file():
+    page = None if report is None else expanded(report)
+    images = [expanded(example) for example in examples]
+    if page is not None and not page.is_file():
         raise FileNotFoundError(f"there is no report {str(report)!r}; RobustnessReport.save writes a {REPORT_FILE}")
-    for example in examples:
-        if not Path(example).is_file():
-            raise FileNotFoundError(f"there is no image {str(example)!r}; pass files of images as examples")
-    with folder_in_place_of(Path(folder)) as temporary:
+    for image in images:
+        if not image.is_file():
+            raise FileNotFoundError(f"there is no image {str(image)!r}; pass files of images as examples")
+    with folder_in_place_of(folder) as temporary:
         for name in _TEMPLATES:
             text = (files("starft_hf.hub.space") / "template" / name).read_text(encoding="utf-8")
             # YAML does not combine the surrogates that JSON escapes an emoji as.
@@ -104,13 +106,13 @@ def write_space(
         places = _collect(settings.models, temporary)
         content = json.dumps({**asdict(settings), "models": places}, indent=2, ensure_ascii=False) + "\n"
         (temporary / SETTINGS_FILE).write_text(content, encoding="utf-8")
-        if report is not None:
-            shutil.copyfile(report, temporary / REPORT_FILE)
-        for number, example in enumerate(examples):
+        if page is not None:
+            shutil.copyfile(page, temporary / REPORT_FILE)
+        for number, image in enumerate(images):
             (temporary / _EXAMPLES).mkdir(exist_ok=True)
             # Names of files may be private, and may be the same.
-            shutil.copyfile(example, temporary / _EXAMPLES / f"{number}{Path(example).suffix.lower()}")
-    return Path(folder)
+            shutil.copyfile(image, temporary / _EXAMPLES / f"{number}{image.suffix.lower()}")
+    return expanded(folder)
 
 
 def _collect(models: Mapping[str, str], folder: Path) -> dict[str, str]:
@@ -119,7 +121,7 @@ def _collect(models: Mapping[str, str], folder: Path) -> dict[str, str]:
 
     places: dict[str, str] = {}
     for heading, source in models.items():
-        path = Path(source).expanduser()
+        path = expanded(source)
         if path.is_dir():
             name = re.sub(r"\W+", "-", heading).strip("-") or "model"
             name = name if f"{_MODELS}/{name}" not in places.values() else f"{name}-{len(places)}"
@@ -137,7 +139,7 @@ def load_classifiers(settings: SpaceSettings, folder: str | PathLike[str] = ".")
     from starft_hf.hub.classifier import load
 
     found = {
-        name: load(Path(folder) / source if (Path(folder) / source).is_dir() else source)
+        name: load(expanded(folder) / source if (expanded(folder) / source).is_dir() else source)
         for name, source in settings.models.items()
     }
     named = [classifier for classifier in found.values() if classifier.class_names is not None]
@@ -157,6 +159,7 @@ def build(folder: str | PathLike[str]) -> "gradio.Blocks":
         import gradio
     except ImportError as error:
         raise ImportError("a Space needs gradio, which is not installed: pip install 'starft_hf[space]'") from error
+    folder = expanded(folder)
     settings = SpaceSettings.load(folder)
     classifiers = load_classifiers(settings, folder)
 

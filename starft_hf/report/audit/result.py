@@ -14,7 +14,7 @@ from PIL import Image
 from starft_hf.report.audit.page import render_audit
 from starft_hf.report.data import as_plain
 from starft_hf.spuriosity.correlates import Correlates
-from starft_hf.utils.files import folder_in_place_of
+from starft_hf.utils.files import expanded, folder_in_place_of
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,10 @@ class AuditResult:
         text = json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
         page = self.as_html()
         groups = pd.DataFrame({"row": self.rows, "pseudo_group": self.correlates.groups})
-        with folder_in_place_of(Path(folder)) as temporary:
+        with folder_in_place_of(folder) as temporary:
             (temporary / "audit.json").write_text(text, encoding="utf-8")
             (temporary / "audit.html").write_text(page, encoding="utf-8")
             groups.to_csv(temporary / "pseudo_groups.csv", index=False)
             if self.correlates.templates:
                 self.correlates.pool().save(temporary / "pool.json")
-        return Path(folder) / "audit.html"
+        return expanded(folder) / "audit.html"

@@ -31,6 +31,7 @@ from starft_hf.training.checkpointing.lock import exclusive
 from starft_hf.training.checkpointing.publishing import remove_copies
 from starft_hf.training.checkpointing.run_settings import differences
 from starft_hf.utils.collectives import all_processes_agree, rank, run_on_main_process
+from starft_hf.utils.files import expanded
 
 
 logger = logging.get_logger(__name__)
@@ -125,7 +126,7 @@ class Checkpointer:
         if wanted is True:
             path, flaws = last_valid_checkpoint(str(args.output_dir))
         else:
-            path = Path(str(wanted))
+            path = expanded(str(wanted))
             reason = flaw_of(path)
             if reason is not None:
                 other = last_valid_checkpoint(path.parent)[0]

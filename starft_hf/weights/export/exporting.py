@@ -5,14 +5,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from starft_hf.hub.classifier import Classifier
-from starft_hf.utils.files import check_free, check_writable, folder_in_place_of, is_free, move_folder
+from starft_hf.utils.files import check_free, check_writable, expanded, folder_in_place_of, is_free, move_folder
 from starft_hf.utils.names import check_names, unknown_name
 from starft_hf.weights.export.packages import check_packages
 from starft_hf.weights.export.precisions import DTYPES, FP32, INT8, file_name, load_in
@@ -89,7 +89,7 @@ def export(
         check_names(class_names)
     prompts = (templates,) if isinstance(templates, str) else templates
     request = Request(*(None if part is None else tuple(part) for part in (class_names, prompts)))
-    output = Path(output_dir).expanduser().resolve()
+    output = expanded(output_dir).resolve()
     check_writable(output, "output_dir")
     _check_replaceable(output, overwrite)
     check_packages()
@@ -102,7 +102,7 @@ def export(
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         differences = _write_graphs(subject, dtypes, folder, progress)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    return ExportResult(fspath(output_dir), sizes, subject.class_names, differences)
+    return ExportResult(str(expanded(output_dir)), sizes, subject.class_names, differences)
 
 
 def _dtypes(dtype: str | Sequence[str]) -> list[str]:

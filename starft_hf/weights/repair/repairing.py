@@ -17,7 +17,7 @@ from starft_hf.data.groups import GroupFunction
 from starft_hf.data.images import SCALED
 from starft_hf.hub.classifier import Classifier
 from starft_hf.spuriosity.auto import Spuriosity
-from starft_hf.utils.files import check_free
+from starft_hf.utils.files import check_free, expanded
 from starft_hf.utils.names import unknown_name
 from starft_hf.weights.repair import candidates as tried
 from starft_hf.weights.repair.embedded import Embedded, Ints
@@ -201,7 +201,7 @@ def repair(
         ValueError: before the first forward, if there is no image of a class, there are fewer than five of a group or
             fewer than two clusters of a class, or data and model do not fit.
     """
-    output = None if output_dir is None else Path(output_dir).expanduser()
+    output = None if output_dir is None else expanded(output_dir)
     if output is not None:
         check_free(output)
     if isinstance(methods, str) or (methods is not None and not methods):
