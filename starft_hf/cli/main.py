@@ -13,7 +13,7 @@ from typing import Any
 import starft_hf
 from starft_hf.cli.launch import launched, report_exit_code
 from starft_hf.cli.messages import in_flags, warnings_in_flags
-from starft_hf.cli.output import nothing_but_json
+from starft_hf.cli.output import lasting_output, nothing_but_json
 from starft_hf.cli.parser import CommandParser
 
 
@@ -62,13 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(arguments[0])
     options = parser.parse_args(arguments[1:], argparse.Namespace(command_line=arguments))
     try:
-        with nothing_but_json() if options.json else contextlib.nullcontext(), warnings_in_flags(parser):
+        only_json = nothing_but_json if options.json else contextlib.nullcontext
+        with lasting_output() as output, only_json(), warnings_in_flags(parser):
             code = command.run(options) or 0
         if launched():
             from starft_hf.utils.collectives import destroy_process_group
 
             destroy_process_group()
-        return code
+        return code or (FAILED if output is not None and output.failed else 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return FAILED

@@ -3,8 +3,9 @@
 import argparse
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -21,6 +22,53 @@ def nothing_but_json() -> Iterator[None]:
             yield
     finally:
         _for_json.reset(token)
+
+
+class LastingOutput:
+    """A standard output that may be closed, as by `| head`, or full: a run must not end because of its log."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self.failed = False
+
+    def write(self, text: str) -> int:
+        """Write to the stream, as long as it can be written to."""
+        self._go_on(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, as long as it can be written to."""
+        self._go_on(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _go_on(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except OSError as error:
+            # What the stream still holds, and what other processes print, has to go somewhere.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            if not isinstance(error, BrokenPipeError):
+                self.failed = True
+                print(f"the standard output cannot be written ({error}); going on without it", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[LastingOutput | None]:
+    """Within, the standard output is a `LastingOutput`, unless there is none."""
+    stream = sys.stdout
+    if stream is None:
+        yield None
+        return
+    lasting: Any = LastingOutput(stream)
+    sys.stdout = lasting
+    try:
+        yield lasting
+    finally:
+        lasting.flush()
+        sys.stdout = stream
 
 
 def show(options: argparse.Namespace, content: Any, *parts: Any) -> None:

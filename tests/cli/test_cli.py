@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -33,6 +34,28 @@ def test_version(capsys):
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.strip() == starft_hf.__version__
+
+
+@pytest.mark.parametrize("target", ["closed", "full"])
+def test_a_command_goes_on_without_a_standard_output(tmp_path, target):
+    """As with `| head`, or with a log on a full disk."""
+    program = (
+        "import sys, pathlib; from starft_hf.cli import main, env\n"
+        "def run(options):\n"
+        "    for _ in range(3): print('x' * 100_000, flush=True)\n"
+        "    pathlib.Path(sys.argv[1]).write_text('saved')\n"
+        "env.run = run\n"
+        "sys.exit(main(['env']))"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    output = writing if target == "closed" else os.open("/dev/full", os.O_WRONLY)
+    command = [sys.executable, "-c", program, str(tmp_path / "model")]
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    assert (tmp_path / "model").read_text() == "saved"
+    said = "the standard output cannot be written ([Errno 28] No space left on device); going on without it\n"
+    assert (done.returncode, done.stderr) == ((0, "") if target == "closed" else (1, said))
+    os.close(writing)
 
 
 @pytest.mark.parametrize(
