@@ -44,7 +44,7 @@ def no_effect_on_the_cache() -> list[str]:
     inherited = [part.name for part in fields(TrainingArguments) if part.name not in _OF_THE_CACHE]
     evaluation = ("eval_split", "eval_dataset", "group_column", "eval_templates", "card_template")
     training = ("reg_weight", "reg_schedule", "decay_all_parameters", "warmup_from_zero", "base_loss")
-    return [*inherited, *evaluation, *training, "freeze_batch_norm", "ignore_mismatched_settings"]
+    return [*inherited, *evaluation, *training, "disable_dropout", "freeze_batch_norm", "ignore_mismatched_settings"]
 
 
 def no_effect_on_a_comparison() -> list[str]:

@@ -49,14 +49,32 @@ def has_batch_statistics(model: nn.Module, *, frozen: bool = False) -> bool:
 
 def has_dropout(model: nn.Module) -> bool:
     """Whether training mode drops anything at random: units, attention weights or whole layers."""
-    return any(_drops(module) for module in model.modules())
+    return any(_rates(module) for module in model.modules())
 
 
-def _drops(module: nn.Module) -> bool:
+def disable_dropout(model: nn.Module) -> bool:
+    """Set all rates of dropout to 0, except those of adapters; returns whether there were any."""
+    found = False
+    for place, module in model.named_modules():
+        # PEFT keeps that of an adapter in a dictionary beside its weights: q_proj.lora_dropout.default.
+        if "_dropout." in place:
+            continue
+        for name in _rates(module):
+            setattr(module, name, 0.0)
+            found = True
+    return found
+
+
+def _rates(module: nn.Module) -> list[str]:
+    """The attributes of a module with a rate of dropout above 0."""
     # Rates are numbers called dropout, attention_dropout, drop_prob, ..., or "p" in a module that only drops.
     is_dropout = any(word in type(module).__name__.lower() for word in ("drop", "stochasticdepth"))
-    rates = [value for name, value in vars(module).items() if "drop" in name or (is_dropout and name == "p")]
-    return any(isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0 for rate in rates)
+    rates = {name: value for name, value in vars(module).items() if "drop" in name or (is_dropout and name == "p")}
+    return [
+        name
+        for name, rate in rates.items()
+        if isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0
+    ]
 
 
 def differs_in_training(model: nn.Module) -> bool:

@@ -68,9 +68,10 @@ class StarFTConfig(TrainingArguments):
         reweight_clip (`float`, defaults to `10.0`): the largest weight, before all are normalized to a mean of 1.
         mini_batch_size (`int`, *optional*): images per forward and backward pass, for batches that do not fit into
             memory; None runs the whole batch at once. It costs a second forward pass, and changes no loss or gradient.
+        disable_dropout (`bool`, defaults to `True`): train without the dropout that a model has. The reference has
+            none, so with it the regularizer is not 0 at the start. That of an adapter stays.
         freeze_batch_norm (`bool`, defaults to `True`): use and keep the running statistics of batch norm, as in the
-            reference; its weights and biases are trained. False normalizes by the statistics of the batch, so the
-            regularizer is not 0 at the start.
+            reference; its weights and biases are trained. False normalizes by the statistics of the batch.
         freeze (`list[str]`, *optional*): parts that are not trained: "text" or "vision" (a tower with its projection),
             "vision.layers.0-5" (counted from 0), "embeddings", "output" (what follows the layers) or "projections" (of
             both towers, or of one as in "text.embeddings"), "logit_scale" (with the bias of sigmoid models), "head".
@@ -222,6 +223,7 @@ class StarFTConfig(TrainingArguments):
     reference_text_cache_gib: float = setting(1.0, RECORDED, "Limit of the caption embeddings in GiB.")
     reference_dtype: str | None = setting(None, RUN, "Data type of the reference; None is that of the model.")
     mini_batch_size: int | None = setting(None, RECORDED, "Images per forward and backward pass.")
+    disable_dropout: bool = setting(True, RUN, "Train without the dropout that a model has, as the reference.")
     freeze_batch_norm: bool = setting(True, RUN, "Train batch norm with its running statistics, and keep them.")
     freeze: list[str] | None = setting(None, RUN, "Parts that are not trained, such as text or vision.layers.0-5.")
     layer_decay: float | None = setting(None, RUN, "Learning rate of a layer, as a multiple of that of the next one.")

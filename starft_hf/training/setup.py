@@ -32,7 +32,6 @@ from starft_hf.models.parts import HEAD
 from starft_hf.models.precision import forward_autocast, remove_autocast, run_autocast, without_autocast
 from starft_hf.models.sigmoid import remove_added_bias
 from starft_hf.models.texts import TextEncoding
-from starft_hf.models.towers import allow_checkpointing
 from starft_hf.objectives.regularizers import AUTO_WEIGHT
 from starft_hf.reference import Reference, make_live_reference, make_reference
 from starft_hf.spuriosity.auto import pool_of_run
@@ -52,7 +51,7 @@ from starft_hf.training.plan import RunInputs, RunPlan, reference_settings
 from starft_hf.training.reweighting import SampleWeights
 from starft_hf.training.saving import restore_weights
 from starft_hf.training.step import TrainingStep, base_loss
-from starft_hf.training.trained_weights import in_float32, keeping_frozen
+from starft_hf.training.trained_weights import in_float32, keeping_frozen, ready_modules
 from starft_hf.utils.hashing import tensors_digest
 
 
@@ -132,8 +131,8 @@ class RunSetup:
         encoder = DualEncoder.of(model, processor, packed=args.mini_batch_size is None)
         plan.check_model(args, model)
         freeze_parts(model, args)
-        if args.gradient_checkpointing:
-            allow_checkpointing(model)
+        if given.train_dataset is not None:
+            ready_modules(model, args, compares=plan.regularizer is not None)
 
         pool = pool_of_run(
             given.spuriosity, plan.pool, model, encoder, plan.train_dataset, plan.columns, discovery_settings(args)

@@ -1,4 +1,4 @@
-"""What a run trains: in which dtype, and whether the model and the optimizer agree on it."""
+"""What a run trains: in which dtype and mode, and whether the model and the optimizer agree on it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from starft_hf.models.adapters import is_adapted
+from starft_hf.models.adapters import base_model_of, is_adapted
 from starft_hf.models.families import LOGIT_PARAMETERS
 from starft_hf.models.heads import HEAD_NAME
+from starft_hf.models.modes import disable_dropout, has_dropout
+from starft_hf.models.towers import allow_checkpointing
 
 
 logger = logging.get_logger(__name__)
@@ -46,6 +48,33 @@ def in_float32(model: nn.Module) -> nn.Module:
         " and ".join(sorted(narrow)),
     )
     return model
+
+
+def ready_modules(model: nn.Module, args: Any, *, compares: bool) -> None:
+    """Let the modules of a model compute as the settings say: with dropout or without, and with checkpointing.
+
+    Args:
+        model: the model to train.
+        args: the settings.
+        compares: whether a regularizer compares its embeddings with those of the reference.
+    """
+    if args.gradient_checkpointing:
+        allow_checkpointing(model)
+    name = type(base_model_of(model)).__name__
+    if args.disable_dropout:
+        if disable_dropout(model):
+            logger.warning_once(
+                "The dropout of the %s is switched off, since the reference has none. disable_dropout=False keeps it.",
+                name,
+            )
+    elif not has_dropout(model):
+        logger.warning_once("disable_dropout=False has no effect: the %s has no dropout.", name)
+    elif compares:
+        logger.warning_once(
+            "With disable_dropout=False the %s drops at random while training, and the reference does not: the "
+            "regularizer is not 0 at the start, when the weights are equal, and its weight applies to that as well.",
+            name,
+        )
 
 
 @contextmanager
