@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import product
-from statistics import fmean
+from statistics import fmean, stdev
 
 from benchmarks import beyond
 from benchmarks.beyond import FOLDER
@@ -37,18 +37,30 @@ def mean(store: Store, cells: Sequence[Cell], method: str, what: str) -> float:
     return 100 * fmean(store[cell][what] for cell in chosen)
 
 
-def verdict(correlation: float, worst: Sequence[float], average: Sequence[float]) -> str:
+def error(store: Store, cells: Sequence[Cell], method: str, what: str) -> str:
+    """The standard error of how much less the defaults have of a figure than a method, over seeds; empty of one."""
+    if len(cells) < 2:
+        return ""
+    lost = [mean(store, [cell], method, what) - mean(store, [cell], SHOWN[2], what) for cell in cells]
+    return f" ± {stdev(lost) / len(lost) ** 0.5:.1f}"
+
+
+def verdict(
+    correlation: float, worst: Sequence[float], average: Sequence[float], errors: tuple[str, str] = ("", "")
+) -> str:
     """What the defaults lose that they may not, of figures in % of zero-shot, FLYP and them; empty if they hold."""
     lost, gap = worst[0] - worst[2], average[1] - average[2]
     if worst[0] - worst[1] > LOSS and lost > ALLOWED:
-        return f"{lost:.1f} of the worst group"
-    return f"{gap:.1f} of FLYP's average" if correlation == CORRELATIONS[0] and gap > ALLOWED else ""
+        return f"{lost:.1f}{errors[0]} of the worst group"
+    return f"{gap:.1f}{errors[1]} of FLYP's average" if correlation == CORRELATIONS[0] and gap > ALLOWED else ""
 
 
-def row(correlation: float, worst: Sequence[float], average: Sequence[float]) -> str:
+def row(
+    correlation: float, worst: Sequence[float], average: Sequence[float], errors: tuple[str, str] = ("", "")
+) -> str:
     """Cells of a table: worst group / average of zero-shot, FLYP and the defaults, and what fails."""
     shown = [f"{one:.1f} / {other:.1f}" for one, other in zip(worst, average, strict=True)]
-    return " | ".join([*shown, verdict(correlation, worst, average)])
+    return " | ".join([*shown, verdict(correlation, worst, average, errors)])
 
 
 def grid_table(store: Store) -> list[str]:
@@ -60,9 +72,10 @@ def grid_table(store: Store) -> list[str]:
     for cells in finished(store, list(grid()), ("FLYP", "default")):
         first = cells[0]
         run = f"{first.learning_rate:g}, {first.steps}, {first.batch}"
-        measured = ([mean(store, cells, method, what) for method in SHOWN] for what in ("worst", "average"))
+        worst, average = ([mean(store, cells, method, what) for method in SHOWN] for what in ("worst", "average"))
+        errors = (error(store, cells, SHOWN[0], "worst"), error(store, cells, SHOWN[1], "average"))
         task = f"{first.base} | {first.classes} | {first.correlation:g} | {run} | {len(cells)}"
-        lines.append(f"| {task} | {row(first.correlation, *measured)} |")
+        lines.append(f"| {task} | {row(first.correlation, worst, average, errors)} |")
     return lines
 
 
@@ -128,9 +141,9 @@ def stored_table() -> list[str]:
             averages = [
                 values(entries, classes, correlation, method, "average") for method in ("zero-shot", "FLYP", name)
             ]
-            measured = ([fmean(found) for found in part] for part in (runs, averages))
+            worst, average = ([fmean(found) for found in part] for part in (runs, averages))
             task = f"{classes} | {correlation:g} | {default.name}, {weight:g} | {len(runs[2])}"
-            lines.append(f"| {task} | {row(correlation, *measured)} |")
+            lines.append(f"| {task} | {row(correlation, worst, average)} |")
     return lines
 
 
@@ -150,7 +163,8 @@ def page(store: Store) -> list[str]:
         f"or if nothing is spurious (correlation 0.5) and they end more than {ALLOWED} points below FLYP's average. "
         f"{len(failing)} of {len(rows)} cells fail.",
         "",
-        "Test split, worst group / average in %:",
+        "Test split, worst group / average in %, means over seeds of the training images and of the run; ± is the",
+        "standard error of the difference:",
         "",
         *grid_table(store),
         "",
