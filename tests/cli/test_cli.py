@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,8 @@ def test_version(capsys):
 @pytest.mark.parametrize("target", ["closed", "full"])
 def test_a_command_goes_on_without_a_standard_output(tmp_path, target):
     """As with `| head`, or with a log on a full disk."""
+    if target == "full" and not Path("/dev/full").exists():
+        pytest.skip("only Linux has a file that is always full")
     program = (
         "import sys, pathlib; from starft_hf.cli import main, env\n"
         "def run(options):\n"
