@@ -40,6 +40,8 @@ BATCHES = ((32, 200), (128, 50), (256, 25))
 SCALES = ("scale-50", "scale-100", "rescaled-50", "rescaled-100")
 # From so many classes on, the defaults have no plain captions.
 MANY = FEW_CLASSES + 1
+FEW = tuple(classes for classes in CLASSES if classes < MANY)
+NEAREST = "term 1"
 BASES = ("seed-0", "seed-1", "seed-2")
 VALIDATION_SEEDS = (100, 101)
 TEST_SEEDS = (0, 1, 2)
@@ -245,9 +247,16 @@ def forms() -> Iterator[Cell]:
     yield from compared(tasks("validation", CLASSES, CORRELATIONS[:2], seeds=1), *FORMS)
 
 
+def models() -> Iterator[Cell]:
+    """The defaults, and the form that holds best with few classes, on every pre-trained model, on validation."""
+    for base in (*BASES, *SCALES[:2]):
+        yield from compared(tasks("validation", FEW, CORRELATIONS[2:], base=base), "default", NEAREST)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for, and write what was found."""
     parts = {"grid": grid, "long": lambda: compared(long_runs(), "FLYP", *LONG), "forms": forms}
+    parts["models"] = models
     parser = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", choices=parts, nargs="*", default=list(parts))
     parser.add_argument("--work", type=Path, default=WORK, help="for models and caches")

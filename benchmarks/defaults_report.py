@@ -7,7 +7,22 @@ from statistics import fmean, stdev
 from benchmarks import beyond
 from benchmarks.beyond import FOLDER
 from benchmarks.beyond_report import tested, values
-from benchmarks.defaults import CENTER, CLASSES, CORRELATIONS, FORMS, LONG, MANY, RATES, Cell, forms, grid, long_runs
+from benchmarks.defaults import (
+    CENTER,
+    CLASSES,
+    CORRELATIONS,
+    FEW,
+    FORMS,
+    LONG,
+    MANY,
+    NEAREST,
+    RATES,
+    Cell,
+    forms,
+    grid,
+    long_runs,
+    models,
+)
 from benchmarks.grid_runner import Store
 from starft_hf.objectives.regularizers import get_regularizer
 from starft_hf.utils.files import write_text_atomically
@@ -98,6 +113,23 @@ def forms_table(store: Store, correlation: float) -> list[str]:
             cells.append(f"{gain:+.1f} / {mean(store, own[0], form, 'average'):.1f}")
         if least:
             lines.append(f"| {form} | {' | '.join(cells)} | {min(least):+.1f} |")
+    return lines
+
+
+def models_table(store: Store) -> list[str]:
+    """Worst group minus that of the zero-shot model / average, over all pre-trained models and seeds."""
+    lines = [
+        f"| Form | Correlation | {' | '.join(f'{classes} classes' for classes in FEW)} |",
+        f"| --- | ---: |{' ---: |' * len(FEW)}",
+    ]
+    for form, correlation in product(("default", NEAREST), CORRELATIONS[2:]):
+        shown = []
+        for classes in FEW:
+            own = [cell for cell in models() if (cell.classes, cell.correlation) == (classes, correlation)]
+            cells = [cell for same in finished(store, own, ["default", form]) for cell in same]
+            gain = mean(store, cells, form, "worst") - mean(store, cells, "zero-shot", "worst")
+            shown.append(f"{gain:+.1f} / {mean(store, cells, form, 'average'):.1f}")
+        lines.append(f"| {form} | {correlation:g} | {' | '.join(shown)} |")
     return lines
 
 
@@ -193,6 +225,11 @@ def page(store: Store) -> list[str]:
             if len(rows_of_forms := forms_table(store, correlation)) > 2
             for line in ("", f"Correlation {correlation:g}:", "", *rows_of_forms)
         ),
+        "",
+        f"The defaults and {NEAREST!r}, means over five models (those pre-trained at logit scales of 50 and 100 among",
+        "them) with two seeds each:",
+        "",
+        *models_table(store),
         "",
         *NOTES.read_text(encoding="utf-8").splitlines(),
     ]
