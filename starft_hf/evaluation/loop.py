@@ -23,6 +23,7 @@ from starft_hf.evaluation.zero_shot import zero_shot_weights
 from starft_hf.models.encoder import DualEncoder, batch_images
 from starft_hf.models.heads import head_logits
 from starft_hf.objectives.losses import similarity_logits
+from starft_hf.utils.text import percent
 
 
 logger = logging.get_logger(__name__)
@@ -47,6 +48,7 @@ class ClassifierEvaluation:
     ):
         self.encoder = encoder
         self.class_names = columns.classifier or columns.class_names or ()
+        self.label_names = columns.class_names or ()
         self.class_mapping = columns.class_mapping
         self.has_groups = columns.groups is not None
         self.templates = templates
@@ -85,20 +87,43 @@ class ClassifierEvaluation:
         return compute_metrics is not None or description == "Prediction"
 
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
-        """The result over all processes; a ValueError if there were no rows."""
-        result = self.counts.gathered().result(training_shares)
+        """The result over all processes; a ValueError if there were no rows.
+
+        A set with other classes than `training_classes`, such as one that measures what is forgotten, has groups of its
+        own: its result has no group-adjusted accuracy, even where names are the same.
+        """
+        # Without columns that name groups, the groups of a mapped set are its labels.
+        classes = self.class_names if self.has_groups else self.label_names
+        is_other = self.training_classes is not None and set(self.training_classes) != set(classes)
+        shares = None if is_other else training_shares
+        result = self.counts.gathered().result(shares)
         warn_if_nan(math.isnan(result.loss))
-        other = result.group_accuracies.keys() ^ (training_shares or {}).keys()
-        # A set with other classes, such as one that measures what is forgotten, has groups of its own.
-        same_classes = self.training_classes is None or set(self.training_classes) == set(self.class_names)
-        if training_shares and self.has_groups and other and same_classes:
-            logger.warning_once(
-                f"The groups of the training set, {sorted(training_shares)[:8]}, and those of an evaluation set, "
-                f"{sorted(result.group_accuracies)[:8]}, are not the same: {min(other)!r} is in one of them only. "
-                "Groups that are not in both do not count in the group-adjusted accuracy. If they should be the same, "
-                "give their columns the same values."
-            )
+        if shares:
+            _warn_of_other_groups(shares, result.group_accuracies, self.has_groups)
         return replace(result, mistakes=self.mistakes.gathered().of(result.worst_group))
+
+
+def _warn_of_other_groups(shares: Mapping[str, float], found: Mapping[str, Any], has_groups: bool) -> None:
+    """Warn of groups that do not count in the group-adjusted accuracy: of the training set, by share, or `found`."""
+    missing = sorted(group for group, share in shares.items() if share and group not in found)
+    # Classes that only an evaluation set has are there on purpose: the classifier was given their names.
+    unknown = sorted(found.keys() - shares.keys()) if has_groups else []
+    said = []
+    if missing:
+        part = percent(math.fsum(shares[group] for group in missing))
+        said.append(f"has no images of {_named(missing)} of the training set, {part}% of its images")
+    if unknown:
+        said.append(f"has {_named(unknown)} that the training set does not have")
+    if said:
+        logger.warning_once(
+            f"An evaluation set {' and '.join(said)}. They do not count in its group-adjusted accuracy. Evaluate on "
+            "images of every group, and name the groups by the same values."
+        )
+
+
+def _named(groups: Sequence[str]) -> str:
+    more = ", ..." if len(groups) > 8 else ""
+    return f"{len(groups)} group{'s' if len(groups) > 1 else ''} ({', '.join(map(repr, groups[:8]))}{more})"
 
 
 def evaluation_of(
@@ -138,10 +163,10 @@ def training_group_shares(examples: Any, evaluated: ImageColumns | None = None) 
         return None
     if (columns := examples.columns).label is None or columns.several is not None:
         return None
-    if evaluated is not None and evaluated.groups is not None:
-        # Its classes would be compared with groups.
-        if columns.groups is None:
-            return None
+    # Classes would be compared with groups.
+    if evaluated is not None and (evaluated.groups is None) != (columns.groups is None):
+        return None
+    if evaluated is not None and evaluated.groups is not None and columns.groups is not None:
         names = {**evaluated.groups.names, **columns.groups.names}
         columns = replace(columns, groups=replace(columns.groups, names=names))
     try:

@@ -195,8 +195,34 @@ def test_groups_that_do_not_match_are_warned_of(clip, processor, config, warned)
     trainer = StarFTTrainer(clip, args, grouped("strings"), grouped("int"), processing_class=processor)
     assert "eval_group_adjusted_accuracy" not in trainer.evaluate()
     (message,) = warned()
-    assert "['land', 'water']" in message
-    assert "['0', '1']" in message
+    assert "2 groups ('land', 'water') of the training set, 100.0% of its images" in message
+    assert "2 groups ('0', '1')" in message
+
+
+def test_training_classes_without_evaluation_images_are_warned_of(clip, processor, config, warned):
+    train = grouped("strings").remove_columns("group")
+    part = train.filter(lambda label: label != 1, input_columns="label")
+    metrics = StarFTTrainer(clip, config(), train, part, processing_class=processor).evaluate()
+    assert metrics["eval_group_adjusted_accuracy"] == pytest.approx(metrics["eval_accuracy"], abs=0.1)
+    (message,) = warned()
+    name, share = train.features["label"].names[1], train["label"][:].count(1) / len(train)
+    assert f"1 group ({name!r}) of the training set, {100 * share:.1f}% of its images" in message
+    assert message.count("group (") == 1
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_other_classes_of_the_same_names_have_no_adjusted_accuracy(clip, processor, config, warned, mapped):
+    train = grouped("strings").remove_columns("group")
+    names = train.features["label"].names
+    own = [names[0], "kettle"] if mapped else [names[0], "kettle", "sky", "striped"]
+    labels = [label % len(own) for label in train["label"]]
+    others = train.remove_columns("label").add_column("label", labels).cast_column("label", ClassLabel(names=own))
+    mapping = [(0,), (1, 2, 3)] if mapped else None
+    trainer = StarFTTrainer(clip, config(), train, others, processing_class=processor, class_mapping=mapping)
+    metrics = trainer.evaluate()
+    assert names[0] in trainer.evaluation_results["eval"].group_accuracies
+    assert "eval_group_adjusted_accuracy" not in metrics
+    assert not warned()
 
 
 def test_a_class_label_column_is_matched_with_class_names_in_any_order():
