@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_samples", type=positive_int, help="use at most this many images (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample and the permutations")
     parser.add_argument("--top", type=positive_int, default=20, help="rows to print")
-    parser.add_argument("--output", type=Path, help="new folder for the table, the images and a pool for train")
+    parser.add_argument("--output", type=Path, help="new folder for the table, the images and a pool of what is found")
     add_trust(parser)
 
 
@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
     parts: list[Any] = [associations_table(result, options.top)]
     if options.output is not None:
         result.save(options.output)
-        parts.append(f"Table, images and pool: {options.output}")
+        written = "Table, images and pool" if result.found else "Table and images (without findings there is no pool)"
+        parts.append(f"{written}: {options.output}")
     found = [asdict(row) for row in result.table if row.found]
     show(options, {"images": len(result.labels), "attributes": len(result.attributes), "found": found}, *parts)

@@ -28,7 +28,9 @@ class TuneArguments:
     methods: list[str] | None = option(
         None, f"Methods to choose among: {METHODS}. By default plain fine-tuning and --regularizer."
     )
-    weights: list[float] | None = option(None, "Weights to choose among; by default seven around auto.")
+    weights: list[float] | None = option(
+        None, "Weights to choose among; by default auto times powers of 3, from 1/27 to 27, that are from 1 to 3000."
+    )
     alphas: list[float] | None = option(None, "WiSE-FT alphas to choose among; by default 0.1 to 1.")
     select_by: str | None = option(
         None, "worst_group, pseudo_groups, worst_class or average; by default the first if groups are known."

@@ -56,8 +56,8 @@ class StarFTConfig(TrainingArguments):
             was measured with `reg_schedule="constant"`. Regularizers without a measured weight need a number. With
             "multi_label", it is 30 divided by the number of classes (not measured).
         plain_caption_share (`float` or `str`, defaults to `"auto"`): fraction of the spurious captions that are drawn
-            as plain ones, without a template, so that these keep their relations too; "auto" is 0.25 with
-            `regularizer="auto"` and up to four classes, else 0. A pool that has `{}.` stays as it is.
+            as plain ones, without a template. "auto" is 0.25 if `regularizer` is "auto" too and there are up to
+            four classes, without `caption_column` and "multi_label", else 0. A pool that has `{}.` stays as it is.
         reg_schedule (`str`, defaults to `"constant"`): "constant", "linear" (falls to 0 with every optimizer step) or
             "epoch_linear" (the paper's: falls with every epoch and is 0 in the last one).
         reg_max_classes (`int`, defaults to `512`): the most classes that "conditional" compares. With more, a step

@@ -31,7 +31,8 @@ def check_plain_share(share: float | str) -> float | str:
 def plain_share(args: Any, regularizer: Regularizer | None, num_classes: int | None) -> float:
     """The share for a setting of `plain_caption_share`.
 
-    "auto" is a quarter with `regularizer="auto"` and up to four classes, else 0.
+    "auto" is a quarter with `regularizer="auto"` and captions of up to four classes, else 0, and 0 for multi-label
+    runs.
 
     Args:
         args: the settings, a `StarFTConfig`.

@@ -211,6 +211,18 @@ def test_it_warns_with_many_classes_and_few_images(demo, caplog):
     assert "cannot replace a regularizer" in caplog.text
 
 
+def test_a_residual_of_next_to_nothing_is_not_a_missing_minority(clip, processor, config, dataset, caplog):
+    """The reference, an untrained model, sees nearly the same in all images, and weights cannot change that."""
+    settings = {"reweight": "attribution", "crop_scale": None}
+    pool = list(BACKGROUND_TEMPLATES)
+    trainer = StarFTTrainer(clip, config(**settings), dataset, processing_class=processor, spuriosity=pool)
+    weights_of(trainer)
+    found = trainer.sample_weights.diagnostics
+    assert found.by_chance < found.mutual_information < 0.05
+    assert found.residual > 0.3
+    assert "cannot replace a regularizer" not in caplog.text
+
+
 def test_a_pool_that_names_nothing_is_warned_of(demo, caplog):
     trainer = demo(spuriosity=["{}."])
     assert torch.equal(weights_of(trainer), torch.ones(480))
