@@ -29,6 +29,9 @@ GroupT = TypeVar("GroupT", bound=Hashable)
 
 BLOCK_OF_SCORES = 2**20
 
+# How far from what they stand for probabilities in float32 may end up, such as above 1 where they were averaged.
+_ROUNDING = 1e-6
+
 
 def group_accuracy(
     predictions: ArrayLike,
@@ -68,8 +71,7 @@ def expected_calibration_error(
     if values.ndim != 1 or values.dtype.kind not in "fiu":
         raise ValueError(f"confidences have shape {values.shape} and dtype {values.dtype}; pass a probability per row")
     check_rows(confidences=values, predictions=predicted)
-    # Probabilities in float32 may end up this far above 1 where they were averaged.
-    if (outside := ~((values >= 0) & (values <= 1 + 1e-6))).any():
+    if (outside := ~((values >= 0) & (values <= 1 + _ROUNDING))).any():
         row = int(outside.argmax())
         raise ValueError(f"row {row} of confidences is {values[row]}; pass the predicted class's probability (0 to 1)")
     return calibration_error(calibration_bins(values, predicted == labels, num_bins))
@@ -147,11 +149,12 @@ def adjusted_accuracy(accuracies: Mapping[GroupT, float], shares: Mapping[GroupT
 def calibration_bins(confidences: ArrayLike, correct: ArrayLike, num_bins: int) -> NDArray[np.float64]:
     """Rows, right predictions and summed confidence in bins of equal width, `(3, num_bins)`. Batches add up.
 
-    Each bin holds its upper edge, so that confidence 1 falls into the last one.
+    Each bin holds its upper edge, so that confidence 1 falls into the last one. So do confidences that rounding in
+    float32 has moved above an edge, such as that of five equal logits above 3/15.
     """
     values = np.asarray(confidences, dtype=np.float64)
     # fmin and fmax send the NaN of a model that has diverged to some bin, whose sum becomes NaN.
-    bins = np.fmax(np.fmin(np.ceil(values * num_bins), num_bins), 1).astype(np.int64) - 1
+    bins = np.fmax(np.fmin(np.ceil((values - _ROUNDING) * num_bins), num_bins), 1).astype(np.int64) - 1
     weights = (None, np.asarray(correct, dtype=np.float64), values)
     return np.stack([np.bincount(bins, weight, minlength=num_bins).astype(np.float64) for weight in weights])
 

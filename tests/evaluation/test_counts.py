@@ -34,6 +34,11 @@ def test_a_table_worked_out_by_hand():
     assert metrics["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.6, 0.8]).mean())
 
 
+def test_equal_logits_are_in_the_bin_whose_edge_they_are():
+    counts = counted(torch.ones(1, 5), torch.tensor([0]), ["a"])
+    assert [part.count for part in counts.result().bins].index(1) == 2  # 1/5 is 3/15
+
+
 @st.composite
 def predictions(draw):
     rows, classes = draw(st.integers(1, 40)), draw(st.integers(2, 5))

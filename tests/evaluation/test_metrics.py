@@ -112,6 +112,18 @@ def test_confidence_on_an_edge_belongs_to_the_bin_below():
     assert apart["expected_calibration_error"] == pytest.approx(0.55)
 
 
+@pytest.mark.parametrize("bins", [10, 15, 100])
+def test_rounding_in_float32_moves_no_confidence_over_an_edge(bins):
+    edges = np.arange(1, bins + 1)
+    confidences = (edges / bins).astype(np.float32)
+    for near in (confidences, np.nextafter(confidences, 2), edges / bins):
+        rows = functions.calibration_bins(near, np.ones(bins), bins)[0]
+        assert rows.tolist() == [1] * bins
+    # What is above an edge is in the next bin.
+    above = functions.calibration_bins(edges[:-1] / bins + 1e-5, np.ones(bins - 1), bins)[0]
+    assert above.tolist() == [0] + [1] * (bins - 1)
+
+
 def test_confidence_0_and_1_are_in_range():
     columns = {"confidences": [0.0, 1.0], "predictions": [0, 0], "references": [1, 0]}
     assert ExpectedCalibrationError().compute(**columns)["expected_calibration_error"] == 0
