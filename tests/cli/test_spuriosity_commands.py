@@ -53,6 +53,14 @@ def test_discover_finds_what_train_auto_takes(run, world, tmp_path):
     assert {run.method for run in report.runs} == {"zero-shot", "star"}
 
 
+def test_discover_without_findings_announces_no_pool(run, world, tmp_path):
+    shown = run(
+        "discover", MODEL_FOLDER, world, "--pool", "templates.json", "--max_samples", "12", "--output", "found"
+    )
+    assert "Table and images (without findings there is no pool): found" in shown
+    assert not (tmp_path / "found" / "pool.json").exists()
+
+
 def test_generate_pool_writes_what_train_takes(run, endpoint, tmp_path):
     arguments = ["generate-pool", "--domain", "pets", "--class-names", "cat", "dog", "-n", "4", "--aspects", "places"]
     (tmp_path / "key").write_text("secret\n")
