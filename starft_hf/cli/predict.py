@@ -74,6 +74,7 @@ def _run(options: argparse.Namespace) -> None:
     from starft_hf.hub.prediction.predicting import default_device
     from starft_hf.hub.prediction.table import accuracy_of
     from starft_hf.hub.record import RECORD_FILE, RunRecord
+    from starft_hf.utils.text import percent
 
     settings: dict[str, Any] = {**reading(options), **given(options, "output", "overwrite", "top_k", "templates")}
     if options.templates is not None:
@@ -99,7 +100,7 @@ def _run(options: argparse.Namespace) -> None:
         outcome += f" {skipped:,} could not be read, and have no prediction."
     if (accuracy := accuracy_of(table, names)) is not None:
         content["accuracy"] = accuracy
-        outcome += f" Accuracy on labeled images: {accuracy:.1%}."
+        outcome += f" Accuracy on labeled images: {percent(accuracy)}%."
     if os.environ.get("RANK", "0") == "0":
         show(options, content, outcome)
 

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
 
     from starft_hf import repair
     from starft_hf.cli.tables import repair_table
-    from starft_hf.utils.text import percent
+    from starft_hf.utils.text import one_decimal, percent
 
     settings: dict[str, Any] = {**names, **columns(options), **reading(options), "group_column": groups}
     asked = ("base", "methods", "select_by", "spuriosity", "templates", "cluster_column", "cache_dir")
@@ -73,11 +73,11 @@ def run(options: argparse.Namespace) -> None:
     if result.method == "none":
         outcome = (
             "No repair gains more than its standard error "
-            f"({percent(result.standard_error)} points), so {options.output_dir} has the model as it is."
+            f"({one_decimal(result.standard_error)} points), so {options.output_dir} has the model as it is."
         )
     else:
         change = f"from {percent(result.before.worst_group)}% to {percent(result.after.worst_group)}%"
-        gain = f"{percent(result.gain)} ± {percent(result.standard_error)} points"
+        gain = f"{one_decimal(result.gain)} ± {one_decimal(result.standard_error)} points"
         outcome = (
             f"{result.method}: worst group {change} on the images that chose it; expect {gain} on others. "
             f"Written to {options.output_dir}."

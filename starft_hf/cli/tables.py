@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from starft_hf.utils.text import one_line, percent
+from starft_hf.utils.text import one_decimal, one_line, percent
 
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def repair_table(result: "RepairResult", title: str) -> Table:
     for candidate in result.best_of_methods():
         settings = ", ".join(f"{name} {value:g}" for name, value in candidate.settings.items())
         score, chosen = candidate.score, candidate.method == result.method
-        interval = " to ".join(percent(end) for end in score.interval)
+        interval = " to ".join(one_decimal(end) for end in score.interval)
         numbers = (percent(score.average), percent(score.worst_group), interval)
         _add(table, [candidate.method, settings], *numbers, style="bold" if chosen else None)
     return table
@@ -87,7 +87,7 @@ def audit_table(result: "AuditResult", title: str) -> Table:
     groups = sorted(result.groups.items(), key=lambda item: item[1].after.accuracy)
     for name, group in [*groups, ("average", result.average)]:
         before = "" if group.before is None else percent(group.before.accuracy)
-        interval = " to ".join(percent(end) for end in group.after.interval)
+        interval = " to ".join(one_decimal(end) for end in group.after.interval)
         numbers = (percent(group.after.accuracy), interval, before, percent(group.after.ece))
         _add(table, [name], f"{group.images:,}", *numbers)
     return table

@@ -7,6 +7,7 @@ from starft_hf.report import RobustnessReport
 from starft_hf.report.rows import Section
 from starft_hf.report.table import AVERAGE, MODEL, WORST_GROUP, Column, Table
 from starft_hf.training.methods import ZERO_SHOT
+from starft_hf.utils.text import one_decimal, percent
 
 
 # Width of a terminal that one table fits without breaking numbers in two.
@@ -50,13 +51,13 @@ def as_markdown(report: RobustnessReport, setting: Setting) -> str:
 def as_sentence(report: RobustnessReport, setting: Setting) -> str:
     """The result of this run in numbers."""
     rows = {row.method: row for _, row in section_of(report, setting.split).trained}
-    worst = {method: 100 * row.worst_group.mean for method, row in rows.items()}
-    average = {method: 100 * row.average.mean for method, row in rows.items()}
-    gain, seeds = worst["star"] - worst["FLYP"], len(rows["star"].seeds)
+    worst = {method: percent(row.worst_group.mean) for method, row in rows.items()}
+    average = {method: percent(row.average.mean) for method, row in rows.items()}
+    gain, seeds = rows["star"].worst_group.mean - rows["FLYP"].worst_group.mean, len(rows["star"].seeds)
     return (
-        f"Plain fine-tuning (FLYP) moved the worst group from {worst[ZERO_SHOT]:.1f}% to {worst['FLYP']:.1f}% and the "
-        f"average from {average[ZERO_SHOT]:.1f}% to {average['FLYP']:.1f}%; StarFT, with the same steps, learning "
-        f"rate and data order, ended at {worst['star']:.1f}% and {average['star']:.1f}%: {abs(gain):.1f} points "
+        f"Plain fine-tuning (FLYP) moved the worst group from {worst[ZERO_SHOT]}% to {worst['FLYP']}% and the "
+        f"average from {average[ZERO_SHOT]}% to {average['FLYP']}%; StarFT, with the same steps, learning "
+        f"rate and data order, ended at {worst['star']}% and {average['star']}%: {one_decimal(abs(gain))} points "
         f"{'better' if gain >= 0 else 'worse'} in the worst group"
         f"{f' (means over {seeds} seeds)' if seeds > 1 else ''}."
     )

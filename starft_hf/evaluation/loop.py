@@ -89,8 +89,8 @@ class ClassifierEvaluation:
     def result(self, training_shares: Mapping[str, float] | None = None) -> EvaluationResult:
         """The result over all processes; a ValueError if there were no rows.
 
-        A set with other classes than `training_classes`, such as one that measures what is forgotten, has groups of its
-        own: its result has no group-adjusted accuracy, even where names are the same.
+        A set with other classes than `training_classes`, such as one that measures what is forgotten, has other
+        groups: its result has no group-adjusted accuracy, even where names are the same.
         """
         # Without columns that name groups, the groups of a mapped set are its labels.
         classes = self.class_names if self.has_groups else self.label_names

@@ -1,5 +1,6 @@
 """The model card, rendered from a template."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from starft_hf.hub.record import RunRecord
 from starft_hf.hub.snippets import SnippetWriter, Usage
 from starft_hf.objectives.regularizers import AUTO_REGULARIZER, AUTO_WEIGHT
 from starft_hf.utils.names import readable
-from starft_hf.utils.text import markdown, one_line, percent, points
+from starft_hf.utils.text import markdown, one_decimal, one_line, percent, points
 
 
 TAGS = ("starft", "robust-fine-tuning", "zero-shot-image-classification", "generated_from_trainer")
@@ -120,21 +121,19 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
 
 
 def _metadata(content: CardContent) -> ModelCardData:
-    base_model, evaluations = content.record.start["id"], []
-    dataset: dict[str, Any]
+    base_model, measured = content.record.start["id"], []
     for name, retrieved in retrieval_results(content.results).items():
-        dataset = {"task_type": RETRIEVAL_TASK, "dataset_type": name, "dataset_name": name}
-        evaluations += [
-            EvalResult(**dataset, metric_type=metric, metric_name=_MEASURES_OF[metric], metric_value=round(value, 6))
-            for metric, value in retrieved.headline.items()
-        ]
+        found = [(metric, _MEASURES_OF[metric], value) for metric, value in retrieved.headline.items()]
+        measured.append((RETRIEVAL_TASK, name, found))
     for name, result in (classification_results(content.results) | multi_label_results(content.results)).items():
-        measured = _measured(result, content.before.get(name))
-        dataset = {"task_type": TASK, "dataset_type": name, "dataset_name": name}
-        evaluations += [
-            EvalResult(**dataset, metric_type=metric, metric_name=title, metric_value=round(value, 6))
-            for metric, title, value in measured
-        ]
+        measured.append((TASK, name, _measured(result, content.before.get(name))))
+    evaluations = [
+        EvalResult(task, name, name, metric, round(value, 6), metric_name=title)
+        for task, name, found in measured
+        for metric, title, value in found
+        # A number that is not finite, of a run that diverged, is not one for the Hub.
+        if math.isfinite(value)
+    ]
     return ModelCardData(
         base_model=base_model,
         base_model_relation=None if base_model is None else "adapter" if content.adapter else "finetune",
@@ -270,7 +269,7 @@ def _repair(found: Mapping[str, Any]) -> str:
         f"cross-validation on {images:,} images: the {measure} went from {percent(before['worst_group'])} to "
         f"{percent(after['worst_group'])} %, the average from {percent(before['average'])} to "
         f"{percent(after['average'])} %, on images that it was not fitted to but chosen by. Corrected for that, the "
-        f"gain in the {measure} is {percent(found['gain'])} ± {percent(found['standard_error'])} points."
+        f"gain in the {measure} is {one_decimal(found['gain'])} ± {one_decimal(found['standard_error'])} points."
     )
 
 

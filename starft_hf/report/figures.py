@@ -12,7 +12,7 @@ from starft_hf.report.svg import as_svg
 from starft_hf.report.table import Cell
 from starft_hf.utils.files import write_bytes_atomically
 from starft_hf.utils.plotting import as_png, drawing
-from starft_hf.utils.text import one_line, percent
+from starft_hf.utils.text import and_then, one_line, percent
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ def _training(section: Section | RetrievalSection) -> Iterator[Illustration]:
     parts = ["Thin: single seeds."] if any(len(line.seeds) > 1 for line in base) else []
     if (merged := max(line.merged for line in base)) > 1:
         parts.append(f"A point is the mean of {merged} entries of the log.")
+    if any(line.interpolated for line in base):
+        parts.append("Means between the logged steps of a seed are interpolated.")
+    if apart := [one_line(entry.label) for entry, line in zip(logged, base, strict=True) if not len(line.x)]:
+        parts.append(f"The seeds of {and_then(apart)} logged no steps in the same part of a run, and have no mean.")
     if aligned:
         parts.append(f"Weight of the alignment loss: {', '.join(_weights(entry) for entry in aligned)}.")
     else:
@@ -103,9 +107,16 @@ def _training(section: Section | RetrievalSection) -> Iterator[Illustration]:
 
 
 def _weights(entry: Entry) -> str:
-    weights = [point.reg_weight for run in entry.runs for point in run.log]
-    change = "" if min(weights) == max(weights) else f" at the start, {weights[-1]:g} at the end"
-    return f"{one_line(entry.label)} {weights[0]:g}{change}"
+    weights = [[point.reg_weight for point in run.log] for run in entry.runs if run.log]
+    start, end = (_range([of_seed[place] for of_seed in weights]) for place in (0, -1))
+    changes = any(len(set(of_seed)) > 1 for of_seed in weights)
+    return f"{one_line(entry.label)} {start}{f' at the start, {end} at the end' if changes else ''}"
+
+
+def _range(values: Sequence[float]) -> str:
+    """One number, or from which to which number the seeds go."""
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _losses(entry: Entry) -> str:

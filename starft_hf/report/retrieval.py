@@ -8,7 +8,7 @@ from starft_hf.evaluation.results import MEAN_RECALL, RECALLS, RECALLS_AT_1, ret
 from starft_hf.report.rows import Entry, Summary, change_from, trained_of
 from starft_hf.report.table import DATASET, MODEL, SEEDS, Column
 from starft_hf.report.words import Finding, seeds_remark, verb_of
-from starft_hf.utils.text import and_then, one_line, percent
+from starft_hf.utils.text import and_then, one_decimal, one_line, percent, points
 
 
 RECALL_NOTE = (
@@ -68,7 +68,7 @@ def retrieval_columns_of(sections: Sequence[RetrievalSection], names: Iterable[s
     columns += [Column(_heading(name), _recall(name), best=max) for name in (*names, MEAN_RECALL)]
     first = sections[0].entries[0]
     if first.is_baseline and len(sections[0].entries) > 1:
-        columns.append(Column(f"mean, change to {first.label}", lambda row: row.change, signed=True))
+        columns.append(Column(f"mean, change to {first.label}", lambda row: row.change, points))
     return columns
 
 
@@ -116,6 +116,6 @@ def _state(row: RetrievalRow) -> str:
 
 def _change(row: RetrievalRow) -> str:
     assert row.change is not None
-    size = percent(abs(row.change.mean))
+    size = one_decimal(abs(row.change.mean))
     verb, mean = verb_of(row.change, size), percent(row.recalls[MEAN_RECALL].mean)
     return f"{one_line(row.label)} {verb} {size} points of mean recall (to {mean}%)"

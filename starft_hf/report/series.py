@@ -1,6 +1,6 @@
 """The curves and bins that figures draw, over the seeds of a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,26 +19,41 @@ MIN_BIN_FRACTION = 0.01
 
 @dataclass(frozen=True)
 class Line:
-    """The mean curve `(N,)` of a model and those of its seeds; a point is the mean of `merged` entries of the log."""
+    """The mean curve `(N,)` of a model and those of its seeds; a point is the mean of `merged` entries of the log.
+
+    `interpolated` says whether some seeds did not log all steps of the mean curve.
+    """
 
     x: np.ndarray
     y: np.ndarray
     seeds: tuple[tuple[np.ndarray, np.ndarray], ...]
     merged: int = 1
+    interpolated: bool = False
 
 
 def training_line(entry: Entry, measure: Callable[[TrainingPoint], float]) -> Line:
-    """A measure of the training logs, of which there is at least one, by step."""
+    """A measure of the training logs, of which there is at least one, by step.
+
+    The mean is at every step that a seed logged, from the last of their first steps to the first of their last ones;
+    seeds that did not log a step are interpolated there.
+    """
     seeds = [{point.step: measure(point) for point in run.log} for run in entry.runs if run.log]
-    steps = [step for step in seeds[0] if all(step in seed for seed in seeds)]
-    means = [sum(seed[step] for seed in seeds) / len(seeds) for step in steps]
-    merged = max(1, -(-max(len(seed) for seed in seeds) // _MAX_POINTS))
+    first, last = max(min(seed) for seed in seeds), min(max(seed) for seed in seeds)
+    steps = sorted({step for seed in seeds for step in seed if first <= step <= last})
+    means = [sum(_at(seed, step) for seed in seeds) / len(seeds) for step in steps]
+    interpolated = any(step not in seed for seed in seeds for step in steps)
+    merged = max(1, -(-max(len(steps), *(len(seed) for seed in seeds)) // _MAX_POINTS))
 
     def merge(values: Sequence[float]) -> np.ndarray:
         return np.array([np.mean(values[start : start + merged]) for start in range(0, len(values), merged)])
 
     thin = tuple((merge(list(seed)), merge(list(seed.values()))) for seed in seeds)
-    return Line(merge(steps), merge(means), thin, merged)
+    return Line(merge(steps), merge(means), thin, merged, interpolated)
+
+
+def _at(seed: Mapping[int, float], step: int) -> float:
+    """What a seed logged at a step, or would have between two that it logged."""
+    return seed[step] if step in seed else float(np.interp(step, list(seed), list(seed.values())))
 
 
 def wise_ft_curve(entry: Entry) -> list[CurvePoint]:

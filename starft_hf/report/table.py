@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from starft_hf.report.rows import Section, Summary
-from starft_hf.utils.text import markdown, one_line, percent, points
+from starft_hf.utils.text import markdown, one_decimal, one_line, percent, points
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,11 @@ class Cell:
     best: bool = False
 
     @classmethod
-    def of(cls, summary: Summary | None, *, signed: bool = False) -> "Cell":
-        """The cell of a summary; `signed` if it is a change."""
+    def of(cls, summary: Summary | None, shows: Callable[[float], str] = percent) -> "Cell":
+        """The cell of a summary, whose mean `shows` writes."""
         if summary is None:
             return cls()
-        mean = points(summary.mean) if signed else percent(summary.mean)
-        return cls(mean, None if summary.deviation is None else percent(summary.deviation))
+        return cls(shows(summary.mean), None if summary.deviation is None else one_decimal(summary.deviation))
 
     def __str__(self) -> str:
         return self.mean if self.deviation is None else f"{self.mean} \u00b1 {self.deviation}"
@@ -33,21 +32,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table of rows: what it shows of a row, and whether that is a change or a name.
+    """A column of a table of rows: what it shows of a row, how it writes a number, and whether it is a name.
 
     `best` selects the best value of a dataset: `max`, `min`, or None if no value is better than another.
     """
 
     heading: str
     value: Callable[[Any], str | Summary | None]
-    signed: bool = False
+    shows: Callable[[float], str] = percent
     name: bool = False
     best: Callable[[list[float]], float] | None = None
 
     def cells(self, rows: Sequence[Any]) -> list[str | Cell]:
         """Its cells for the rows of one dataset."""
         values = [self.value(row) for row in rows]
-        cells = [value if isinstance(value, str) else Cell.of(value, signed=self.signed) for value in values]
+        cells = [value if isinstance(value, str) else Cell.of(value, self.shows) for value in values]
         # Compared as shown: which of two 79.1 is higher means nothing.
         shown = {cell.mean for cell in cells if isinstance(cell, Cell)} - {"", "nan"}
         if self.best is None or len(shown) < 2:
@@ -68,7 +67,7 @@ MODEL = Column("model", lambda row: row.label, name=True)
 SEEDS = Column("seeds", lambda row: str(len(row.seeds)))
 AVERAGE = Column("average", lambda row: row.average, best=max)
 WORST_GROUP = Column("worst group", lambda row: row.worst_group, best=max)
-GAP = Column("gap", lambda row: row.gap, best=min)
+GAP = Column("gap", lambda row: row.gap, one_decimal, best=min)
 ECE = Column("ECE", lambda row: row.ece, best=min)
 
 
@@ -77,10 +76,8 @@ def measures(sections: Sequence[Section]) -> list[Column]:
     columns, reference = [AVERAGE, WORST_GROUP, GAP, ECE], sections[0].reference
     if reference is not None and len(sections[0].rows) > 1:
         columns += [
-            Column(f"average, change to {reference.label}", lambda row: row.average_change, signed=True, best=max),
-            Column(
-                f"worst group, change to {reference.label}", lambda row: row.worst_group_change, signed=True, best=max
-            ),
+            Column(f"average, change to {reference.label}", lambda row: row.average_change, points, best=max),
+            Column(f"worst group, change to {reference.label}", lambda row: row.worst_group_change, points, best=max),
         ]
     return columns
 

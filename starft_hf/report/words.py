@@ -6,7 +6,7 @@ from typing import Any
 
 from starft_hf.report.rows import Row, Section, Summary
 from starft_hf.report.table import Cell
-from starft_hf.utils.text import and_then, one_line, percent
+from starft_hf.utils.text import and_then, one_decimal, one_line, percent
 
 
 # With more methods than these, only the best and the worst are named.
@@ -35,7 +35,9 @@ def finding_of(section: Section) -> Finding:
     else:
         # The first clause of a change has the units.
         first = next((row for row in methods if not _is_unchanged(row)), None)
-        clauses = [_unchanged(row) if _is_unchanged(row) else _change(row, first=row is first) for row in methods]
+        clauses = [
+            _unchanged(row, reference) if _is_unchanged(row) else _change(row, first=row is first) for row in methods
+        ]
         lead = f"{start}{_state(reference)}. {prefix.capitalize()}{and_then(clauses)}."
     remarks = [_doubt(methods), _best(section.rows, reference), seeds_remark(others or section.rows)]
     return Finding(lead, " ".join(filter(None, remarks)))
@@ -52,19 +54,25 @@ def _state(row: Row) -> str:
 
 def _is_unchanged(row: Row) -> bool:
     changes = (row.worst_group_change, row.average_change)
-    return all(change is not None and float(percent(abs(change.mean))) == 0 for change in changes)
+    return all(change is not None and float(one_decimal(abs(change.mean))) == 0 for change in changes)
 
 
-def _unchanged(row: Row) -> str:
-    worst, average = percent(row.worst_group.mean), percent(row.average.mean)
-    return f"{one_line(row.label)} changes neither the worst group ({worst}%) nor the average ({average}%)"
+def _unchanged(row: Row, reference: Row) -> str:
+    shown, start = ([percent(measure.mean) for measure in (one.worst_group, one.average)] for one in (row, reference))
+    if shown == start:
+        return f"{one_line(row.label)} changes neither the worst group ({shown[0]}%) nor the average ({shown[1]}%)"
+    # 84.54 and 84.56 are shown as 84.5 and 84.6.
+    return (
+        f"{one_line(row.label)} changes the worst group (to {shown[0]}%) and the average (to {shown[1]}%) by less "
+        "than 0.05 points"
+    )
 
 
 def _change(row: Row, *, first: bool) -> str:
     assert row.worst_group_change is not None
     assert row.average_change is not None
     changes = (row.worst_group_change, row.average_change)
-    worst, average = sizes = [percent(abs(change.mean)) for change in changes]
+    worst, average = sizes = [one_decimal(abs(change.mean)) for change in changes]
     verb, other = (verb_of(change, size) for change, size in zip(changes, sizes, strict=True))
     where, overall = (" points in the worst group", " on average") if first else ("", "")
     return (
@@ -94,10 +102,15 @@ def _doubt(rows: Sequence[Row]) -> str:
 
 def _best(rows: Sequence[Row], reference: Row | None) -> str:
     best = max(rows, key=_worst_group)
-    if reference is not None and len(rows) > 1 and percent(_worst_group(best)) == percent(_worst_group(reference)):
+    # As in a table, where what is shown alike is level.
+    level = [row for row in rows if percent(_worst_group(row)) == percent(_worst_group(best))]
+    if len(rows) > 1 and reference in level:
         return f"Nothing here has a better worst group than {one_line(reference.label)}."
     if len(rows) < 3:
         return ""
+    if len(level) > 1:
+        names = and_then([one_line(row.label) for row in level])
+        return f"The best worst groups are those of {names}, level at {percent(_worst_group(best))}%."
     return f"The best worst group is that of {one_line(best.label)}, {Cell.of(best.worst_group)}%."
 
 

@@ -15,6 +15,9 @@ _PATH = re.compile(r"(?<![\w:/\\.~])(?:file://)?(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?(
 
 MINUS = "\u2212"
 
+# How far from 0 and 1 sums of fractions may end that are 0 and 1.
+_ROUNDING = 1e-9
+
 
 def one_line(text: str) -> str:
     """`text` on one line, without invisible characters, such as controls and changes of direction."""
@@ -28,16 +31,23 @@ def markdown(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
 
-def percent(fraction: float) -> str:
-    """A fraction in percent with one decimal, without the percent sign."""
+def one_decimal(fraction: float) -> str:
+    """A fraction, or a difference of fractions, in percent with one decimal, without the percent sign."""
     return f"{100 * fraction:.1f}" if math.isfinite(fraction) else "nan"
+
+
+def percent(fraction: float) -> str:
+    """A fraction as `one_decimal` has it, but "100.0" and "0.0" only for all and none: 4 of 10,000 are 0.1."""
+    if _ROUNDING < fraction < 1 - _ROUNDING:
+        return one_decimal(min(max(fraction, 0.001), 0.999))
+    return one_decimal(fraction)
 
 
 def points(change: float) -> str:
     """A change of a fraction in percentage points, with its sign."""
     if not math.isfinite(change):
         return "nan"
-    size = f"{abs(100 * change):.1f}"
+    size = one_decimal(abs(change))
     sign = "" if float(size) == 0 else "+" if change > 0 else MINUS
     return sign + size
 

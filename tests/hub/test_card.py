@@ -4,6 +4,7 @@ import copy
 import getpass
 import json
 import logging
+import math
 import shlex
 import shutil
 import socket
@@ -12,8 +13,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from starft_hf import SpuriosityPool, StarFTConfig, StarFTTrainer, load
+from starft_hf.evaluation.results import EvaluationResult
 from starft_hf.hub.card_edits import BEGIN, END, keep_published_edits, update_card
-from starft_hf.hub.model_card import default_template
+from starft_hf.hub.model_card import CardContent, default_template, render_card
 from starft_hf.hub.pushing import advice
 from starft_hf.hub.record import RunRecord
 from starft_hf.utils.hashing import tensors_digest
@@ -378,3 +380,14 @@ def test_a_relative_path_that_was_left_is_no_id_of_the_hub(config, dataset, tmp_
     trainer.create_model_card()
     assert trainer.record.start["id"] is None
     assert "models/clip" not in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_metric_that_is_not_finite_is_not_in_the_metadata():
+    source = dict.fromkeys(("id", "revision", "fingerprint"))
+    record = RunRecord({}, None, ("owl", "fern"), source, {}, {"rows": 10}, 1, {})
+    sizes = {"left": 10_000, "right": 10_000}
+    diverged = EvaluationResult(0.9996, 0.9996, {"left": 0.9996, "right": 1.0}, sizes, math.nan, math.nan)
+    card = render_card(CardContent("run", None, record, {"test": diverged}, {}))
+    assert [found.metric_type for found in card.data.eval_results] == ["accuracy", "worst_group_accuracy"]
+    assert ".nan" not in str(card).split("---")[1]
+    assert "| test | 99.9 | 99.9 | left | nan |" in str(card)

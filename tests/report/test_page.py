@@ -212,16 +212,57 @@ def test_a_handful_of_predictions_is_not_a_point_of_the_diagram():
     assert "not shown" not in text
 
 
-def test_training_lines_are_means_over_the_steps_that_all_seeds_have():
-    logs = [{1: 2.0, 2: 1.0, 3: 0.5}, {1: 4.0, 3: 1.5}]
-    runs = [
-        run("kl", seed, log=[TrainingPoint(step, loss, 0, 0) for step, loss in log.items()])
-        for seed, log in enumerate(logs)
+def logged(*logs, weight=0.0):
+    """Runs with these base losses by step; `weight` is a number or the weights of every run by step."""
+    weights = weight if isinstance(weight, list) else [dict.fromkeys(log, weight) for log in logs]
+    return [
+        run("kl", seed, log=[TrainingPoint(step, loss, 0.1, of_seed[step]) for step, loss in log.items()])
+        for seed, (log, of_seed) in enumerate(zip(logs, weights, strict=True))
     ]
+
+
+INTERPOLATED = "Means between the logged steps of a seed are interpolated."
+
+
+@pytest.mark.parametrize(
+    ("logs", "x", "y", "said"),
+    [
+        ([{1: 2.0, 2: 1.0, 3: 0.5}, {1: 4.0, 2: 2.0, 3: 1.5}], [1, 2, 3], [3, 1.5, 1], ()),
+        # A run that ended early, and seeds that logged at different steps.
+        ([{1: 2.0, 2: 1.0, 3: 0.5}, {1: 4.0, 2: 2.0}], [1, 2], [3, 1.5], ()),
+        ([{1: 2.0, 2: 1.0, 3: 0.5}, {1: 4.0, 3: 2.0}], [1, 2, 3], [3, 2, 1.25], (INTERPOLATED,)),
+        ([{1: 2.0, 3: 1.0}, {2: 4.0, 4: 2.0}], [2, 3], [2.75, 2], (INTERPOLATED,)),
+        (
+            [{1: 2.0, 2: 1.0}, {101: 4.0, 102: 2.0}],
+            [],
+            [],
+            ("The seeds of kl logged no steps in the same part of a run, and have no mean.",),
+        ),
+    ],
+)
+def test_training_lines_are_means_over_what_all_seeds_have(logs, x, y, said):
+    runs = logged(*logs)
     line = training_line(entry(*runs), lambda point: point.base_loss)
-    assert line.x.tolist() == [1, 3]
-    assert line.y.tolist() == [3, 1]
-    assert [len(x) for x, _ in line.seeds] == [3, 2]
+    assert line.x.tolist() == x
+    assert line.y.tolist() == pytest.approx(y)
+    assert [len(steps) for steps, _ in line.seeds] == [len(log) for log in logs]
+    page = RobustnessReport(runs).as_html()
+    assert [sentence in page for sentence in said] == [True] * len(said)
+    assert (INTERPOLATED in page) == (INTERPOLATED in said)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([{1: 30.0, 2: 30.0}, {1: 30.0, 2: 30.0}], "kl 30."),
+        ([{1: 30.0, 2: 10.0}, {1: 30.0, 2: 10.0}], "kl 30 at the start, 10 at the end."),
+        ([{1: 30.0, 2: 30.0}, {1: 10.0, 2: 10.0}], "kl 10 to 30."),
+        ([{1: 30.0, 2: 10.0}, {1: 10.0, 2: 3.0}], "kl 10 to 30 at the start, 3 to 10 at the end."),
+    ],
+)
+def test_the_weights_of_all_seeds_are_said(weights, said):
+    page = RobustnessReport(logged({1: 2.0, 2: 1.0}, {1: 2.0, 2: 1.0}, weight=weights)).as_html()
+    assert f"Weight of the alignment loss: {said}" in page
 
 
 def test_long_logs_are_thinned_to_means():

@@ -97,6 +97,30 @@ def test_a_method_without_a_change_leaves_the_units_to_the_next():
     )
 
 
+def test_methods_that_are_shown_alike_are_level():
+    runs = [run("zero-shot"), run("A", worst=0.7910), run("B", worst=0.7914), run("C", worst=0.7890)]
+    report = RobustnessReport(runs)
+    assert "The best worst groups are those of A and B, level at 79.1%." in report.findings[0].remarks
+    level = RobustnessReport([run("zero-shot", worst=0.7910), *runs[2:]]).findings[0].remarks
+    assert "Nothing here has a better worst group than zero-shot." in level
+
+
+def test_a_change_that_only_rounding_shows_is_said_to_be_small():
+    runs = [run("zero-shot", average=0.84546), run("A", average=0.84554)]
+    lead = RobustnessReport(runs).findings[0].lead
+    assert lead.startswith("On birds, zero-shot has 60.0% in its worst group and 84.5% on average.")
+    assert lead.endswith("A changes the worst group (to 60.0%) and the average (to 84.6%) by less than 0.05 points.")
+
+
+def test_only_all_is_100_percent_and_only_none_is_0():
+    report = RobustnessReport([run("A", worst=0.0004, average=0.9996), run("B", worst=0.0, average=1.0)])
+    assert "A has 0.1% in its worst group and 99.9% on average, and B has 0.0% in" in report.findings[0].lead
+    # A gap, a deviation and a change are differences, of which a small one is about 0.
+    assert "| B | 1 | 100.0 | 0.0 | 100.0 |" in report.as_markdown()
+    same = RobustnessReport([run("A", worst=0.5, average=0.5001)]).as_markdown()
+    assert "| A | 1 | 50.0 | 50.0 | 0.0 |" in same
+
+
 def test_of_many_methods_the_ends_are_named():
     runs = [run("zero-shot", worst=0.5), *(run(f"method {n}", worst=0.4 + n / 100) for n in range(20))]
     lead = RobustnessReport(runs).findings[0].lead

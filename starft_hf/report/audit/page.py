@@ -10,7 +10,7 @@ from PIL import Image
 import starft_hf
 from starft_hf.report.thumbnails import png_uri, thumbnail
 from starft_hf.utils.plotting import COLORS, DARK_COLORS, SERIES
-from starft_hf.utils.text import one_line, percent, points
+from starft_hf.utils.text import one_decimal, one_line, percent, points
 
 
 # Rows of a table; all are in the JSON file.
@@ -78,7 +78,7 @@ def sentences(content: Mapping[str, Any]) -> list[str]:
         first = pairs[0]
         found.append(
             f"Images of other classes that look like \u201c{first['templates'][0]}\u201d are given "
-            f"{percent(first['after'])} points more probability of {first['class_name']} than others"
+            f"{one_decimal(first['after'])} points more probability of {first['class_name']} than others"
             + (f" ({points(first['before'])} before fine-tuning)." if first["before"] is not None else ".")
         )
     labels = [row for row in content["correlates"]["found"] if row["of"] == "labels"]
