@@ -17,10 +17,11 @@ from starft_hf.data.layouts.build import as_datasets
 from starft_hf.data.layouts.json_tables import ENDING as JSON
 from starft_hf.data.layouts.listed import read_rows
 from starft_hf.data.layouts.lists import is_list
-from starft_hf.data.layouts.resolve import is_document, no_classes, resolve
+from starft_hf.data.layouts.resolve import PREDICTION, is_document, no_classes, resolve
+from starft_hf.data.layouts.results import MODELS
 from starft_hf.data.layouts.split_names import TRAIN, in_order, split_of_file, split_of_value
 from starft_hf.data.layouts.table_columns import Wanted, is_called_split, splits_by_column
-from starft_hf.data.layouts.tables import TABLES, holds_images, read_table
+from starft_hf.data.layouts.tables import TABLES, holds_images, is_prediction, read_table
 from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
 from starft_hf.data.urls import check_no_urls
 
@@ -32,6 +33,10 @@ _LISTING = (*TABLES, JSON)
 _EXPECTED = (
     "expected images in one folder per class, images listed in a table (csv, tsv, jsonl or parquet), *.parquet with "
     "images, *.tar or what save_to_disk writes"
+)
+
+_AS_MODEL = (
+    ", and this one as the model (--model of starft train, the first argument of evaluate, repair and the like)"
 )
 
 
@@ -66,20 +71,30 @@ def read_files(path: Path, wanted: Wanted, *, streaming: bool) -> DataFound:
         splits = as_datasets(layout, wanted, tree.root)
         return DataFound(splits, layout.sources, layout.left_out, layout.group_columns, layout.notes)
     data, left_out = without_metadata_of_shards(tree.files)
+    if path.is_dir():
+        left_out |= {file: PREDICTION for file in data if is_prediction(tree.path(file))}
+        data = [file for file in data if file not in left_out]
     for ending, read in ((".tar", read_webdataset), (".parquet", read_parquet)):
         files = [file for file in data if file.lower().endswith(ending)]
         if files:
             return _of_shards(tree, files, left_out, read, wanted, streaming)
     if tree.images:
         raise ValueError(no_classes(tree, wanted))
+    if tree.result is not None:
+        what, named = tree.result
+        raise ValueError(
+            f"{str(path)!r} is {what}, as its {named} shows, not data: pass the folder of the images as the dataset"
+            f"{_AS_MODEL * (what in MODELS)}"
+        )
     for file in tree.files:
         if file.lower().endswith(TABLES):
             check_no_urls(read_table(tree.path(file)), file)
+    skipped = "".join(f". {file} is skipped: {why}" for file, why in list(tree.left_out.items())[:1])
     found = sorted({posixpath.splitext(file)[1] or "no ending" for file in tree.files})
     plugins = "; ".join(sorted({why for file in tree.files if (why := needs_plugin(file)) is not None}))
     raise ValueError(
         f"no dataset could be read from {str(path)!r}: {_EXPECTED}, found files with {', '.join(found) or 'nothing'}"
-        f"{plugins and f'. {plugins}'}"
+        f"{plugins and f'. {plugins}'}{skipped}"
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from starft_hf import RobustnessReport, SpuriosityPool
 from starft_hf.cli import main
+from starft_hf.data.layouts.results import result_in
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, CLASS_NAMES, make_split
 from starft_hf.hub.record import RunRecord, make_record
@@ -42,6 +43,7 @@ def test_a_broken_bound_ends_with_3_and_prints_what_was_found(world, tmp_path, c
     shown = capsys.readouterr().out
     assert "The score is below --fail_under 1." in shown
     assert (tmp_path / "out" / "audit.html").is_file()
+    assert result_in([path.name for path in (tmp_path / "out").iterdir()]) is not None
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["score"] <= content["score"]
 
 

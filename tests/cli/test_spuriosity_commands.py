@@ -3,6 +3,7 @@ import json
 import pytest
 
 from starft_hf import RobustnessReport, SpuriosityPool
+from starft_hf.data.layouts.results import result_in
 from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.demo.world import BACKGROUND_TEMPLATES, CLASS_NAMES, make_split
 
@@ -37,6 +38,7 @@ def test_discover_finds_what_train_auto_takes(run, world, tmp_path):
         "examples.png",
         "pool.json",
     }
+    assert result_in([path.name for path in (tmp_path / "found").iterdir()]) is not None
     content = json.loads(run(*arguments, "--json"))
     pool = SpuriosityPool.load(tmp_path / "found" / "pool.json")
     assert content["images"] == 240

@@ -10,6 +10,7 @@ from transformers import AutoProcessor, CLIPModel
 
 from starft_hf import StarFTTrainer, load
 from starft_hf.cli import main
+from starft_hf.data.layouts.results import result_in
 from starft_hf.hub.space import SpaceSettings, load_classifiers, write_space
 from tests.support.space import running_space
 from tests.support.tiny import TINY_CLIP, make_dataset
@@ -28,6 +29,7 @@ def test_a_space_is_written_once_and_whole(tmp_path):
     folder = write_space(tmp_path / "space", settings, tmp_path / "report.html")
     written = sorted(path.name for path in folder.iterdir())
     assert written == ["README.md", "app.py", "models", "report.html", "requirements.txt", "space.json"]
+    assert result_in(written) is not None
     places = {name: f"models/{name}" for name in models()}
     assert SpaceSettings.load(folder) == replace(settings, models=places)
     assert 'title: "Owls 🦉: \\"robust\\""' in (folder / "README.md").read_text("utf-8")

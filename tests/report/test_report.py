@@ -6,6 +6,7 @@ import pytest
 
 import starft_hf
 from starft_hf import StarFTTrainer
+from starft_hf.data.layouts.results import result_in
 from starft_hf.report import CurvePoint, RobustnessReport, Run, TrainingPoint
 from starft_hf.report.combining import combined, names_of_files
 from tests.support.report_runs import all_kinds, fine_tuned, mistakes, result, run
@@ -309,6 +310,7 @@ def test_saving_writes_three_files_that_agree(tmp_path):
     page = report.save(tmp_path / "new" / "folder")
     assert page == tmp_path / "new" / "folder" / "report.html"
     assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.json", "report.md"]
+    assert result_in([path.name for path in page.parent.iterdir()]) is not None
     assert page.read_text(encoding="utf-8") == report.as_html()
     assert page.with_suffix(".md").read_text(encoding="utf-8") == report.as_markdown()
     assert RobustnessReport.from_json(page.with_suffix(".json").read_text(encoding="utf-8")).runs == report.runs

@@ -12,6 +12,7 @@ from transformers import CLIPModel
 
 from starft_hf import export, load
 from starft_hf.cli import main
+from starft_hf.data.layouts.results import result_in
 from starft_hf.hub.classifier import Classifier
 from starft_hf.models.adapters import with_adapter
 from starft_hf.models.encoder import DualEncoder
@@ -136,6 +137,7 @@ def test_an_adapter_is_merged_and_computes_what_it_did(exported):
 def test_what_is_written(exported):
     names = [f"{part}{ending}.onnx" for part in FILES for ending in ("", ".fp16", ".int8")]
     assert sorted(exported.result.files) == sorted([*names, "labels.json", "preprocessing.json"])
+    assert result_in(exported.result.files) is not None
     assert {path.name: path.stat().st_size for path in exported.folder.iterdir()} == exported.result.files
     assert json.loads((exported.folder / "labels.json").read_text()) == CLASS_NAMES
     differences = exported.result.max_difference

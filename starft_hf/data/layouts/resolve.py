@@ -26,7 +26,7 @@ from starft_hf.data.layouts.class_folders import are_classes
 from starft_hf.data.layouts.layout import IMAGE, LABEL, Layout
 from starft_hf.data.layouts.split_names import in_order, split_of_file
 from starft_hf.data.layouts.table_columns import Wanted
-from starft_hf.data.layouts.tables import TABLES, is_output
+from starft_hf.data.layouts.tables import TABLES, is_output, is_prediction
 from starft_hf.data.layouts.tree import FileTree
 from starft_hf.data.urls import is_url
 from starft_hf.utils.names import spelling
@@ -46,6 +46,8 @@ LAYOUTS: tuple[Callable[[FileTree], Layout | None], ...] = (
 )
 
 _UNLABELED = "it has no label"
+_NOT_A_LIST = "it is a table that does not list images with labels"
+PREDICTION = "it is a table of predictions"
 # Dates and hashes.
 _NO_CLASS = re.compile(r"\d{4}-\d\d-\d\d.*|[0-9a-fA-F]{16,}")
 # Lines of a table that are looked at to see whether it lists images.
@@ -339,7 +341,7 @@ def _unread(tree: FileTree, layout: Layout, left_out: dict[str, str], wanted: Wa
         if is_image(file):
             found[file] = "no table lists it" if by_tables else class_folders.NO_CLASS
         elif ending in TABLES:
-            found[file] = "it is a table that does not list images with labels"
+            found[file] = PREDICTION if is_prediction(tree.path(file)) else _NOT_A_LIST
         else:
             found[file] = needs_plugin(file) or "it is not an image"
     return found

@@ -24,6 +24,8 @@ _OF_CAPTIONS = re.compile(r"(?<![a-z])(caption|comment)", re.IGNORECASE)
 _MISSING = ["nan", "NaN"]
 # The usual ones come first: of those that a heading has equally often, the first is taken.
 VALUE_SEPARATORS = (",", ";", "\t", "|")
+# Of a heading, so many characters are read.
+_LONGEST = 4096
 _BYTES = (pa.binary(), pa.large_binary())
 _WHOLE = r"-?(?:0|[1-9]\d*)"
 _NUMBER = rf"{_WHOLE}(?:\.\d+)?(?:[eE][-+]?\d+)?"
@@ -98,8 +100,28 @@ def _dialect(path: Path, ending: str) -> dict[str, Any]:
     return {**settings, "sep": own if own in names else max(VALUE_SEPARATORS, key=names.count)}
 
 
+def is_prediction(path: str | Path) -> bool:
+    """Whether `starft predict` has written a table, by its columns."""
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".parquet":
+            names = pq.read_schema(path).names
+        elif path.suffix.lower() in TABLES:
+            with path.open(encoding="utf-8-sig", errors="replace") as file:
+                # Of JSON lines the first one has the names as well.
+                names = re.findall(r"\w+", file.readline(_LONGEST))
+        else:
+            return False
+    except (pa.ArrowException, OSError):
+        # Reading it says what is wrong.
+        return False
+    return bool(names) and names[0] in ("file", "row") and {"prediction", "confidence"} <= {*names}
+
+
 def is_output(path: str | Path) -> bool:
     """Whether a table, by its name and its heading, is what a model predicts."""
+    if is_prediction(path):
+        return True
     if _OUTPUTS.search(Path(path).stem) is None:
         return False
     if Path(path).suffix.lower() not in SEPARATORS:

@@ -9,10 +9,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from starft_hf.data.image_formats import is_image
+from starft_hf.data.layouts.results import FIGURES, result_in
 
 
 HIDDEN = "it is hidden"
 BROKEN_LINK = "it is a link to nothing"
+_RESULT = "it is {}, as {} shows"
+_FIGURE = "it belongs to {}, as {} shows"
 
 # Seconds before listing files shows a progress bar.
 _PATIENCE = 3
@@ -22,7 +25,9 @@ class FileTree:
     """All files below a folder, by their paths relative to it with forward slashes, in order.
 
     Links to folders are followed, except to one that is already being listed. What is hidden, with a name that starts
-    with "." or "__", is not in `files` but in `left_out`, where a folder counts once.
+    with "." or "__", is not in `files` but in `left_out`, where a folder counts once. So is a folder that a run or
+    another command has written. `result` says what `root` itself is if it is one, and the files that say so: its
+    figures are left out then, and what else lies in it is not.
 
     Args:
         root: the folder.
@@ -35,6 +40,7 @@ class FileTree:
     def __init__(self, root: Path, files: Sequence[str] | None = None):
         self.root = root.absolute()
         self.left_out: dict[str, str] = {}
+        self.result: tuple[str, str] | None = None
         if files is not None:
             self.files = tuple(files)
             return
@@ -42,10 +48,18 @@ class FileTree:
             self.files = tuple(self._walk(self.root, "", (os.path.realpath(root),), bar))
 
     def _walk(self, folder: Path, prefix: str, above: tuple[str, ...], bar: Any) -> Iterator[str]:
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        result = result_in([entry.name for entry in entries])
+        if result is not None and prefix:
+            self.left_out[prefix.rstrip("/")] = _RESULT.format(*result)
+            return
+        self.result = self.result or result
+        for entry in entries:
             path = prefix + entry.name
             if entry.name.startswith((".", "__")):
                 self.left_out[path] = HIDDEN
+            elif result is not None and (entry.name in FIGURES or is_image(entry.name)):
+                self.left_out[path] = _FIGURE.format(*result)
             elif entry.is_dir():
                 real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
                 if real not in above:

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from starft_hf import StarFTConfig, StarFTTrainer, compare, evaluate_zero_shot, load, tune
+from starft_hf.data.layouts.results import result_in
 from starft_hf.hub.record import RunRecord
 from starft_hf.reference.live import LiveReference
 from starft_hf.training.checkpointing.interruption import TrainingInterrupted
@@ -79,6 +80,7 @@ def test_what_is_chosen_is_saved_as_it_was_measured_and_runs_that_paused_are_who
         assert again.worst_group_accuracy == getattr(accuracy, "worst_group_accuracy", accuracy)
     assert again.loss == pytest.approx(accuracy.loss, rel=1e-6)
     assert {path.name for path in folder.iterdir()} >= {"tuning.md", "tuning.png", "report.html", "starft.json"}
+    assert result_in({path.name for path in folder.iterdir()} - {"starft.json", "config.json"}) is not None
     assert not (folder / "candidates").exists()
 
     trainer = StarFTTrainer(
