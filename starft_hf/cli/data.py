@@ -60,15 +60,23 @@ def class_names(options: argparse.Namespace) -> dict[str, Any]:
     return {} if options.class_names is None else {"class_names": read_class_names(options.class_names)}
 
 
-def load_split(options: argparse.Namespace, preferred: str | None = None) -> tuple[Any, str]:
+def load_split(
+    options: argparse.Namespace, preferred: str | None = None, record: Any = None, *, unseen: bool = False
+) -> tuple[Any, str]:
     """The rows that the options of `add_data_arguments` name, and the name of their split.
 
-    By default that is `preferred`, or else the split for evaluation. Nothing is held out of a dataset without splits.
+    By default that is `preferred`, or else the split for evaluation. A dataset without splits is used as a whole; with
+    `unseen`, only what the run of the model has held out of it, if `record`, the one of that run, is of this dataset.
+    Which rows the model was trained on is said, unless there is a `preferred` split.
     """
+    from starft_hf.data.layouts.split_names import VALIDATION
     from starft_hf.data.loading import choose_split, evaluation_split, left_out
 
-    found = read(options, options.dataset)
+    found, held_out = _read_as_trained(options, record)
     splits = found.splits
+    if unseen and held_out is not None:
+        _say_held_out(options, found, held_out, record)
+        return held_out, VALIDATION
     name = options.split or preferred or evaluation_split(splits)
     shown = options.split
     if name is None or (name not in splits and options.split is None):
@@ -81,28 +89,37 @@ def load_split(options: argparse.Namespace, preferred: str | None = None) -> tup
         summarize(options, found, name)
     elif found.left_out:
         warn(options, left_out(found.left_out, options.dataset))
-    return rows, shown or _shown(name, found, options.dataset)
+    shown = shown or _shown(name, found, options.dataset)
+    if held_out is not None:
+        warn(options, f"{options.model} was trained on {record.data.get('rows')} of these {len(rows)} images")
+    elif preferred is None:
+        _warn_of_trained(options, rows, shown, record, unseen)
+    return rows, shown
 
 
-def load_validation_split(options: argparse.Namespace) -> tuple[Any, str]:
+def load_validation_split(options: argparse.Namespace, record: Any = None) -> tuple[Any, str]:
     """The rows to choose by, and the name of their split: that of `--split`, or the one for validation.
 
-    Of a dataset with a training split only, that is what `starft train` holds out of it. A folder or a table without
-    splits is used as a whole.
+    Of a dataset without splits that is what the run of the model has held out of it, if `record`, the one of that run,
+    is of this dataset. Else what `starft train` would hold out of a training split is used, and a folder or a table of
+    another name as a whole, with a warning.
 
     Raises:
         argparse.ArgumentTypeError: if there are splits, and none is for validation.
     """
     from starft_hf.data.holdout import VALIDATION_SPLIT
-    from starft_hf.data.layouts.split_names import TRAIN
+    from starft_hf.data.layouts.split_names import TRAIN, VALIDATION
     from starft_hf.data.loading import choose_split, left_out, split_for_validation
 
-    found = read(options, options.dataset)
+    found, held_out = _read_as_trained(options, record)
+    if held_out is not None:
+        _say_held_out(options, found, held_out, record)
+        return held_out, VALIDATION
     name = options.split or split_for_validation(found.splits)
-    shown = name or ""
+    shown = of_model = name or ""
     if name is None and len(found.splits) == 1:
         name = next(iter(found.splits))
-        shown = _shown(name, found, options.dataset)
+        shown = of_model = _shown(name, found, options.dataset)
         if shown == TRAIN:
             found = read(options, options.dataset, share=VALIDATION_SPLIT)
             name = split_for_validation(found.splits)
@@ -114,16 +131,62 @@ def load_validation_split(options: argparse.Namespace) -> tuple[Any, str]:
         )
     if found.left_out:
         warn(options, left_out(found.left_out, options.dataset))
-    return choose_split(found.splits, name, options.dataset), shown
+    rows = choose_split(found.splits, name, options.dataset)
+    _warn_of_trained(options, rows, of_model, record, True)
+    return rows, shown
+
+
+def _read_as_trained(options: argparse.Namespace, record: Any) -> tuple[Any, Any]:
+    """What is found in the dataset, and the rows that the run of the model has held out of it, None if unknown."""
+    from starft_hf.data.holdout import VALIDATION_SPLIT
+    from starft_hf.data.layouts.split_names import TRAIN, VALIDATION
+    from starft_hf.training.training_rows import is_trained_on
+
+    if record is None or options.split is not None:
+        return read(options, options.dataset), None
+    share = record.data.get("held_out", VALIDATION_SPLIT)
+    found = read(options, options.dataset, share=share, groups=record.config.get("group_column"))
+    if not found.held_out:
+        return found, None
+    held_out = found.splits[VALIDATION] if is_trained_on(record, found.splits[TRAIN]) else None
+    return read(options, options.dataset), held_out
+
+
+def _say_held_out(options: argparse.Namespace, found: Any, held_out: Any, record: Any) -> None:
+    from starft_hf.data.loading import left_out
+
+    if found.left_out:
+        warn(options, left_out(found.left_out, options.dataset))
+    total = sum(map(len, found.splits.values()))
+    also = "; its repair was chosen by them" if record.repair is not None else ""
+    kept = f"the {len(held_out)} of its {total} images are used that {options.model} was not trained on"
+    warn(options, f"{options.dataset} has no splits: {kept}{also}")
+
+
+def _warn_of_trained(options: argparse.Namespace, rows: Any, split: str, record: Any, unseen: bool) -> None:
+    """Warn of rows that the model was trained on; with `unseen`, of those it may have been trained on as well."""
+    from starft_hf.data.layouts.split_names import TEST, VALIDATION, split_in
+    from starft_hf.training.training_rows import is_trained_on
+
+    instead = "put others into a folder validation/ beside train/, or name their split with --split"
+    if record is not None and is_trained_on(record, rows):
+        warn(options, f"{options.model} was trained on these images{f'; {instead}' if unseen else ''}")
+    elif unseen and options.split is None and split_in(split) not in (TEST, VALIDATION):
+        why = "has no starft.json" if record is None else "has a starft.json that does not fit these images"
+        warn(options, f"{options.model} {why}, so it may have been trained on some of them; {instead}")
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training set, the evaluation sets by name, if there are any, and how the dataset of these was found."""
+    """The training set, the evaluation sets by name, if there are any, and how the dataset of these was found.
+
+    `held_out` is the share of the data that was held out of the training set, 0 if they have splits.
+    """
 
     train: Any
     evaluation: dict[str, Any]
     found: Any
+    held_out: float = 0.0
 
 
 def load_training_data(
@@ -156,17 +219,22 @@ def load_training_data(
             name = _only_split(splits, source, "--eval_split")
         names = [] if name is None or _shows_nothing(options, splits[name]) else [name]
     evaluation = {_shown(name, evaluated, source): choose_split(splits, name, source) for name in names}
-    return TrainingData(train, evaluation, evaluated)
+    return TrainingData(train, evaluation, evaluated, found.held_out)
 
 
-def read(options: argparse.Namespace, source: str, *, share: float = 0.0, streaming: bool = False) -> Any:
-    """What `read_data` finds in `source`, of which the share `share` is held out if there is one split only."""
+def read(
+    options: argparse.Namespace, source: str, *, share: float = 0.0, streaming: bool = False, groups: Any = None
+) -> Any:
+    """What `read_data` finds in `source`, of which the share `share` is held out if there is one split only.
+
+    `groups` are the columns to stratify by, by default those that were passed.
+    """
     from starft_hf.data.layouts.table_columns import Wanted
     from starft_hf.data.loading import read_data
 
     if source == options.dataset and hasattr(options, "entry"):
         return read_benchmark(options)
-    group = getattr(options, "group_column", None) or ()
+    group = groups or getattr(options, "group_column", None) or ()
     image, label = columns(options).values()
     return read_data(
         source,

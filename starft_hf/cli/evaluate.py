@@ -72,11 +72,12 @@ def run(options: argparse.Namespace) -> None:
     if options.benchmark is not None:
         benchmark = load_benchmark(options.benchmark, classes=given_names, root=options.data_dir)
     folder = local_folder(options.model, trust_remote_code=options.trust_remote_code)
-    own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
+    record = RunRecord.load(folder) if (folder / RECORD_FILE).is_file() else None
+    own = {} if record is None else record.config
     if benchmark is None:
         options.multi_label = options.multi_label or own.get("base_loss") == "multi_label"
         take_own_columns(options, own)
-        rows, split = load_split(options)
+        rows, split = load_split(options, record=record)
         if _is_retrieval(options, rows):
             refuse(options, _OF_CLASSES, "captions are retrieved, and no images are classified")
             return _retrieve(options, folder, rows, split)

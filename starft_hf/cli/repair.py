@@ -52,9 +52,10 @@ def run(options: argparse.Namespace) -> None:
     check_sources(options, "model", "dataset", "base")
     names = class_names(options)
     folder = local_folder(options.model, trust_remote_code=options.trust_remote_code)
-    own = RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
+    record = RunRecord.load(folder) if (folder / RECORD_FILE).is_file() else None
+    own = {} if record is None else record.config
     take_own_columns(options, own)
-    rows, split = load_validation_split(options)
+    rows, split = load_validation_split(options, record)
     groups = own_group_column(options, own, rows)
     import torch
 

@@ -98,6 +98,7 @@ def _run(options: argparse.Namespace) -> None:
     except ValueError as error:
         # Of the settings that Trainer refuses, too.
         raise argparse.ArgumentTypeError(str(error)) from error
+    trainer.held_out = data.held_out or None
     runs = _train(trainer, options)
     if trainer.args.should_save:
         _report(trainer, runs, evaluation, options)

@@ -50,6 +50,7 @@ class DataFound:
         left_out: why files were not read, by their paths relative to the folder.
         group_columns: the columns that usually name the groups of this kind of data; empty if there are none.
         notes: what was decided in reading it, in sentences.
+        held_out: the share of a dataset without splits that is its split "validation"; 0 if nothing was held out.
     """
 
     splits: DatasetDict | IterableDatasetDict
@@ -57,6 +58,7 @@ class DataFound:
     left_out: Mapping[str, str] = field(default_factory=dict)
     group_columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    held_out: float = 0.0
 
 
 def read_files(path: Path, wanted: Wanted, *, streaming: bool) -> DataFound:

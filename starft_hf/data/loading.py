@@ -238,7 +238,7 @@ def _with_validation(found: DataFound, wanted: Wanted, share: float, group_colum
     )
     splits = DatasetDict({TRAIN: train.select(kept), VALIDATION: train.select(chosen)})
     sources = {name: found.sources.get(TRAIN, ()) for name in splits}
-    return replace(found, splits=splits, sources=sources, notes=(*found.notes, note))
+    return replace(found, splits=splits, sources=sources, notes=(*found.notes, note), held_out=share)
 
 
 def _as_iterable(part: Dataset) -> IterableDataset:

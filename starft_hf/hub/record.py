@@ -58,7 +58,8 @@ class RunRecord:
         class_names: of the training set, in label order; None without labels.
         start, reference: the `model_source` of the model that training started from, and of the frozen reference.
         data: "fingerprint" (of the used columns, by `datasets`) and "rows" of the training set; None where unknown.
-            "drawn_from" is how many rows it had before `shots` or `max_train_samples`, if not all of them were used.
+            "drawn_from" is how many rows it had before `shots` or `max_train_samples`, if not all of them were used;
+            "held_out" is the share of the data that `starft train` has held out of it, if they had no splits.
         processes, versions: how many processes shared the batches, and versions of libraries by name.
         regularizer, reg_weight: its name, and its weight at the start of the run, also where the settings are "auto";
             None without a regularizer.
@@ -143,6 +144,8 @@ def _check_types(record: RunRecord) -> None:
     for name, kind in _KINDS.items():
         if not isinstance(getattr(record, name), kind):
             raise TypeError(f"{name} is a {type(getattr(record, name)).__name__}")
+    if not isinstance(record.data.get("held_out", 0.0), float):
+        raise TypeError("held_out of data is not a number")
     if not all(isinstance(name, str) for name in record.class_names or ()):
         raise TypeError("class_names has entries that are not names")
     entries = record.pool.get("templates") if record.pool is not None else []
@@ -162,15 +165,21 @@ def public_id(name: str | None) -> str | None:
 
 
 def make_record(
-    settings: Mapping[str, Any], pool: Any, dataset: Any, drawn_from: int | None = None, **known: Any
+    settings: Mapping[str, Any],
+    pool: Any,
+    dataset: Any,
+    drawn_from: int | None = None,
+    held_out: float | None = None,
+    **known: Any,
 ) -> RunRecord:
     """The record of a run on `dataset`; `known` are the attributes of `RunRecord` that are not derived here."""
     rows = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
     data = {"fingerprint": getattr(dataset, "_fingerprint", None), "rows": rows}
+    also = {"drawn_from": drawn_from, "held_out": held_out}
     return RunRecord(
         config=dict(settings),
         pool=None if pool is None else _pool_of(pool),
-        data=data if drawn_from is None else {**data, "drawn_from": drawn_from},
+        data=data | {name: value for name, value in also.items() if value is not None},
         versions=versions_of(_PACKAGES),
         **known,
     )

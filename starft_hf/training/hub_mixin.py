@@ -55,6 +55,8 @@ class HubMixin(Trainer):
     evaluated_columns: dict[str, ImageColumns]
     # Of the trained weights in those that are saved, where they were interpolated.
     alpha: float | None = None
+    # The share of the data that was held out of the training set, where they had no splits.
+    held_out: float | None = None
     _start: str | None = None
     _evaluated_step: int | None = None
 
@@ -71,6 +73,7 @@ class HubMixin(Trainer):
             setup.pool,
             getattr(self.train_dataset, "dataset", None),
             drawn_from=setup.plan.drawn_from,
+            held_out=self.held_out,
             class_names=setup.plan.class_names,
             start=start,
             reference=setup.reference_source or start,

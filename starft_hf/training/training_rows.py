@@ -6,12 +6,14 @@ All of it is a function of the seed and the dataset, so that it is the same in e
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from datasets import Dataset
 from torch.utils.data import Subset
 from transformers.utils import logging
 
 from starft_hf.data.columns import ImageColumns, resolve_columns
 from starft_hf.data.source import column_names, is_iterable
 from starft_hf.data.strata import Rows, classes_of, drawn_rows, groups_of, rows_by
+from starft_hf.hub.record import RunRecord
 from starft_hf.training.configuration import StarFTConfig
 from starft_hf.training.sampling import CLASS_BALANCED, GROUP_BALANCED
 from starft_hf.utils.collectives import rank
@@ -20,6 +22,11 @@ from starft_hf.utils.collectives import rank
 logger = logging.get_logger(__name__)
 
 _MOST_NAMED = 8
+# The settings that decide which rows and columns of a training set are used.
+_DECIDE_ROWS = (
+    *("image_column", "label_column", "caption_column", "group_column", "class_names", "base_loss"),
+    *("shots", "max_train_samples", "seed", "data_seed"),
+)
 
 
 def training_subset(args: StarFTConfig, dataset: Any, columns: ImageColumns | None = None) -> Any:
@@ -64,6 +71,21 @@ def training_subset(args: StarFTConfig, dataset: Any, columns: ImageColumns | No
     if len(kept) == len(dataset):
         return dataset
     return dataset.select(sorted(kept)) if hasattr(dataset, "select") else Subset(dataset, sorted(kept))
+
+
+def is_trained_on(record: RunRecord, dataset: Any) -> bool:
+    """Whether a run was trained on a dataset, or drew its images from it, as far as its record shows."""
+    fingerprint = record.data.get("fingerprint")
+    if fingerprint is None or not isinstance(dataset, Dataset):
+        return False
+    try:
+        args = StarFTConfig("", **{name: record.config[name] for name in _DECIDE_ROWS if name in record.config})
+        columns = resolve_columns(dataset, args.column_settings(), what="dataset")
+        used = training_subset(args, dataset).select_columns(columns.used)
+    except (ValueError, TypeError):
+        # It lacks the columns or the images of the run.
+        return False
+    return bool(used._fingerprint == fingerprint)
 
 
 def balanced_strata(args: StarFTConfig, dataset: Any, columns: ImageColumns) -> list[Rows] | None:
