@@ -22,7 +22,7 @@ from starft_hf.data.layouts.resolve import image_column, label_column, resolve
 from starft_hf.data.layouts.split_names import TRAIN
 from starft_hf.data.layouts.table_columns import Wanted, values
 from starft_hf.data.layouts.tables import TABLES, is_output
-from starft_hf.data.layouts.tree import BROKEN_LINK, HIDDEN
+from starft_hf.data.layouts.tree import BROKEN_LINK, HIDDEN, NOT_UTF8
 from starft_hf.data.loading import has_configurations, is_saved, read_data
 from starft_hf.data.shards import without_metadata_of_shards
 from starft_hf.utils.files import local_or_hub
@@ -149,7 +149,7 @@ def _of_folder(folder: Path, wanted: Wanted, streaming: bool) -> AllImages:
                 raise
     found = _all_of(tree, list(map(tree.path, tree.images)), layout, wanted)
     others = {file: why for file, why in tree.left_out.items() if why != HIDDEN}
-    unread = {file: why for file, why in others.items() if why != BROKEN_LINK or is_image(file)}
+    unread = {file: why for file, why in others.items() if why not in (BROKEN_LINK, NOT_UTF8) or is_image(file)}
     unread |= {file: why for file in tree.files if (why := needs_plugin(file)) is not None}
     return replace(found, left_out=unread, notes=notes)
 

@@ -22,6 +22,7 @@ from starft_hf.data.layouts.results import MODELS
 from starft_hf.data.layouts.split_names import TRAIN, in_order, split_of_file, split_of_value
 from starft_hf.data.layouts.table_columns import Wanted, is_called_split, splits_by_column
 from starft_hf.data.layouts.tables import TABLES, holds_images, is_prediction, read_table
+from starft_hf.data.layouts.tree import check_utf8
 from starft_hf.data.shards import read_parquet, read_webdataset, without_metadata_of_shards
 from starft_hf.data.urls import check_no_urls
 
@@ -171,6 +172,7 @@ def _around(file: Path) -> FileTree:
 
 def tree_around(file: Path) -> FileTree:
     """A table with the images that it lists, or with all that lie beside it if it does not list paths; or a shard."""
+    check_utf8(file)
     if file.suffix.lower() == ".tar" or holds_images(file):
         return FileTree(file.parent, [file.name])
     rows = read_rows(str(file))

@@ -25,6 +25,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() or char in _JOINERS else "\ufffd" for char in text)
 
 
+def as_utf8(text: str) -> str:
+    """`text` with backslash escapes for what UTF-8 cannot hold, such as bytes in the names of files."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def markdown(text: str) -> str:
     """`text` on one line, escaped for Markdown, also within a table."""
     text = html.escape(one_line(text), quote=False)

@@ -39,6 +39,14 @@ def read_json(path: str) -> pd.DataFrame | None:
             content = json.load(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"the table {path!r} cannot be read: {error}") from error
+    try:
+        return _rows_of(content, path)
+    except UnicodeEncodeError as error:
+        # JSON may escape what UTF-8 cannot hold.
+        raise ValueError(f"the table {path!r} cannot be read: {error}") from error
+
+
+def _rows_of(content: Any, path: str) -> pd.DataFrame | None:
     if isinstance(content, list):
         return pd.DataFrame(content).apply(of_one_type) if all(isinstance(row, dict) for row in content) else None
     parts = [content.get(name) for name in ("images", "annotations", "categories")]

@@ -24,9 +24,11 @@ from datasets import (
 from tqdm.auto import tqdm
 
 from starft_hf.data.image_formats import is_image, needs_plugin
+from starft_hf.data.layouts.tree import NOT_UTF8
 from starft_hf.data.shards.fields import CAPTION, IMAGE, LABEL, NoSampleError, Row, fields_of_json, label_of_text
 from starft_hf.data.shards.sets import Shards
 from starft_hf.data.shards.tars import Sample, samples, slice_path
+from starft_hf.utils.text import as_utf8
 
 
 # Which of several images of a sample is the one, before others.
@@ -156,6 +158,9 @@ def _samples(shard: str, label_column: str, left_out: dict[str, str]) -> Iterato
     """What is known of every sample of a shard, with the path of its image; the others are added to `left_out`."""
     has_image: dict[str, bool] = {}
     for key, members, tar in samples(shard):
+        if as_utf8(key) != key:
+            left_out[f"{shard}/{as_utf8(key)}"] = NOT_UTF8
+            continue
         image = _image_of(members)
         if has_image.setdefault(key, image is not None) != (image is not None):
             raise ValueError(
