@@ -21,7 +21,7 @@ from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
 from starft_hf.demo import world
 from starft_hf.models.encoder import DualEncoder
 from starft_hf.objectives.losses import contrastive_loss
-from starft_hf.utils.files import expanded, is_free
+from starft_hf.utils.files import expanded, folder_in_place_of, is_free
 
 
 MODEL_FOLDER = Path(__file__).parent / "model"
@@ -103,8 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not is_free(options.output):
         parser.error(f"{options.output} is not an empty folder; choose another")
     model, processor = pretrain(options.seed, options.steps, logit_scale=options.logit_scale)
-    model.save_pretrained(options.output)
-    processor.save_pretrained(options.output)
+    with folder_in_place_of(options.output) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     print(f"zero-shot accuracy {zero_shot_accuracy(model, processor):.1%}, written to {options.output}")
 
 

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from starft_hf.models.families import LOGIT_PARAMETERS, family_of
 from starft_hf.models.heads import HEAD_NAME
 from starft_hf.models.own_code import save_code_of_towers
-from starft_hf.utils.files import file_in_place_of
+from starft_hf.utils.files import apply_umask, file_in_place_of
 from starft_hf.utils.names import unknown_name
 
 
@@ -336,6 +336,7 @@ def merge_and_save(model: nn.Module, processor: Any, folder: str | PathLike[str]
         # transformers cannot revert how it read weights that were quantized already.
         merged.save_pretrained(folder, save_original_format=not is_quantized)
     processor.save_pretrained(folder)
+    apply_umask(Path(folder).glob("*.safetensors"))
 
 
 def merged_copy(model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, load_head, save_head
 from starft_hf.models.modes import floating_dtype
 from starft_hf.models.own_code import save_code_of_towers
 from starft_hf.training.checkpointing.files import CheckpointError
-from starft_hf.utils.files import check_writable
+from starft_hf.utils.files import apply_umask, check_writable
 
 
 logger = logging.get_logger(__name__)
@@ -44,6 +44,7 @@ def save_weights(
     save_code_of_towers(base_model_of(model), folder)
     _remove(Path(folder), _of_others(Path(folder), model, class_names is not None))
     write(folder, state_dict)
+    apply_umask(Path(folder).glob("*.safetensors"))
     if class_names is not None:
         save_head(head, class_names, folder)
     if is_adapted(model):

@@ -4,9 +4,10 @@ import errno
 import glob
 import os
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -62,8 +63,7 @@ def file_in_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp grants nobody else access; a file written the usual way would follow the umask.
-        os.chmod(temporary, 0o666 & ~_umask())
+        apply_umask([temporary])
         flush(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -99,6 +99,7 @@ def folder_in_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         os.chmod(temporary, 0o777 & ~_umask())
         yield temporary
+        apply_umask(temporary.rglob("*"))
         if stays:
             _move_content(temporary, path)
         else:
@@ -165,6 +166,16 @@ def flush(path: Path) -> None:
                 raise
         finally:
             os.close(descriptor)
+
+
+def apply_umask(paths: Iterable[Path]) -> None:
+    """Let everybody access files whom the umask lets access new ones; mkstemp and safetensors admit only their owner."""
+    granted = 0o666 & ~_umask()
+    for path in paths:
+        if path.is_file() and not path.is_symlink():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode | granted != mode:
+                path.chmod(mode | granted)
 
 
 def _umask() -> int:

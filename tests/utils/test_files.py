@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from starft_hf.utils.files import check_writable, file_in_place_of, folder_in_place_of, leads_out, local_or_hub
 from tests.support.disk import recorded
@@ -37,6 +39,28 @@ def test_all_of_a_folder_is_flushed_before_and_its_parent_after_the_rename(tmp_p
         (temporary / "config").write_text("2")
     assert sorted(calls[:-2]) == sorted(("fsync", name) for name in (temporary.name, "inner", "weights", "config"))
     assert calls[-2:] == [("rename", temporary.name, "model"), ("fsync", tmp_path.name)]
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077])
+def mode(request):
+    """The mode of a new file under some umask."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it has no umask")
+def test_files_of_safetensors_have_the_mode_of_new_files(tmp_path, mode):
+    with file_in_place_of(tmp_path / "head.safetensors") as temporary:
+        save_file({"x": torch.zeros(1)}, temporary)
+    with folder_in_place_of(tmp_path / "model") as temporary:
+        (temporary / "inner").mkdir()
+        save_file({"x": torch.zeros(1)}, temporary / "inner" / "model.safetensors")
+        (temporary / "run.sh").write_text("")
+        (temporary / "run.sh").chmod(0o700)
+    files = [tmp_path / "head.safetensors", tmp_path / "model" / "inner" / "model.safetensors"]
+    assert [path.stat().st_mode & 0o777 for path in files] == [mode, mode]
+    assert (tmp_path / "model" / "run.sh").stat().st_mode & 0o777 == 0o700 | mode
 
 
 @pytest.mark.parametrize(

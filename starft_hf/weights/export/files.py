@@ -97,7 +97,5 @@ def save(model: Any, path: Path) -> None:
         size_threshold=_SMALLEST_EXTERNAL,
     )
     if large:
-        # Only their owner could read them.
-        path.with_name(f"{path.name}.data").chmod(path.stat().st_mode)
         # Writing has taken them out of the graph.
         onnx.load_external_data_for_model(model, str(path.parent))

@@ -34,6 +34,14 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.skipif(os.name == "nt", reason="it has no umask")
+def test_others_can_read_models_and_checkpoints_as_the_umask_says(run):
+    files = [*(run / "output").glob("*.safetensors"), *(run / "output" / "checkpoint-4").glob("*.safetensors")]
+    (run / "new").write_text("")
+    assert {path.stat().st_mode for path in files} == {(run / "new").stat().st_mode}
+    assert len(files) >= 2
+
+
 @pytest.mark.parametrize(
     "room", ["9m", *(pytest.param(room, marks=pytest.mark.slow) for room in ("3m", "10m", "11m", "12m"))]
 )
