@@ -102,17 +102,17 @@ def run(options: argparse.Namespace) -> int | None:
     parts: list[Any] = [audit_table(result, f"{options.model} on {options.dataset}, split {split}")]
     parts += [str(row) for row in result.correlates.found]
     parts.append(f"Score: {result.score:.3f}")
-    if options.output is not None:
-        parts.append(f"Page, JSON, pseudo-groups and pool: {result.save(options.output).parent}")
-        place = Path(options.model)
-        if place.is_dir() and options.output.resolve() == (place / AUDIT_FOLDER).resolve():
-            take_audit(place)
-            parts.append(f"The card and the record in {place} have it too.")
     broken = options.fail_under is not None and result.score < options.fail_under
     if options.fail_under is not None:
         content |= {"fail_under": options.fail_under, "passed": not broken}
         parts.append(f"The score is {'below' if broken else 'not below'} --fail_under {options.fail_under:g}.")
     show(options, content, *parts)
+    if options.output is not None:
+        print(f"Page, JSON, pseudo-groups and pool: {result.save(options.output).parent}")
+        place = Path(options.model)
+        if place.is_dir() and options.output.resolve() == (place / AUDIT_FOLDER).resolve():
+            take_audit(place)
+            print(f"The card and the record in {place} have it too.")
     return BROKEN_BOUND if broken else None
 
 

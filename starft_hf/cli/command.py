@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from starft_hf.utils.files import expanded, is_free, local_or_hub
+from starft_hf.utils.files import check_writable, expanded, is_free, local_or_hub
 
 
 def positive_int(text: str) -> int:
@@ -93,11 +93,15 @@ def warn(options: argparse.Namespace, text: str) -> None:
 
 
 def check_output(folder: Path, flag: str = "--output", instead: str = "") -> None:
-    """Check that writing into a folder overwrites nothing; `instead` is what else than another folder would help."""
+    """Check that a folder can be written to and that this overwrites nothing, before there is something to lose.
+
+    `instead` is what else than another folder would help.
+    """
     if not is_free(folder):
         raise argparse.ArgumentTypeError(
             f"{flag} {folder} is not an empty folder, and nothing is overwritten; choose another{instead}"
         )
+    check_writable(folder, flag)
 
 
 def read_class_names(names: Any) -> Any:

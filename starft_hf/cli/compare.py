@@ -73,9 +73,10 @@ def run(options: argparse.Namespace) -> None:
     if repairs.by_method:
         given["repair_dataset"] = _repair_split(options, own.repair_split, data)
     report = compare(arguments.pop("model"), args, train, evaluation, **arguments, **given)
-    page = report.save(folder)
-    content = {"report": str(page), "runs": [run.as_dict() for run in report.runs]}
-    show(options, content, report, f"Written to {page}.")
+    content = {"report": str(folder / "report.html"), "runs": [run.as_dict() for run in report.runs]}
+    # Before it is saved, so that a full disk does not take it away.
+    show(options, content, report)
+    print(f"Written to {report.save(folder)}.")
 
 
 def _repair_split(options: argparse.Namespace, name: str | None, data: "TrainingData") -> Any:

@@ -51,9 +51,9 @@ def run(options: argparse.Namespace) -> None:
         model.to("cuda")
     result = discover_spuriosity(model, None, rows, pool, **settings)
     parts: list[Any] = [associations_table(result, options.top)]
+    found = [asdict(row) for row in result.table if row.found]
+    show(options, {"images": len(result.labels), "attributes": len(result.attributes), "found": found}, *parts)
     if options.output is not None:
         result.save(options.output)
         written = "Table, images and pool" if result.found else "Table and images (without findings there is no pool)"
-        parts.append(f"{written}: {options.output}")
-    found = [asdict(row) for row in result.table if row.found]
-    show(options, {"images": len(result.labels), "attributes": len(result.attributes), "found": found}, *parts)
+        print(f"{written}: {options.output}")

@@ -7,6 +7,7 @@ from typing import Any
 from starft_hf.cli.command import add_trust, check_sources, given, positive_int, read_class_names, refuse
 from starft_hf.cli.data import CLASS_NAMES_HELP
 from starft_hf.cli.output import show
+from starft_hf.utils.files import check_writable
 
 
 SUMMARY = "generate the pool of a task with a language model"
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
         refuse(options, ["trust_remote_code"], "without --model no model is loaded")
     if options.output.exists():
         raise argparse.ArgumentTypeError(f"--output {options.output} exists, and is not overwritten; choose another")
+    check_writable(options.output, "--output", is_file=True)
     check_sources(options, "model")
     options.class_names = read_class_names(options.class_names)
     from starft_hf import generate_pool

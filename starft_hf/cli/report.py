@@ -7,6 +7,7 @@ from typing import Any
 
 from starft_hf.cli.command import given
 from starft_hf.cli.output import show
+from starft_hf.utils.files import check_writable
 
 
 SUMMARY = "combine the runs of several report.json on one page"
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
     from starft_hf import RobustnessReport
     from starft_hf.report.combining import combined, names_of_files
 
+    check_writable(options.output, "--output")
     files = [path / "report.json" if path.is_dir() else path for path in options.reports]
     if len(set(files)) < len(files):
         raise argparse.ArgumentTypeError("a report was passed twice; pass each once")

@@ -26,6 +26,7 @@ from starft_hf.cli.launch import (
     report_exit_code,
 )
 from starft_hf.cli.output import show
+from starft_hf.utils.files import check_writable
 
 
 # A worst group that falls by less may do so by chance.
@@ -87,6 +88,9 @@ def _run(options: argparse.Namespace) -> None:
 
     args, arguments = settings_of(options), run_arguments(options)
     warn_of_no_effect(options, [args])
+    if args.should_save:
+        # Whatever save_strategy is, since the model is saved at the end.
+        check_writable(args.output_dir, "output_dir")
     data = load_training_data(options)
     # The data may say which columns have groups or captions.
     args = without_unused(settings_of(options), options.spuriosity)
@@ -165,7 +169,7 @@ def _report(trainer: Any, runs: list[Any], evaluation: dict[str, Any], options: 
     from starft_hf.training.about import about_run
 
     folder = Path(trainer.args.output_dir)
-    trainer.create_model_card()
+    report: RobustnessReport | None = None
     parts: list[Any] = [] if runs else [_unevaluated(options)]
     if runs and isinstance(runs[0], _Results):
         from starft_hf.cli.tables import result_table
@@ -176,12 +180,15 @@ def _report(trainer: Any, runs: list[Any], evaluation: dict[str, Any], options: 
         about = about_run(trainer.args, options.model, trainer.train_dataset, trainer.class_names)
         report = RobustnessReport(runs, baseline=runs[0].method, thumbnails=shown, about=about)
         parts = [report]
-        if importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
-            report.save(folder, overwrite=True)
     before, *_, after = [{name: part.as_dict() for name, part in run.results.items()} for run in runs] or [{}, {}]
     parts += _advice(trainer, runs)
     content = {"output_dir": str(folder), "method": runs[-1].method if runs else None}
-    show(options, {**content, "results": after, "before": before}, *parts, f"Written to {folder}.")
+    # Results are worth more than their files, which a full disk may refuse.
+    show(options, {**content, "results": after, "before": before}, *parts)
+    trainer.create_model_card()
+    if report is not None and importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
+        report.save(folder, overwrite=True)
+    print(f"Written to {folder}.")
 
 
 def _advice(trainer: Any, runs: list[Any]) -> list[str]:

@@ -19,7 +19,7 @@ from starft_hf.report.retrieval import RECALL_NOTE, retrieval_columns_of, retrie
 from starft_hf.report.rows import Row, entries_of, sections_of
 from starft_hf.report.table import AVERAGE, DATASET, ECE, MODEL, SEEDS, WORST_GROUP, Table, measures
 from starft_hf.report.words import Finding, finding_of
-from starft_hf.utils.files import expanded, write_text_atomically
+from starft_hf.utils.files import check_writable, expanded, write_text_atomically
 from starft_hf.utils.names import unknown_name
 from starft_hf.utils.text import markdown
 from starft_hf.utils.untrusted import parse_json
@@ -189,6 +189,7 @@ class RobustnessReport:
             raise FileExistsError(
                 f"{folder} has {', '.join(present)} already; choose another folder or pass overwrite=True"
             )
+        check_writable(folder, "folder")
         # All three are made before the first is written, so that a failure leaves nothing behind.
         texts = [self.as_json(), self.as_markdown(), self.as_html()]
         for path, text in zip(paths, texts, strict=True):

@@ -86,7 +86,7 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
 
 @contextmanager
 def folder_in_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The same for a folder; FileExistsError on entry or exit if `path` is a file or a folder that is not empty.
+    """The same for a folder; the errors of `check_free` on entry, and on exit if something is there by then.
 
     Of a link, the folder that it leads to is written. An empty folder that cannot be replaced, since it is a mount
     point or the one that it lies in may not be written to, gets its files one by one.
@@ -169,7 +169,7 @@ def flush(path: Path) -> None:
 
 
 def apply_umask(paths: Iterable[Path]) -> None:
-    """Let everybody access files whom the umask lets access new ones; mkstemp and safetensors admit only their owner."""
+    """Let those access files whom the umask lets access new ones: mkstemp and safetensors admit only their owner."""
     granted = 0o666 & ~_umask()
     for path in paths:
         if path.is_file() and not path.is_symlink():
@@ -198,23 +198,46 @@ def leads_out(file: Path, folder: Path | None = None) -> bool:
     return not any(file.resolve().is_relative_to(root) for root in roots)
 
 
-def check_writable(folder: str | os.PathLike[str], what: str) -> None:
-    """Raise PermissionError or NotADirectoryError if nothing can be written to `folder`, which `what` names."""
-    folder = expanded(folder)
+def check_writable(path: str | os.PathLike[str], what: str, *, is_file: bool = False) -> None:
+    """Check that something can be written to a folder, or to a file, which need not exist; `what` names it.
+
+    Raises:
+        PermissionError: if nothing may be written there.
+        NotADirectoryError: if a folder in the path is a file, a link that leads nowhere, or has too long a name.
+    """
+    path = expanded(path)
+    folder, passed = path.parent if is_file else path, f"{what} is {str(path)!r}"
     paths = (folder.absolute(), *folder.absolute().parents)
-    for path in paths:
-        if path.is_symlink() and not path.exists():
+    for each in reversed(paths):
+        why = _errno_of(each)
+        if why == errno.ELOOP:
             raise NotADirectoryError(
-                f"{what} is {str(folder)!r}, and {str(path)!r} is a link to {os.readlink(path)!r}, which does not "
-                "exist; create that, or choose another folder"
+                f"{passed}, and {str(each)!r} is a link that leads back to itself; choose another folder"
             )
-    found = next(path for path in paths if path.exists())
+        if why == errno.ENOENT and each.is_symlink():
+            raise NotADirectoryError(
+                f"{passed}, and {str(each)!r} is a link to {os.readlink(each)!r}, which does not exist; create that, "
+                "or choose another folder"
+            )
+    found = next(each for each in paths if os.path.exists(each))
     if not os.access(found, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"{what} is {str(folder)!r}, and nothing can be written to {str(found)!r}; choose another folder"
-        )
+        raise PermissionError(f"{passed}, and nothing can be written to {str(found)!r}; choose another folder")
     if not found.is_dir():
-        raise NotADirectoryError(f"{what} is {str(folder)!r}, and {str(found)!r} is a file; choose another folder")
+        raise NotADirectoryError(f"{passed}, and {str(found)!r} is a file; choose another folder")
+    for name in path.absolute().relative_to(found).parts:
+        if _errno_of(found / name) == errno.ENAMETOOLONG:
+            raise NotADirectoryError(
+                f"{passed}, and the disk has no names of {len(os.fsencode(name))} bytes; choose a shorter one"
+            )
+
+
+def _errno_of(path: Path) -> int | None:
+    """Why a path cannot be followed; None if it can."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def unused_folder(name: str) -> Path:
@@ -228,15 +251,22 @@ def unused_folder(name: str) -> Path:
 def is_free(folder: str | os.PathLike[str]) -> bool:
     """Whether writing into `folder` cannot overwrite anything: it does not exist or is empty."""
     folder = expanded(folder)
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    # Not with Path.exists, which raises an error for a name that is too long.
+    return not os.path.exists(folder) or (folder.is_dir() and not any(folder.iterdir()))
 
 
-def check_free(folder: str | os.PathLike[str]) -> None:
-    """Raise FileExistsError if `folder` is a file or a folder that is not empty."""
+def check_free(folder: str | os.PathLike[str], what: str = "output") -> None:
+    """Check that a folder, which `what` names, can be written, and that this overwrites nothing.
+
+    Raises:
+        FileExistsError: if it is a file or a folder that is not empty.
+        PermissionError, NotADirectoryError: if nothing can be written there.
+    """
     folder = expanded(folder)
     if not is_free(folder):
         kind = "a folder with files in it" if folder.is_dir() else "a file"
         raise FileExistsError(f"{str(folder)!r} is {kind}, which would be overwritten; choose another or remove it")
+    check_writable(folder, what)
 
 
 def local_or_hub(source: str | os.PathLike[str], what: str) -> str:

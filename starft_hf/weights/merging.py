@@ -7,7 +7,7 @@ from starft_hf.hub.classifier import load, local_folder
 from starft_hf.hub.record import RECORD_FILE, RunRecord
 from starft_hf.models.adapters import merge_and_save
 from starft_hf.models.heads import save_head
-from starft_hf.utils.files import folder_in_place_of
+from starft_hf.utils.files import check_free, folder_in_place_of
 
 
 def merge_checkpoint(
@@ -24,8 +24,10 @@ def merge_checkpoint(
 
     Raises:
         FileExistsError: if there is something in `output`.
+        PermissionError: if nothing can be written there.
         ValueError: if there is no adapter.
     """
+    check_free(output)
     folder = local_folder(adapter)
     loaded = load(folder, base=base, trust_remote_code=trust_remote_code)
     with folder_in_place_of(output) as temporary:

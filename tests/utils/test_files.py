@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from starft_hf.utils.files import check_writable, file_in_place_of, folder_in_place_of, leads_out, local_or_hub
+from starft_hf.utils.files import (
+    check_free,
+    check_writable,
+    file_in_place_of,
+    folder_in_place_of,
+    leads_out,
+    local_or_hub,
+)
 from tests.support.disk import recorded
 
 
@@ -95,6 +102,21 @@ def test_a_link_to_nowhere_is_no_place_to_write_to(tmp_path):
             check_writable(folder, "output_dir")
     (tmp_path / "gone").mkdir()
     check_writable(tmp_path / "link" / "run", "output_dir")
+
+
+def test_places_whose_names_lead_nowhere_are_refused_in_words(tmp_path):
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    for name, why in (
+        ("one/run", r"one' is a link that leads back to itself"),
+        ("new/" + "x" * 256, "the disk has no names of 256 bytes"),
+        ("x" * 256 + "/run", "the disk has no names of 256 bytes"),
+    ):
+        for check in (check_writable, check_free):
+            with pytest.raises(NotADirectoryError, match=f"output_dir is .*{why}"):
+                check(tmp_path / name, "output_dir")
+    with pytest.raises(NotADirectoryError, match=r"output is '.*one/a.csv', and '.*one' is a link"):
+        check_writable(tmp_path / "one" / "a.csv", "output", is_file=True)
 
 
 def test_links_within_a_folder_and_a_snapshot_do_not_lead_out(tmp_path):

@@ -99,11 +99,11 @@ def check_output(output: Path, overwrite: bool) -> None:
     """
     if output.suffix.lower() not in _ENDINGS:
         raise ValueError(f"output is {str(output)!r}; its name must end with {', '.join(_ENDINGS[:-1])} or .jsonl")
+    check_writable(output, "output", is_file=True)
     if output.is_dir():
         raise ValueError(f"output is {str(output)!r}, which is a folder; pass the name of a file")
     if output.exists() and not overwrite:
         raise FileExistsError(f"output {str(output)!r} exists; pass another file, or overwrite=True to replace it")
-    check_writable(output.parent, "output")
 
 
 def write_table(table: Dataset, output: Path) -> None:

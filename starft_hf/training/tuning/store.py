@@ -9,7 +9,7 @@ from typing import Any
 from starft_hf.evaluation.results import CurvePoint
 from starft_hf.report.data import as_plain
 from starft_hf.training.checkpointing.run_settings import differences
-from starft_hf.utils.files import is_free, write_text_atomically
+from starft_hf.utils.files import check_writable, is_free, write_text_atomically
 from starft_hf.utils.untrusted import read_json_object
 
 
@@ -18,7 +18,13 @@ _FORMAT = 1
 
 
 def check_folder(folder: Path) -> None:
-    """Raise FileExistsError if there is something in `folder` that is not of a tuning."""
+    """Check that `folder` can be written to.
+
+    Raises:
+        FileExistsError: if there is something in it that is not of a tuning.
+        PermissionError, NotADirectoryError: if nothing can be written there.
+    """
+    check_writable(folder, "output_dir")
     if not (folder / TUNING_FILE).is_file() and not is_free(folder):
         raise FileExistsError(
             f"output_dir is {str(folder)!r}, which has files and no {TUNING_FILE} to continue from; choose an empty "

@@ -89,8 +89,8 @@ def export(
         check_names(class_names)
     prompts = (templates,) if isinstance(templates, str) else templates
     request = Request(*(None if part is None else tuple(part) for part in (class_names, prompts)))
+    check_writable(output_dir, "output_dir")
     output = expanded(output_dir).resolve()
-    check_writable(output, "output_dir")
     _check_replaceable(output, overwrite)
     check_packages()
     subject = load_subject(model, request, base, trust_remote_code)

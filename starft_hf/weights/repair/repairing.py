@@ -203,7 +203,7 @@ def repair(
     """
     output = None if output_dir is None else expanded(output_dir)
     if output is not None:
-        check_free(output)
+        check_free(output, "output_dir")
     if isinstance(methods, str) or (methods is not None and not methods):
         raise ValueError(f"methods is {methods!r}; pass a list of some of {', '.join(tried.METHODS)}, or None")
     for method in methods or ():
