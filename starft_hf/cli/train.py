@@ -167,6 +167,7 @@ def _report(trainer: Any, runs: list[Any], evaluation: dict[str, Any], options: 
     from starft_hf import RobustnessReport
     from starft_hf.report.mistakes import images_of_mistakes
     from starft_hf.training.about import about_run
+    from starft_hf.training.checkpointing.files import saving_results
 
     folder = Path(trainer.args.output_dir)
     report: RobustnessReport | None = None
@@ -185,9 +186,10 @@ def _report(trainer: Any, runs: list[Any], evaluation: dict[str, Any], options: 
     content = {"output_dir": str(folder), "method": runs[-1].method if runs else None}
     # Results are worth more than their files, which a full disk may refuse.
     show(options, {**content, "results": after, "before": before}, *parts)
-    trainer.create_model_card()
-    if report is not None and importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
-        report.save(folder, overwrite=True)
+    with saving_results(folder, folder):
+        trainer.create_model_card()
+        if report is not None and importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
+            report.save(folder, overwrite=True)
     print(f"Written to {folder}.")
 
 

@@ -30,7 +30,7 @@ from starft_hf.models.heads import HEAD_FILE, HEAD_NAME
 from starft_hf.models.sigmoid import BIAS, has_added_bias
 from starft_hf.models.towers import works_alone
 from starft_hf.report import TrainingPoint
-from starft_hf.training.checkpointing.files import read_content
+from starft_hf.training.checkpointing.files import read_content, saving_results
 from starft_hf.training.checkpointing.publishing import copy_to_publish
 from starft_hf.training.measurements import Measurements
 from starft_hf.training.parameter_groups import trained_parts
@@ -119,10 +119,11 @@ class HubMixin(Trainer):
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """`Trainer.save_model`; a push that fails is logged, and what was saved stays."""
+        """`Trainer.save_model`; a push that fails is logged, and a full disk raises a CheckpointError."""
+        folder = expanded(output_dir or str(self.args.output_dir))
         try:
-            with whole_weights(self.accelerator):
-                super().save_model(None if output_dir is None else str(expanded(output_dir)), _internal_call)
+            with saving_results(folder, Path(str(self.args.output_dir))), whole_weights(self.accelerator):
+                super().save_model(str(folder), _internal_call)
         except PushError as error:
             logger.error("%s", error)
 

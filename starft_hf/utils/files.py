@@ -12,6 +12,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from pathlib import Path
 
+from starft_hf.utils.space import named_if_full
+
 
 # Pools, records and settings are far smaller.
 MOST_BYTES = 32 * 2**20
@@ -58,14 +60,16 @@ def file_in_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = expanded(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, f"{glob.escape(path.name)}.*")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with named_if_full(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        apply_umask([temporary])
-        flush(temporary)
-        os.replace(temporary, path)
+        with named_if_full(path):
+            yield temporary
+            apply_umask([temporary])
+            flush(temporary)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -98,12 +102,13 @@ def folder_in_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path if stays else path.parent))
     try:
         os.chmod(temporary, 0o777 & ~_umask())
-        yield temporary
-        apply_umask(temporary.rglob("*"))
-        if stays:
-            _move_content(temporary, path)
-        else:
-            move_folder(temporary, path)
+        with named_if_full(path):
+            yield temporary
+            apply_umask(temporary.rglob("*"))
+            if stays:
+                _move_content(temporary, path)
+            else:
+                move_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

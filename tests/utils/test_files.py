@@ -1,10 +1,12 @@
 """Atomic writes reach the disk before they have their final name; paths that lead nowhere are told from ids."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from starft_hf.utils.files import (
@@ -68,6 +70,18 @@ def test_files_of_safetensors_have_the_mode_of_new_files(tmp_path, mode):
     files = [tmp_path / "head.safetensors", tmp_path / "model" / "inner" / "model.safetensors"]
     assert [path.stat().st_mode & 0o777 for path in files] == [mode, mode]
     assert (tmp_path / "model" / "run.sh").stat().st_mode & 0o777 == 0o700 | mode
+
+
+@pytest.mark.parametrize("replacing", [file_in_place_of, folder_in_place_of])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EDQUOT, "Disk quota exceeded"), SafetensorError("No space left on device (os error 28)")]
+)
+def test_a_full_disk_is_named_with_what_did_not_fit(tmp_path, replacing, error):
+    said = r"report' could not be written, with .* MiB left .*make room"
+    with pytest.raises(OSError, match=said) as found, replacing(tmp_path / "report"):
+        raise error
+    assert str(error) in str(found.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ Here a folder holds a mark until it is complete, as transformers marks those it 
 its files with their sizes and checksums.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from starft_hf.utils.files import remove_at_last, unused_folder, write_text_atomically
+from starft_hf.utils.space import error_of_space, in_words, room_in
 from starft_hf.utils.untrusted import read_json_object
 
 
@@ -32,9 +32,6 @@ _UNLISTED = (MARK, CHECKPOINT_FILE, "training_args.bin")
 _FORMAT = 1
 _DAMAGED = f"damaged-{PREFIX_CHECKPOINT_DIR}"
 _REMOVED = ".removing-"
-
-# What the system says of a full disk and of an exhausted quota.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointError(RuntimeError):
@@ -67,7 +64,7 @@ def marked_incomplete(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         # Measured before what was written is removed, since the space may be needed.
-        cause = _cause_of(error, shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free)
+        cause = _cause_of(error, room_in(folder.parent))
         with suppress(OSError):
             _remove(folder)
         last = last_valid_checkpoint(folder.parent)[0]
@@ -78,22 +75,45 @@ def marked_incomplete(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _cause_of(error: BaseException, free: int) -> tuple[str, str]:
+@contextmanager
+def saving_results(folder: Path, output_dir: Path) -> Iterator[None]:
+    """Say what is left, and how to go on, where the disk is full when a run has ended and `folder` is written.
+
+    Raises:
+        CheckpointError: in place of what writing raises then.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_of_space(error):
+            raise
+        why, _ = _cause_of(error, room_in(folder))
+        last = last_valid_checkpoint(output_dir)[0]
+        kept = f"{last} is complete" if last else "there is no checkpoint"
+        again = "resume with resume_from_checkpoint=True" if last else "start again"
+        raise CheckpointError(
+            f"the results in {folder} could not be written, {why}; {kept}. Make room, and {again}"
+        ) from error
+
+
+def _is_of_space(error: BaseException) -> bool:
+    """Whether an error is of a full disk, or one of torch, which does not say why."""
+    return error_of_space(error) is not None or "inline_container" in str(error)
+
+
+def _cause_of(error: BaseException, room: str) -> tuple[str, str]:
     """Why a file could not be written, as a clause, and the beginning of what to do about it."""
-    why = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-    room, links = f"with {free / 2**20:.1f} MiB left on the disk", [error]
-    while (former := links[-1].__cause__ or links[-1].__context__) is not None and former not in links:
-        links.append(former)
-    # safetensors passes on the words of the system, and not its number.
-    words = [os.strerror(number) for number in _NO_SPACE]
-    if any(getattr(link, "errno", None) in _NO_SPACE or any(text in str(link) for text in words) for link in links):
-        return f"{room} {why}", "Make room, set save_total_limit"
-    if "inline_container" in str(error):
+    cause = error_of_space(error)
+    if cause is not None:
+        return f"{room} {in_words(cause)}", "Make room, set save_total_limit"
+    if _is_of_space(error):
         return (
-            f"{room}; torch does not say why {why}",
+            f"{room}; torch does not say why {in_words(error)}",
             "If the disk or a quota is full, make room, set save_total_limit",
         )
-    return why, "Remove the cause"
+    return in_words(error), "Remove the cause"
 
 
 def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:

@@ -93,6 +93,23 @@ def test_only_an_error_about_space_is_explained_so(tmp_path, error, full):
     assert not (tmp_path / "checkpoint-1").exists()
 
 
+@pytest.mark.parametrize("steps", [(2, 4), ()])
+def test_a_disk_that_is_full_at_the_end_says_how_to_go_on(folder, monkeypatch, steps):
+    def fail(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    for path in () if steps else (folder / "output").glob("checkpoint-*"):
+        shutil.rmtree(path)
+    trainer = make_trainer(folder, **STEPS)
+    monkeypatch.setattr(trainer, "_save", fail)
+    kept = "checkpoint-4 is complete. Make room, and resume with" if steps else "no checkpoint. Make room, and start"
+    for output in (None, str(folder / "other")):
+        with pytest.raises(CheckpointError, match=f"results in .* could not be written, with .*MiB.*{kept}") as error:
+            trainer.save_model(output)
+        assert (output or str(folder / "output")) in str(error.value)
+    assert "os error 28" in str(error.value)
+
+
 def test_a_read_only_folder_is_refused_before_anything_is_computed(tmp_path):
     with mounted(tmp_path / "disk", "tmpfs", "size=1m,ro", "-t", "tmpfs"):
         for name in (".", "new/output"):
