@@ -155,7 +155,7 @@ def calls(monkeypatch, tmp_path):
         def from_json(text):
             return SimpleNamespace(runs=[run("star")], thumbnails={})
 
-    result = SimpleNamespace(as_dict=dict, table=(), labels=(), attributes=(), rows=(), save=record("save"))
+    result = SimpleNamespace(as_dict=dict, table=(), found=(), labels=(), attributes=(), rows=(), save=record("save"))
     written = record("save", Path("elsewhere/audit.html"))
     audited = SimpleNamespace(as_dict=dict, correlates=SimpleNamespace(found=()), score=0.5, save=written)
     columns = SimpleNamespace(caption=None, class_names=("owl",))
