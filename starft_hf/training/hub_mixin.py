@@ -53,9 +53,8 @@ class HubMixin(Trainer):
     head: nn.Linear | None
     class_names: Sequence[str] | None
     evaluated_columns: dict[str, ImageColumns]
-    # Of the trained weights in those that are saved, where they were interpolated.
+    # The shares of the trained weights in interpolated ones, and of data without splits that were held out.
     alpha: float | None = None
-    # The share of the data that was held out of the training set, where they had no splits.
     held_out: float | None = None
     _start: str | None = None
     _evaluated_step: int | None = None
