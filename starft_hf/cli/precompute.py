@@ -18,7 +18,6 @@ def make_parser(prog: str) -> TrainingParser:
 
 def run(options: argparse.Namespace) -> None:
     from starft_hf.cli.data import load_training_data, run_arguments
-    from starft_hf.spuriosity.auto import is_auto
     from starft_hf.training.plan import RunInputs
     from starft_hf.training.setup import RunSetup
     from starft_hf.training.unused_settings import without_unused
@@ -33,9 +32,8 @@ def run(options: argparse.Namespace) -> None:
     train = load_training_data(options).train
     # The data may say which column has captions.
     args = without_unused(settings_of(options), options.spuriosity)
-    if not is_auto(options.spuriosity):
-        # Only a pool that is found is written to output_dir, and everything else to the cache.
-        args = replace(args, save_strategy="no", load_best_model_at_end=False)
+    # Everything is written to the cache. A pool in output_dir would keep `starft train` from writing there.
+    args = replace(args, save_strategy="no", load_best_model_at_end=False)
     setup = RunSetup.resolve(RunInputs(args=args, train_dataset=train, **arguments))
     weights, reference = setup.sample_weights, setup.reference
     if reference is None and weights is None:

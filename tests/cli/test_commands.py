@@ -16,6 +16,7 @@ from starft_hf import RobustnessReport, evaluate_zero_shot, interpolate
 from starft_hf.cli import main
 from starft_hf.cli.arguments import settings_of, training_parser
 from starft_hf.cli.train import _advice
+from starft_hf.demo.pretrain import MODEL_FOLDER
 from starft_hf.training.methods import METHODS
 from tests.support import report_runs
 from tests.support.launch import torchrun
@@ -220,6 +221,16 @@ def test_precompute_fills_the_cache_that_train_uses(run, images):
     weighted = json.loads(run("precompute", *arguments, "--reweight", "attribution", "--json"))
     assert weighted["sample_weights"]["images"] == 16
     assert "sample weights: " in run("precompute", *arguments, "--regularizer", "none", "--reweight", "attribution")
+
+
+def test_a_run_may_write_where_precompute_was_told_to(run, images, tmp_path):
+    """A pool that is found was saved there, and training refused the folder."""
+    arguments = ["--model", MODEL_FOLDER, "--dataset", images, "--spuriosity", "auto", "--output_dir", "run"]
+    arguments += ["--reference_cache_dir", "cache", *FAST]
+    assert json.loads(run("precompute", *arguments, "--json"))["forwards"] > 0
+    assert not (tmp_path / "run").exists()
+    run("train", *arguments)
+    assert (tmp_path / "run" / "starft.json").is_file()
 
 
 def test_compare_and_report(run, images, tmp_path):
