@@ -116,14 +116,13 @@ def embed_images(
     return tuple(gather_shards(rows, len(indices)) for rows in own)
 
 
-def check_finite(embeds: Tensor, of: str) -> None:
-    """Raise ValueError if rows `(N, D)` of these inputs, such as "images", have NaN: no class is nearest to them."""
-    bad = int((~embeds.isfinite()).any(-1).sum())
+def check_finite(rows: Tensor, what: str) -> None:
+    """Raise ValueError if some of the rows `(N, ...)`, which `what` names, have NaN: no class is nearest to them."""
+    bad = int((~rows.isfinite()).reshape(len(rows), -1).any(-1).sum())
     if bad:
         raise ValueError(
-            f"the embeddings of {bad} of {len(embeds)} {of} are not finite, so nothing can be measured by them; the "
-            "model's weights are damaged, or its precision is too low: pass a checkpoint from before, or the model in "
-            "float32"
+            f"{bad} of {len(rows)} {what} are not finite, so nothing can be measured by them; the model's weights are "
+            "damaged, or its precision is too low: pass a checkpoint from before, or the model in float32"
         )
 
 

@@ -33,7 +33,7 @@ def embed_texts(model: nn.Module, encoder: DualEncoder, texts: Sequence[str]) ->
     # In alphabetical order, texts with a common beginning share a chunk, and its computation where the tower can.
     with evaluation_mode(model):
         embeds = embedding.embed_texts(lambda chunk: encoder.encode(model, texts=chunk), texts, sort_key=str)
-    embedding.check_finite(embeds, "texts")
+    embedding.check_finite(embeds, "embeddings of texts")
     return embeds.float().cpu()
 
 
@@ -67,5 +67,5 @@ def embed_images(
             num_workers=settings.num_workers,
             progress="Embedding images" if settings.progress else None,
         )
-    embedding.check_finite(embeds[is_valid], "images")
+    embedding.check_finite(embeds[is_valid], "embeddings of images")
     return embeds.float().cpu(), labels.cpu(), is_valid.cpu()

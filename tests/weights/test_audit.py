@@ -218,21 +218,28 @@ def test_plain_fine_tuning_on_a_shortcut_shows_more_than_an_aligned_one(tmp_path
     assert any("lake" in row or "water" in row or "sea" in row or "lawn" in row or "grass" in row for row in mistakes)
 
 
-@pytest.mark.parametrize("part", ["visual_projection", "text_projection", HEAD_NAME])
+@pytest.mark.parametrize(
+    "part", ["visual_projection.weight", "text_projection.weight", "logit_scale", "weight", "bias"]
+)
 def test_a_damaged_model_is_refused_and_not_said_to_answer_the_first_class(images, settings, part):
     model, processor = CLIPModel.from_pretrained(MODEL_FOLDER), load(MODEL_FOLDER).processor
-    if part == HEAD_NAME:
+    if part in ("weight", "bias"):
         head = zero_shot_head(model, DualEncoder.of(model, processor), NAMES, ["a photo of a {}."])
         model.add_module(HEAD_NAME, head)
+    owner = model.get_submodule(HEAD_NAME) if part in ("weight", "bias") else model
     with torch.no_grad():
-        model.get_submodule(part).weight[0, 0] = float("nan")
-    damaged = "images" if part == "visual_projection" else "texts" if part == "text_projection" else "rows of the head"
+        owner.get_parameter(part).view(-1)[0] = float("nan")
+    damaged = {
+        "visual_projection.weight": "embeddings of images",
+        "text_projection.weight": "embeddings of texts",
+        "logit_scale": "logit scales",
+    }.get(part, f"rows of the {part} of the head")
     match = rf"\d+ {damaged} are not finite.*; the model's weights are damaged"
     with pytest.raises(ValueError, match=match):
         audit(model, MODEL_FOLDER, images, processor=processor, **settings)
     with pytest.raises(ValueError, match=match):
         repair(model, processor, images, base=MODEL_FOLDER, group_column="group", **settings)
-    if part == "visual_projection":
+    if part.startswith("visual"):
         with pytest.raises(ValueError, match=match):
             discover_spuriosity(model, processor, images, POOL, progress=False)
 

@@ -60,7 +60,7 @@ class Tower:
         distinct = list(dict.fromkeys(texts))
         place = {text: row for row, text in enumerate(distinct)}
         rows, _ = embeds_of_texts(self._live, distinct, self._store, self.embedder.device, progress=self._progress)
-        check_finite(rows, "texts")
+        check_finite(rows, "embeddings of texts")
         found: Floats = in_float64(rows)[[place[text] for text in texts]]
         return found
 

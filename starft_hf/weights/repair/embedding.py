@@ -86,7 +86,7 @@ class Embedder:
         cached = self.reading.settings.images(self.examples, store)
         cached.prepare(FrozenReference(model, self.subject.encoder), self.device)
         embeds = cached.all_rows()
-        embedding.check_finite(embeds, "images")
+        embedding.check_finite(embeds, "embeddings of images")
         rows: Floats = in_float64(embeds)
         return rows
 
@@ -98,7 +98,7 @@ class Embedder:
             rows = embedding.embed_texts(
                 lambda chunk: self.subject.encoder.encode(model, texts=chunk), distinct, sort_key=str
             )
-        embedding.check_finite(rows, "texts")
+        embedding.check_finite(rows, "embeddings of texts")
         found: Floats = in_float64(rows)[[place[text] for text in texts]]
         return found
 

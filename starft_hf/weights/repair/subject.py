@@ -21,7 +21,7 @@ from starft_hf.data.labels import class_feature
 from starft_hf.hub.classifier import base_of, load, local_folder
 from starft_hf.hub.record import DEFAULT_PROMPT, RECORD_FILE, RunRecord
 from starft_hf.models.adapters import check_adapters, is_adapted, merged_copy
-from starft_hf.models.encoder import DualEncoder
+from starft_hf.models.encoder import DualEncoder, logit_scale_of
 from starft_hf.models.heads import HEAD_FILE, HEAD_NAME, load_head
 from starft_hf.models.loading import load_model, load_processor
 from starft_hf.models.precision import exact_copy
@@ -66,8 +66,9 @@ class Subject:
     pool: SpuriosityPool | None
 
     def __post_init__(self) -> None:
-        if self.head is not None:
-            check_finite(self.head.weight.detach(), "rows of the head")
+        check_finite(logit_scale_of(self.model).detach().reshape(1), "logit scales")
+        for name, part in () if self.head is None else self.head.named_parameters():
+            check_finite(part.detach(), f"rows of the {name} of the head")
 
     @property
     def encoder(self) -> DualEncoder:
