@@ -10,7 +10,7 @@ from starft_hf.cli.command import warn
 
 # Of the inherited settings, those that the cache of the reference depends on.
 _OF_THE_CACHE = (
-    *("output_dir", "save_strategy", "seed", "num_train_epochs", "max_steps", "gradient_accumulation_steps"),
+    *("seed", "num_train_epochs", "max_steps", "gradient_accumulation_steps"),
     *("per_device_train_batch_size", "per_device_eval_batch_size", "dataloader_num_workers", "use_cpu"),
     *("disable_tqdm", "log_level"),
 )
