@@ -21,6 +21,7 @@ from starft_hf.hub.card_edits import BEGIN, END
 from starft_hf.hub.record import RunRecord
 from starft_hf.hub.snippets import SnippetWriter, Usage
 from starft_hf.objectives.regularizers import AUTO_REGULARIZER, AUTO_WEIGHT
+from starft_hf.utils.files import expanded
 from starft_hf.utils.names import readable
 from starft_hf.utils.text import markdown, one_decimal, one_line, percent, points
 
@@ -81,7 +82,7 @@ def render_card(content: CardContent, template: str | Path | None = None) -> Mod
     shown = [markdown(name) for name in names[:_MOST_CLASSES]] + (["..."] if len(names) > _MOST_CLASSES else [])
     card: ModelCard = ModelCard.from_template(
         metadata,
-        template_path=str(template or default_template()),
+        template_path=str(expanded(template) if template else default_template()),
         begin=BEGIN,
         end=END,
         title=markdown(content.title),

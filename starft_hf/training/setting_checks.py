@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Callable
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
@@ -16,6 +15,7 @@ from starft_hf.hub.record import MULTI_LABEL
 from starft_hf.objectives.regularizers import AUTO_WEIGHT, NO_REGULARIZER, Regularizer
 from starft_hf.objectives.schedules import SCHEDULE_NAMES
 from starft_hf.training.sampling import CLASS_BALANCED, SAMPLING_STRATEGIES
+from starft_hf.utils.files import expanded
 from starft_hf.utils.names import unknown_name
 
 
@@ -77,7 +77,7 @@ def check_settings(args: Any) -> None:
             f"shots={args.shots} and max_train_samples={args.max_train_samples} both choose what is trained on; set "
             "one of them"
         )
-    if args.card_template is not None and not Path(args.card_template).is_file():
+    if args.card_template is not None and not expanded(args.card_template).is_file():
         raise ValueError(f"card_template is {args.card_template!r}, but there is no such file")
     if args.base_loss == MULTI_LABEL:
         _check_multi_label(args)

@@ -218,10 +218,12 @@ def test_a_card_of_ones_own_is_kept_and_one_of_peft_is_replaced(train, tmp_path)
     assert card_of(tmp_path / "merged").data.library_name == "transformers"
 
 
-def test_a_template_of_ones_own(train, tmp_path, config):
+@pytest.mark.parametrize("folder", ["", "~"])
+def test_a_template_of_ones_own(train, tmp_path, config, monkeypatch, folder):
+    monkeypatch.setenv("HOME", str(tmp_path))
     template = tmp_path / "card.md"
     template.write_text("---\n{{ card_data }}\n---\n{{ begin }}\nOwls by {{ config.learning_rate }}.\n{{ end }}\n")
-    trainer = train(tmp_path / "run", card_template=str(template), learning_rate=1e-3)
+    trainer = train(tmp_path / "run", card_template=f"{folder or tmp_path}/card.md", learning_rate=1e-3)
     trainer.create_model_card()
     assert "Owls by 0.001." in card_of(tmp_path / "run").text
     with pytest.raises(ValueError, match="no such file"):
